@@ -1,0 +1,20 @@
+"""The orders service: takes orders over HTTP and drives each to an end, whatever is killed, cut or slow.
+
+The way of an order, in reading order:
+
+    api.orders          reads the request, answers it                      (schemas, problems, health beside it)
+    api.idempotency     the Idempotency-Key, the request's fingerprint
+    orders.service      one transaction: key row, order, lines, outbox row, answer; commit; 201
+    messaging.outbox    the rows that must reach the broker
+    messaging.relay     claim with a lease, publish, mark                  (woken by the commit, polls besides)
+    messaging.rabbitmq  the broker: topology, confirmed publishing, consuming      (messaging.local: without one)
+    messaging.consumer  one transaction: inbox row and the handler's effect; commit; ack
+    saga.store          starts the saga of a placed order, keeps its row and its append-only step log
+    saga.plan           what to do next, as a pure function of the saga's state and a call's outcome
+    saga.orchestrator   load, plan, call a partner, record, until the order is confirmed or everything is undone
+    partners.*          inventory, payment, shipping: one HTTP attempt a call, four possible outcomes
+
+Around it: `cli` (the commands), `main` (puts the parts together), `demo` and `embedded` (the whole system in one
+command), `sandbox` (the partners' simulator, which stands alone), `db`, `loops`, `server`, `telemetry`, `settings`,
+`errors`. An upper room may import a lower one, never the other way round; `pyproject.toml` holds the floors.
+"""

@@ -1,0 +1,147 @@
+"""Postgres: the schema's metadata, connection pools that fail fast, transactions, migrations.
+
+Hot writes are hand-written SQL on asyncpg; SQLAlchemy describes the schema, so that a test can hold the migrations to
+it. Whatever says that Postgres is out, slow or full leaves this module as DatabaseUnavailable.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from asyncpg.pool import PoolConnectionProxy
+from sqlalchemy import MetaData
+
+from app.errors import ConfigurationError, DatabaseUnavailable
+
+Pool = asyncpg.Pool
+Connection = asyncpg.Connection | PoolConnectionProxy
+
+POOL_WAIT_SECONDS = 1.0  # longer than this and the caller is better served by a 503
+COMMAND_TIMEOUT_SECONDS = 10.0  # no statement of ours takes a second; a server that does not answer is out
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+UNAVAILABLE = (
+    OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
+    asyncpg.PostgresConnectionError,  # class 08
+    asyncpg.InsufficientResourcesError,  # class 53: out of connections, memory or disk
+    asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, terminated by an operator
+    asyncpg.InvalidAuthorizationSpecificationError,  # class 28
+    asyncpg.InvalidCatalogNameError,  # class 3D
+    asyncpg.ReadOnlySQLTransactionError,  # connected to a standby, as after a failover
+    asyncpg.InterfaceError,  # the connection is already closed
+)
+
+
+def plain_url(url: str) -> str:
+    """Turn any of the accepted spellings into the one that asyncpg reads."""
+    return url.replace("postgresql+asyncpg://", "postgresql://", 1)
+
+
+async def create_pool(url: str, size: int) -> Pool:
+    """Make a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
+    pool = asyncpg.create_pool(
+        plain_url(url),
+        min_size=0,
+        max_size=size,
+        timeout=5,
+        command_timeout=COMMAND_TIMEOUT_SECONDS,
+        server_settings={
+            "application_name": "orders",
+            # A process that froze inside a transaction must not hold its locks for ever.
+            "idle_in_transaction_session_timeout": "30s",
+        },
+    )
+    await pool
+    return pool
+
+
+@contextlib.asynccontextmanager
+async def connection(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> AsyncIterator[Connection]:
+    """Lend one connection. Raises DatabaseUnavailable when none is to be had within `wait_seconds`."""
+    try:
+        async with pool.acquire(timeout=wait_seconds) as conn:
+            yield conn
+    except UNAVAILABLE as error:
+        raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
+
+
+@contextlib.asynccontextmanager
+async def transaction(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> AsyncIterator[Connection]:
+    """Lend one connection inside a READ COMMITTED transaction, committed on leaving without an error."""
+    async with connection(pool, wait_seconds) as conn, conn.transaction():
+        yield conn
+
+
+async def inspect(url: str) -> tuple[str, str | None]:
+    """Return the server's synchronous_commit and the schema's revision. Raises DatabaseUnavailable."""
+    try:
+        async with asyncio.timeout(5):
+            conn = await asyncpg.connect(plain_url(url))
+            try:
+                return await conn.fetchval("SELECT current_setting('synchronous_commit')"), await revision(conn)
+            finally:
+                await conn.close(timeout=1)
+    except UNAVAILABLE as error:
+        raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
+
+
+async def check(url: str) -> None:
+    """Refuse what the service must not run on: commits that are not durable, a schema that is behind.
+
+    Raises ConfigurationError, or DatabaseUnavailable when Postgres cannot be asked.
+    """
+    durability, present = await inspect(url)
+    if durability == "off":
+        raise ConfigurationError(
+            "ORDERS_DATABASE_URL: synchronous_commit is off there, so an acknowledged order could be lost; "
+            "set it to on (or local, remote_write, remote_apply)"
+        )
+    if is_behind(present):
+        raise ConfigurationError("the database schema is behind this release: run `orders migrate`")
+
+
+async def revision(conn: Connection) -> str | None:
+    """Return the schema's Alembic revision, None where there is none."""
+    if await conn.fetchval("SELECT to_regclass('alembic_version') IS NULL"):
+        return None
+    found: str | None = await conn.fetchval("SELECT version_num FROM alembic_version")
+    return found
+
+
+def is_behind(present: str | None) -> bool:
+    """Tell whether the schema lacks a migration of this release. A revision it does not know is a newer one: fine."""
+    if present is None:
+        return True
+    scripts = ScriptDirectory.from_config(_alembic_config(""))
+    try:
+        scripts.get_revision(present)
+    except CommandError:
+        return False
+    return present != scripts.get_current_head()
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to this release's. Safe to run from several processes at once; blocks, so not in a loop."""
+    command.upgrade(_alembic_config(url), "head")
+
+
+def _alembic_config(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = url
+    return config

@@ -1,0 +1,129 @@
+"""Everything the service raises on purpose. Each class has a stable `code`; HTTP statuses live in `api.problems`.
+
+OrdersError
+├── RequestError                 the caller's mistake; nothing was changed
+│   ├── MalformedRequest             malformed-request
+│   ├── UnsupportedMediaType         unsupported-media-type
+│   ├── BodyTooLarge                 body-too-large
+│   ├── BodyTimeout                  body-timeout
+│   ├── ValidationFailed             validation-failed (carries the list of what is wrong)
+│   ├── IdempotencyKeyMissing        idempotency-key-missing
+│   ├── IdempotencyKeyInvalid        idempotency-key-invalid
+│   ├── IdempotencyKeyReused         idempotency-key-reused
+│   ├── RequestInProgress            request-in-progress
+│   └── OrderNotFound                order-not-found
+├── Unavailable                  a dependency is out, slow or full; trying again later is right
+│   ├── DatabaseUnavailable          database-unavailable
+│   └── BrokerUnavailable            broker-unavailable
+├── StaleLease                   another process took the work over; what this one wanted to write is void
+└── ConfigurationError           a setting or an environment that the service must not run with
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class OrdersError(Exception):
+    """Root of the tree. The text is for people; `code` is for programs and never changes."""
+
+    code = "internal-error"
+
+
+class RequestError(OrdersError):
+    """The caller's mistake."""
+
+    code = "bad-request"
+
+
+class MalformedRequest(RequestError):
+    """The body is not JSON."""
+
+    code = "malformed-request"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body's media type is not application/json."""
+
+    code = "unsupported-media-type"
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than the service reads."""
+
+    code = "body-too-large"
+
+
+class BodyTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    code = "body-timeout"
+
+
+class ValidationFailed(RequestError):
+    """The body is JSON, but not a valid request. `errors`: `{"pointer", "detail"}` each."""
+
+    code = "validation-failed"
+
+    def __init__(self, text: str, errors: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(text)
+        self.errors = list(errors)
+
+
+class IdempotencyKeyMissing(RequestError):
+    """The service was configured to require an Idempotency-Key."""
+
+    code = "idempotency-key-missing"
+
+
+class IdempotencyKeyInvalid(RequestError):
+    """The Idempotency-Key is neither a structured-field string nor a bare token of 1 to 255 characters."""
+
+    code = "idempotency-key-invalid"
+
+
+class IdempotencyKeyReused(RequestError):
+    """The key stands for another request."""
+
+    code = "idempotency-key-reused"
+
+
+class RequestInProgress(RequestError):
+    """The first request with this key has not ended yet."""
+
+    code = "request-in-progress"
+
+
+class OrderNotFound(RequestError):
+    """No such order of this tenant."""
+
+    code = "order-not-found"
+
+
+class Unavailable(OrdersError):
+    """A dependency is out, slow or full."""
+
+    code = "unavailable"
+
+
+class DatabaseUnavailable(Unavailable):
+    """Postgres did not answer, or every connection was busy for too long."""
+
+    code = "database-unavailable"
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker did not answer, or did not confirm in time."""
+
+    code = "broker-unavailable"
+
+
+class StaleLease(OrdersError):
+    """The lease ran out and another process took the work over."""
+
+    code = "stale-lease"
+
+
+class ConfigurationError(OrdersError):
+    """A setting or an environment that the service must not run with."""
+
+    code = "configuration-error"

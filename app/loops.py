@@ -1,0 +1,82 @@
+"""How a background loop runs: work while there is some, sleep until woken or until the next poll, survive any error.
+
+Every loop is a class with `run_once() -> int` (how much it did) that a `Loop` drives; tests call `run_once` directly.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from app.errors import OrdersError
+
+log = structlog.get_logger(__name__)
+
+
+def full_jitter(attempt: int, base_seconds: float, cap_seconds: float) -> float:
+    """Pause before attempt number `attempt` + 1: uniform in (0, min(cap, base · 2^(attempt-1))].
+
+    Full jitter spreads a crowd that failed together; see the AWS Architecture Blog, "Exponential Backoff And Jitter".
+    """
+    ceiling = min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 60))
+    return ceiling * (1.0 - random.random())  # noqa: S311 - spreading load needs no secrecy
+
+
+class Loop:
+    """Runs `run_once` again and again until `stop`; an error only makes it pause (0.1 s doubling to 5 s, jittered)."""
+
+    def __init__(self, name: str, run_once: Callable[[], Awaitable[int]], poll_seconds: float) -> None:
+        self.name = name
+        self._run_once = run_once
+        self._poll_seconds = poll_seconds
+        self._woken = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look at once instead of at the next poll. Safe to call at any time from the event loop's thread."""
+        self._woken.set()
+
+    def wake_in(self, seconds: float) -> None:
+        """Wake after `seconds`: work is known to fall due then."""
+        asyncio.get_running_loop().call_later(seconds, self._woken.set)
+
+    def stop(self) -> None:
+        """Let the present `run_once` finish, then end."""
+        self._stopping.set()
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Run until `stop`."""
+        failures = 0
+        while not self._stopping.is_set():
+            self._woken.clear()
+            try:
+                done = await self._run_once()
+            except OrdersError as error:
+                failures += 1
+                log.warning("loop.paused", loop=self.name, code=error.code, error=str(error))
+            except Exception:
+                failures += 1
+                log.exception("loop.failed", loop=self.name)
+            else:
+                failures = 0
+                if not done:
+                    await self._sleep(self._poll_seconds)
+            if failures:
+                # Not the wake-up event: while a dependency is out, every new order would cut the pause short.
+                await self._pause(full_jitter(failures, 0.1, 5))
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,141 @@
+"""Logs, metrics and trace context. Labels are of low cardinality: never an order id, never a key."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import structlog
+from opentelemetry import context, propagate
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """Send every log line, ours and the libraries', to stderr: one JSON object each, or for people (`console`)."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # They tell of every reconnect and request at INFO or WARNING; what matters of it our own lines say.
+    for noisy in ("aio_pika", "aiormq", "uvicorn", "alembic"):
+        logging.getLogger(noisy).setLevel("ERROR" if noisy in {"aio_pika", "aiormq"} else "WARNING")
+
+
+class Metrics:
+    """Every metric of a process, in a registry of its own; each is there from the start, if only at zero."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, of no use to anybody
+        self.registry = registry = CollectorRegistry()
+        self.http_duration = Histogram(
+            "http_server_request_duration_seconds",
+            "Time from the request's head to the last byte of the answer",
+            ["method", "route", "status"],
+            buckets=LATENCY_SECONDS,
+            registry=registry,
+        )
+        self.orders_placed = Counter("orders_placed", "Orders accepted", registry=registry)
+        self.orders_finished = Counter(
+            "orders_finished", "Orders that came to an end here", ["status", "reason"], registry=registry
+        )
+        self.idempotent_replays = Counter(
+            "idempotency_cache_hits", "Answers replayed from a stored copy", ["source"], registry=registry
+        )
+        self.idempotent_replays.labels("postgres")
+        self.idempotency_conflicts = Counter(
+            "idempotency_conflicts", "Requests refused because of their key", ["kind"], registry=registry
+        )
+        for kind in ("reused", "in-progress"):
+            self.idempotency_conflicts.labels(kind)
+        self._messaging(registry)
+        self._sagas(registry)
+        self.db_pool_in_use = Gauge("db_pool_in_use", "Connections lent out", registry=registry)
+
+    def _messaging(self, registry: CollectorRegistry) -> None:
+        self.outbox_pending = Gauge("outbox_pending", "Rows not yet published nor parked", registry=registry)
+        self.outbox_oldest_pending_age = Gauge(
+            "outbox_oldest_pending_age_seconds", "Age of the oldest pending row", registry=registry
+        )
+        self.outbox_parked = Gauge("outbox_parked", "Rows set aside after too many refusals", registry=registry)
+        self.outbox_published = Counter("outbox_published", "Rows confirmed by the broker", registry=registry)
+        self.outbox_publish_failed = Counter(
+            "outbox_publish_failed", "Publishing attempts that came to nothing", registry=registry
+        )
+        self.outbox_returned = Counter("outbox_returned", "Messages that no queue took", registry=registry)
+        self.consumer_processed = Counter("consumer_processed", "Messages that took effect", registry=registry)
+        self.consumer_dedup_hits = Counter(
+            "consumer_dedup_hits", "Deliveries of messages that had taken effect before", registry=registry
+        )
+        self.consumer_failed = Counter("consumer_failed", "Handler failures", registry=registry)
+        self.dlq_messages = Counter("dlq_messages", "Messages dead-lettered", registry=registry)
+
+    def _sagas(self, registry: CollectorRegistry) -> None:
+        self.saga_in_flight = Gauge(
+            "saga_in_flight", "Unfinished sagas, by their order's status", ["status"], registry=registry
+        )
+        for status in ("pending", "compensating"):
+            self.saga_in_flight.labels(status)
+        self.saga_oldest_unfinished_age = Gauge(
+            "saga_oldest_unfinished_age_seconds", "Age of the oldest unfinished saga", registry=registry
+        )
+        self.saga_duration = Histogram(
+            "saga_duration_seconds", "Start of a saga to its end", buckets=SAGA_SECONDS, registry=registry
+        )
+        self.saga_step_duration = Histogram(
+            "saga_step_duration_seconds",
+            "One call to a partner",
+            ["step", "action", "outcome"],
+            buckets=LATENCY_SECONDS,
+            registry=registry,
+        )
+        self.compensation_failed = Counter(
+            "saga_compensation_failed",
+            "Attempts to undo a step that did not succeed",
+            ["step"],
+            registry=registry,
+        )
+
+
+def trace_headers() -> dict[str, str]:
+    """W3C `traceparent` (and `tracestate`) of the current context; empty outside of a trace."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
+
+
+@contextlib.contextmanager
+def trace_context(carrier: Mapping[str, Any]) -> Iterator[None]:
+    """Continue the trace named by `traceparent` / `tracestate` in the carrier, if it names one."""
+    token = context.attach(propagate.extract({name: value for name, value in carrier.items() if value}))
+    try:
+        yield
+    finally:
+        context.detach(token)
