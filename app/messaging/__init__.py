@@ -1,0 +1,1 @@
+"""The road from a committed row to a handled message. Knows neither orders nor sagas: handlers are injected."""

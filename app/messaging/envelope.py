@@ -1,0 +1,101 @@
+"""A message as the service thinks of it: a CloudEvents 1.0 event, whatever carries it.
+
+`type` is `orders.<routing key>.v<version>`; `id` is the outbox row's id, the same on every re-send; `sequence` is the
+version of the thing the event is about (`subject`), so that a consumer can tell an old re-send from news.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+SOURCE = "/orders"
+SPEC_VERSION = "1.0"
+CONTENT_TYPE = "application/json"
+HEADER_PREFIX = "cloudEvents_"  # AMQP binding: attribute names get this prefix, as `cloudEvents:` is no valid JMS name
+
+
+class UnreadableMessage(ValueError):
+    """The message is not an event of ours; retrying cannot help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One event."""
+
+    id: UUID
+    type: str
+    subject: str
+    sequence: int
+    tenant: str
+    time: datetime
+    data: Mapping[str, Any]
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+    @property
+    def routing_key(self) -> str:
+        """`orders.order.placed.v1` travels as `order.placed`."""
+        return self.type.partition(".")[2].rpartition(".")[0]
+
+    def body(self) -> bytes:
+        """The data alone (binary content mode), as JSON."""
+        return json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def headers(self) -> dict[str, str]:
+        """The attributes as transport headers, with the W3C trace context beside them."""
+        attributes = {
+            "specversion": SPEC_VERSION,
+            "id": str(self.id),
+            "source": SOURCE,
+            "type": self.type,
+            "subject": self.subject,
+            "time": self.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "sequence": str(self.sequence),
+            "tenant": self.tenant,
+        }
+        headers = {HEADER_PREFIX + name: value for name, value in attributes.items()}
+        if self.traceparent:
+            headers["traceparent"] = self.traceparent
+        if self.tracestate:
+            headers["tracestate"] = self.tracestate
+        return headers
+
+
+def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
+    """Read a message back. Raises UnreadableMessage with what is wrong with it."""
+    try:
+        data = json.loads(body)
+    except ValueError as error:
+        raise UnreadableMessage(f"the body is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UnreadableMessage("the body is not a JSON object")
+    try:
+        return Envelope(
+            id=UUID(_attribute(headers, "id")),
+            type=_attribute(headers, "type"),
+            subject=_attribute(headers, "subject"),
+            sequence=int(_attribute(headers, "sequence")),
+            tenant=_attribute(headers, "tenant"),
+            time=datetime.fromisoformat(_attribute(headers, "time")),
+            data=data,
+            traceparent=_text(headers.get("traceparent")),
+            tracestate=_text(headers.get("tracestate")),
+        )
+    except ValueError as error:
+        raise UnreadableMessage(f"its attributes cannot be read: {error}") from error
+
+
+def _attribute(headers: Mapping[str, Any], name: str) -> str:
+    value = _text(headers.get(HEADER_PREFIX + name))
+    if not value:
+        raise ValueError(f"{HEADER_PREFIX}{name} is missing")
+    return value
+
+
+def _text(value: object) -> str | None:
+    if value is None:
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)
