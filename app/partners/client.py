@@ -1,0 +1,199 @@
+"""One HTTP attempt at a partner, and what came of it; nothing that a partner or the network does ever raises.
+
+Only what provably never left (no connection) is `NotSent`, only the agreed answers are `Done` and `Refused`.
+Everything else is `Unknown`, which is always safe: every call may be sent again with its key.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
+
+MAX_REPLY_BYTES = 64 * 1024
+MAX_TEXT_CHARACTERS = 200
+MAX_RETRY_AFTER_SECONDS = 3600.0  # longer, and a partner's slip could put a saga off for years
+
+# Our own defects, never the customer's: wrong credentials, or a request that the partner cannot read.
+OUR_FAULT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY})
+
+NEVER_LEFT = (
+    aiohttp.ClientConnectorError,  # no route, refused, no such name, TLS failed
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+    aiohttp.NonHttpUrlClientError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the answers to one operation mean. Whatever is neither done nor refused by it is unknown.
+
+    Done is `status` (None: any 2xx, as an undo is answered) with the text fields of `reply` in a JSON object.
+    Refused are the pairs of status and code in `refusals`. `409 undone`, the answer to a do whose undo came
+    first, is neither: the saga has turned back since, and a late call of its past must count for nothing.
+    """
+
+    status: int | None
+    reply: tuple[str, ...] = ()
+    refusals: Collection[tuple[int, str]] = ()
+
+    def done_by(self, status: int) -> bool:
+        """Whether a status says that it was done."""
+        if self.status is None:
+            return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+        return status == self.status
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A complete answer; `body` is None where it is not one JSON object of an acceptable size."""
+
+    status: int
+    body: Mapping[str, Any] | None
+    retry_after_seconds: float | None
+
+
+def open_session() -> aiohttp.ClientSession:
+    """The connections that all partners share; the caller closes it. Needs a running event loop."""
+    return aiohttp.ClientSession(
+        # Sagas in flight are bounded where they are started: a second queue here would eat their deadlines.
+        # Idle connections go before servers close theirs (uvicorn: after 5 s), or calls would run into that.
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        # A small answer that unpacks into a large one would escape the size limit.
+        auto_decompress=False,
+        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+    )
+
+
+class PartnerClient:
+    """Calls one partner at `base_url`: a call ends within `timeout_seconds`, connecting within half of it.
+
+    `extra_headers` is asked before each call, for trace propagation.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        timeout_seconds: float,
+        extra_headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self._session = session
+        self._base_url = base_url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+        # aiohttp would round its own total up to whole seconds; the deadline around each attempt is exact.
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeout_seconds / 2)
+        self._extra_headers = extra_headers
+
+    async def call(self, path: str, key: str, body: Mapping[str, Any], agreed: Agreement) -> Outcome:
+        """Send `body` once with its Idempotency-Key; aiohttp by itself repeats a GET, but never a POST."""
+        answer = await self._attempt("POST", path, {"Idempotency-Key": key}, body)
+        return _judged(answer, agreed) if isinstance(answer, _Answer) else answer
+
+    async def state(self, path: str, states: Collection[str]) -> str | Unknown | None:
+        """What the partner says of a saga: one of `states`, or None: never seen. Unknown: it did not say."""
+        answer = await self._attempt("GET", path, {}, None)
+        if not isinstance(answer, _Answer):
+            return Unknown(answer.detail)
+        state = (answer.body or {}).get("state")
+        if answer.status == HTTPStatus.OK and isinstance(state, str) and state in states:
+            return state
+        return None if answer.status == HTTPStatus.NOT_FOUND else _unknown(answer)
+
+    async def _attempt(
+        self, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
+    ) -> _Answer | NotSent | Unknown:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await self._exchange(method, path, headers, body)
+        except NEVER_LEFT as error:
+            return NotSent(_described(error))
+        except TimeoutError:
+            return Unknown(f"no answer within {self._timeout_seconds:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return Unknown(_described(error))
+        except Exception as error:  # noqa: BLE001 - the attempt is on record and needs an outcome, whatever broke
+            return Unknown(_described(error), our_fault=True)
+
+    async def _exchange(
+        self, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
+    ) -> _Answer:
+        async with self._session.request(
+            method,
+            self._base_url + path,
+            json=body,
+            headers={**self._extra_headers(), **headers},
+            timeout=self._timeout,
+            allow_redirects=False,
+        ) as response:
+            raw = bytearray()
+            async for chunk in response.content.iter_any():
+                raw += chunk
+                if len(raw) > MAX_REPLY_BYTES:
+                    break
+            empty = response.status == HTTPStatus.NO_CONTENT and not raw
+            body_of_answer = {} if empty else _json_object(raw)
+            return _Answer(response.status, body_of_answer, _retry_after(response.headers.get("Retry-After")))
+
+
+def _judged(answer: _Answer, agreed: Agreement) -> Outcome:
+    body = answer.body
+    if body is None:
+        return _unknown(answer)
+    if agreed.done_by(answer.status) and all(_is_text(body.get(name)) for name in agreed.reply):
+        return Done({name: body[name] for name in agreed.reply})
+    code = body.get("code")
+    if isinstance(code, str) and (answer.status, code) in agreed.refusals:
+        return Refused(code)
+    return _unknown(answer)
+
+
+def _unknown(answer: _Answer) -> Unknown:
+    code = (answer.body or {}).get("code")
+    what = "unreadable answer" if answer.body is None else code if _is_text(code) else "unexpected answer"
+    return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, answer.status in OUR_FAULT)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a field is short, printable text, as ids and codes are (PostgreSQL cannot even store a NUL)."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()
+
+
+def _json_object(raw: bytearray) -> Mapping[str, Any] | None:
+    if len(raw) > MAX_REPLY_BYTES:
+        return None
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _retry_after(value: str | None) -> float | None:
+    """RFC 9110, section 10.2.3: seconds, or a date. None for what is neither."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
+    try:
+        at = parsedate_to_datetime(value)
+        seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def _described(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"[:MAX_TEXT_CHARACTERS]
+    return "".join(each if each.isprintable() else "?" for each in text)

@@ -1,0 +1,36 @@
+"""Payment over HTTP. Calls carry keys made of the saga's id alone, so that any may be sent again."""
+
+from uuid import UUID
+
+from app.partners.client import Agreement, PartnerClient
+from app.partners.ports import Outcome, Unknown
+
+CHARGE = Agreement(201, ("payment_id",), {(402, "card-declined")})
+REFUND = Agreement(None)
+STATES = frozenset({"charged", "declined", "refunded"})
+
+
+class HttpPayment:
+    """The `Payment` of the ports."""
+
+    def __init__(self, client: PartnerClient) -> None:
+        self._client = client
+
+    async def charge(self, saga_id: UUID, amount_minor: int, currency: str, payment_method: str | None) -> Outcome:
+        """Charge the amount, in the currency's smallest unit."""
+        body = {
+            "saga_id": str(saga_id),
+            "amount_minor": amount_minor,
+            "currency": currency,
+            "payment_method": payment_method,
+        }
+        return await self._client.call("/v1/payments/charge", f"{saga_id}:charge_payment", body, CHARGE)
+
+    async def refund(self, saga_id: UUID) -> Outcome:
+        """Give back whatever was charged."""
+        body = {"saga_id": str(saga_id)}
+        return await self._client.call("/v1/payments/refund", f"{saga_id}:charge_payment:undo", body, REFUND)
+
+    async def state(self, saga_id: UUID) -> str | Unknown | None:
+        """`charged`, `declined` or `refunded`; None if never seen, which proves nothing."""
+        return await self._client.state(f"/v1/payments/{saga_id}", STATES)

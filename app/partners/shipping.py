@@ -1,0 +1,37 @@
+"""Shipping over HTTP. Calls carry keys made of the saga's id alone, so that any may be sent again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from app.partners.client import Agreement, PartnerClient
+from app.partners.ports import Item, Outcome, Unknown
+
+CREATE = Agreement(201, ("tracking_id",), {(409, "undeliverable")})
+CANCEL = Agreement(None)
+STATES = frozenset({"created", "refused", "cancelled"})
+
+
+class HttpShipping:
+    """The `Shipping` of the ports."""
+
+    def __init__(self, client: PartnerClient) -> None:
+        self._client = client
+
+    async def create(self, saga_id: UUID, items: Sequence[Item], address: Mapping[str, Any] | None) -> Outcome:
+        """Hand the parcel over."""
+        body = {
+            "saga_id": str(saga_id),
+            "items": [{"item_id": item.sku, "qty": item.quantity} for item in items],
+            "address": address,
+        }
+        return await self._client.call("/v1/shipments", f"{saga_id}:create_shipment", body, CREATE)
+
+    async def cancel(self, saga_id: UUID) -> Outcome:
+        """Cancel whatever was created."""
+        body = {"saga_id": str(saga_id)}
+        return await self._client.call("/v1/shipments/cancel", f"{saga_id}:create_shipment:undo", body, CANCEL)
+
+    async def state(self, saga_id: UUID) -> str | Unknown | None:
+        """`created`, `refused` or `cancelled`; None if never seen, which proves nothing."""
+        return await self._client.state(f"/v1/shipments/{saga_id}", STATES)

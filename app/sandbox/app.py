@@ -1,0 +1,224 @@
+"""The sandbox's HTTP face: the partners' calls as the service makes them, and the doors for tests and people.
+
+Partner calls answer only what was agreed; `/ledger`, `/stock` and `/faults` are the simulator's own and need
+no key.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from app.sandbox import faults, inventory, payment, problems, shipping
+from app.sandbox.calls import Body, Call, SagaId
+from app.sandbox.delivery import deliver
+from app.sandbox.faults import Rule
+from app.sandbox.ledger import Ledger
+from app.sandbox.problems import ProblemError
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key")]
+MAX_INTEGER = 2**63 - 1  # what SQLite can compare
+
+ItemId = Annotated[str, PathParameter(min_length=1, max_length=200)]
+
+partners = APIRouter(tags=["partners"])
+simulator = APIRouter(tags=["simulator"])
+
+
+class State(TypedDict):
+    """What every request finds in its state."""
+
+    ledger: Ledger
+
+
+class Shelf(BaseModel):
+    """How much of an item is to be free."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    quantity: Annotated[int, Field(ge=0, le=10**12)]
+
+
+async def current_ledger(request: Request) -> Ledger:
+    """The ledger for whoever looks: every hold whose time is up has been returned by then."""
+    ledger: Ledger = request.state.ledger
+    with ledger.transaction() as db:
+        inventory.expire_holds(db)
+    return ledger
+
+
+Current = Annotated[Ledger, Depends(current_ledger)]
+
+
+@partners.post("/v1/inventory/hold", status_code=201)
+async def hold(request: Request, body: inventory.Hold, key: Key = None) -> Response:
+    """Reserve all items or none, for `ttl_seconds`."""
+    return await deliver(request, Call.checked(inventory.HOLD, key, body), inventory.hold)
+
+
+@partners.post("/v1/inventory/commit")
+async def commit(request: Request, body: Body, key: Key = None) -> Response:
+    """Turn the hold into a sale."""
+    return await deliver(request, Call.checked(inventory.COMMIT, key, body), inventory.commit)
+
+
+@partners.post("/v1/inventory/release")
+async def release(request: Request, body: Body, key: Key = None) -> Response:
+    """Return what is held or sold, and block any later hold or commit."""
+    return await deliver(request, Call.checked(inventory.RELEASE, key, body), inventory.release)
+
+
+@partners.get("/v1/inventory/holds/{saga_id}")
+async def hold_state(saga_id: SagaId, ledger: Current) -> dict[str, str]:
+    """`held`, `committed`, `released` or `expired`."""
+    with ledger.transaction() as db:
+        return _seen(saga_id, inventory.state_of(db, saga_id))
+
+
+@partners.get("/v1/inventory/stock/{item_id:path}")
+async def stock(item_id: ItemId, ledger: Current) -> dict[str, int]:
+    """How much of an item is free, held and sold; one never seen has 1,000,000 (`OUT-OF-STOCK`: none)."""
+    with ledger.transaction() as db:
+        return inventory.stock(db, item_id)
+
+
+@partners.post("/v1/payments/charge", status_code=201)
+async def charge(request: Request, body: payment.Charge, key: Key = None) -> Response:
+    """Charge a saga once."""
+    return await deliver(request, Call.checked(payment.CHARGE, key, body), payment.charge)
+
+
+@partners.post("/v1/payments/refund")
+async def refund(request: Request, body: Body, key: Key = None) -> Response:
+    """Give back whatever was charged, and block any later charge."""
+    return await deliver(request, Call.checked(payment.REFUND, key, body), payment.refund)
+
+
+@partners.get("/v1/payments/{saga_id}")
+async def payment_state(saga_id: SagaId, ledger: Current) -> dict[str, str]:
+    """`charged`, `declined` or `refunded`."""
+    with ledger.transaction() as db:
+        return _seen(saga_id, payment.state_of(db, saga_id))
+
+
+@partners.post("/v1/shipments", status_code=201)
+async def create_shipment(request: Request, body: shipping.Shipment, key: Key = None) -> Response:
+    """Hand over a saga's parcel once."""
+    return await deliver(request, Call.checked(shipping.CREATE, key, body), shipping.create)
+
+
+@partners.post("/v1/shipments/cancel")
+async def cancel_shipment(request: Request, body: Body, key: Key = None) -> Response:
+    """Call back whatever was handed over, and block any later shipment."""
+    return await deliver(request, Call.checked(shipping.CANCEL, key, body), shipping.cancel)
+
+
+@partners.get("/v1/shipments/{saga_id}")
+async def shipment_state(saga_id: SagaId, ledger: Current) -> dict[str, str]:
+    """`created`, `refused` or `cancelled`."""
+    with ledger.transaction() as db:
+        return _seen(saga_id, shipping.state_of(db, saga_id))
+
+
+@simulator.get("/ledger")
+async def entries(
+    ledger: Current,
+    saga_id: str | None = None,
+    after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
+) -> JSONResponse:
+    """Every decision in order, those with a `seq` greater than `after`; all of them without a `limit`.
+
+    `outcome` is `done`, `replayed`, `refused`, `undone`, `nothing-to-undo` or `error` (nothing was decided;
+    `detail` has the reason). `applied` is true where money, stock or a parcel moved, and only there
+    `amount_minor` is set. `key` is null for what no call caused: a hold that expired.
+    """
+    return JSONResponse({"entries": ledger.entries(saga_id or None, after, limit)})
+
+
+@simulator.get("/ledger/summary")
+async def summary(ledger: Current, saga_id: str | None = None) -> JSONResponse:
+    """`{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped}}}`, by the entries.
+
+    The amounts are all that was ever moved; the flags say what stands now. One saga or, without `saga_id`,
+    every one that has an entry.
+    """
+    return JSONResponse({"sagas": ledger.summary(saga_id or None)})
+
+
+@simulator.put("/stock/{item_id:path}")
+async def set_stock(item_id: ItemId, shelf: Shelf, ledger: Current) -> dict[str, int]:
+    """Set what is free of an item; what is held or sold stays."""
+    with ledger.transaction() as db:
+        inventory.set_free(db, item_id, shelf.quantity)
+        return inventory.stock(db, item_id)
+
+
+@simulator.get("/faults")
+async def list_faults(ledger: Current) -> list[Rule]:
+    """The fault rules in order, each with the `times` it has left."""
+    with ledger.transaction() as db:
+        return faults.current(db)
+
+
+@simulator.put("/faults")
+async def replace_faults(rules: list[Rule], ledger: Current) -> list[Rule]:
+    """Let these fault rules be the only ones."""
+    with ledger.transaction() as db:
+        faults.replace(db, rules)
+        return faults.current(db)
+
+
+@simulator.delete("/faults", status_code=204)
+async def clear_faults(ledger: Current) -> None:
+    """Let every call go well."""
+    with ledger.transaction() as db:
+        faults.replace(db, [])
+
+
+@simulator.get("/livez")
+async def livez() -> dict[str, str]:
+    """The process is up."""
+    return {"status": "ok"}
+
+
+def create_app(ledger_path: Path | None) -> FastAPI:
+    """The sandbox on the ledger at `ledger_path` (made if absent), or on one in memory that ends with it.
+
+    The file is opened when the server starts; one that is no ledger fails the start with
+    `sqlite3.DatabaseError`.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        ledger = Ledger(ledger_path)
+        try:
+            yield {"ledger": ledger}
+        finally:
+            ledger.close()
+
+    app = FastAPI(
+        title="Partner sandbox",
+        lifespan=lifespan,
+        exception_handlers={
+            ProblemError: problems.on_problem,
+            HTTPException: problems.on_http_error,
+            RequestValidationError: problems.on_invalid,
+        },
+    )
+    app.include_router(partners)
+    app.include_router(simulator)
+    return app
+
+
+def _seen(saga_id: str, state: str | None) -> dict[str, str]:
+    if state is None:
+        raise ProblemError(404, "not-found", "Nothing was ever heard of this saga.")
+    return {"saga_id": saga_id, "state": state}

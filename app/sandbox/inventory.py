@@ -1,0 +1,132 @@
+"""Inventory: stock is free, held or sold, and every unit is in exactly one of the three.
+
+A hold lasts until its time is up. The first look at the inventory after that returns it and writes an entry
+of its own: `inventory.release`, `done`, applied, without a key, with the detail `expired`.
+"""
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from uuid import uuid4
+
+from pydantic import Field
+
+from app.sandbox import ledger
+from app.sandbox.calls import Body, Call, Line, Operation, Verdict, refused
+from app.sandbox.problems import problem
+
+HOLD = Operation("inventory.hold", "reserve_inventory", "reserve_inventory:undo", (409, "out-of-stock"))
+COMMIT = Operation("inventory.commit", "commit_inventory", "reserve_inventory:undo", (409, "hold-expired"))
+RELEASE = Operation("inventory.release", "reserve_inventory:undo")
+
+FREE_AT_FIRST = 1_000_000
+EMPTY_AT_FIRST = "OUT-OF-STOCK"
+MONTH_SECONDS = 30 * 86400
+
+Place = Literal["free", "held", "sold"]
+
+
+class Hold(Body):
+    """Lines of the same item are added up."""
+
+    items: Annotated[list[Line], Field(min_length=1, max_length=1000)]
+    ttl_seconds: Annotated[float, Field(gt=0, le=MONTH_SECONDS)]
+
+
+def hold(db: sqlite3.Connection, call: Call[Hold]) -> Verdict:
+    """Reserve all lines or none."""
+    expire_holds(db)
+    wanted: Counter[str] = Counter()
+    for line in call.body.items:
+        wanted[line.item_id] += line.qty
+    if call.refuse or any(stock(db, item_id)["free"] < qty for item_id, qty in wanted.items()):
+        return refused(call.operation)
+    expires_at = time.time() + call.body.ttl_seconds
+    _move(db, wanted, "free", "held")
+    db.execute(
+        "INSERT INTO holds (saga_id, state, expires_at, items) VALUES (?, 'held', ?, ?)",
+        (call.body.saga_id, expires_at, json.dumps(wanted)),
+    )
+    expiry = datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return Verdict("done", 201, {"reservation_id": f"res_{uuid4().hex}", "expires_at": expiry}, applied=True)
+
+
+def commit(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
+    """Turn the hold into a sale. Without a hold there is nothing to decide: 404, and the key stays free."""
+    saga_id = call.body.saga_id
+    expire_holds(db)
+    state = state_of(db, saga_id)
+    if call.refuse or state == "expired":
+        return refused(call.operation)
+    if state is None:
+        body = problem(404, "no-hold", "Nothing is held for this saga.")
+        return Verdict("error", 404, body, detail=body["code"], kept=False)
+    _end(db, saga_id, "held", "committed", "sold")
+    return Verdict("done", 200, {"saga_id": saga_id, "state": "committed"}, applied=True)
+
+
+def release(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
+    """Return what is held or sold. An expired hold stays `expired`: its stock went back by itself."""
+    saga_id = call.body.saga_id
+    expire_holds(db)
+    returned = _end(db, saga_id, "held", "released", "free") or _end(db, saga_id, "committed", "released", "free")
+    db.execute("INSERT INTO holds VALUES (?, 'released', 0, '{}') ON CONFLICT DO NOTHING", (saga_id,))
+    answer = {"saga_id": saga_id, "state": state_of(db, saga_id)}
+    return Verdict("done" if returned else "nothing-to-undo", 200, answer, applied=returned)
+
+
+def expire_holds(db: sqlite3.Connection) -> None:
+    """Return the stock of every hold whose time is up, each with an entry. Whoever looks calls this first."""
+    due = db.execute("SELECT saga_id FROM holds WHERE state = 'held' AND expires_at <= ?", (time.time(),)).fetchall()
+    for row in due:
+        _end(db, row["saga_id"], "held", "expired", "free")
+        ledger.append(
+            db, saga_id=row["saga_id"], operation=RELEASE.name, outcome="done", applied=True, detail="expired"
+        )
+
+
+def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:
+    """`held`, `committed`, `expired`, `released` (also where a release came first), or None: never seen."""
+    row = db.execute("SELECT state FROM holds WHERE saga_id = ?", (saga_id,)).fetchone()
+    return None if row is None else str(row["state"])
+
+
+def stock(db: sqlite3.Connection, item_id: str) -> dict[str, int]:
+    """How much of an item is free, held and sold."""
+    row = db.execute("SELECT free, held, sold FROM stock WHERE item_id = ?", (item_id,)).fetchone()
+    if row is None:
+        return {"free": 0 if item_id == EMPTY_AT_FIRST else FREE_AT_FIRST, "held": 0, "sold": 0}
+    return dict(row)
+
+
+def set_free(db: sqlite3.Connection, item_id: str, quantity: int) -> None:
+    """Put so much of an item on the shelf; what is held or sold stays."""
+    db.execute(
+        "INSERT INTO stock (item_id, free) VALUES (?, ?) ON CONFLICT DO UPDATE SET free = excluded.free",
+        (item_id, quantity),
+    )
+
+
+def _end(db: sqlite3.Connection, saga_id: str, before: str, after: str, place: Place) -> bool:
+    """Move a hold from one state to the next, its stock with it; false where it was not in the first."""
+    row = db.execute(
+        "UPDATE holds SET state = ? WHERE saga_id = ? AND state = ? RETURNING items", (after, saga_id, before)
+    ).fetchone()
+    if row is not None:
+        _move(db, json.loads(row["items"]), "held" if before == "held" else "sold", place)
+    return row is not None
+
+
+def _move(db: sqlite3.Connection, items: Mapping[str, int], source: Place, target: Place) -> None:
+    for item_id, qty in items.items():
+        now = stock(db, item_id)
+        now[source] -= qty
+        now[target] += qty
+        db.execute(
+            "INSERT OR REPLACE INTO stock (item_id, free, held, sold) VALUES (:item_id, :free, :held, :sold)",
+            {"item_id": item_id, **now},
+        )

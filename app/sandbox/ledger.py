@@ -1,0 +1,135 @@
+"""The sandbox's one SQLite file: an append-only ledger of every decision, and the state they made.
+
+A decision, its state change, its remembered answer and its ledger entry are one transaction: all of it or
+none.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+Outcome = Literal["done", "replayed", "refused", "undone", "nothing-to-undo", "error"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS ledger (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    saga_id TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    key TEXT,
+    outcome TEXT NOT NULL,
+    applied INTEGER NOT NULL,
+    amount_minor INTEGER,
+    detail TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS ledger_of_a_saga ON ledger (saga_id, seq);
+CREATE TRIGGER IF NOT EXISTS ledger_never_changes BEFORE UPDATE ON ledger
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS ledger_never_shrinks BEFORE DELETE ON ledger
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stock (
+    item_id TEXT PRIMARY KEY,
+    free INTEGER NOT NULL CHECK (free >= 0),
+    held INTEGER NOT NULL DEFAULT 0 CHECK (held >= 0),
+    sold INTEGER NOT NULL DEFAULT 0 CHECK (sold >= 0)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holds (
+    saga_id TEXT PRIMARY KEY, state TEXT NOT NULL, expires_at REAL NOT NULL, items TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS holds_by_expiry ON holds (expires_at) WHERE state = 'held';
+CREATE TABLE IF NOT EXISTS payments (
+    saga_id TEXT PRIMARY KEY, state TEXT NOT NULL, amount_minor INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shipments (saga_id TEXT PRIMARY KEY, state TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS faults (position INTEGER PRIMARY KEY, rule TEXT NOT NULL) STRICT;
+"""
+
+# Each of these applies at most once in a saga's life (a later call replays or is blocked by the tombstone),
+# so sums and flags over applied entries are the whole truth, drawn from the ledger alone.
+SUMMARY = """
+SELECT saga_id,
+       coalesce(sum(amount_minor) FILTER (WHERE operation = 'payment.charge'), 0) AS charged_minor,
+       coalesce(sum(amount_minor) FILTER (WHERE operation = 'payment.refund'), 0) AS refunded_minor,
+       max(operation = 'inventory.hold' AND applied) AS hold,
+       max(operation = 'inventory.commit' AND applied) AS sale,
+       max(operation = 'inventory.release' AND applied) AS release,
+       max(operation = 'shipping.create' AND applied) AS shipment,
+       max(operation = 'shipping.cancel' AND applied) AS cancellation
+FROM ledger WHERE :saga_id IS NULL OR saga_id = :saga_id GROUP BY saga_id
+"""
+
+
+class Ledger:
+    """One open ledger file, or a private one in memory. All calls come from the thread that opened it."""
+
+    def __init__(self, path: Path | None) -> None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        # A commit has reached the kernel when it returns, so killing this process loses none; only a machine
+        # that loses power may lose the last ones. One fsync a checkpoint instead of one a call keeps
+        # thousands of calls a second possible.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the file; everything is in it already."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is executed on the connection is committed together at the end, or not at all."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+
+    def entries(self, saga_id: str | None, after: int, limit: int | None) -> list[dict[str, Any]]:
+        """The entries with a `seq` greater than `after`, in order; all sagas' and all of them by default."""
+        rows = self._db.execute(
+            "SELECT * FROM ledger WHERE seq > ? AND (? IS NULL OR saga_id = ?) ORDER BY seq LIMIT ?",
+            (after, saga_id, saga_id, -1 if limit is None else limit),
+        )
+        return [{**row, "applied": bool(row["applied"])} for row in rows]
+
+    def summary(self, saga_id: str | None) -> dict[str, dict[str, Any]]:
+        """What the entries amount to, by saga: money moved in all, and what stands now."""
+        rows = self._db.execute(SUMMARY, {"saga_id": saga_id})
+        return {
+            row["saga_id"]: {
+                "charged_minor": row["charged_minor"],
+                "refunded_minor": row["refunded_minor"],
+                "held": bool(row["hold"] and not row["sale"] and not row["release"]),
+                "committed": bool(row["sale"] and not row["release"]),
+                "shipped": bool(row["shipment"] and not row["cancellation"]),
+            }
+            for row in rows
+        }
+
+
+def append(
+    db: sqlite3.Connection,
+    *,
+    saga_id: str,
+    operation: str,
+    outcome: Outcome,
+    key: str | None = None,
+    applied: bool = False,
+    amount_minor: int | None = None,
+    detail: str | None = None,
+) -> None:
+    """Write one entry, in the transaction of what it reports; `applied` if money, stock or a parcel moved."""
+    at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    db.execute(
+        "INSERT INTO ledger (at, saga_id, operation, key, outcome, applied, amount_minor, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (at, saga_id, operation, key, outcome, applied, amount_minor, detail),
+    )

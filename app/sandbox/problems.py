@@ -1,0 +1,58 @@
+"""Every error of the sandbox is `application/problem+json` (RFC 9457) with a stable `code`."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemError(Exception):
+    """A request that cannot be taken as it is; answered with `body`, and it changed nothing."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.body = problem(status, code, detail)
+
+
+def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
+    """The body of an error answer."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **more,
+    }
+
+
+def respond(body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer that carries `body`, with the status it states."""
+    return JSONResponse(body, status_code=body["status"], headers=headers, media_type=MEDIA_TYPE)
+
+
+async def on_problem(_: Request, error: Exception) -> JSONResponse:
+    """Answer what our own code refused."""
+    assert isinstance(error, ProblemError)  # noqa: S101 - it is registered for this type only
+    return respond(error.body)
+
+
+async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer what the framework refused: no such route, no such method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type only
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+    return respond(problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
+
+
+async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+    """Answer a body or parameter that does not fit: 400 for what is no JSON, else 422 that says where."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this type only
+    errors = [{"where": ".".join(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()]
+    if any(each["type"] == "json_invalid" for each in error.errors()):
+        return respond(problem(400, "malformed-json", "The body is not JSON.", errors=errors))
+    return respond(problem(422, "invalid-request", "The request does not fit.", errors=errors))
