@@ -1,0 +1,1 @@
+"""Orders: what they are, how their status may change, and the transactions that write them."""

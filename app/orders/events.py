@@ -1,0 +1,36 @@
+"""The events an order emits, past tense, built from the order alone."""
+
+from collections.abc import Mapping
+
+from uuid_utils.compat import uuid7
+
+from app.messaging.envelope import Envelope
+from app.orders.models import Order
+from app.orders.status import Status
+
+PLACED = "orders.order.placed.v1"
+
+TYPES: Mapping[Status, str] = {
+    Status.PENDING: PLACED,
+    Status.CONFIRMED: "orders.order.confirmed.v1",
+    Status.REJECTED: "orders.order.rejected.v1",
+    Status.CANCELLED: "orders.order.cancelled.v1",
+}
+
+
+def event_for(order: Order, trace: Mapping[str, str]) -> Envelope | None:
+    """Return the event that tells of the order's present status; COMPENSATING is nobody's business but ours."""
+    event_type = TYPES.get(order.status)
+    if event_type is None:
+        return None
+    return Envelope(
+        id=uuid7(),
+        type=event_type,
+        subject=str(order.id),
+        sequence=order.version,
+        tenant=order.tenant,
+        time=order.updated_at,
+        data=order.representation(),
+        traceparent=trace.get("traceparent"),
+        tracestate=trace.get("tracestate"),
+    )

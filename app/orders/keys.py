@@ -1,0 +1,102 @@
+"""The idempotency key row: who may use a key, and the answer that it stands for.
+
+The row is written first in the order's own transaction, complete with the answer, so key, order and answer commit
+together or not at all. Two requests with one key meet at the primary key: the second waits until the first commits
+(then it finds the answer) or rolls back (then it goes on as the first).
+"""
+
+from dataclasses import dataclass
+
+from app.db import COMMAND_TIMEOUT_SECONDS, Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A caller's idempotency key and the request it came with."""
+
+    tenant: str
+    key: str
+    fingerprint: bytes
+    fingerprint_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer, to the byte."""
+
+    status: int
+    location: str
+    body: bytes
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A key row: the answer and the request it belongs to."""
+
+    fingerprint: bytes
+    fingerprint_version: int
+    answer: Answer
+
+
+async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, wait_seconds: float) -> bool:
+    """Write the key's row, taking over an expired one; False when the key is in use.
+
+    Waits at most `wait_seconds` for another request with the key, then raises asyncpg.LockNotAvailableError (55P03).
+    """
+    await conn.execute("SELECT set_config('lock_timeout', $1, true)", f"{max(1, round(wait_seconds * 1000))}ms")
+    return (
+        await conn.fetchval(
+            """
+            INSERT INTO idempotency_keys AS k
+                (tenant, key, fingerprint, fingerprint_version, status, location, body, created_at, expires_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp(), clock_timestamp() + make_interval(secs => $8))
+            ON CONFLICT (tenant, key) DO UPDATE
+            SET fingerprint = excluded.fingerprint, fingerprint_version = excluded.fingerprint_version,
+                status = excluded.status, location = excluded.location, body = excluded.body,
+                created_at = excluded.created_at, expires_at = excluded.expires_at
+            WHERE k.expires_at <= clock_timestamp()
+            RETURNING true
+            """,
+            key.tenant,
+            key.key,
+            key.fingerprint,
+            key.fingerprint_version,
+            answer.status,
+            answer.location,
+            answer.body,
+            ttl_seconds,
+            timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS,
+        )
+        is True
+    )
+
+
+async def find(conn: Connection, tenant: str, key: str) -> Stored | None:
+    """Return the key's row, unless it has expired."""
+    row = await conn.fetchrow(
+        """
+        SELECT fingerprint, fingerprint_version, status, location, body FROM idempotency_keys
+        WHERE tenant = $1 AND key = $2 AND expires_at > clock_timestamp()
+        """,
+        tenant,
+        key,
+    )
+    if row is None:
+        return None
+    answer = Answer(row["status"], row["location"], row["body"], replayed=True)
+    return Stored(row["fingerprint"], row["fingerprint_version"], answer)
+
+
+async def prune(conn: Connection, limit: int) -> int:
+    """Delete up to `limit` expired rows. Returns how many there were."""
+    status = await conn.execute(
+        """
+        DELETE FROM idempotency_keys WHERE (tenant, key) IN (
+            SELECT tenant, key FROM idempotency_keys WHERE expires_at <= clock_timestamp()
+            ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        )
+        """,
+        limit,
+    )
+    return int(status.rpartition(" ")[2])

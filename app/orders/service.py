@@ -1,0 +1,205 @@
+"""The transactions that write orders. Each function is one transaction, or one part of the caller's."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from uuid_utils.compat import uuid7
+
+from app import db
+from app.errors import IdempotencyKeyReused, OrderNotFound, RequestInProgress
+from app.messaging import outbox
+from app.orders import events, keys
+from app.orders.models import Line, Order
+from app.orders.status import Reason, Status, may_become
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceOrder:
+    """What a customer asks for, validated."""
+
+    tenant: str
+    currency: str
+    lines: tuple[Line, ...]
+    customer_id: str | None = None
+    payment_method: str | None = None
+    shipping_address: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+Render = Callable[[Order], keys.Answer]
+
+
+async def place(
+    pool: db.Pool,
+    command: PlaceOrder,
+    key: keys.Key | None,
+    render: Render,
+    trace: Mapping[str, str],
+    *,
+    ttl_seconds: float,
+    wait_seconds: float,
+) -> keys.Answer:
+    """Write order, lines, outbox row and key row in one transaction, and return the answer that committed with them.
+
+    With a key that already stands for this request: its stored answer. Raises IdempotencyKeyReused (it stands for
+    another request), RequestInProgress (the first one is still running after `wait_seconds`), DatabaseUnavailable.
+    """
+    now = datetime.now(UTC)
+    order = Order(
+        id=uuid7(), status=Status.PENDING, status_reason=None, tracking_id=None, version=1, placed_at=now,
+        updated_at=now, **{field.name: getattr(command, field.name) for field in dataclasses.fields(command)},
+    )  # fmt: skip
+    answer = render(order)
+    while True:
+        async with db.transaction(pool) as conn:
+            if key is None or await _take(conn, key, answer, ttl_seconds, wait_seconds):
+                await _insert(conn, order)
+                await _emit(conn, order, trace)
+                return answer
+            stored = await keys.find(conn, key.tenant, key.key)
+        if stored is not None:
+            return _replay(key, stored)
+        # The row was there and is gone: it expired between the two statements, so the key is free again.
+
+
+async def _take(
+    conn: db.Connection, key: keys.Key, answer: keys.Answer, ttl_seconds: float, wait_seconds: float
+) -> bool:
+    try:
+        return await keys.take(conn, key, answer, ttl_seconds, wait_seconds)
+    except asyncpg.LockNotAvailableError as error:
+        raise RequestInProgress("the first request with this Idempotency-Key is still running") from error
+
+
+def _replay(key: keys.Key, stored: keys.Stored) -> keys.Answer:
+    if (stored.fingerprint_version, stored.fingerprint) != (key.fingerprint_version, key.fingerprint):
+        raise IdempotencyKeyReused("this Idempotency-Key was used for another request")
+    return stored.answer
+
+
+async def _insert(conn: db.Connection, order: Order) -> None:
+    await conn.execute(
+        """
+        WITH placed AS (
+            INSERT INTO orders (id, tenant, status, customer_id, currency, total_minor, payment_method,
+                                shipping_address, metadata, version, placed_at, updated_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+            RETURNING id
+        )
+        INSERT INTO order_lines (order_id, number, sku, quantity, unit_price_minor)
+        SELECT placed.id, line.number, line.sku, line.quantity, line.unit_price_minor
+        FROM placed, unnest($12::text[], $13::integer[], $14::bigint[])
+            WITH ORDINALITY AS line (sku, quantity, unit_price_minor, number)
+        """,
+        order.id,
+        order.tenant,
+        order.status,
+        order.customer_id,
+        order.currency,
+        order.total_minor,
+        order.payment_method,
+        _json(order.shipping_address),
+        _json(order.metadata),
+        order.version,
+        order.placed_at,
+        [line.sku for line in order.lines],
+        [line.quantity for line in order.lines],
+        [line.unit_price_minor for line in order.lines],
+    )
+
+
+async def _emit(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> None:
+    if event := events.event_for(order, trace):
+        await outbox.add(conn, event)
+
+
+async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
+    """Read one order. Raises OrderNotFound, for another tenant's order too."""
+    async with db.connection(pool) as conn:
+        order = await load(conn, order_id)
+    if order is None or order.tenant != tenant:
+        raise OrderNotFound(f"there is no order {order_id}")
+    return order
+
+
+async def load(conn: db.Connection, order_id: UUID, *, lock: bool = False) -> Order | None:
+    """Read one order with its lines; with `lock`, hold its row until the caller's transaction ends."""
+    rows = await conn.fetch(
+        f"""
+        SELECT o.*, l.sku, l.quantity, l.unit_price_minor
+        FROM orders o JOIN order_lines l ON l.order_id = o.id
+        WHERE o.id = $1 ORDER BY l.number
+        {"FOR UPDATE OF o" if lock else ""}
+        """,  # noqa: S608 - constants
+        order_id,
+    )
+    return _order(rows) if rows else None
+
+
+async def change_status(
+    conn: db.Connection,
+    order: Order,
+    status: Status,
+    reason: Reason | None,
+    trace: Mapping[str, str],
+    tracking_id: str | None = None,
+) -> Order:
+    """Move an order that the caller has locked to `status`, and emit the event that tells of it."""
+    if not may_become(order.status, status):
+        raise AssertionError(f"bug: order {order.id} cannot go from {order.status} to {status}")
+    updated = dataclasses.replace(
+        order,
+        status=status,
+        status_reason=reason,
+        tracking_id=tracking_id,
+        version=order.version + 1,
+        updated_at=max(datetime.now(UTC), order.updated_at),
+    )
+    await conn.execute(
+        """
+        UPDATE orders SET status = $2, status_reason = $3, tracking_id = $4, version = $5, updated_at = $6
+        WHERE id = $1
+        """,
+        updated.id,
+        updated.status,
+        updated.status_reason,
+        updated.tracking_id,
+        updated.version,
+        updated.updated_at,
+    )
+    await _emit(conn, updated, trace)
+    return updated
+
+
+def _order(rows: list[asyncpg.Record]) -> Order:
+    row = rows[0]
+    return Order(
+        id=UUID(int=row["id"].int),
+        tenant=row["tenant"],
+        status=Status(row["status"]),
+        status_reason=Reason(row["status_reason"]) if row["status_reason"] else None,
+        customer_id=row["customer_id"],
+        currency=row["currency"],
+        lines=tuple(Line(line["sku"], line["quantity"], line["unit_price_minor"]) for line in rows),
+        payment_method=row["payment_method"],
+        shipping_address=_parsed(row["shipping_address"]),
+        metadata=_parsed(row["metadata"]),
+        tracking_id=row["tracking_id"],
+        version=row["version"],
+        placed_at=row["placed_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _parsed(value: str | None) -> dict[str, Any] | None:
+    return None if value is None else json.loads(value)

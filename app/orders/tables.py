@@ -1,0 +1,71 @@
+"""The orders tables, as the migrations must leave them; a test holds the two together."""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.db import metadata
+from app.orders.status import Status
+
+STATUSES = f"status IN ({', '.join(repr(str(status)) for status in Status)})"
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("status", Text, CheckConstraint(STATUSES, name="status"), nullable=False),
+    Column("status_reason", Text),
+    Column("customer_id", Text),
+    Column("currency", Text, nullable=False),
+    Column("total_minor", BigInteger, CheckConstraint("total_minor > 0", name="total"), nullable=False),
+    Column("payment_method", Text),
+    Column("shipping_address", JSONB),
+    Column("metadata", JSONB),
+    Column("tracking_id", Text),
+    Column("version", Integer, nullable=False),
+    Column("placed_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+)
+
+order_lines = Table(
+    "order_lines",
+    metadata,
+    Column("order_id", ForeignKey("orders.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("sku", Text, nullable=False),
+    Column("quantity", Integer, CheckConstraint("quantity > 0", name="quantity"), nullable=False),
+    Column(
+        "unit_price_minor",
+        BigInteger,
+        CheckConstraint("unit_price_minor >= 0", name="unit_price"),
+        nullable=False,
+    ),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("fingerprint_version", SmallInteger, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Index("idempotency_keys_expires_at_idx", "expires_at"),
+)

@@ -1,0 +1,254 @@
+"""The saga tables: one row per saga, and the append-only log of what was asked of partners and what came back.
+
+`next_attempt_at` is when a process may take the saga on; taking it moves that to the end of the lease, and so does
+every write of its runner. `version` is the fencing token: it grows with every write and every takeover, and a write
+with an older one changes nothing.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app import db
+from app.errors import StaleLease
+from app.messaging.envelope import Envelope, UnreadableMessage
+from app.orders.status import Reason, Status
+from app.saga import plan
+
+sagas = Table(
+    "sagas",
+    db.metadata,
+    Column("id", ForeignKey("orders.id"), primary_key=True),
+    Column("plan_version", SmallInteger, nullable=False),
+    Column(
+        "direction",
+        Text,
+        CheckConstraint("direction IN ('forward', 'backward')", name="direction"),
+        nullable=False,
+    ),
+    Column("step", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", Text),
+    Column("version", Integer, nullable=False),
+    Column("next_attempt_at", DateTime(timezone=True), nullable=False),
+    Column("lease_owner", Text),
+    Column("deadline_at", DateTime(timezone=True), nullable=False),
+    Column("traceparent", Text),
+    Column("tracestate", Text),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("finished_at", DateTime(timezone=True)),
+    Index("sagas_next_attempt_at_idx", "next_attempt_at", postgresql_where=text("finished_at IS NULL")),
+)
+
+saga_steps = Table(
+    "saga_steps",
+    db.metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("saga_id", ForeignKey("sagas.id"), nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("step", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("detail", Text),
+    Column("reply", JSONB),
+    Index("saga_steps_saga_id_idx", "saga_id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Saga:
+    """A saga that this process holds the lease of."""
+
+    id: UUID
+    version: int
+    state: plan.State
+    remaining_seconds: float  # until its deadline, when it was claimed
+    started_at: datetime
+    traceparent: str | None
+    tracestate: str | None
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The trace that the order came with, as headers."""
+        headers = {"traceparent": self.traceparent, "tracestate": self.tracestate}
+        return {name: value for name, value in headers.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the log. `outcome`: attempted (about to call), done, refused, not-sent or unknown."""
+
+    step: plan.Step
+    action: plan.Action
+    attempt: int
+    outcome: str
+    detail: str | None = None
+    reply: Mapping[str, Any] | None = None
+
+
+async def start(conn: db.Connection, envelope: Envelope, deadline_seconds: float) -> None:
+    """Start the saga of a placed order, at most once per order: the handler of `order.placed`.
+
+    The order is locked first, so that starting and cancelling it exclude each other. An order that is no longer
+    pending needs no saga. Raises UnreadableMessage when there is no such order.
+    """
+    try:
+        order_id = UUID(envelope.subject)
+    except ValueError as error:
+        raise UnreadableMessage(f"subject {envelope.subject!r} is not an order id") from error
+    status = await conn.fetchval("SELECT status FROM orders WHERE id = $1 FOR UPDATE", order_id)
+    if status is None:
+        raise UnreadableMessage(f"there is no order {order_id}")
+    if status != Status.PENDING:
+        return
+    state = plan.begin()
+    await conn.execute(
+        """
+        INSERT INTO sagas (id, plan_version, direction, step, attempts, version, next_attempt_at, deadline_at,
+                           traceparent, tracestate, started_at, updated_at)
+        SELECT $1, $2, $3, $4, 0, 1, now.at, now.at + make_interval(secs => $5), $6, $7, now.at, now.at
+        FROM (SELECT clock_timestamp() AS at) AS now
+        ON CONFLICT (id) DO NOTHING
+        """,
+        order_id,
+        state.plan_version,
+        state.direction,
+        state.step,
+        deadline_seconds,
+        envelope.traceparent,
+        envelope.tracestate,
+    )
+
+
+async def claim(
+    conn: db.Connection, owner: str, plan_versions: Collection[int], limit: int, lease_seconds: float
+) -> list[Saga]:
+    """Take up to `limit` due sagas for `lease_seconds`, the longest due first, of plans that this release knows."""
+    rows = await conn.fetch(
+        """
+        UPDATE sagas
+        SET lease_owner = $1, version = version + 1,
+            next_attempt_at = clock_timestamp() + make_interval(secs => $4)
+        WHERE id IN (
+            SELECT id FROM sagas
+            WHERE finished_at IS NULL AND next_attempt_at <= clock_timestamp() AND plan_version = ANY($2)
+            ORDER BY next_attempt_at
+            LIMIT $3
+            FOR UPDATE SKIP LOCKED
+        )
+        RETURNING id, version, plan_version, direction, step, attempts, reason, started_at,
+                  extract(epoch FROM deadline_at - clock_timestamp())::float8 AS remaining_seconds,
+                  traceparent, tracestate
+        """,
+        owner,
+        list(plan_versions),
+        limit,
+        lease_seconds,
+    )
+    return [_saga(row) for row in rows]
+
+
+async def save(
+    conn: db.Connection,
+    saga: Saga,
+    state: plan.State,
+    entries: Sequence[Entry],
+    *,
+    due_in_seconds: float,
+    owner: str | None,
+) -> int:
+    """Write the new state and append to the log, in one statement. Returns the saga's new version.
+
+    With an `owner` the lease is renewed until `due_in_seconds` from now; without one the saga is given back and due
+    again then. Raises StaleLease when another process has taken the saga over; then nothing is written.
+    """
+    version: int | None = await conn.fetchval(
+        """
+        WITH saved AS (
+            UPDATE sagas
+            SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
+                next_attempt_at = clock_timestamp() + make_interval(secs => $8), updated_at = clock_timestamp(),
+                finished_at = CASE WHEN $4::text IS NULL THEN clock_timestamp() END
+            WHERE id = $1 AND version = $2
+            RETURNING id, version
+        ), logged AS (
+            INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
+            SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
+                   entry.reply
+            FROM saved, unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[])
+                WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
+            ORDER BY entry.number
+        )
+        SELECT version FROM saved
+        """,
+        saga.id,
+        saga.version,
+        state.direction,
+        state.step,
+        state.attempts,
+        state.reason,
+        owner,
+        due_in_seconds,
+        [entry.step for entry in entries],
+        [entry.action for entry in entries],
+        [entry.attempt for entry in entries],
+        [entry.outcome for entry in entries],
+        [entry.detail for entry in entries],
+        [None if entry.reply is None else json.dumps(dict(entry.reply)) for entry in entries],
+    )
+    if version is None:
+        raise StaleLease(f"saga {saga.id} was taken over")
+    return version
+
+
+def _saga(row: Any) -> Saga:
+    state = plan.State(
+        plan_version=row["plan_version"],
+        direction=plan.Direction(row["direction"]),
+        step=plan.Step(row["step"]),
+        attempts=row["attempts"],
+        reason=Reason(row["reason"]) if row["reason"] else None,
+    )
+    return Saga(
+        id=UUID(int=row["id"].int),
+        version=row["version"],
+        state=state,
+        remaining_seconds=row["remaining_seconds"],
+        started_at=row["started_at"],
+        traceparent=row["traceparent"],
+        tracestate=row["tracestate"],
+    )
+
+
+async def stats(conn: db.Connection) -> tuple[dict[str, int], float]:
+    """Return the number of unfinished sagas by their order's status, and the age in seconds of the oldest of them."""
+    rows = await conn.fetch(
+        """
+        SELECT o.status, count(*) AS unfinished,
+               extract(epoch FROM clock_timestamp() - min(s.started_at))::float8 AS age
+        FROM sagas s JOIN orders o USING (id) WHERE s.finished_at IS NULL GROUP BY o.status
+        """
+    )
+    return {row["status"]: row["unfinished"] for row in rows}, max((row["age"] for row in rows), default=0.0)
