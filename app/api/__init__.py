@@ -1,0 +1,1 @@
+"""HTTP: translates requests into commands and results into answers. Decides nothing about orders."""

@@ -1,0 +1,61 @@
+"""What every request passes, below the framework: request id, trace, log context, metric, and the last resort.
+
+Pure ASGI: a BaseHTTPMiddleware would cost more than everything else on the way of a request.
+"""
+
+import re
+import time
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import problems
+from app.telemetry import Metrics, trace_context
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID = "X-Request-ID"
+ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Edge:
+    """ASGI middleware; the first and last of our own code that a request meets."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID, "")
+        request_id = given if ACCEPTABLE_ID.fullmatch(given) else str(uuid4())
+        began = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            trace_context({name: headers.get(name) for name in ("traceparent", "tracestate")}),
+        ):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                log.exception("http.failed", method=scope["method"], path=scope["path"])
+                if status:
+                    raise  # the answer has begun: all that is left is to cut the connection
+                await problems.internal_error()(scope, receive, send_with_id)
+            finally:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                self._metrics.http_duration.labels(scope["method"], route, status).observe(time.perf_counter() - began)

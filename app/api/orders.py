@@ -1,0 +1,166 @@
+"""The orders routes: `POST /orders`, `GET /orders/{id}`."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Request, Response
+
+from app import db
+from app.api.idempotency import HEADER, SingleFlight, key_for, read_key
+from app.api.schemas import OrderAnswer, Problem, read_place_order
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    IdempotencyKeyReused,
+    RequestInProgress,
+    UnsupportedMediaType,
+)
+from app.orders import service
+from app.orders.keys import Answer
+from app.orders.models import Order
+from app.telemetry import Metrics, trace_headers
+
+log = structlog.get_logger(__name__)
+router = APIRouter(tags=["orders"])
+
+TENANT = "default"
+MAX_BODY_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What the routes work with."""
+
+    pool: db.Pool
+    metrics: Metrics
+    on_placed: Callable[[], None]
+    checkpoint: Callable[[str], None]
+    body_timeout_seconds: float
+    key_required: bool
+    key_ttl_seconds: float
+    key_wait_seconds: float
+    single_flight: SingleFlight = field(default_factory=SingleFlight)
+
+
+def render(order: Order) -> Answer:
+    """Return the order as the answer to the request that placed it."""
+    return Answer(HTTPStatus.CREATED, f"/orders/{order.id}", _body(order))
+
+
+def _body(order: Order) -> bytes:
+    return json.dumps(order.representation(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    return {
+        status.value: {
+            "description": status.phrase,
+            "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+        }
+        for status in statuses
+    }
+
+
+@router.post(
+    "/orders",
+    status_code=HTTPStatus.CREATED,
+    summary="Place an order",
+    response_model=OrderAnswer,
+    responses=_problems(
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    ),
+    openapi_extra={
+        "parameters": [
+            {
+                "name": HEADER,
+                "in": "header",
+                "required": False,
+                "description": 'One and the same for every try of one order: `"abc"` or `abc`, 1–255 visible ASCII.',
+                "schema": {"type": "string"},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/PlaceOrderRequest"}}},
+        },
+    },
+)
+async def place(request: Request) -> Response:
+    """Answer 201 once order and event are durable; with a known Idempotency-Key, the first answer again."""
+    intake: Intake = request.state.intake
+    header = read_key(request.headers.getlist(HEADER), required=intake.key_required)
+    asked = read_place_order(await _read_body(request, intake.body_timeout_seconds))
+    key = None
+    if header is not None:
+        key = key_for(TENANT, header, request.method, request.url.path, request.url.query, asked.normal_form())
+    try:
+        async with intake.single_flight.one(key, intake.key_wait_seconds) as wait_seconds:
+            answer = await service.place(
+                intake.pool,
+                asked.command(TENANT),
+                key,
+                render,
+                trace_headers(),
+                ttl_seconds=intake.key_ttl_seconds,
+                wait_seconds=wait_seconds,
+            )
+    except (IdempotencyKeyReused, RequestInProgress) as error:
+        kind = "reused" if isinstance(error, IdempotencyKeyReused) else "in-progress"
+        intake.metrics.idempotency_conflicts.labels(kind).inc()
+        raise
+    return _answered(intake, answer)
+
+
+def _answered(intake: Intake, answer: Answer) -> Response:
+    headers = {"Location": answer.location}
+    if answer.replayed:
+        intake.metrics.idempotent_replays.labels("postgres").inc()
+        headers["Idempotent-Replay"] = "true"
+    else:
+        intake.checkpoint("intake.committed")
+        intake.metrics.orders_placed.inc()
+        intake.on_placed()
+    log.info("order.replayed" if answer.replayed else "order.placed", order_id=answer.location.rpartition("/")[2])
+    return Response(answer.body, answer.status, headers, media_type="application/json")
+
+
+@router.get(
+    "/orders/{order_id}",
+    summary="Read an order",
+    response_model=OrderAnswer,
+    responses=_problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def read(request: Request, order_id: UUID) -> Response:
+    """Return the order as it is now."""
+    intake: Intake = request.state.intake
+    order = await service.get(intake.pool, TENANT, order_id)
+    return Response(_body(order), media_type="application/json")
+
+
+async def _read_body(request: Request, timeout_seconds: float) -> bytes:
+    """Read the body, counting. Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("the body must be application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    except TimeoutError as error:
+        raise BodyTimeout(f"the body did not arrive within {timeout_seconds:g} s") from error
+    return bytes(body)

@@ -1,0 +1,112 @@
+"""Errors as RFC 9457 problem details. The only place that knows HTTP statuses."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyMissing,
+    IdempotencyKeyReused,
+    MalformedRequest,
+    OrderNotFound,
+    OrdersError,
+    RequestInProgress,
+    Unavailable,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+
+STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
+    MalformedRequest: HTTPStatus.BAD_REQUEST,
+    IdempotencyKeyMissing: HTTPStatus.BAD_REQUEST,
+    IdempotencyKeyInvalid: HTTPStatus.BAD_REQUEST,
+    OrderNotFound: HTTPStatus.NOT_FOUND,
+    BodyTimeout: HTTPStatus.REQUEST_TIMEOUT,
+    RequestInProgress: HTTPStatus.CONFLICT,
+    BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ValidationFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
+    IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def problem(
+    status: HTTPStatus,
+    code: str,
+    detail: str,
+    *,
+    errors: Sequence[Mapping[str, Any]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Make a problem response; `errors` lists what is wrong with a body, as `{"pointer", "detail"}`."""
+    body: dict[str, Any] = {
+        "type": f"urn:orders:problem:{code}",
+        "title": status.phrase,
+        "status": status.value,
+        "code": code,
+        "detail": detail,
+    }
+    if errors:
+        body["errors"] = list(errors)
+    return Response(json.dumps(body), status.value, headers=headers, media_type=MEDIA_TYPE)
+
+
+def internal_error() -> Response:
+    """Answer for what should not have happened; the log line with this request's id says what it was."""
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, OrdersError.code, "something went wrong on our side")
+
+
+def install(app: FastAPI) -> None:
+    """Turn every error, the framework's own too, into a problem."""
+    app.add_exception_handler(OrdersError, _orders_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+
+
+async def _orders_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OrdersError)  # noqa: S101 - registered for it
+    status = next((STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES), None)
+    if status is None:
+        raise error
+    headers: dict[str, str] = {}
+    detail = str(error)
+    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT}:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, Unavailable):
+        log.warning("http.unavailable", code=error.code, error=detail)
+        detail = "the service cannot take this request right now; try again with the same Idempotency-Key"
+    if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
+        headers["Connection"] = "close"  # the rest of the body is still on its way, and nobody will read it
+    errors = error.errors if isinstance(error, ValidationFailed) else ()
+    return problem(status, error.code, detail, errors=errors, headers=headers)
+
+
+async def _http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    status = HTTPStatus(error.status_code)
+    code = status.phrase.lower().replace(" ", "-")
+    return problem(status, code, str(error.detail), headers=error.headers)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    errors = [
+        {"pointer": "/" + "/".join(str(part) for part in each["loc"]), "detail": each["msg"]} for each in error.errors()
+    ]
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, "the request is not valid", errors=errors)

@@ -1,0 +1,292 @@
+"""The JSON that goes in and out: request models with every limit, and their translation into commands."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, NoReturn, Self
+
+import pycountry
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from app.errors import MalformedRequest, ValidationFailed
+from app.orders import money
+from app.orders.models import Line
+from app.orders.service import PlaceOrder
+from app.orders.status import Reason, Status
+
+MAX_ITEMS = 100
+MAX_METADATA_DEPTH = 16
+FLAT = ("sku", "quantity", "unit_price")
+COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
+PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
+CARD_LIKE = re.compile(r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)")  # ISO/IEC 7812: 13 to 19 digits, as people write them
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
+    try:
+        return json.loads(body, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _no_nul(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain U+0000")
+    return value
+
+
+def _price(value: object) -> Decimal:
+    if isinstance(value, str) and PLAIN_DECIMAL.fullmatch(value):
+        return Decimal(value)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return Decimal(value)
+    raise ValueError('must be a number or a decimal string like "9.99"')
+
+
+def _no_card_number(value: str) -> str:
+    if CARD_LIKE.search(value):
+        raise ValueError("looks like a card number; send the token that your payment provider gave you")
+    return value
+
+
+def _country(value: str) -> str:
+    if value not in COUNTRIES:
+        raise ValueError("is not an ISO 3166-1 alpha-2 code")
+    return value
+
+
+def _currency(value: str) -> str:
+    if value not in money.EXPONENTS:
+        raise ValueError("is not an ISO 4217 code of a currency with minor units")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_no_nul)]
+Sku = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_no_nul)]
+PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_no_nul)]
+Price = Annotated[
+    Decimal,
+    BeforeValidator(_price),
+    Field(ge=0, le=money.MAX_TOTAL),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": r"^[0-9]{1,30}(\.[0-9]{1,30})?$"},
+            ],
+            "examples": ["9.99"],
+        }
+    ),
+]
+
+
+class _Input(BaseModel):
+    """A request object: unknown names are refused; camelCase is accepted for each snake_case name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, value: object) -> object:
+        return cls._long_form(_snake_case(value, cls._names())) if isinstance(value, dict) else value
+
+    @classmethod
+    def _names(cls) -> Iterable[str]:
+        return cls.model_fields
+
+    @classmethod
+    def _long_form(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return value
+
+
+def _snake_case(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    snake = {to_camel(name): name for name in names}
+    renamed = {snake.get(name, name): part for name, part in value.items()}
+    if len(renamed) < len(value):
+        raise ValueError("a field is given twice, in snake_case and in camelCase")
+    return renamed
+
+
+class Item(_Input):
+    """One line of an order."""
+
+    sku: Sku
+    quantity: Annotated[StrictInt, Field(ge=1, le=10_000)]
+    unit_price: Price
+
+
+class Address(_Input):
+    """Where to ship to."""
+
+    name: Name
+    line1: Name
+    line2: Name | None = None
+    city: Name
+    region: Name | None = None
+    postal_code: PostalCode | None = None
+    country: Annotated[str, AfterValidator(_country), Field(examples=["DE"], pattern="^[A-Z]{2}$")]
+
+
+class PlaceOrderRequest(_Input):
+    """The body of `POST /orders`. A one-item order may be written flat: `{"sku", "quantity", "unit_price"}`."""
+
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+    currency: Annotated[str, AfterValidator(_currency), Field(pattern="^[A-Z]{3}$")] = "USD"
+    customer_id: Name | None = None
+    payment_method: Annotated[Name, AfterValidator(_no_card_number)] | None = Field(
+        default=None, description="a token of the payment provider; null: the customer's default"
+    )
+    shipping_address: Address | None = None
+    metadata: dict[Name, Any] | None = None
+
+    @classmethod
+    def _names(cls) -> Iterable[str]:
+        return (*cls.model_fields, *FLAT)
+
+    @classmethod
+    def _long_form(cls, value: dict[str, Any]) -> dict[str, Any]:
+        flat = {name: part for name, part in value.items() if name in FLAT}
+        if not flat:
+            return value
+        if "items" in value:
+            raise ValueError("an order is written either flat or with items, not both")
+        return {**{name: part for name, part in value.items() if name not in FLAT}, "items": [flat]}
+
+    @field_validator("metadata", mode="after")
+    @classmethod
+    def _storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else _plain(value, MAX_METADATA_DEPTH)
+
+    @model_validator(mode="after")
+    def _payable(self) -> Self:
+        for number, item in enumerate(self.items):
+            try:
+                money.to_minor(item.unit_price, self.currency)
+            except ValueError as error:
+                raise ValueError(f"items/{number}/unit_price {error}") from error
+        total = sum(line.total_minor for line in self.lines())
+        if not 0 < total <= money.max_total_minor(self.currency):
+            raise ValueError(f"the total must be more than 0 and at most {money.MAX_TOTAL}")
+        return self
+
+    def lines(self) -> tuple[Line, ...]:
+        """Return the lines, prices in minor units."""
+        return tuple(
+            Line(item.sku, item.quantity, money.to_minor(item.unit_price, self.currency)) for item in self.items
+        )
+
+    def command(self, tenant: str) -> PlaceOrder:
+        """Translate into the service's command."""
+        return PlaceOrder(
+            tenant=tenant,
+            currency=self.currency,
+            lines=self.lines(),
+            customer_id=self.customer_id,
+            payment_method=self.payment_method,
+            shipping_address=None if self.shipping_address is None else self.shipping_address.model_dump(),
+            metadata=self.metadata,
+        )
+
+    def normal_form(self) -> dict[str, Any]:
+        """Return what the request says, however it was written: prices in minor units, defaults left out."""
+        form = self.model_dump(exclude_defaults=True)
+        form["items"] = [[line.sku, line.quantity, line.unit_price_minor] for line in self.lines()]
+        return form
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Return JSON that Postgres can store and that reads back the same."""
+    if depth < 0:
+        raise ValueError("is nested too deeply")
+    match value:
+        case dict():
+            return {_plain(name, depth): _plain(part, depth - 1) for name, part in value.items()}
+        case list():
+            return [_plain(part, depth - 1) for part in value]
+        case Decimal():
+            number = float(value)
+            if number in {float("inf"), float("-inf")}:
+                raise ValueError("has a number that is too large")
+            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+        case str():
+            value.encode()  # UnicodeEncodeError is a ValueError: half of a surrogate pair
+            return _no_nul(value)
+        case _:
+            return value
+
+
+def read_place_order(body: bytes) -> PlaceOrderRequest:
+    """Parse and validate the body. Raises MalformedRequest, ValidationFailed."""
+    value = parse_json(body)
+    try:
+        return PlaceOrderRequest.model_validate(value)
+    except ValidationError as error:
+        errors = [
+            {
+                "pointer": "".join(f"/{part}" for part in each["loc"]),
+                "detail": each["msg"].removeprefix("Value error, "),
+            }
+            for each in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise ValidationFailed("the body is not a valid order", errors) from error
+
+
+class ItemAnswer(BaseModel):
+    """One line of an order, as answered."""
+
+    sku: str
+    quantity: int
+    unit_price: str
+    line_total: str
+
+
+class OrderAnswer(BaseModel):
+    """An order, as answered. Amounts are decimal strings with all of the currency's decimals."""
+
+    id: str
+    status: Status
+    status_reason: Reason | None
+    customer_id: str | None
+    currency: str
+    items: list[ItemAnswer]
+    total: str
+    placed_at: str
+    updated_at: str
+    version: int
+    tracking_id: str | None
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[Mapping[str, str]] | None = None

