@@ -1,0 +1,90 @@
+"""Real servers for the tests that ask for them: started on first use, shared by the run, gone with it."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from app.embedded import free_port as find_free_port
+from tests.harness import brokers, databases
+from tests.harness.processes import Service, tail
+from tests.harness.run import ControllerRun, Run
+
+POOL_SIZE = 10
+controller_run = pytest.StashKey[ControllerRun]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # set by xdist in its workers
+        config.stash[controller_run] = ControllerRun()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if controller_run in config.stash:
+        config.stash[controller_run].close()
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    return Run.current()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(run: Run) -> str:
+    """A server to make databases in: the one of TEST_DATABASE_URL, or our own."""
+    return run.server("postgres")
+
+
+@pytest.fixture
+async def database_url(postgres_url: str, run: Run) -> AsyncIterator[str]:
+    """A migrated, empty database for this test alone."""
+    async with databases.fresh(postgres_url, run) as url:
+        yield url
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    from app.db import create_pool  # noqa: PLC0415 - tests without a database do not need it
+
+    pool = await create_pool(database_url, POOL_SIZE)
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+@pytest.fixture
+async def rabbitmq_url(run: Run) -> AsyncIterator[str]:
+    """A vhost without the service's queues and exchanges, which no other test uses meanwhile."""
+    async with brokers.clean(run) as url:
+        yield url
+
+
+@pytest.fixture
+def free_port() -> int:
+    return find_free_port()
+
+
+@pytest.fixture
+def server_directory(run: Run) -> Path:
+    """A place for a test's own servers, which another user may reach (unlike `tmp_path`)."""
+    directory = Path(tempfile.mkdtemp(dir=run.directory))
+    directory.chmod(0o711)
+    return directory
+
+
+@pytest.fixture
+async def start_service(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Service]]]:
+    """Start `Service(env, args)` as often as wanted; the logs are shown when the test fails."""
+    async with contextlib.AsyncExitStack() as services:
+
+        async def start(env: dict[str, str], args: tuple[str, ...] = ("serve",)) -> Service:
+            log = tmp_path / f"{args[0]}-{find_free_port()}.log"
+            services.callback(lambda: sys.stdout.write(tail(log)))
+            return await services.enter_async_context(Service(env, args, log=log))
+
+        yield start

@@ -1,0 +1,234 @@
+"""Every call of the partner contract, as the service's clients make it and as plain HTTP."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from app.partners.ports import Done, Item, Refused, Unknown
+from tests.contract.conftest import Partners, decisions, entries, post, summary
+
+ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "Oslo", "postal_code": "0150", "country": "NO"}
+
+
+async def stock(http: httpx.AsyncClient, item_id: str) -> tuple[int, int, int]:
+    found = (await http.get(f"/v1/inventory/stock/{item_id}")).raise_for_status().json()
+    return found["free"], found["held"], found["sold"]
+
+
+def test_the_sandbox_lives(sandbox_url: str) -> None:
+    answer = httpx.get(f"{sandbox_url}/livez")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_an_item_never_seen_has_a_million(http: httpx.AsyncClient, item: Item) -> None:
+    assert await stock(http, item.sku) == (1_000_000, 0, 0)
+
+
+async def test_a_hold_takes_stock_and_names_its_end(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+) -> None:
+    outcome = await partners.inventory.hold(saga, [item])
+    assert isinstance(outcome, Done)
+    assert set(outcome.reply) == {"reservation_id", "expires_at"}
+    assert await stock(http, item.sku) == (999_998, 2, 0)
+    assert await partners.inventory.state(saga) == "held"
+
+
+async def test_lines_of_one_item_are_added_up(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+) -> None:
+    await http.put(f"/stock/{item.sku}", json={"quantity": 3})
+    assert await partners.inventory.hold(saga, [item, item]) == Refused("out-of-stock")
+    assert isinstance(await partners.inventory.hold(uuid4(), [item, Item(item.sku, 1)]), Done)
+    assert await stock(http, item.sku) == (0, 3, 0)
+
+
+async def test_a_hold_takes_all_items_or_none(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+) -> None:
+    outcome = await partners.inventory.hold(saga, [item, Item("OUT-OF-STOCK", 1)])
+    assert outcome == Refused("out-of-stock")
+    assert await stock(http, item.sku) == (1_000_000, 0, 0)
+    assert await partners.inventory.state(saga) is None
+
+
+async def test_a_commit_turns_the_hold_into_a_sale(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+) -> None:
+    await partners.inventory.hold(saga, [item])
+    assert await partners.inventory.commit(saga) == Done()
+    assert await stock(http, item.sku) == (999_998, 0, 2)
+    assert await partners.inventory.state(saga) == "committed"
+    assert (await summary(http, saga))["committed"] is True
+
+
+async def test_a_commit_without_a_hold_is_unknown_and_leaves_the_key_free(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+) -> None:
+    assert await partners.inventory.commit(saga) == Unknown("404 no-hold")
+    await partners.inventory.hold(saga, [item])
+    assert await partners.inventory.commit(saga) == Done()
+    assert await decisions(http, saga, "inventory.commit") == [("error", False), ("done", True)]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_release_returns_what_is_held_or_sold(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, *, committed: bool
+) -> None:
+    await partners.inventory.hold(saga, [item])
+    if committed:
+        await partners.inventory.commit(saga)
+    assert await partners.inventory.release(saga) == Done()
+    assert await stock(http, item.sku) == (1_000_000, 0, 0)
+    assert await partners.inventory.state(saga) == "released"
+
+
+async def test_a_charge_moves_its_amount_and_a_refund_all_of_it_back(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID
+) -> None:
+    outcome = await partners.payment.charge(saga, 2997, "USD", "pm_card_visa")
+    assert isinstance(outcome, Done)
+    assert set(outcome.reply) == {"payment_id"}
+    assert await partners.payment.state(saga) == "charged"
+    assert await partners.payment.refund(saga) == Done()
+    assert await partners.payment.state(saga) == "refunded"
+    amounts = [(each["operation"], each["amount_minor"], each["applied"]) for each in await entries(http, saga)]
+    assert amounts == [("payment.charge", 2997, True), ("payment.refund", 2997, True)]
+    assert (await summary(http, saga)) == {
+        "charged_minor": 2997,
+        "refunded_minor": 2997,
+        "held": False,
+        "committed": False,
+        "shipped": False,
+    }
+
+
+async def test_a_charge_without_a_method_uses_the_customers_default(partners: Partners, saga: UUID) -> None:
+    assert isinstance(await partners.payment.charge(saga, 1, "JPY", None), Done)
+
+
+async def test_a_declined_card_moves_nothing_and_stays_declined_when_undone(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID
+) -> None:
+    assert await partners.payment.charge(saga, 500, "USD", "pm_card_declined") == Refused("card-declined")
+    assert await partners.payment.state(saga) == "declined"
+    assert await partners.payment.refund(saga) == Done()
+    assert await partners.payment.state(saga) == "declined"
+    assert await decisions(http, saga, "payment.charge") == [("refused", False)]
+    assert await decisions(http, saga, "payment.refund") == [("nothing-to-undo", False)]
+    assert (await summary(http, saga))["charged_minor"] == 0
+
+
+async def test_the_silent_card_is_charged_and_only_a_second_call_hears_it(
+    http: httpx.AsyncClient, partners: Partners, partners_at: Any, sandbox_url: str, saga: UUID
+) -> None:
+    hasty = partners_at(sandbox_url, timeout_seconds=0.3).payment
+    assert await hasty.charge(saga, 500, "USD", "pm_timeout_after") == Unknown("no answer within 0.3 s")
+    assert isinstance(await partners.payment.charge(saga, 500, "USD", "pm_timeout_after"), Done)
+    assert await decisions(http, saga, "payment.charge") == [("done", True), ("replayed", False)]
+
+
+async def test_a_shipment_is_created_and_cancelled(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+) -> None:
+    outcome = await partners.shipping.create(saga, [item], ADDRESS)
+    assert isinstance(outcome, Done)
+    assert set(outcome.reply) == {"tracking_id"}
+    assert await partners.shipping.state(saga) == "created"
+    assert (await summary(http, saga))["shipped"] is True
+    assert await partners.shipping.cancel(saga) == Done()
+    assert await partners.shipping.state(saga) == "cancelled"
+    assert (await summary(http, saga))["shipped"] is False
+
+
+async def test_an_undeliverable_item_is_held_but_not_shipped(partners: Partners, saga: UUID) -> None:
+    item = Item("UNDELIVERABLE", 1)
+    assert isinstance(await partners.inventory.hold(saga, [item]), Done)
+    assert await partners.shipping.create(saga, [item], None) == Refused("undeliverable")
+    assert await partners.shipping.state(saga) == "refused"
+
+
+@pytest.mark.parametrize("path", ["/v1/inventory/holds", "/v1/payments", "/v1/shipments"])
+async def test_a_saga_never_seen_is_a_404(http: httpx.AsyncClient, path: str, saga: UUID) -> None:
+    answer = await http.get(f"{path}/{saga}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/inventory/hold", {"items": [{"item_id": "a", "qty": 1}], "ttl_seconds": 60}),
+        ("/v1/inventory/commit", {}),
+        ("/v1/inventory/release", {}),
+        ("/v1/payments/charge", {"amount_minor": 1, "currency": "USD", "payment_method": None}),
+        ("/v1/payments/refund", {}),
+        ("/v1/shipments", {"items": [{"item_id": "a", "qty": 1}], "address": None}),
+        ("/v1/shipments/cancel", {}),
+    ],
+)
+async def test_a_key_that_is_missing_or_not_this_sagas_is_a_400_and_decides_nothing(
+    http: httpx.AsyncClient, saga: UUID, path: str, body: dict[str, Any]
+) -> None:
+    codes = []
+    for key in (None, "nonsense", f"{uuid4()}:charge_payment", f"{saga}:reserve_inventory:undo:undo"):
+        answer = await post(http, path, key, {"saga_id": str(saga), **body})
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+        codes.append(answer.json()["code"])
+    assert codes == ["idempotency-key-missing", *["idempotency-key-invalid"] * 3]
+    assert await entries(http, saga) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amount_minor": 0},
+        {"amount_minor": "5"},
+        {"amount_minor": 1.5},
+        {"amount_minor": True},
+        {"currency": "usd"},
+        {"payment_method": 7},
+        {"saga_id": "no/slash"},
+        {"saga_id": None},
+        {"tip": 1},
+    ],
+)
+async def test_a_body_that_does_not_fit_is_a_422_that_names_the_place(
+    http: httpx.AsyncClient, saga: UUID, change: dict[str, Any]
+) -> None:
+    body = {"saga_id": str(saga), "amount_minor": 5, "currency": "USD", "payment_method": None, **change}
+    answer = await post(http, "/v1/payments/charge", f"{saga}:charge_payment", body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+    assert answer.json()["errors"][0]["where"] == f"body.{next(iter(change))}"
+    assert await entries(http, saga) == []
+
+
+async def test_what_is_no_json_is_a_400(http: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "s:charge_payment"}
+    answer = await http.post("/v1/payments/charge", content=b'{"saga_id":', headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed-json")
+
+
+@pytest.mark.parametrize(("method", "status"), [("DELETE", 405), ("GET", 404)])
+async def test_the_frameworks_own_errors_are_problems_too(http: httpx.AsyncClient, method: str, status: int) -> None:
+    answer = await http.request(method, "/ledger" if status == 405 else "/nowhere")
+    assert answer.status_code == answer.json()["status"] == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_setting_stock_sets_what_is_free_and_leaves_what_is_held(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID
+) -> None:
+    item_id = f"a thing/№{saga.hex[:8]}"
+    await partners.inventory.hold(saga, [Item(item_id, 4)])
+    answer = await http.put(f"/stock/{item_id}", json={"quantity": 7})
+    assert answer.json() == {"free": 7, "held": 4, "sold": 0}
+    assert (await http.put(f"/stock/{item_id}", json={"quantity": -1})).status_code == 422
+
+
+async def test_any_name_of_a_saga_is_served(http: httpx.AsyncClient) -> None:
+    saga = f"curl-{uuid4().hex[:8]}"
+    answer = await post(http, "/v1/payments/refund", f"{saga}:charge_payment:undo", {"saga_id": saga})
+    assert answer.json() == {"saga_id": saga, "state": "refunded"}

@@ -1,0 +1,64 @@
+"""A database per test: a copy of a template that was migrated once in the run. Names carry the run's id."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from tests.harness.run import Run
+
+
+@contextlib.asynccontextmanager
+async def fresh(server_url: str, run: Run) -> AsyncIterator[str]:
+    """Lend the URL of a migrated, empty database; drop it afterwards, whoever is still connected."""
+    template = await asyncio.to_thread(_migrated_template, server_url, run)
+    name = f"{_prefix(run)}{uuid.uuid4().hex[:12]}"
+    await _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield _in_database(server_url, name)
+    finally:
+        await _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def drop_all(server_url: str, run: Run) -> None:
+    """Drop every database of the run, the template included."""
+    conn = await asyncpg.connect(server_url)
+    try:
+        query = "SELECT datname FROM pg_database WHERE starts_with(datname, $1)"
+        for (name,) in await conn.fetch(query, _prefix(run)):
+            await conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        await conn.close()
+
+
+def _migrated_template(server_url: str, run: Run) -> str:
+    """Make the template, once in the run. Not for an event loop's thread: it runs loops of its own."""
+    from app.db import migrate  # noqa: PLC0415 - the harness itself needs nothing of the service
+
+    name, done = f"{_prefix(run)}template", run.directory / "template.migrated"
+    with run.lock("template"):
+        if not done.exists():
+            asyncio.run(_execute(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+            asyncio.run(_execute(server_url, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))
+            migrate(_in_database(server_url, name))
+            done.touch()
+    return name
+
+
+def _prefix(run: Run) -> str:
+    return f"orders_test_{run.id}_"
+
+
+def _in_database(server_url: str, name: str) -> str:
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+
+async def _execute(server_url: str, statement: str) -> None:
+    conn = await asyncpg.connect(server_url)
+    try:
+        await conn.execute(statement)
+    finally:
+        await conn.close()

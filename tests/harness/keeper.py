@@ -1,0 +1,55 @@
+"""Holds one server for a whole test run: `python -m tests.harness.keeper NAME DIRECTORY`.
+
+Prints one line of JSON when the server is ready (`pid` of the keeper, `url`); stops it when the run is over.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.harness import databases
+from tests.harness.run import Run
+from tests.harness.servers import Postgres, RabbitMQ
+
+VHOSTS = 16  # one for each worker, and for those that replace a crashed one
+
+
+@contextlib.asynccontextmanager
+async def postgres(run: Run) -> AsyncIterator[str]:
+    """Keep a private server; or clean up after the run in the one that TEST_DATABASE_URL names."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        await databases.drop_all(given, run)
+        return
+    async with Postgres(run.directory) as server:
+        yield server.url
+
+
+@contextlib.asynccontextmanager
+async def rabbitmq(run: Run) -> AsyncIterator[str]:
+    """Keep a private server with a vhost for each worker (`w0`, `w1`, …); the URL ends before the vhost."""
+    async with RabbitMQ(run.directory, [f"w{number}" for number in range(VHOSTS)]) as server:
+        yield server.url("")
+
+
+SERVERS = {"postgres": postgres, "rabbitmq": rabbitmq}
+
+
+async def keep(name: str, directory: Path) -> None:
+    """Run the server until the run is over."""
+    run = Run(directory)
+    # Not to block without a controller, which opening for reading alone would do; the run is over then.
+    alive = os.open(directory / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    async with SERVERS[name](run) as url:
+        print(json.dumps({"pid": os.getpid(), "url": url}), flush=True)  # noqa: T201 - for the one who started us
+        os.set_blocking(alive, True)
+        await asyncio.to_thread(os.read, alive, 1)
+
+
+if __name__ == "__main__":
+    asyncio.run(keep(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,165 @@
+"""Child processes that tests start, kill and freeze, the service itself among them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import httpx
+import psutil  # type: ignore[import-untyped]  # its types are a package of their own
+
+from app.embedded import dying_with_parent, free_port
+from tests.harness.wait import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+START_SECONDS = 30.0
+KILL_SECONDS = 10.0
+LOG_TAIL_LINES = 60
+
+
+class ProcessTree:
+    """One or more processes and all that descends from them.
+
+    A process group is not enough: Postgres and Erlang put their children into groups of their own.
+    """
+
+    def __init__(self, *leaders: subprocess.Popen[bytes]) -> None:
+        self.leaders = leaders
+        self._frozen: list[psutil.Process] = []
+
+    def freeze(self) -> None:
+        """Stop every process where it is (SIGSTOP), parents first, so that none starts another meanwhile."""
+        for leader in self.leaders:
+            if leader.poll() is None:
+                self._suspend(psutil.Process(leader.pid))
+
+    def _suspend(self, process: psutil.Process) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+            self._frozen.append(process)
+            for child in process.children():
+                self._suspend(child)
+
+    def thaw(self) -> None:
+        """Let the frozen go on (SIGCONT), children first."""
+        while self._frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._frozen.pop().resume()
+
+    async def kill(self) -> None:
+        """SIGKILL all of them; return when every one is gone."""
+        self.thaw()
+        self.freeze()
+        doomed, self._frozen = self._frozen, []
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        await wait_until(lambda: not any(map(is_alive, doomed)), KILL_SECONDS, f"end of {doomed} after SIGKILL")
+        for leader in self.leaders:
+            leader.wait()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether it still runs. A zombie does not: it only waits for a parent that is not us."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def tail(log: Path) -> str:
+    """Return the end of a log, to be shown with a failure."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([f"--- the end of {log}", *lines[-LOG_TAIL_LINES:], "---"])
+
+
+def start_process(
+    command: Sequence[str], directory: Path, env: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process that writes to `log`, hears no Ctrl-C and is killed when this process ends, however."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*dying_with_parent(signal.SIGKILL), *command],
+            cwd=directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+class Service:
+    """`orders serve` (or another command that serves HTTP, such as `sandbox`) on a free port, as a process.
+
+    `env` comes on top of ours without its ORDERS_*. The same object can be started again, on the same port.
+    """
+
+    def __init__(self, env: Mapping[str, str], args: Sequence[str] = ("serve",), *, log: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
+        self._env = {**inherited, "ORDERS_PORT": str(self.port), **env}
+        by_option = [] if args[0] == "serve" else ["--port", str(self.port)]
+        self._command = [sys.executable, "-m", "app", *args, *by_option]
+        self._tree: ProcessTree | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    async def start(self) -> None:
+        """Return when `/livez` answers 200. AssertionError, with the end of the log, if it does not."""
+        self._tree = ProcessTree(start_process(self._command, REPOSITORY, self._env, self.log))
+        try:
+            async with httpx.AsyncClient(base_url=self.url, trust_env=False) as client:
+                await wait_until(lambda: self._is_live(client), START_SECONDS, "200 from /livez")
+        except BaseException as error:
+            await self.kill()
+            error.add_note(tail(self.log))
+            raise
+
+    async def _is_live(self, client: httpx.AsyncClient) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"ended with {self.process.returncode} while starting")
+        with contextlib.suppress(httpx.TransportError):
+            return (await client.get("/livez")).status_code == httpx.codes.OK
+        return False
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The running process."""
+        return self._running().leaders[0]
+
+    def _running(self) -> ProcessTree:
+        if self._tree is None:
+            raise RuntimeError("bug: the service was not started")
+        return self._tree
+
+    async def terminate(self, deadline_seconds: float = 25.0) -> int:
+        """SIGTERM; return the exit code when it has ended by itself within the deadline."""
+        process = self.process
+        process.terminate()
+        await wait_until(lambda: process.poll() is not None, deadline_seconds, "end of the service after SIGTERM")
+        return process.returncode
+
+    async def kill(self) -> None:
+        """SIGKILL, wait until it is gone. Does nothing when it is not running."""
+        if self._tree is not None:
+            tree, self._tree = self._tree, None
+            await tree.kill()
+
+    def freeze(self) -> None:
+        """Stop it where it is (SIGSTOP)."""
+        self._running().freeze()
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self._running().thaw()

@@ -1,0 +1,31 @@
+"""Waits for a condition, with a deadline: the only place in the tests that sleeps."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, overload
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.02
+
+
+@overload
+async def wait_until(condition: Callable[[], Awaitable[T]], deadline_seconds: float, what: str) -> T: ...
+@overload
+async def wait_until(condition: Callable[[], T], deadline_seconds: float, what: str) -> T: ...
+async def wait_until(condition: Callable[[], object], deadline_seconds: float, what: str) -> object:
+    """Poll `condition` (plain or async) until it is true, and return what it returned.
+
+    An exception that it raises goes through at once. Past the deadline: AssertionError, naming `what`.
+    """
+    deadline = time.monotonic() + deadline_seconds
+    while True:
+        answer = condition()
+        value = await answer if inspect.isawaitable(answer) else answer
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {deadline_seconds:g} s: {what} (last seen: {value!r})")
+        await asyncio.sleep(POLL_SECONDS)
