@@ -1,0 +1,80 @@
+"""Writes the generated page docs/configuration.md from the settings classes; `--check`: exit 1 if it is stale."""
+
+import sys
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from app.settings import ALL_ROLES, PREFIX, Settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+CONFIGURATION = """\
+# Configuration
+
+Environment variables, read once at start-up by `orders serve`; `orders migrate` reads `ORDERS_DATABASE_URL` alone, and
+`orders demo` sets what it needs by itself. A missing, malformed or impossible value is one line on stderr that names
+the variable, and exit code 2. This table is generated from `app/settings.py` by `make generate`.
+
+| variable | default | unit | meaning |
+|---|---|---|---|
+{rows}
+
+Some of them belong together, and start-up refuses what does not fit:
+
+- `ORDERS_PARTNER_TIMEOUT_SECONDS` is at most a third of `ORDERS_SAGA_LEASE_SECONDS`: a saga's lease must outlast the
+  call that its runner is in.
+- `ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS` is less than `ORDERS_OUTBOX_LEASE_SECONDS`: a relay must be done with its rows
+  before another one may claim them.
+- `ORDERS_INVENTORY_HOLD_SECONDS` is more than `ORDERS_SAGA_DEADLINE_SECONDS`: stock must stay held for as long as the
+  saga may still go forward.
+- Without `ORDERS_RABBITMQ_URL` messages stay inside the process, so `relay` and `consumer` must be in one process.
+- With the role `consumer` all three partner URLs are needed.
+
+`orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb` to use instead of the
+newest installed one.
+"""
+
+
+def configuration() -> str:
+    """Return the page with a row for each setting, in the order of the class."""
+    rows = (_row(name, field) for name, field in Settings.model_fields.items())
+    return CONFIGURATION.format(rows="\n".join(rows))
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    unit = "s" if name.endswith("_seconds") else ""
+    return f"| `{PREFIX}{name.upper()}` | {_default(field)} | {unit} | {field.description} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    match field.default:
+        case SecretStr() as secret:
+            value = secret.get_secret_value()
+        case frozenset() as roles if roles == ALL_ROLES:
+            value = "api,relay,consumer,janitor"
+        case bool() as flag:
+            value = str(flag).lower()
+        case None:
+            value = ""
+        case other:
+            value = f"{other:g}" if isinstance(other, float) else str(other)
+    return f"`{value}`" if value else ""
+
+
+def main() -> int:
+    """Write the page, or with `--check` compare it."""
+    path, text = DOCS / "configuration.md", configuration()
+    if "--check" not in sys.argv:
+        path.write_text(text)
+    elif not path.exists() or path.read_text() != text:
+        sys.stderr.write(f"{path} is out of date: run `make generate`\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
