@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-import psutil  # type: ignore[import-untyped]  # its types are a package of their own
+import psutil
 
 from app.embedded import dying_with_parent, free_port
 from tests.harness.wait import wait_until
@@ -93,19 +93,21 @@ def start_process(
 
 
 class Service:
-    """`orders serve` (or another command that serves HTTP, such as `sandbox`) on a free port, as a process.
+    """`orders serve` (or another command or `module` that serves HTTP) on a free port, as a process.
 
     `env` comes on top of ours without its ORDERS_*. The same object can be started again, on the same port.
     """
 
-    def __init__(self, env: Mapping[str, str], args: Sequence[str] = ("serve",), *, log: Path) -> None:
+    def __init__(
+        self, env: Mapping[str, str], args: Sequence[str] = ("serve",), *, log: Path, module: str = "app"
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
         self._env = {**inherited, "ORDERS_PORT": str(self.port), **env}
-        by_option = [] if args[0] == "serve" else ["--port", str(self.port)]
-        self._command = [sys.executable, "-m", "app", *args, *by_option]
+        by_option = ["--port", str(self.port)] if args[0] in {"sandbox", "demo"} else []
+        self._command = [sys.executable, "-m", module, *args, *by_option]
         self._tree: ProcessTree | None = None
 
     async def __aenter__(self) -> Self:
@@ -143,11 +145,13 @@ class Service:
             raise RuntimeError("bug: the service was not started")
         return self._tree
 
-    async def terminate(self, deadline_seconds: float = 25.0) -> int:
-        """SIGTERM; return the exit code when it has ended by itself within the deadline."""
+    async def terminate(self, deadline_seconds: float = 25.0, number: signal.Signals = signal.SIGTERM) -> int:
+        """SIGTERM, or another signal; return the exit code when it has ended by itself within the deadline."""
         process = self.process
-        process.terminate()
-        await wait_until(lambda: process.poll() is not None, deadline_seconds, "end of the service after SIGTERM")
+        process.send_signal(number)
+        await wait_until(
+            lambda: process.poll() is not None, deadline_seconds, f"end of the service after {number.name}"
+        )
         return process.returncode
 
     async def kill(self) -> None:

@@ -1,0 +1,118 @@
+"""The whole system as a user runs it: service processes, real Postgres and RabbitMQ, the sandbox as a process."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.harness.checker import FINAL, Answers, violations
+from tests.harness.processes import Service
+from tests.harness.wait import wait_until
+
+StartService = Callable[..., Awaitable[Service]]
+
+ENDED_SECONDS = 60.0
+# A dead process's work is taken over when its lease ends: short ones, so that the tests need not wait long.
+SETTINGS = {
+    "ORDERS_OUTBOX_LEASE_SECONDS": "3",
+    "ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS": "2",
+    "ORDERS_SAGA_LEASE_SECONDS": "3",
+    "ORDERS_PARTNER_TIMEOUT_SECONDS": "1",
+    "ORDERS_PARTNER_RETRY_BASE_SECONDS": "0.05",
+    "ORDERS_PARTNER_RETRY_CAP_SECONDS": "0.5",
+    "ORDERS_LOG_FORMAT": "console",
+}
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
+
+
+def client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=url, timeout=30, verify=NO_TLS, trust_env=False, limits=httpx.Limits(max_connections=200)
+    )
+
+
+def order(sku: str = "WIDGET", **more: Any) -> dict[str, Any]:
+    return {"items": [{"sku": sku, "quantity": 3, "unit_price": "9.99"}], **more}
+
+
+@dataclass
+class System:
+    """What one test runs and looks at."""
+
+    env: Mapping[str, str]
+    start_service: StartService
+    pool: asyncpg.Pool
+    sandbox: httpx.AsyncClient
+    sandbox_process: Service
+    answers: Answers = field(default_factory=Answers)
+
+    async def start(self, **more: str) -> Service:
+        """Start one more `orders serve`; `more` are settings, such as `roles="api"`."""
+        return await self.start_service(
+            {**self.env, **{f"ORDERS_{name.upper()}": value for name, value in more.items()}}
+        )
+
+    async def start_crashing(self, point: str) -> Service:
+        """Start a service that kills itself at the checkpoint."""
+        return await self.start_service(dict(self.env), (point,), "tests.harness.crashing")
+
+    async def faults(self, *rules: Mapping[str, Any]) -> None:
+        (await self.sandbox.put("/faults", json=rules)).raise_for_status()
+
+    async def place(self, services: Iterable[Service], key: str, body: Mapping[str, Any]) -> httpx.Response:
+        """Post as a stubborn client does: with the same key, to each service in turn, until one answers 201."""
+        while True:
+            for service in services:
+                async with client(service.url) as http:
+                    try:
+                        response = await http.post("/orders", json=body, headers={"Idempotency-Key": key})
+                    except httpx.TransportError:
+                        continue
+                if response.status_code == httpx.codes.CREATED:
+                    self.answers.add(key, response)
+                    return response
+                assert response.status_code in {httpx.codes.CONFLICT, httpx.codes.SERVICE_UNAVAILABLE}, response.text
+            await asyncio.sleep(0.05)  # a client's pause between two rounds
+
+    async def all_ended(self) -> None:
+        """Wait until every order has a final status, and every event is out and handled."""
+        await wait_until(self._is_quiet, ENDED_SECONDS, "end of every order")
+
+    async def _is_quiet(self) -> bool:
+        unfinished: int = await self.pool.fetchval(
+            """
+            SELECT (SELECT count(*) FROM orders WHERE status <> ALL($1))
+                 + (SELECT count(*) FROM outbox WHERE published_at IS NULL)
+                 + (SELECT count(*) FROM sagas WHERE finished_at IS NULL)
+            """,
+            FINAL,
+        )
+        return unfinished == 0
+
+    async def statuses(self) -> set[tuple[str, str | None]]:
+        rows = await self.pool.fetch("SELECT DISTINCT status, status_reason FROM orders")
+        return {(row["status"], row["status_reason"]) for row in rows}
+
+    async def violations(self) -> list[str]:
+        return await violations(self.env["ORDERS_DATABASE_URL"], self.sandbox, self.answers)
+
+
+@pytest.fixture
+async def system(
+    database_url: str, rabbitmq_url: str, pool: asyncpg.Pool, start_service: StartService
+) -> AsyncIterator[System]:
+    """A database, a vhost and a sandbox, as yet without a service."""
+    sandbox = await start_service({}, ("sandbox",))
+    env = {
+        **SETTINGS,
+        "ORDERS_DATABASE_URL": database_url,
+        "ORDERS_RABBITMQ_URL": rabbitmq_url,
+        **dict.fromkeys(("ORDERS_INVENTORY_URL", "ORDERS_PAYMENT_URL", "ORDERS_SHIPPING_URL"), sandbox.url),
+    }
+    async with client(sandbox.url) as http:
+        yield System(env, start_service, pool, http, sandbox)

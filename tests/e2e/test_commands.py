@@ -1,0 +1,111 @@
+"""The commands, as a user types them: what they say, how they exit, and that nothing stays behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import StartService, client, order
+from tests.harness.checker import FINAL, Answers, violations
+from tests.harness.processes import REPOSITORY, is_alive
+from tests.harness.wait import wait_until
+
+NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
+
+
+async def orders(*args: str, **settings: str) -> tuple[int, str, str]:
+    """Run `orders …`; return exit code, stdout and stderr."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", *args),
+        cwd=REPOSITORY,
+        env={**inherited, **{f"ORDERS_{name.upper()}": value for name, value in settings.items()}},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        ({}, "ORDERS_DATABASE_URL"),
+        ({"database_url": "mysql://localhost/orders"}, "ORDERS_DATABASE_URL"),
+        ({"database_url": NOBODY, "roles": "api,kitchen"}, "ORDERS_ROLES"),
+        ({"database_url": NOBODY, "roles": "relay"}, "ORDERS_RABBITMQ_URL"),
+        ({"database_url": NOBODY}, "ORDERS_INVENTORY_URL"),
+        ({"database_url": NOBODY, "roles": "api", "port": "eighty"}, "ORDERS_PORT"),
+    ],
+)
+async def test_a_bad_setting_is_one_line_that_names_the_variable(settings: dict[str, str], variable: str) -> None:
+    code, out, err = await orders("serve", **settings)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert variable in err
+
+
+async def test_migrate_says_whether_the_schema_is_behind_and_brings_it_up(database_url: str, postgres_url: str) -> None:
+    empty = f"{postgres_url.rpartition('/')[0]}/template1"
+    assert await orders("migrate", "--check", database_url=empty) == (
+        1,
+        "the schema is behind this release: run `orders migrate`\n",
+        "",
+    )
+    for args in (["migrate"], ["migrate", "--check"]):
+        assert await orders(*args, database_url=database_url) == (0, "the schema is current\n", "")
+
+
+@pytest.mark.parametrize("args", [["migrate"], ["migrate", "--check"]])
+async def test_migrate_exits_with_3_when_postgres_is_out_of_reach(args: list[str]) -> None:
+    code, out, err = await orders(*args, database_url=NOBODY)
+    assert (code, out, err.count("\n")) == (3, "", 1)
+
+
+async def test_serve_refuses_a_port_that_is_taken(start_service: StartService) -> None:
+    sandbox = await start_service({}, ("sandbox",))
+    code, _, err = await orders("serve", database_url=NOBODY, roles="api", port=str(sandbox.port))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"127.0.0.1:{sandbox.port}" in err
+
+
+async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_process(
+    start_service: StartService, server_directory: Path, free_port: int
+) -> None:
+    demo = await start_service(
+        {}, ("demo", "--data-dir", str(server_directory / "demo"), "--sandbox-port", str(free_port))
+    )
+    sandbox_url = f"http://127.0.0.1:{free_port}"
+    family = psutil.Process(demo.process.pid)
+    members = [family, *family.children(recursive=True)]
+    assert any("postgres" in member.name() for member in members)
+    answers = Answers()
+    async with client(demo.url) as http, client(sandbox_url) as sandbox:
+        bodies = {"plain": order(), "declined": order(payment_method="pm_card_declined")}
+        for key, body in bodies.items():
+            answers.add(key, await http.post("/orders", json=body, headers={"Idempotency-Key": key}))
+        locations = [next(iter(told))[0] for told in answers.by_key.values()]
+        await wait_until(lambda: ended(http, locations), 30, "end of both orders")
+        assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
+        database_url = next(word for word in demo.log.read_text().split() if word.startswith("postgresql://"))
+        assert await violations(database_url, sandbox, answers) == []
+    assert await demo.terminate(number=signal.SIGINT) == 0
+    assert not any(map(is_alive, members))
+    await demo.start()
+    async with client(demo.url) as http:
+        assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
+
+
+async def ended(http: httpx.AsyncClient, locations: list[str]) -> bool:
+    return all(status in FINAL for status, _ in await shown(http, locations))
+
+
+async def shown(http: httpx.AsyncClient, locations: list[str]) -> list[tuple[str, str | None]]:
+    found = [(await http.get(location)).raise_for_status().json() for location in locations]
+    return [(each["status"], each["status_reason"]) for each in found]

@@ -1,0 +1,61 @@
+"""A SIGKILL at any instant costs time and nothing else: after a restart every order ends, and the ledger agrees."""
+
+import asyncio
+import signal
+
+import pytest
+
+from tests.e2e.conftest import System, order
+from tests.harness.wait import wait_until
+
+ORDERS = 3
+
+FORWARD = [
+    "intake.committed",
+    "relay.claimed",
+    "relay.published",
+    "consumer.committed",
+    *(
+        f"saga.{step}.do.{instant}"
+        for step in ("reserve_inventory", "charge_payment", "commit_inventory", "create_shipment")
+        for instant in ("attempted", "answered")
+    ),
+    "saga.finished",
+]
+BACKWARD = [
+    *(
+        f"saga.{step}.undo.{instant}"
+        for step in ("create_shipment", "charge_payment", "reserve_inventory")
+        for instant in ("attempted", "answered")
+    ),
+    "saga.finished",
+]
+
+
+async def crash_at(system: System, point: str, sku: str) -> None:
+    """Let a service die at the point while it is given orders, and another one take over."""
+    doomed = await system.start_crashing(point)
+    services = [doomed]
+    placing = [asyncio.create_task(system.place(services, f"key-{n}", order(sku))) for n in range(ORDERS)]
+    assert await wait_until(doomed.process.poll, 30, f"death at {point}") == -signal.SIGKILL
+    services.append(await system.start())
+    await asyncio.gather(*placing)
+    await system.all_ended()
+
+
+@pytest.mark.parametrize("point", FORWARD)
+async def test_an_order_is_confirmed_once_whatever_instant_forward_the_service_dies_at(
+    system: System, point: str
+) -> None:
+    await crash_at(system, point, "WIDGET")
+    assert await system.violations() == []
+    assert await system.statuses() == {("confirmed", None)}
+
+
+@pytest.mark.parametrize("point", BACKWARD)
+async def test_everything_is_undone_once_whatever_instant_backward_the_service_dies_at(
+    system: System, point: str
+) -> None:
+    await crash_at(system, point, "UNDELIVERABLE")
+    assert await system.violations() == []
+    assert await system.statuses() == {("rejected", "undeliverable")}

@@ -1,0 +1,156 @@
+"""Judges a run by what the partners' own ledger says, not by what the service believes.
+
+The invariants (docs/invariants.md), once every order has ended:
+
+- I2: a key has one order and one answer, to the byte; every order that was answered is there;
+- I4: each message took effect once: one saga an order, and nothing moved twice at any partner;
+- I5: charged − refunded is the total of a confirmed order, and zero for every other; never two live charges;
+- I7: stock is conserved: what is sold is what confirmed orders took, nothing is held, and nothing shipped that was not
+  sold and paid for.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import httpx
+
+FREE_AT_FIRST = 1_000_000  # what the sandbox has of an item that it has never seen
+FINAL = ("confirmed", "rejected", "cancelled")
+DELTAS = {
+    "payment.charge": ("charges", 1),
+    "payment.refund": ("charges", -1),
+    "inventory.hold": ("stock", 1),
+    "inventory.release": ("stock", -1),
+    "shipping.create": ("parcels", 1),
+    "shipping.cancel": ("parcels", -1),
+}
+
+
+@dataclass
+class Answers:
+    """What the callers were told: for each key, every distinct (location, body) of a 201."""
+
+    by_key: dict[str, set[tuple[str, bytes]]] = field(default_factory=dict)
+
+    def add(self, key: str, response: httpx.Response) -> None:
+        """Remember a 201."""
+        assert response.status_code == httpx.codes.CREATED, response.text
+        self.by_key.setdefault(key, set()).add((response.headers["location"], response.content))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that is looked at, read once."""
+
+    orders: Mapping[str, Mapping[str, Any]]  # by id: status, total_minor
+    lines: Mapping[str, Counter[str]]  # by order: quantity of each sku
+    sagas: Collection[str]
+    unhandled: Collection[str]  # ids of `order.placed` events without an inbox row that says they took effect
+    entries: list[dict[str, Any]]
+    summary: Mapping[str, Mapping[str, Any]]
+    stock: Mapping[str, Mapping[str, int]]
+
+
+async def violations(database_url: str, sandbox: httpx.AsyncClient, answers: Answers | None = None) -> list[str]:
+    """Return what does not hold, one line each; every order must have ended by now."""
+    facts = await _read(database_url, sandbox)
+    found = [f"I6: order {id_} is {order['status']}" for id_, order in facts.orders.items() if not _ended(order)]
+    for invariant in (_effects, _money, _stock):
+        found += invariant(facts)
+    return [*found, *(_answers(facts, answers) if answers else ())]
+
+
+async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
+    conn = await asyncpg.connect(database_url)
+    try:
+        orders = {str(row["id"]): row for row in await conn.fetch("SELECT id, status, total_minor FROM orders")}
+        lines: dict[str, Counter[str]] = {id_: Counter() for id_ in orders}
+        for row in await conn.fetch("SELECT order_id, sku, quantity FROM order_lines"):
+            lines[str(row["order_id"])][row["sku"]] += row["quantity"]
+        sagas = [str(row["id"]) for row in await conn.fetch("SELECT id FROM sagas")]
+        unhandled = await conn.fetch(
+            """
+            SELECT id FROM outbox WHERE type = 'orders.order.placed.v1' AND NOT EXISTS (
+                SELECT FROM inbox WHERE message_id = outbox.id::text AND processed_at IS NOT NULL)
+            """
+        )
+    finally:
+        await conn.close()
+    skus = {sku for counter in lines.values() for sku in counter}
+    return Facts(
+        orders=orders,
+        lines=lines,
+        sagas=sagas,
+        unhandled=[str(row["id"]) for row in unhandled],
+        entries=[each async for each in _entries(sandbox)],
+        summary=(await _get(sandbox, "/ledger/summary"))["sagas"],
+        stock={sku: await _get(sandbox, f"/v1/inventory/stock/{sku}") for sku in skus},
+    )
+
+
+async def _get(sandbox: httpx.AsyncClient, path: str, **params: Any) -> Any:
+    return (await sandbox.get(path, params=params)).raise_for_status().json()
+
+
+async def _entries(sandbox: httpx.AsyncClient) -> Any:
+    after = 0
+    while page := (await _get(sandbox, "/ledger", after=after, limit=1000))["entries"]:
+        for entry in page:
+            yield entry
+        after = page[-1]["seq"]
+
+
+def _ended(order: Mapping[str, Any]) -> bool:
+    return order["status"] in FINAL
+
+
+def _answers(facts: Facts, answers: Answers) -> Iterator[str]:
+    for key, told in answers.by_key.items():
+        if len(told) > 1:
+            yield f"I2: key {key} was answered in {len(told)} ways: {sorted(told)}"
+    told_of = {location.rpartition("/")[2] for told in answers.by_key.values() for location, _ in told}
+    yield from (f"I1: order {id_} was answered with 201 and is lost" for id_ in told_of - facts.orders.keys())
+    yield from (f"I2: order {id_} is nobody's" for id_ in facts.orders.keys() - told_of)
+
+
+def _effects(facts: Facts) -> Iterator[str]:
+    yield from (f"I4: event {id_} never took effect" for id_ in facts.unhandled)
+    yield from (f"I4: order {id_} has no saga" for id_ in facts.orders.keys() - set(facts.sagas))
+    yield from (
+        f"I4: partners acted for {id_}, which is no order" for id_ in facts.summary.keys() - facts.orders.keys()
+    )
+    moved = Counter((entry["saga_id"], entry["operation"]) for entry in facts.entries if entry["applied"])
+    yield from (f"I4: {operation} moved {n} times for {id_}" for (id_, operation), n in moved.items() if n > 1)
+
+
+def _money(facts: Facts) -> Iterator[str]:
+    for id_, order in facts.orders.items():
+        row = facts.summary.get(id_, {"charged_minor": 0, "refunded_minor": 0})
+        balance = row["charged_minor"] - row["refunded_minor"]
+        due = order["total_minor"] if order["status"] == "confirmed" else 0
+        if balance != due:
+            yield f"I5: order {id_} is {order['status']}, its balance {balance} and not {due}"
+    live: Counter[tuple[str, str]] = Counter()
+    for entry in facts.entries:
+        if entry["applied"] and entry["operation"] in DELTAS:
+            what, delta = DELTAS[entry["operation"]]
+            live[entry["saga_id"], what] += delta
+            if not 0 <= live[entry["saga_id"], what] <= 1:
+                yield f"I5: {live[entry['saga_id'], what]} live {what} for {entry['saga_id']} at entry {entry['seq']}"
+
+
+def _stock(facts: Facts) -> Iterator[str]:
+    taken: Counter[str] = Counter()
+    for id_, order in facts.orders.items():
+        confirmed = order["status"] == "confirmed"
+        taken += facts.lines[id_] if confirmed else Counter()
+        row = facts.summary.get(id_, {"held": False, "committed": False, "shipped": False})
+        if (row["held"], row["committed"], row["shipped"]) != (False, confirmed, confirmed):
+            yield f"I7: order {id_} is {order['status']}, but at the partners it is {dict(row)}"
+    for sku, stock in facts.stock.items():
+        known = 0 if sku == "OUT-OF-STOCK" else FREE_AT_FIRST
+        if stock != {"free": known - taken[sku], "held": 0, "sold": taken[sku]}:
+            yield f"I7: of {sku} there is {stock}, with {taken[sku]} in confirmed orders"
