@@ -92,7 +92,7 @@ async def test_a_process_that_freezes_past_its_leases_and_wakes_up_changes_nothi
     frozen = await system.start()
     await system.faults({"target": "payment.charge", "kind": "timeout_before"})
     await storm(system, [frozen], [f"key-{number}" for number in range(5)])
-    await wait_until(lambda: leased(system.pool), 30, "a leased saga")
+    await wait_until(lambda: leased(system.pool, 5), 30, "a call under way, every message acted on")
     frozen.freeze()
     await system.faults()
     await system.start()
@@ -107,8 +107,9 @@ async def test_a_process_that_freezes_past_its_leases_and_wakes_up_changes_nothi
     assert await system.violations() == []
 
 
-async def leased(pool: asyncpg.Pool) -> bool:
-    return bool(await pool.fetchval("SELECT EXISTS (SELECT FROM sagas WHERE lease_owner IS NOT NULL)"))
+async def leased(pool: asyncpg.Pool, sagas: int) -> bool:
+    query = "SELECT count(*) = $1 AND count(lease_owner) > 0 FROM sagas"
+    return bool(await pool.fetchval(query, sagas))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -66,7 +66,7 @@ async def violations(database_url: str, sandbox: httpx.AsyncClient, answers: Ans
 async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
     conn = await asyncpg.connect(database_url)
     try:
-        orders = {str(row["id"]): row for row in await conn.fetch("SELECT id, status, total_minor FROM orders")}
+        orders = {str(row["id"]): dict(row) for row in await conn.fetch("SELECT id, status, total_minor FROM orders")}
         lines: dict[str, Counter[str]] = {id_: Counter() for id_ in orders}
         for row in await conn.fetch("SELECT order_id, sku, quantity FROM order_lines"):
             lines[str(row["order_id"])][row["sku"]] += row["quantity"]
