@@ -1,6 +1,7 @@
 """Every setting: name, default, unit and meaning. Read in `main`, `cli` and `demo` only; all else takes values."""
 
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,10 +23,8 @@ class Database(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _database_scheme(cls, value: SecretStr) -> SecretStr:
-        scheme = value.get_secret_value().partition("://")[0]
-        if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
-            raise ValueError("must begin with postgresql://, postgres:// or postgresql+asyncpg://")
+    def _database_spelling(cls, value: SecretStr) -> SecretStr:
+        _check_url(value.get_secret_value(), "postgresql", "postgres", "postgresql+asyncpg")
         return value
 
 
@@ -93,17 +92,18 @@ class Settings(Database):
 
     @field_validator("rabbitmq_url")
     @classmethod
-    def _broker_scheme(cls, value: SecretStr) -> SecretStr:
-        url = value.get_secret_value()
-        if url and url.partition("://")[0] not in {"amqp", "amqps"}:
-            raise ValueError("must begin with amqp:// or amqps://, or be empty")
+    def _broker_spelling(cls, value: SecretStr) -> SecretStr:
+        if url := value.get_secret_value():
+            _check_url(url, "amqp", "amqps")
         return value
 
     @field_validator("inventory_url", "payment_url", "shipping_url")
     @classmethod
-    def _partner_scheme(cls, value: str) -> str:
-        if value and value.partition("://")[0] not in {"http", "https"}:
-            raise ValueError("must begin with http:// or https://")
+    def _partner_spelling(cls, value: str) -> str:
+        if value:
+            _check_url(value, "http", "https")
+            if not urlsplit(value).hostname:
+                raise ValueError("names no host")
         return value
 
     @model_validator(mode="after")
@@ -126,6 +126,17 @@ class Settings(Database):
     def hold_seconds(self) -> float:
         """Seconds a hold of stock must last, so that it outlives the saga and nothing has to be extended."""
         return self.inventory_hold_seconds or self.saga_deadline_seconds + 300
+
+
+def _check_url(url: str, *schemes: str) -> None:
+    """Raise ValueError, which quotes nothing of the URL: there may be a password in it."""
+    if url.partition("://")[0] not in schemes:
+        raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    try:
+        for host in urlsplit(url).netloc.rpartition("@")[2].split(","):  # PostgreSQL's may name several
+            _ = urlsplit(f"//{host}").port  # reading it is what checks it
+    except ValueError:
+        raise ValueError("its host and port cannot be read") from None
 
 
 def _refuse(name: str, why: str) -> None:

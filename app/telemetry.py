@@ -1,6 +1,7 @@
 """Logs, metrics and trace context. Labels are of low cardinality: never an order id, never a key."""
 
 import contextlib
+import itertools
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,13 @@ from opentelemetry import context, propagate
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# What orders and sagas can come to, named here so that each series is there from the start.
+REJECTIONS = ("out-of-stock", "card-declined", "undeliverable", "hold-expired", "timed-out")
+STEPS = {
+    "do": ("reserve_inventory", "charge_payment", "commit_inventory", "create_shipment"),
+    "undo": ("create_shipment", "charge_payment", "reserve_inventory"),
+}
+OUTCOMES = {"do": ("done", "refused", "not-sent", "unknown"), "undo": ("done", "not-sent", "unknown")}
 SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
@@ -66,6 +74,8 @@ class Metrics:
         self.orders_finished = Counter(
             "orders_finished", "Orders that came to an end here", ["status", "reason"], registry=registry
         )
+        for status, reason in (("confirmed", ""), *(("rejected", reason) for reason in REJECTIONS)):
+            self.orders_finished.labels(status, reason)
         self.idempotent_replays = Counter(
             "idempotency_cache_hits", "Answers replayed from a stored copy", ["source"], registry=registry
         )
@@ -122,6 +132,11 @@ class Metrics:
             ["step"],
             registry=registry,
         )
+        for action, steps in STEPS.items():
+            for step, outcome in itertools.product(steps, OUTCOMES[action]):
+                self.saga_step_duration.labels(step, action, outcome)
+        for step in STEPS["undo"]:
+            self.compensation_failed.labels(step)
 
 
 def trace_headers() -> dict[str, str]:

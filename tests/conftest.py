@@ -3,16 +3,21 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import aiohttp
 import asyncpg
+import httpx
 import pytest
 
 from app.embedded import free_port as find_free_port
-from tests.harness import brokers, databases
+from app.partners.client import open_session
+from tests.harness import brokers, databases, sandboxes
 from tests.harness.processes import Service, tail
 from tests.harness.run import ControllerRun, Run
+from tests.harness.sandboxes import Partners
 
 POOL_SIZE = 10
 controller_run = pytest.StashKey[ControllerRun]()
@@ -82,9 +87,40 @@ async def start_service(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable
     """Start `Service(env, args)` as often as wanted; the logs are shown when the test fails."""
     async with contextlib.AsyncExitStack() as services:
 
-        async def start(env: dict[str, str], args: tuple[str, ...] = ("serve",)) -> Service:
+        async def start(env: dict[str, str], args: tuple[str, ...] = ("serve",), module: str = "app") -> Service:
             log = tmp_path / f"{args[0]}-{find_free_port()}.log"
             services.callback(lambda: sys.stdout.write(tail(log)))
-            return await services.enter_async_context(Service(env, args, log=log))
+            return await services.enter_async_context(Service(env, args, log=log, module=module))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def sandbox_url() -> Iterator[str]:
+    """The partner sandbox of this worker; its ledger is one for all of its tests."""
+    with sandboxes.in_a_thread() as url:
+        yield url
+
+
+@pytest.fixture
+async def http(sandbox_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Plain HTTP to the sandbox; faults set with it end with the test."""
+    async with sandboxes.plain_http(sandbox_url) as client:
+        yield client
+        await client.delete("/faults")
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with open_session() as session:
+        yield session
+
+
+@pytest.fixture
+def partners_at(session: aiohttp.ClientSession) -> Callable[..., Partners]:
+    return partial(Partners.at, session)
+
+
+@pytest.fixture
+def partners(partners_at: Callable[..., Partners], sandbox_url: str) -> Partners:
+    return partners_at(sandbox_url)

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails
 
 from app.errors import MalformedRequest, ValidationFailed
 from app.orders import money
@@ -38,7 +39,9 @@ CARD_LIKE = re.compile(r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)")  # ISO/IEC 7812: 13
 def parse_json(body: bytes) -> Any:
     """Parse strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
     try:
-        return json.loads(body, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
+        # Decoded here: given bytes, json.loads would guess UTF-16 and UTF-32 as well, and let half surrogates pass.
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
 
@@ -124,6 +127,12 @@ class _Input(BaseModel):
         return value
 
 
+def _wrong_at(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
+    """Return `error` for one place of the body; raised as it is by a model's validator, it would be for all of it."""
+    details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": error})
+    return ValidationError.from_exception_data("PlaceOrderRequest", [details])
+
+
 def _snake_case(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     snake = {to_camel(name): name for name in names}
     renamed = {snake.get(name, name): part for name, part in value.items()}
@@ -188,10 +197,10 @@ class PlaceOrderRequest(_Input):
             try:
                 money.to_minor(item.unit_price, self.currency)
             except ValueError as error:
-                raise ValueError(f"items/{number}/unit_price {error}") from error
+                raise _wrong_at(("items", number, "unit_price"), error) from error
         total = sum(line.total_minor for line in self.lines())
         if not 0 < total <= money.max_total_minor(self.currency):
-            raise ValueError(f"the total must be more than 0 and at most {money.MAX_TOTAL}")
+            raise _wrong_at(("items",), ValueError(f"the total must be more than 0 and at most {money.MAX_TOTAL}"))
         return self
 
     def lines(self) -> tuple[Line, ...]:
@@ -248,12 +257,17 @@ def read_place_order(body: bytes) -> PlaceOrderRequest:
     except ValidationError as error:
         errors = [
             {
-                "pointer": "".join(f"/{part}" for part in each["loc"]),
+                "pointer": "".join(f"/{_escaped(str(part))}" for part in each["loc"]),
                 "detail": each["msg"].removeprefix("Value error, "),
             }
             for each in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         raise ValidationFailed("the body is not a valid order", errors) from error
+
+
+def _escaped(part: str) -> str:
+    """Escape for a JSON Pointer (RFC 6901, section 3)."""
+    return part.replace("~", "~0").replace("/", "~1")
 
 
 class ItemAnswer(BaseModel):

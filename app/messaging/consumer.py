@@ -35,6 +35,8 @@ RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = (
     10.0,
 )  # all attempts of a message fit well inside the broker's ack timeout
 
+REASON_LENGTH = 500  # of a reason that is stored and sent: a line to search for, not a traceback
+
 
 @dataclass(frozen=True, slots=True)
 class Handled:
@@ -98,7 +100,7 @@ class Consumer:
             return self.dead(f"unreadable: {error}")
         except Exception as error:
             log.exception("consumer.failed", event_id=str(envelope.id), order_id=envelope.subject)
-            return await self._failed(envelope, f"{type(error).__name__}: {error}")
+            return await self._failed(envelope, _one_line(f"{type(error).__name__}: {error}"))
         (self._metrics.consumer_processed if first else self._metrics.consumer_dedup_hits).inc()
         return Handled()
 
@@ -106,7 +108,7 @@ class Consumer:
         """Judge a message that no attempt was worth making on."""
         self._metrics.dlq_messages.inc()
         now = datetime.now(UTC)
-        return Dead(reason, 1, now, now)
+        return Dead(_one_line(reason), 1, now, now)
 
     async def _apply(self, handler: Handler, envelope: Envelope) -> bool:
         async with db.transaction(self._pool) as conn:
@@ -127,3 +129,8 @@ class Consumer:
             await inbox.dead(conn, self._name, str(envelope.id))
         self._metrics.dlq_messages.inc()
         return Dead(reason, failures.attempts, failures.first_at, failures.last_at)
+
+
+def _one_line(text: str) -> str:
+    """Make any text fit into a column and a message header, which take neither NUL, nor surrogates, nor 128 KiB."""
+    return "".join(char if char.isprintable() else " " for char in text[:REASON_LENGTH])

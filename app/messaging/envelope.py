@@ -68,7 +68,7 @@ def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
     """Read a message back. Raises UnreadableMessage with what is wrong with it."""
     try:
         data = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deeply for the parser
         raise UnreadableMessage(f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UnreadableMessage("the body is not a JSON object")
@@ -79,7 +79,7 @@ def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
             subject=_attribute(headers, "subject"),
             sequence=int(_attribute(headers, "sequence")),
             tenant=_attribute(headers, "tenant"),
-            time=datetime.fromisoformat(_attribute(headers, "time")),
+            time=_instant(_attribute(headers, "time")),
             data=data,
             traceparent=_text(headers.get("traceparent")),
             tracestate=_text(headers.get("tracestate")),
@@ -93,6 +93,13 @@ def _attribute(headers: Mapping[str, Any], name: str) -> str:
     if not value:
         raise ValueError(f"{HEADER_PREFIX}{name} is missing")
     return value
+
+
+def _instant(text: str) -> datetime:
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError(f"{HEADER_PREFIX}time has no offset from UTC")
+    return instant
 
 
 def _text(value: object) -> str | None:

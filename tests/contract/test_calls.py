@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from app.partners.ports import Done, Item, Refused, Unknown
-from tests.contract.conftest import Partners, decisions, entries, post, summary
+from tests.contract.conftest import post
+from tests.harness.sandboxes import Partners, decisions, entries, summary
 
 ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "Oslo", "postal_code": "0150", "country": "NO"}
 

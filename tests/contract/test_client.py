@@ -19,7 +19,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from app.partners.client import MAX_REPLY_BYTES, PartnerClient, open_session
 from app.partners.payment import HttpPayment
 from app.partners.ports import Done, NotSent, Refused, Unknown
-from tests.contract.conftest import Partners, wait_until
+from tests.harness.sandboxes import AMPLE_SECONDS, Partners
+from tests.harness.wait import wait_until
 
 PAID = b'{"payment_id": "pay_1"}'
 
@@ -247,11 +248,7 @@ async def test_a_call_whose_kept_connection_dies_is_unknown_and_never_sent_again
     async with partner(answer(201, PAID), []) as other:
         assert isinstance(await charge(other.url), Done)
         call = asyncio.create_task(charge(other.url))
-
-        async def it_has_arrived() -> bool:
-            return len(other.requests) == 2
-
-        await wait_until(it_has_arrived)
+        await wait_until(lambda: len(other.requests) == 2, AMPLE_SECONDS, "the second request")
         other.hang_up()
         assert isinstance(await call, Unknown)
         assert len(other.requests) == 2
@@ -291,11 +288,7 @@ async def test_a_defect_of_our_own_is_an_outcome_too(saga: UUID) -> None:
 async def test_a_cancelled_call_is_cancelled(charge: Pay) -> None:
     async with partner([]) as other:
         call = asyncio.create_task(charge(other.url))
-
-        async def it_has_arrived() -> bool:
-            return bool(other.requests)
-
-        await wait_until(it_has_arrived)
+        await wait_until(lambda: other.requests, AMPLE_SECONDS, "the request")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

@@ -12,19 +12,9 @@ import httpx
 import pytest
 
 from app.partners.ports import Done, Item, Outcome, Refused, Unknown
-from tests.contract.conftest import (
-    ACTS,
-    DO,
-    REFUSALS,
-    Partners,
-    SandboxProcess,
-    decisions,
-    entries,
-    plain_http,
-    prepare,
-    set_faults,
-    wait_until,
-)
+from tests.contract.conftest import ACTS, DO, REFUSALS, SandboxProcess, prepare
+from tests.harness.sandboxes import AMPLE_SECONDS, Partners, decisions, entries, plain_http, set_faults
+from tests.harness.wait import wait_until
 
 DONE, NOT_DONE = [("done", True)], [("error", False)]
 DECIDED = {
@@ -232,7 +222,7 @@ async def test_a_server_that_stops_lets_go_of_silent_and_slow_calls(
         async def all_have_met_their_fault() -> bool:
             return [rule["times"] for rule in (await http.get("/faults")).json()] == [0, 0, 0]
 
-        await wait_until(all_have_met_their_fault)
+        await wait_until(all_have_met_their_fault, AMPLE_SECONDS, "every fault met")
         assert await asyncio.to_thread(sandbox.terminate) in (0, -signal.SIGTERM)
     assert isinstance(await silent, Unknown)
     assert isinstance(await slow, Done)

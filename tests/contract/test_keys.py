@@ -7,20 +7,8 @@ import httpx
 import pytest
 
 from app.partners.ports import Done, Item, Refused, Unknown
-from tests.contract.conftest import (
-    ACTS,
-    DO,
-    REFUSALS,
-    UNDO,
-    UNDONE_BY,
-    Partners,
-    decisions,
-    entries,
-    post,
-    prepare,
-    set_faults,
-    summary,
-)
+from tests.contract.conftest import ACTS, DO, REFUSALS, UNDO, UNDONE_BY, post, prepare
+from tests.harness.sandboxes import Partners, decisions, entries, set_faults, summary
 
 
 @pytest.mark.parametrize("operation", ACTS)

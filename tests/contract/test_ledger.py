@@ -15,18 +15,9 @@ import pytest
 
 from app.partners.ports import Done, Item, Outcome, Refused
 from app.sandbox import create_app
-from tests.contract.conftest import (
-    ACTS,
-    Partners,
-    SandboxProcess,
-    decisions,
-    entries,
-    plain_http,
-    post,
-    set_faults,
-    summary,
-    wait_until,
-)
+from tests.contract.conftest import ACTS, SandboxProcess, post
+from tests.harness.sandboxes import AMPLE_SECONDS, Partners, decisions, entries, plain_http, set_faults, summary
+from tests.harness.wait import wait_until
 
 Start = Callable[..., SandboxProcess]
 
@@ -42,7 +33,7 @@ async def expire_a_hold(http: httpx.AsyncClient, partners: Partners, saga: UUID,
     async def it_is_over() -> bool:
         return await partners.inventory.state(saga) == "expired"
 
-    await wait_until(it_is_over)
+    await wait_until(it_is_over, AMPLE_SECONDS, "end of the hold")
 
 
 async def test_an_entry_tells_who_did_what_when_by_which_key_and_how_it_ended(
@@ -169,10 +160,7 @@ async def test_a_kill_amid_calls_loses_no_answer_and_repeats_no_deed(
 
     calls = [asyncio.create_task(charge(saga)) for saga in sagas]
 
-    async def some_were_answered() -> bool:
-        return len(first) >= 20
-
-    await wait_until(some_were_answered)
+    await wait_until(lambda: len(first) >= 20, AMPLE_SECONDS, "answers to the first calls")
     sandbox.kill()
     sandbox.start()
     await asyncio.gather(*calls)

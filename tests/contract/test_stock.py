@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.partners.ports import Item
-from tests.contract.conftest import ACTS, Partners, set_faults
+from tests.contract.conftest import ACTS
+from tests.harness.sandboxes import Partners, set_faults
 
 KINDS = ["error", "unavailable", "slow", "reset_before", "reset_after", "garbage", "duplicate"]
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import filelock
-import psutil  # type: ignore[import-untyped]  # its types are a package of their own
+import psutil
 
 from tests.harness.processes import REPOSITORY, is_alive, tail
 from tests.harness.wait import wait_until

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import asyncpg
-import psutil  # type: ignore[import-untyped]  # its types are a package of their own
+import psutil
 import pytest
 
 from app.embedded import EmbeddedPostgres, find_binaries, running_url
