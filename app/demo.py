@@ -78,9 +78,11 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
 
 @contextlib.contextmanager
 def _directory(data_dir: Path | None) -> Iterator[Path]:
+    # Others may pass through, not look: started by root, PostgreSQL runs as another user in a directory of its own.
     if data_dir is not None:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         yield data_dir.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="orders-demo-") as directory:
+        Path(directory).chmod(0o711)
         yield Path(directory)

@@ -140,10 +140,10 @@ def _accounts() -> Iterator[_Account]:
     except KeyError:
         user = pwd.getpwnam("nobody")  # every Unix has it
     yield _Account(tied, user, (user.pw_uid, user.pw_gid))
-    # In a user namespace root only goes by another name: Postgres sees somebody else, while files are root's,
-    # so that directories closed to all others can be entered. Containers often forbid it, hence second.
-    names = [f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}"]
-    yield _Account(["unshare", "--user", *names, "--", *tied], owner=(0, 0))
+    # Where the directories above are closed to others (a clone below /root): the same user, allowed to enter them.
+    identity = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    allowed = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    yield _Account(["setpriv", *identity, *allowed, "--", *tied], owner=(user.pw_uid, user.pw_gid))
 
 
 class EmbeddedPostgres:
@@ -234,8 +234,8 @@ class EmbeddedPostgres:
             if account.can_work(self.home, self._binaries):
                 return account
         raise ConfigurationError(
-            f"cannot run {self._binaries}/postgres in {self.home}: it refuses root, and another user needs "
-            "parent directories that let it in, or else a system that allows user namespaces"
+            f"cannot run {self._binaries}/postgres in {self.home}: it refuses root, and another user "
+            "cannot reach that directory: run as an ordinary user, or where others may enter"
         )
 
     def _initialise(self, account: _Account) -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
@@ -17,6 +18,7 @@ from app.telemetry import Metrics, trace_context
 log = structlog.get_logger(__name__)
 
 REQUEST_ID = "X-Request-ID"
+CLIENT_GONE = 499  # in the metric only; nginx's number for it
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -51,6 +53,10 @@ class Edge:
         ):
             try:
                 await self._app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                # It hung up before its body was complete: nothing was done, and nobody is left to be answered.
+                status = CLIENT_GONE
+                log.info("http.client_gone", method=scope["method"], path=scope["path"])
             except Exception:
                 log.exception("http.failed", method=scope["method"], path=scope["path"])
                 if status:

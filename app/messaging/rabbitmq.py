@@ -120,23 +120,28 @@ class RabbitTransport:
         return self._exchange
 
     async def _publish(self, exchange: AbstractExchange, envelope: Envelope) -> Refusal | None:
-        message = aio_pika.Message(
-            envelope.body(),
-            headers=dict(envelope.headers()),
-            content_type=CONTENT_TYPE,
-            message_id=str(envelope.id),
-            type=envelope.type,
-            timestamp=envelope.time.astimezone(UTC),
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        )
         mandatory = envelope.type in self._consumed_types
         try:
-            await exchange.publish(message, envelope.routing_key, mandatory=mandatory)
+            await exchange.publish(_message(envelope), envelope.routing_key, mandatory=mandatory)
         except PublishError:
             return Refusal(f"returned: no queue is bound for {envelope.routing_key}", returned=True)
         except DeliveryError:
             return Refusal("nacked by the broker")
+        except (ValueError, TypeError) as error:  # one such row must not hold up the others
+            return Refusal(f"cannot be written: {error}", final=True)
         return None
+
+
+def _message(envelope: Envelope) -> aio_pika.Message:
+    return aio_pika.Message(
+        envelope.body(),
+        headers=dict(envelope.headers()),
+        content_type=CONTENT_TYPE,
+        message_id=str(envelope.id),
+        type=envelope.type,
+        timestamp=envelope.time.astimezone(UTC),
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
 
 
 async def close(connection: AbstractConnection | None) -> None:
