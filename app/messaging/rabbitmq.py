@@ -8,6 +8,7 @@ one surfaces as an error, and the loop above decides when to connect again.
 import asyncio
 from collections.abc import Collection, Sequence
 from datetime import UTC
+from functools import partial
 
 import aio_pika
 import structlog
@@ -165,6 +166,7 @@ class Subscription:
         self._prefetch = prefetch
         self._loop = Loop("consumer", self._consume, poll_seconds=0.1)
         self._ended = asyncio.Event()  # of the present connection: lost, or told to stop
+        self._ended.set()
         self._stopping = False
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -175,7 +177,6 @@ class Subscription:
 
     async def run(self) -> None:
         """Consume until `stop`."""
-        self._ended.set()
         await self._loop.run()
 
     def stop(self) -> None:
@@ -192,9 +193,12 @@ class Subscription:
             queue = await declare_topology(channel, self._routing_keys)
             ended = self._ended = asyncio.Event()
             channel.close_callbacks.add(lambda *_: ended.set())
+            # A queue that was deleted takes its consumers along and leaves connection and channel open: silence.
+            underlay = await channel.get_underlay_channel()
+            underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
             if self._stopping:
                 return 0
-            tag = await queue.consume(lambda message: self._accept(channel, message, ended))
+            tag = await queue.consume(partial(self._accept, channel, ended))
             log.info("consumer.started", queue=QUEUE)
             await ended.wait()
             if self._stopping:
@@ -209,19 +213,19 @@ class Subscription:
             await close(connection)
         raise BrokerUnavailable("rabbitmq: the connection was lost")
 
-    async def _accept(self, channel: AbstractChannel, message: AbstractIncomingMessage, ended: asyncio.Event) -> None:
+    async def _accept(self, channel: AbstractChannel, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - bug: aio-pika runs each delivery in a task of its own
         self._under_way.add(task)
         try:
-            await self._process(channel, message, ended)
+            await self._process(channel, ended, message)
         except Exception as error:  # noqa: BLE001 - the edge: unacknowledged means delivered again on a new connection
             log.warning("consumer.not_acknowledged", message_id=message.message_id, error=repr(error))
             ended.set()
         finally:
             self._under_way.discard(task)
 
-    async def _process(self, channel: AbstractChannel, message: AbstractIncomingMessage, ended: asyncio.Event) -> None:
+    async def _process(self, channel: AbstractChannel, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
         """Handle one delivery to its end, or until the connection is gone (then it will be delivered again)."""
         try:
             envelope = parse(message.headers, message.body)
