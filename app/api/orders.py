@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api.idempotency import HEADER, SingleFlight, key_for, read_key
-from app.api.schemas import OrderAnswer, Problem, read_place_order
+from app.api.schemas import OrderAnswer, PlaceOrderRequest, Problem, read_place_order, self_contained_schema
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -31,6 +31,7 @@ router = APIRouter(tags=["orders"])
 
 TENANT = "default"
 MAX_BODY_BYTES = 64 * 1024
+MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def _problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
         ],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/PlaceOrderRequest"}}},
+            "content": {"application/json": {"schema": self_contained_schema(PlaceOrderRequest)}},
         },
     },
 )
@@ -154,13 +155,20 @@ async def _read_body(request: Request, timeout_seconds: float) -> bytes:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("the body must be application/json")
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(timeout_seconds):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+                size += len(chunk)
+                if size <= MAX_BODY_BYTES:
+                    body += chunk
+                # Read on for a while: closing on unread bytes resets the connection, and the client would see that
+                # instead of the answer (RFC 9112, section 9.6).
+                elif size > MAX_DISCARDED_BYTES:
+                    break
     except TimeoutError as error:
-        raise BodyTimeout(f"the body did not arrive within {timeout_seconds:g} s") from error
+        if size <= MAX_BODY_BYTES:
+            raise BodyTimeout(f"the body did not arrive within {timeout_seconds:g} s") from error
+    if size > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
     return bytes(body)

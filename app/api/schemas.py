@@ -270,6 +270,26 @@ def _escaped(part: str) -> str:
     return part.replace("~", "~0").replace("/", "~1")
 
 
+def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the model's JSON Schema without references.
+
+    FastAPI makes components only of the bodies that it reads itself, so a reference would lead nowhere.
+    """
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return resolved(parts[value["$ref"].rpartition("/")[2]])
+        return {name: resolved(part) for name, part in value.items()}
+
+    return {name: resolved(part) for name, part in schema.items()}
+
+
 class ItemAnswer(BaseModel):
     """One line of an order, as answered."""
 
