@@ -1,0 +1,40 @@
+"""The service's HTTP face in this process, on a real socket."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from app import server
+from app.main import create_app
+from app.settings import Settings, load
+from tests.harness.sandboxes import AMPLE_SECONDS, plain_http
+from tests.harness.wait import wait_until
+
+
+@contextlib.asynccontextmanager
+async def serving(database_url: str, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client."""
+    settings = load(Settings, database_url=database_url, **({"roles": "api"} | values))
+    with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
+        one = server.Server(create_app(settings), listener, shutdown_seconds=4)
+        task = asyncio.create_task(one.serve(sockets=[listener]))
+        try:
+            await wait_until(lambda: one.started or task.done(), AMPLE_SECONDS, "start of the server")
+            async with plain_http(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+                yield client
+        finally:
+            one.should_exit = True
+            await task
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
+    """Assert that the answer is an RFC 9457 problem with this stable code."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.headers["x-request-id"]
+    body = answer.json()
+    assert (body["status"], body["code"], body["type"]) == (status, code, f"urn:orders:problem:{code}")
+    assert body["title"]
+    assert body["detail"]

@@ -1,0 +1,82 @@
+"""Events as the service writes them, and a handler whose effects can be counted."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from app import db
+from app.messaging import outbox
+from app.messaging.consumer import Consumer
+from app.messaging.envelope import Envelope
+from app.telemetry import Metrics
+
+PLACED = "orders.order.placed.v1"
+CONFIRMED = "orders.order.confirmed.v1"
+
+
+def event(subject: str | None = None, sequence: int = 1, event_type: str = PLACED, **attributes: Any) -> Envelope:
+    """Make one event; of a new order unless `subject` names one."""
+    return Envelope(
+        id=uuid4(),
+        type=event_type,
+        subject=subject or str(uuid4()),
+        sequence=sequence,
+        tenant="default",
+        time=datetime.now(UTC),
+        **{"data": {"total": "29.97"}, **attributes},
+    )
+
+
+async def put(pool: db.Pool, *events: Envelope) -> None:
+    """Write events to the outbox, committed."""
+    async with db.transaction(pool) as conn:
+        for each in events:
+            await outbox.add(conn, each)
+
+
+def nothing(_: str = "") -> None:
+    """Stand for a callback that nobody needs."""
+
+
+def counted(metrics: Metrics, name: str) -> float | None:
+    """Read one metric without labels."""
+    return metrics.registry.get_sample_value(name)
+
+
+class Effects:
+    """A handler that leaves a row for each effect, then fails while `failure` is set."""
+
+    def __init__(self, pool: db.Pool) -> None:
+        self.failure: Exception | None = None
+        self.calls = 0
+        self._pool = pool
+
+    @classmethod
+    async def on(cls, pool: db.Pool) -> "Effects":
+        """Make the table that the rows go to."""
+        async with db.transaction(pool) as conn:
+            await conn.execute("CREATE TABLE effects (message_id uuid NOT NULL)")
+        return cls(pool)
+
+    async def __call__(self, conn: db.Connection, envelope: Envelope) -> None:
+        self.calls += 1
+        await conn.execute("INSERT INTO effects VALUES ($1)", envelope.id)
+        if self.failure is not None:
+            raise self.failure
+
+    async def committed(self) -> list[UUID]:
+        """Return the messages that took effect, once for each time."""
+        async with db.connection(self._pool) as conn:
+            return [row["message_id"] for row in await conn.fetch("SELECT message_id FROM effects")]
+
+    def consumer(self, metrics: Metrics | None = None, *, max_attempts: int = 3) -> Consumer:
+        """Make a consumer of PLACED events with this handler."""
+        return Consumer(
+            self._pool,
+            "effects",
+            {PLACED: self},
+            metrics or Metrics(),
+            max_attempts=max_attempts,
+            after_commit=nothing,
+            checkpoint=nothing,
+        )

@@ -1,0 +1,79 @@
+"""Orders and sagas straight in the database, without HTTP and without a broker."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from app.api.orders import render
+from app.messaging.envelope import Envelope
+from app.orders import events, keys, service
+from app.orders.keys import Answer, Key
+from app.orders.models import Line, Order
+from app.orders.service import PlaceOrder
+from app.saga import store
+
+TENANT = "default"
+DEADLINE_SECONDS = 900.0
+
+
+def command(**changes: Any) -> PlaceOrder:
+    """Return a customer's wish: three widgets, 29.97 USD."""
+    wish: dict[str, Any] = {"tenant": TENANT, "currency": "USD", "lines": (Line("WIDGET", 3, 999),)}
+    return PlaceOrder(**(wish | changes))
+
+
+async def place(
+    pool: asyncpg.Pool,
+    key: Key | None = None,
+    *,
+    ttl_seconds: float = 86_400,
+    wait_seconds: float = 20,
+    trace: dict[str, str] | None = None,
+    **changes: Any,
+) -> Answer:
+    """Place an order as the API does."""
+    wish = command(**changes)
+    return await service.place(pool, wish, key, render, trace or {}, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds)
+
+
+async def placed(pool: asyncpg.Pool, **changes: Any) -> Order:
+    """Place an order and return it."""
+    answer = await place(pool, **changes)
+    return await service.get(pool, changes.get("tenant", TENANT), UUID(answer.location.rpartition("/")[2]))
+
+
+def event_of(order: Order, **trace: str) -> Envelope:
+    """Return the event of the order's present status."""
+    event = events.event_for(order, trace)
+    assert event is not None
+    return event
+
+
+async def start_saga(pool: asyncpg.Pool, **changes: Any) -> UUID:
+    """Place an order and start its saga, as the consumer does. Returns their id."""
+    order = await placed(pool, **changes)
+    async with pool.acquire() as conn, conn.transaction():
+        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+    return order.id
+
+
+@contextlib.asynccontextmanager
+async def request_under_way(pool: asyncpg.Pool, key: Key) -> AsyncIterator[asyncpg.transaction.Transaction]:
+    """Hold the key as a request does that has not committed yet; a rollback unless the test commits."""
+    async with pool.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        answer = Answer(201, "/orders/first", b"the first answer")
+        assert await keys.take(conn, key, answer, ttl_seconds=60, wait_seconds=1)
+        yield transaction
+        if conn.is_in_transaction():
+            await transaction.rollback()
+
+
+async def somebody_waits(pool: asyncpg.Pool) -> bool:
+    """Tell whether anybody waits for a lock in this database."""
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})"))

@@ -1,0 +1,135 @@
+"""Orchestrators on a database and a partner sandbox, driven look by look; time moves when a test moves it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+
+from app.orders import service
+from app.orders.models import Order
+from app.partners.ports import Outcome, Payment
+from app.saga.orchestrator import Orchestrator
+from app.telemetry import Metrics
+from tests.harness import sandboxes
+from tests.harness.orders import TENANT
+from tests.harness.sandboxes import Partners
+
+ROUNDS = 40  # far more than any saga needs: one that has not ended by then never will
+LEASE_SECONDS = 30.0
+
+
+class GatedPayment:
+    """The payment partner behind a gate: a charge has `arrived` and goes on when `gate` is set."""
+
+    def __init__(self, payment: Payment) -> None:
+        self._payment = payment
+        self.arrived = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.waiting = 0
+
+    async def charge(self, saga_id: UUID, amount_minor: int, currency: str, payment_method: str | None) -> Outcome:
+        """Wait for the gate, then charge."""
+        self.waiting += 1
+        self.arrived.set()
+        await self.gate.wait()
+        return await self._payment.charge(saga_id, amount_minor, currency, payment_method)
+
+    async def refund(self, saga_id: UUID) -> Outcome:
+        """Refund at once."""
+        return await self._payment.refund(saga_id)
+
+
+@dataclass
+class Stage:
+    """A database, a sandbox, and any number of orchestrators between them."""
+
+    pool: asyncpg.Pool
+    http: httpx.AsyncClient
+    partners: Partners
+    metrics: Metrics = field(default_factory=Metrics)
+    events: int = 0
+
+    def orchestrator(
+        self,
+        owner: str = "one",
+        *,
+        partners: Partners | None = None,
+        payment: Payment | None = None,
+        concurrency: int = 10,
+        retry_cap_seconds: float = 30,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> Orchestrator:
+        """Make one that retries at once, and by itself looks again only after an hour."""
+        asked = partners or self.partners
+        return Orchestrator(
+            self.pool,
+            asked.inventory,
+            payment or asked.payment,
+            asked.shipping,
+            self.metrics,
+            owner=owner,
+            concurrency=concurrency,
+            poll_seconds=3600,
+            lease_seconds=LEASE_SECONDS,
+            retry_base_seconds=0.001,
+            retry_cap_seconds=retry_cap_seconds,
+            on_event=self._count_event,
+            checkpoint=checkpoint,
+        )
+
+    def _count_event(self) -> None:
+        self.events += 1
+
+    async def let_time_pass(self) -> None:
+        """Let every pause and every lease end."""
+        await self.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() WHERE finished_at IS NULL")
+
+    async def let_the_deadline_pass(self) -> None:
+        """Let every unfinished saga be late."""
+        await self.pool.execute("UPDATE sagas SET deadline_at = clock_timestamp() WHERE finished_at IS NULL")
+
+    async def drive(self, orchestrator: Orchestrator | None = None) -> None:
+        """Run until every saga has ended."""
+        runner = orchestrator or self.orchestrator()
+        for _ in range(ROUNDS):
+            await self.let_time_pass()
+            if not await runner.run_once():
+                return
+        raise AssertionError(f"a saga has not ended after {ROUNDS} rounds")
+
+    async def order(self, saga_id: UUID) -> Order:
+        """Return the order as it is now."""
+        return await service.get(self.pool, TENANT, saga_id)
+
+    async def outcome(self, saga_id: UUID) -> str:
+        """Return the order's status and reason: `rejected: timed-out`."""
+        order = await self.order(saga_id)
+        return f"{order.status}: {order.status_reason}" if order.status_reason else order.status
+
+    async def saga(self, saga_id: UUID) -> dict[str, Any]:
+        """Return the saga's row; `due`: anybody may take it; `pause_seconds`: from its last write until then."""
+        query = """
+            SELECT *, next_attempt_at <= clock_timestamp() AS due,
+                   extract(epoch FROM next_attempt_at - updated_at)::float8 AS pause_seconds
+            FROM sagas WHERE id = $1
+        """
+        return dict(await self.pool.fetchrow(query, saga_id) or {})
+
+    async def log(self, saga_id: UUID) -> list[str]:
+        """Return the saga's log: `do charge_payment 2 unknown`."""
+        query = "SELECT action, step, attempt, outcome FROM saga_steps WHERE saga_id = $1 ORDER BY id"
+        return [" ".join(map(str, row)) for row in await self.pool.fetch(query, saga_id)]
+
+    async def ledger(self, saga_id: UUID) -> list[str]:
+        """Return what the partners decided, in order: `payment.charge done`."""
+        return [f"{each['operation']} {each['outcome']}" for each in await sandboxes.entries(self.http, saga_id)]
+
+    async def standing(self, saga_id: UUID) -> dict[str, Any]:
+        """Return what stands at the partners: money kept, stock held or sold, parcels sent."""
+        told = await sandboxes.summary(self.http, saga_id)
+        charged, refunded = told.pop("charged_minor"), told.pop("refunded_minor")
+        return {"kept_minor": charged - refunded, **told}

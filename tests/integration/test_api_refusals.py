@@ -1,0 +1,160 @@
+"""Bad input over a real socket: each is one clear problem, at once, and changes nothing."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from app.orders.keys import Key
+from tests.harness.api import assert_problem, serving
+from tests.harness.orders import request_under_way, somebody_waits
+from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import wait_until
+
+LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
+JSON = {"content-type": "application/json"}
+LIMIT = 64 * 1024
+HEAD = "POST /orders HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+
+
+def post(status: int, code: str, content: Any = None, **headers: str) -> Any:
+    body = json.dumps(LINE).encode() if content is None else content
+    return pytest.param("POST", "/orders", body, {**JSON, **headers}, status, code)
+
+
+async def counted(api: httpx.AsyncClient, status: int) -> bool:
+    """Tell whether one request to place an order is in the metrics with this status."""
+    series = f'http_server_request_duration_seconds_count{{method="POST",route="/orders",status="{status}"}} 1.0'
+    return series in (await api.get("/metrics")).text
+
+
+REFUSED = [
+    post(400, "malformed-request", b""),
+    post(400, "malformed-request", b"{"),
+    post(400, "malformed-request", b'{"sku": "a", "quantity": 1, "unit_price": NaN}'),
+    post(400, "malformed-request", b'{"sku": "a", "sku": "a", "quantity": 1, "unit_price": 1}'),
+    post(400, "malformed-request", json.dumps(LINE).encode("utf-16")),
+    post(400, "idempotency-key-invalid", **{"idempotency-key": "two words"}),
+    post(400, "idempotency-key-invalid", **{"idempotency-key": "k" * 256}),
+    post(400, "idempotency-key-invalid", **{"idempotency-key": '"abc'}),
+    post(413, "body-too-large", b" " * (LIMIT + 1)),
+    post(413, "body-too-large", b" " * 5_000_000),
+    post(415, "unsupported-media-type", **{"content-type": "text/plain"}),
+    post(415, "unsupported-media-type", **{"content-type": "application/x-www-form-urlencoded"}),
+    post(415, "unsupported-media-type", **{"content-type": "application/jsonp"}),
+    post(422, "validation-failed", b"[]"),
+    post(422, "validation-failed", b"{}"),
+    post(422, "validation-failed", json.dumps(LINE | {"surprise": 1}).encode()),
+    post(422, "validation-failed", json.dumps(LINE | {"quantity": 0}).encode()),
+    post(422, "validation-failed", b'{"\\ud800": 1}'),
+    ("GET", "/orders/no-uuid", b"", {}, 422, "validation-failed"),
+    ("GET", "/nowhere", b"", {}, 404, "not-found"),
+    ("GET", "/", b"", {}, 404, "not-found"),
+    ("POST", "/orders/", b"", {}, 404, "not-found"),
+    ("PUT", "/orders", b"", {}, 405, "method-not-allowed"),
+    ("DELETE", "/orders/01890a5d-ac96-774b-bcce-b302099a8057", b"", {}, 405, "method-not-allowed"),
+    ("POST", "/livez", b"", {}, 405, "method-not-allowed"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), REFUSED)
+async def test_bad_input_is_a_clear_problem_and_changes_nothing(
+    api: httpx.AsyncClient,
+    pool: asyncpg.Pool,
+    method: str,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+) -> None:
+    assert_problem(await api.request(method, path, content=body, headers=headers), status, code)
+    assert await pool.fetchval("SELECT count(*) FROM orders") == 0
+    assert await pool.fetchval("SELECT count(*) FROM idempotency_keys") == 0
+
+
+async def test_a_problem_says_where_every_mistake_is(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/orders", json={"items": [LINE | {"unit_price": 9.999}]})
+    assert answer.json()["errors"] == [{"pointer": "/items/0/unit_price", "detail": "has more decimals than USD (2)"}]
+    several = await api.post("/orders", json={"items": [LINE | {"sku": "", "quantity": 0}], "country": "NO"})
+    assert [each["pointer"] for each in several.json()["errors"]] == ["/items/0/sku", "/items/0/quantity", "/country"]
+
+
+async def test_a_method_that_is_not_allowed_is_told_which_are(api: httpx.AsyncClient) -> None:
+    assert (await api.delete("/orders")).headers["allow"] == "POST"
+
+
+async def test_two_idempotency_keys_at_once_are_invalid(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/orders", json=LINE, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
+    assert_problem(answer, 400, "idempotency-key-invalid")
+
+
+async def test_a_body_of_just_the_limit_is_read(api: httpx.AsyncClient) -> None:
+    body = json.dumps(LINE).encode().ljust(LIMIT)
+    assert (await api.post("/orders", content=body, headers=JSON)).status_code == 201
+
+
+@pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "Application/JSON", None])
+async def test_json_is_read_however_it_is_announced(api: httpx.AsyncClient, media_type: str | None) -> None:
+    headers = {} if media_type is None else {"content-type": media_type}
+    assert (await api.post("/orders", content=json.dumps(LINE), headers=headers)).status_code == 201
+
+
+async def blanks(chunks: Iterable[int]) -> AsyncIterator[bytes]:
+    for _ in chunks:
+        yield b" " * 4096
+
+
+@pytest.mark.parametrize("chunks", [17, 1000])
+async def test_a_body_of_unknown_length_is_counted_while_it_is_read(api: httpx.AsyncClient, chunks: int) -> None:
+    answer = await api.post("/orders", content=blanks(range(chunks)), headers=JSON)
+    assert_problem(answer, 413, "body-too-large")
+
+
+async def test_a_body_without_end_is_cut_off(api: httpx.AsyncClient) -> None:
+    with contextlib.suppress(httpx.TransportError):  # the answer may be lost where a client goes on and on
+        await api.post("/orders", content=blanks(itertools.count()), headers=JSON)
+    await wait_until(lambda: counted(api, 413), AMPLE_SECONDS, "the request in the metrics")
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_given_up_and_the_connection_closed(database_url: str) -> None:
+    async with serving(database_url, http_body_timeout_seconds=0.05) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
+        writer.write(HEAD.encode() + b"{")
+        answer = (await reader.read()).decode()  # to the end: it is the server that closes
+        writer.close()
+    head, _, body = answer.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 408 ")
+    assert "content-type: application/problem+json" in head
+    assert json.loads(body)["code"] == "body-timeout"
+
+
+async def test_a_client_that_hangs_up_before_its_body_is_complete_changes_nothing_and_is_no_error_of_ours(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
+    writer.write(HEAD.encode() + json.dumps(LINE).encode())
+    await writer.drain()
+    writer.transport.abort()
+    await wait_until(lambda: counted(api, 499), AMPLE_SECONDS, "the request in the metrics")
+    assert await pool.fetchval("SELECT count(*) FROM orders") == 0
+
+
+async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now(
+    database_url: str, pool: asyncpg.Pool
+) -> None:
+    async with serving(database_url, database_pool_size=1, idempotency_wait_seconds=AMPLE_SECONDS) as api:
+        async with request_under_way(pool, Key("default", "k", b"", 1)):
+            waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
+            await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the first request at the key")
+            refused = await api.post("/orders", json=LINE)
+            assert_problem(refused, 503, "database-unavailable")
+            assert int(refused.headers["retry-after"]) > 0
+        assert (await waiting).status_code == 201
+        assert (await api.post("/orders", json=LINE)).status_code == 201

@@ -1,0 +1,181 @@
+"""Connections and transactions: whatever is wrong with Postgres is one error, told in bounded time; bugs stay bugs."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from app import db
+from app.errors import DatabaseUnavailable
+from tests.harness.servers import Postgres
+from tests.harness.wait import wait_until
+
+SHORT_SECONDS = 0.05
+
+
+@contextlib.asynccontextmanager
+async def pool_of(url: str, size: int) -> AsyncIterator[db.Pool]:
+    pool = await db.create_pool(url, size)
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+@pytest.fixture
+async def server(server_directory: Path) -> AsyncIterator[Postgres]:
+    """A server of this test's own, to be killed and frozen."""
+    async with Postgres(server_directory) as server:
+        yield server
+
+
+async def answer(pool: db.Pool) -> int:
+    async with db.connection(pool) as conn:
+        found: int = await conn.fetchval("SELECT 42")
+        return found
+
+
+async def notes(pool: db.Pool) -> list[str]:
+    async with db.connection(pool) as conn:
+        return [row["text"] for row in await conn.fetch("SELECT text FROM notes")]
+
+
+@pytest.fixture
+async def noting(pool: db.Pool) -> db.Pool:
+    async with db.connection(pool) as conn:
+        await conn.execute("CREATE TABLE notes (text text PRIMARY KEY)")
+    return pool
+
+
+async def test_waiting_for_a_connection_ends_with_unavailable_and_the_connection_serves_again(
+    database_url: str,
+) -> None:
+    async with pool_of(database_url, 1) as pool:
+        async with db.connection(pool):
+            with pytest.raises(DatabaseUnavailable):
+                async with db.connection(pool, wait_seconds=SHORT_SECONDS):
+                    pytest.fail("there is only one connection")
+        assert await answer(pool) == 42
+
+
+async def test_a_pool_can_be_made_before_its_server_is_there(server_directory: Path) -> None:
+    server = Postgres(server_directory)
+    async with server:
+        url = server.url
+    async with pool_of(url, 1) as pool:
+        with pytest.raises(DatabaseUnavailable):
+            await answer(pool)
+        async with server:
+            assert await answer(pool) == 42
+
+
+async def test_a_killed_server_is_unavailable_until_it_is_back_to_idle_and_to_busy_connections_alike(
+    server: Postgres,
+) -> None:
+    async def busy_at_the_kill(pool: db.Pool) -> None:
+        async with db.transaction(pool) as conn:
+            assert await answer(pool) == 42
+            await server.kill()
+            await conn.execute("SELECT 1")
+
+    async with pool_of(server.url, 2) as pool:
+        with pytest.raises(DatabaseUnavailable):
+            await busy_at_the_kill(pool)
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                await answer(pool)
+        await server.start()
+        assert await answer(pool) == 42
+
+
+async def test_a_frozen_server_is_unavailable_until_it_thaws_to_idle_and_to_new_connections_alike(
+    server: Postgres,
+) -> None:
+    async with pool_of(server.url, 2) as pool:
+        assert await answer(pool) == 42
+        server.freeze()
+        results = await asyncio.gather(*(answer(pool) for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [DatabaseUnavailable] * 3
+        server.thaw()
+        assert await answer(pool) == 42
+
+
+async def test_a_session_that_an_operator_ends_is_unavailable_and_the_next_one_works(pool: db.Pool) -> None:
+    async def busy_at_the_end() -> None:
+        async with db.transaction(pool) as conn:
+            async with db.connection(pool) as operator:
+                await operator.execute("SELECT pg_terminate_backend($1)", conn.get_server_pid())
+            await conn.execute("SELECT 1")
+
+    with pytest.raises(DatabaseUnavailable):
+        await busy_at_the_end()
+    assert await answer(pool) == 42
+
+
+async def test_a_transaction_is_committed_when_it_ends_well(noting: db.Pool) -> None:
+    async with db.transaction(noting) as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+        assert await notes(noting) == []
+    assert await notes(noting) == ["kept"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), asyncio.CancelledError()])
+async def test_a_transaction_is_rolled_back_on_any_error_which_goes_on_as_it_is(
+    noting: db.Pool, error: BaseException
+) -> None:
+    async def fail() -> None:
+        async with db.transaction(noting) as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        await fail()
+    assert caught.value is error
+    assert await notes(noting) == []
+
+
+async def test_what_postgres_says_about_a_statement_is_not_taken_for_an_outage(noting: db.Pool) -> None:
+    with pytest.raises(asyncpg.UniqueViolationError):
+        async with db.transaction(noting) as conn:
+            await conn.execute("INSERT INTO notes VALUES ('twice'), ('twice')")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with db.connection(noting) as conn:
+            await conn.execute("SELECT FROM nowhere")
+
+
+@pytest.mark.parametrize(("expected", "value"), [("int", 2**31), ("int", "text"), ("text", 1), ("text", "\ud800")])
+async def test_a_value_that_cannot_be_sent_is_our_bug_not_an_outage(
+    pool: db.Pool, expected: str, value: object
+) -> None:
+    with pytest.raises(asyncpg.DataError):
+        async with db.connection(pool) as conn:
+            await conn.execute(f"SELECT $1::{expected}", value)
+
+
+async def test_a_cancelled_statement_does_not_reach_the_next_user_of_its_connection(
+    pool: db.Pool, database_url: str
+) -> None:
+    async def endless(narrow: db.Pool) -> None:
+        async with db.transaction(narrow) as conn:
+            await conn.execute("SELECT pg_sleep(3600)")
+
+    async def is_running() -> bool:
+        query = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%(3600)'"
+        async with db.connection(pool) as conn:
+            return await conn.fetchval(query) is True
+
+    async with pool_of(database_url, 1) as narrow:
+        task = asyncio.create_task(endless(narrow))
+        await wait_until(is_running, 10, "the statement to run")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await answer(narrow) == 42
+
+
+async def test_a_process_that_froze_inside_a_transaction_does_not_hold_its_locks_for_ever(pool: db.Pool) -> None:
+    async with db.connection(pool) as conn:
+        assert await conn.fetchval("SELECT current_setting('idle_in_transaction_session_timeout')") == "30s"

@@ -1,0 +1,130 @@
+"""What a process tells of itself: `/livez`, `/readyz`, `/metrics`, its documents; and what is left without Postgres."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+
+from app.db import migrate
+from tests.harness.api import assert_problem, serving
+from tests.harness.servers import Postgres
+
+LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
+KEY = {"Idempotency-Key": "k"}
+READY = {"status": "ok", "checks": [{"name": "postgres", "status": "ok", "detail": "reachable, schema current"}]}
+DOWN = {"status": "down", "checks": [{"name": "postgres", "status": "down", "detail": "postgres is out of reach"}]}
+
+FROM_THE_START = (
+    "outbox_pending",
+    "outbox_oldest_pending_age_seconds",
+    "outbox_published_total",
+    "outbox_publish_failed_total",
+    "outbox_returned_total",
+    "outbox_parked",
+    "consumer_processed_total",
+    "consumer_dedup_hits_total",
+    "consumer_failed_total",
+    "dlq_messages_total",
+    'idempotency_cache_hits_total{source="postgres"}',
+    'idempotency_conflicts_total{kind="in-progress"}',
+    'idempotency_conflicts_total{kind="reused"}',
+    "orders_placed_total",
+    'orders_finished_total{reason="",status="confirmed"}',
+    'orders_finished_total{reason="timed-out",status="rejected"}',
+    'saga_in_flight{status="compensating"}',
+    'saga_in_flight{status="pending"}',
+    "saga_duration_seconds_count",
+    'saga_step_duration_seconds_count{action="do",outcome="done",step="charge_payment"}',
+    'saga_compensation_failed_total{step="charge_payment"}',
+    "saga_oldest_unfinished_age_seconds",
+    "db_pool_in_use",
+)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/health/live"])
+async def test_a_process_that_answers_is_alive(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.get(path)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/health/ready"])
+async def test_a_process_with_its_database_is_ready(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.get(path)
+    assert (answer.status_code, answer.json()) == (200, READY)
+
+
+async def test_a_process_on_a_schema_that_is_behind_is_not_ready_and_on_a_newer_one_is(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    await pool.execute("UPDATE alembic_version SET version_num = 'of a later release'")
+    assert (await api.get("/readyz")).status_code == 200
+    await pool.execute("DELETE FROM alembic_version")
+    answer = await api.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, DOWN)
+
+
+async def test_every_metric_is_there_at_zero_from_the_start(api: httpx.AsyncClient) -> None:
+    told = await api.get("/metrics")
+    assert told.headers["content-type"].startswith("text/plain")
+    values = dict(line.rsplit(" ", 1) for line in told.text.splitlines() if not line.startswith("#"))
+    assert {name: values.get(name) for name in FROM_THE_START} == dict.fromkeys(FROM_THE_START, "0.0")
+
+
+async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    for _ in range(3):
+        await api.post("/orders", json=LINE)
+    await pool.execute("UPDATE outbox SET occurred_at = occurred_at - interval '1 hour'")
+    lines = (await api.get("/metrics")).text.splitlines()
+    assert "outbox_pending 3.0" in lines
+    [age] = [float(line.split()[1]) for line in lines if line.startswith("outbox_oldest_pending_age_seconds ")]
+    assert age == pytest.approx(3600, abs=60)
+
+
+async def test_the_documents_are_served(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    assert {"/orders", "/orders/{order_id}", "/livez", "/readyz", "/metrics"} <= set(document["paths"])
+    body = document["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["items"]["items"]["properties"]["sku"]["maxLength"] == 50
+    for reference in set(re.findall(r'"\$ref": ?"([^"]*)"', json.dumps(document))):
+        assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+    page = await api.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+
+
+async def test_without_postgres_every_request_is_a_503_with_a_time_to_come_again_and_all_goes_on_when_it_is_back(
+    server_directory: Path,
+) -> None:
+    async with Postgres(server_directory) as postgres:
+        await asyncio.to_thread(migrate, postgres.url)
+        async with serving(postgres.url) as api:
+            first = await api.post("/orders", json=LINE, headers=KEY)
+            await postgres.kill()
+            for _ in range(2):  # with a connection that was open, and with none
+                for request in (("POST", "/orders"), ("GET", first.headers["location"])):
+                    answer = await api.request(*request, json=LINE, headers=KEY)
+                    assert_problem(answer, 503, "database-unavailable")
+                    assert int(answer.headers["retry-after"]) > 0
+            down = await api.get("/readyz")
+            assert (down.status_code, down.json()) == (503, DOWN)
+            assert (await api.get("/livez")).status_code == 200
+            assert "orders_placed_total 1.0" in (await api.get("/metrics")).text
+            await postgres.start()
+            assert (await api.get("/readyz")).json() == READY
+            again = await api.post("/orders", json=LINE, headers=KEY)
+            assert (again.content, again.headers["idempotent-replay"]) == (first.content, "true")
+
+
+async def test_a_process_that_starts_without_postgres_waits_for_it(server_directory: Path) -> None:
+    postgres = Postgres(server_directory)
+    async with postgres:
+        await asyncio.to_thread(migrate, postgres.url)
+    async with serving(postgres.url) as api:
+        assert (await api.get("/readyz")).json() == DOWN
+        assert_problem(await api.post("/orders", json=LINE), 503, "database-unavailable")
+        async with postgres:
+            assert (await api.post("/orders", json=LINE)).status_code == 201

@@ -1,0 +1,225 @@
+"""The consumer: one message, one effect, whatever is delivered twice, at once, or in vain."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from app import db
+from app.errors import DatabaseUnavailable
+from app.messaging import inbox
+from app.messaging.consumer import Consumer, Dead, Handled, Retry
+from app.messaging.envelope import Envelope, UnreadableMessage
+from app.telemetry import Metrics, trace_headers
+from tests.harness.events import CONFIRMED, PLACED, Effects, counted, event, nothing
+
+FAILURE = ValueError("no such thing")
+
+
+@pytest.fixture
+async def effects(pool: db.Pool) -> Effects:
+    return await Effects.on(pool)
+
+
+async def row(pool: db.Pool, message: Envelope) -> dict[str, Any]:
+    """Return the message's inbox row, empty where there is none."""
+    async with db.connection(pool) as conn:
+        found = await conn.fetchrow("SELECT * FROM inbox WHERE message_id = $1", str(message.id))
+        return dict(found or {})
+
+
+async def first_time(pool: db.Pool, message: Envelope, *, fail: bool = False) -> bool:
+    async with db.transaction(pool) as conn:
+        first = await inbox.first_time(conn, "effects", str(message.id))
+        if fail:
+            raise FAILURE
+        return first
+
+
+async def test_a_message_takes_effect_the_first_time_only(pool: db.Pool, effects: Effects) -> None:
+    metrics, message = Metrics(), event()
+    consumer = effects.consumer(metrics)
+    assert [await consumer.handle(message) for _ in range(3)] == [Handled()] * 3
+    assert await effects.committed() == [message.id]
+    assert effects.calls == 1
+    assert counted(metrics, "consumer_processed_total") == 1
+    assert counted(metrics, "consumer_dedup_hits_total") == 2
+    assert (await row(pool, message))["processed_at"]
+
+
+async def test_deliveries_that_arrive_together_take_effect_once(effects: Effects) -> None:
+    message = event()
+    consumers = [effects.consumer() for _ in range(8)]
+    verdicts = await asyncio.gather(*(consumer.handle(message) for consumer in consumers))
+    assert verdicts == [Handled()] * 8
+    assert await effects.committed() == [message.id]
+
+
+async def test_of_two_transactions_at_once_the_second_waits_and_takes_over_if_the_first_fails(pool: db.Pool) -> None:
+    message = event()
+    async with db.connection(pool) as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        assert await inbox.first_time(conn, "effects", str(message.id))
+        second = asyncio.create_task(first_time(pool, message))
+        third = asyncio.create_task(first_time(pool, message))
+        await transaction.rollback()
+    assert sorted([await second, await third]) == [False, True]
+
+
+async def test_each_consumer_has_its_own_first_time(pool: db.Pool) -> None:
+    async with db.transaction(pool) as conn:
+        assert await inbox.first_time(conn, "one", "message")
+        assert await inbox.first_time(conn, "another", "message")
+
+
+async def test_a_claim_that_is_rolled_back_leaves_nothing(pool: db.Pool) -> None:
+    message = event()
+    with pytest.raises(ValueError, match="no such thing"):
+        await first_time(pool, message, fail=True)
+    assert await row(pool, message) == {}
+
+
+async def test_a_failing_handler_leaves_its_count_and_nothing_else(pool: db.Pool, effects: Effects) -> None:
+    metrics, message = Metrics(), event()
+    effects.failure = FAILURE
+    verdict = await effects.consumer(metrics).handle(message)
+    assert isinstance(verdict, Retry)
+    assert verdict.in_seconds > 0
+    assert verdict.reason == "ValueError: no such thing"
+    assert await effects.committed() == []
+    failed = await row(pool, message)
+    assert (failed["attempts"], failed["last_error"], failed["processed_at"]) == (1, verdict.reason, None)
+    assert counted(metrics, "consumer_failed_total") == 1
+    assert counted(metrics, "consumer_processed_total") == 0
+
+
+async def test_a_message_that_recovers_takes_effect_once(effects: Effects) -> None:
+    message, consumer = event(), effects.consumer()
+    effects.failure = FAILURE
+    await consumer.handle(message)
+    effects.failure = None
+    assert [await consumer.handle(message) for _ in range(2)] == [Handled()] * 2
+    assert await effects.committed() == [message.id]
+
+
+async def test_attempts_are_counted_across_processes_until_the_message_is_dead(pool: db.Pool, effects: Effects) -> None:
+    metrics, message = Metrics(), event()
+    effects.failure = FAILURE
+    for _ in range(2):
+        assert isinstance(await effects.consumer(metrics).handle(message), Retry)
+    async with db.connection(pool) as conn:
+        await conn.execute("UPDATE inbox SET first_failure_at = first_failure_at - interval '1 hour'")
+    dead = await effects.consumer(metrics).handle(message)
+    kept = await row(pool, message)
+    assert dead == Dead("ValueError: no such thing", 3, kept["first_failure_at"], kept["last_failure_at"])
+    assert isinstance(dead, Dead)
+    assert dead.last_failure_at - dead.first_failure_at >= timedelta(hours=1)
+    assert kept["dead_at"]
+    assert counted(metrics, "consumer_failed_total") == 3
+    assert counted(metrics, "dlq_messages_total") == 1
+
+
+async def test_a_dead_message_takes_effect_once_when_it_is_replayed_and_the_cause_is_gone(effects: Effects) -> None:
+    message, consumer = event(), effects.consumer(max_attempts=1)
+    effects.failure = FAILURE
+    assert isinstance(await consumer.handle(message), Dead)
+    effects.failure = None
+    assert [await consumer.handle(message) for _ in range(2)] == [Handled()] * 2
+    assert await effects.committed() == [message.id]
+
+
+async def test_a_message_that_took_effect_cannot_be_killed_by_a_failing_release(effects: Effects) -> None:
+    message, consumer = event(), effects.consumer(max_attempts=1)
+    await consumer.handle(message)
+    effects.failure = FAILURE
+    assert await consumer.handle(message) == Handled()
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "long " * 1_000], ids=["NUL", "surrogate", "long"])
+async def test_a_failure_counts_whatever_its_text_holds(pool: db.Pool, effects: Effects, text: str) -> None:
+    message, consumer = event(), effects.consumer(max_attempts=2)
+    effects.failure = ValueError(f"cannot read {text}")
+    verdicts = [await consumer.handle(message) for _ in range(2)]
+    assert [type(verdict) for verdict in verdicts] == [Retry, Dead]
+    for verdict in verdicts:
+        assert isinstance(verdict, Retry | Dead)
+        assert verdict.reason.startswith("ValueError: cannot read")
+        assert len(verdict.reason) <= 500
+        assert verdict.reason.isprintable()
+    assert (await row(pool, message))["attempts"] == 2
+
+
+async def test_a_type_that_nobody_handles_is_dead_at_once_and_leaves_no_row(pool: db.Pool, effects: Effects) -> None:
+    metrics, message = Metrics(), event(event_type=CONFIRMED)
+    verdict = await effects.consumer(metrics).handle(message)
+    assert isinstance(verdict, Dead)
+    assert (verdict.reason, verdict.attempts) == (f"unknown type {CONFIRMED}", 1)
+    assert verdict.first_failure_at == verdict.last_failure_at
+    assert counted(metrics, "dlq_messages_total") == 1
+    assert await row(pool, message) == {}
+
+
+async def test_a_message_that_its_handler_cannot_read_is_dead_at_once(effects: Effects) -> None:
+    effects.failure = UnreadableMessage("no total")
+    verdict = await effects.consumer().handle(event())
+    assert isinstance(verdict, Dead)
+    assert (verdict.reason, verdict.attempts) == ("unreadable: no total", 1)
+    assert await effects.committed() == []
+
+
+async def test_postgres_being_out_raises_and_counts_nothing(pool: db.Pool, effects: Effects) -> None:
+    async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
+        await effects(conn, envelope)
+        await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    metrics, message = Metrics(), event()
+    consumer = Consumer(
+        pool, "effects", {PLACED: cut_off}, metrics, max_attempts=1, after_commit=nothing, checkpoint=nothing
+    )
+    for _ in range(3):
+        with pytest.raises(DatabaseUnavailable):
+            await consumer.handle(message)
+    assert await row(pool, message) == {}
+    assert counted(metrics, "consumer_failed_total") == counted(metrics, "dlq_messages_total") == 0
+    assert await effects.consumer().handle(message) == Handled()
+    assert await effects.committed() == [message.id]
+
+
+@pytest.mark.parametrize("deliveries", [1, 3])
+async def test_work_is_woken_after_the_commit_and_for_a_first_time_only(pool: db.Pool, deliveries: int) -> None:
+    story: list[str] = []
+
+    async def handle(_: db.Connection, __: Envelope) -> None:
+        story.append("effect")
+
+    consumer = Consumer(
+        pool,
+        "effects",
+        {PLACED: handle},
+        Metrics(),
+        max_attempts=1,
+        after_commit=lambda: story.append("woken"),
+        checkpoint=story.append,
+    )
+    message = event()
+    for _ in range(deliveries):
+        await consumer.handle(message)
+    repeated = ["consumer.committed"] * (deliveries - 1)
+    assert story == ["effect", "consumer.committed", "woken", *repeated]
+
+
+async def test_a_handler_runs_within_the_trace_of_its_message(pool: db.Pool) -> None:
+    seen: list[str | None] = []
+
+    async def handle(_: db.Connection, __: Envelope) -> None:
+        seen.append(trace_headers().get("traceparent"))
+
+    consumer = Consumer(
+        pool, "effects", {PLACED: handle}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing
+    )
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await consumer.handle(event(traceparent=trace))
+    await consumer.handle(event())
+    assert seen == [trace, None]

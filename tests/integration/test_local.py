@@ -1,0 +1,139 @@
+"""The in-process transport gives what the broker gives: a row is published only when its effect is committed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from app import db
+from app.errors import DatabaseUnavailable
+from app.messaging.consumer import Consumer
+from app.messaging.envelope import Envelope
+from app.messaging.local import LocalTransport
+from app.messaging.relay import Refusal, Relay
+from app.telemetry import Metrics
+from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
+
+
+@pytest.fixture
+async def effects(pool: db.Pool) -> Effects:
+    return await Effects.on(pool)
+
+
+def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
+    return Relay(
+        pool,
+        LocalTransport(consumer),
+        Metrics(),
+        batch_size=100,
+        lease_seconds=3600,
+        backoff_base_seconds=600,
+        backoff_cap_seconds=3600,
+        max_attempts=max_attempts,
+        checkpoint=nothing,
+    )
+
+
+async def published(pool: db.Pool) -> int:
+    async with db.connection(pool) as conn:
+        return int(await conn.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL"))
+
+
+async def make_due(pool: db.Pool) -> None:
+    async with db.connection(pool) as conn:
+        await conn.execute("UPDATE outbox SET next_attempt_at = clock_timestamp()")
+
+
+async def parked(pool: db.Pool) -> list[Any]:
+    async with db.connection(pool) as conn:
+        return [tuple(row) for row in await conn.fetch("SELECT id, last_error FROM outbox WHERE parked_at IS NOT NULL")]
+
+
+async def publish(effects: Effects, *messages: Envelope, max_attempts: int = 3) -> Sequence[Refusal | None]:
+    return await LocalTransport(effects.consumer(max_attempts=max_attempts)).publish(messages)
+
+
+async def test_a_message_with_a_handler_takes_effect_and_is_confirmed(effects: Effects) -> None:
+    messages = [event(), event()]
+    assert await publish(effects, *messages) == [None, None]
+    assert await effects.committed() == [each.id for each in messages]
+
+
+async def test_a_message_without_a_handler_is_confirmed_as_by_an_exchange_without_a_queue(
+    pool: db.Pool, effects: Effects
+) -> None:
+    assert await publish(effects, event(event_type=CONFIRMED)) == [None]
+    async with db.connection(pool) as conn:
+        assert await conn.fetchval("SELECT count(*) FROM inbox") == 0
+
+
+async def test_a_failing_handler_refuses_its_message_and_no_other(effects: Effects) -> None:
+    effects.failure = ValueError("no such thing")
+    refused, fine = await publish(effects, event(), event(event_type=CONFIRMED))
+    assert refused == Refusal("ValueError: no such thing")
+    assert fine is None
+
+
+async def test_the_last_attempt_of_the_inbox_is_final(effects: Effects) -> None:
+    effects.failure, message = ValueError("no such thing"), event()
+    answers = [await publish(effects, message, max_attempts=2) for _ in range(2)]
+    assert [refusal and refusal.final for (refusal,) in answers] == [False, True]
+
+
+async def test_a_row_is_published_when_its_effect_is_committed(pool: db.Pool, effects: Effects) -> None:
+    message = event()
+    await put(pool, message, event(event_type=CONFIRMED))
+    assert await relay(pool, effects.consumer()).run_once() == 2
+    assert await published(pool) == 2
+    assert await effects.committed() == [message.id]
+
+
+async def test_a_row_whose_handler_keeps_failing_is_parked_with_the_reason(pool: db.Pool, effects: Effects) -> None:
+    effects.failure, message = ValueError("no such thing"), event()
+    await put(pool, message)
+    one = relay(pool, effects.consumer(max_attempts=2))
+    for _ in range(2):
+        assert await parked(pool) == []
+        assert await one.run_once() == 1
+        await make_due(pool)
+    assert await one.run_once() == 0
+    assert await parked(pool) == [(message.id, "ValueError: no such thing")]
+    assert await effects.committed() == []
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800"], ids=["NUL", "surrogate"])
+async def test_a_row_is_parked_whatever_the_failures_text_holds(pool: db.Pool, effects: Effects, text: str) -> None:
+    effects.failure, fine = ValueError(text), event(event_type=CONFIRMED)
+    await put(pool, event(), fine)
+    assert await relay(pool, effects.consumer(max_attempts=1)).run_once() == 2
+    assert len(await parked(pool)) == 1
+    assert await published(pool) == 1
+
+
+async def test_postgres_out_in_the_middle_of_a_batch_gives_all_rows_back_and_nothing_takes_effect_twice(
+    pool: db.Pool, effects: Effects
+) -> None:
+    async def second_time_unlucky(conn: db.Connection, envelope: Envelope) -> None:
+        await effects(conn, envelope)
+        if effects.calls == 2:
+            await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    messages = [event() for _ in range(3)]
+    await put(pool, *messages)
+    consumer = Consumer(
+        pool,
+        "effects",
+        {PLACED: second_time_unlucky},
+        Metrics(),
+        max_attempts=1,
+        after_commit=nothing,
+        checkpoint=nothing,
+    )
+    one = relay(pool, consumer)
+    with pytest.raises(DatabaseUnavailable):
+        await one.run_once()
+    assert len(await effects.committed()) == 1
+    assert await published(pool) == 0
+    assert await one.run_once() == 3
+    assert await published(pool) == 3
+    assert sorted(await effects.committed()) == sorted(each.id for each in messages)

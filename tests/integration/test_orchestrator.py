@@ -1,0 +1,237 @@
+"""What becomes of a saga, whatever its partners answer: the order's end, the partners' ledger, and nothing between."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.orders.models import Line
+from tests.harness.orders import start_saga
+from tests.harness.sagas import Stage
+from tests.harness.sandboxes import Partners, entries, set_faults
+
+DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
+UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
+DO = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
+UNDO = ("shipping.cancel", "payment.refund", "inventory.release")
+UNCLEAR = ("timeout_before", "timeout_after", "reset_before", "reset_after", "garbage", "error", "unavailable")
+UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
+
+REFUSALS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[str]]] = {
+    "out-of-stock": (
+        {"lines": (Line("WIDGET", 1, 5), Line("OUT-OF-STOCK", 1, 999))},
+        [],
+        ["inventory.hold refused", "inventory.release nothing-to-undo"],
+    ),
+    "card-declined": (
+        {"payment_method": "pm_card_declined"},
+        [],
+        ["inventory.hold done", "payment.charge refused", "payment.refund nothing-to-undo", "inventory.release done"],
+    ),
+    "hold-expired": (
+        {},
+        [{"target": "inventory.commit", "kind": "refuse"}],
+        ["inventory.hold done", "payment.charge done", "inventory.commit refused", "payment.refund done",
+         "inventory.release done"],
+    ),
+    "undeliverable": (
+        UNDELIVERABLE,
+        [],
+        ["inventory.hold done", "payment.charge done", "inventory.commit done", "shipping.create refused",
+         "shipping.cancel nothing-to-undo", "payment.refund done", "inventory.release done"],
+    ),
+}  # fmt: skip
+
+
+async def fault(stage: Stage, kind: str, *targets: str, times: int | None = None) -> None:
+    await set_faults(stage.http, *({"target": target, "kind": kind, "times": times} for target in targets))
+
+
+async def events(stage: Stage) -> list[tuple[str, int]]:
+    rows = await stage.pool.fetch("SELECT type, sequence FROM outbox ORDER BY sequence")
+    return [(row["type"], row["sequence"]) for row in rows]
+
+
+async def test_an_order_whose_partners_agree_is_confirmed_in_one_look(stage: Stage) -> None:
+    saga = await start_saga(stage.pool, shipping_address={"name": "Ada"}, payment_method="pm_card_visa")
+    assert await stage.orchestrator().run_once() == 1
+    order = await stage.order(saga)
+    assert (order.status, order.status_reason, order.version) == ("confirmed", None, 2)
+    assert (order.tracking_id or "").startswith("trk_")
+    assert await stage.ledger(saga) == [f"{operation} done" for operation in DO]
+    assert await stage.standing(saga) == DONE
+    assert await events(stage) == [("orders.order.placed.v1", 1), ("orders.order.confirmed.v1", 2)]
+    row = await stage.saga(saga)
+    assert (row["step"], row["direction"], row["lease_owner"], row["finished_at"] is None) == (
+        None, "forward", None, False,
+    )  # fmt: skip
+    assert await stage.orchestrator().run_once() == 0
+
+
+async def test_every_attempt_and_every_outcome_is_in_the_log(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await fault(stage, "error", "payment.charge", times=1)
+    await stage.drive()
+    assert await stage.log(saga) == [
+        "do reserve_inventory 1 attempted",
+        "do reserve_inventory 1 done",
+        "do charge_payment 1 attempted",
+        "do charge_payment 1 unknown",
+        "do charge_payment 2 attempted",
+        "do charge_payment 2 done",
+        "do commit_inventory 1 attempted",
+        "do commit_inventory 1 done",
+        "do create_shipment 1 attempted",
+        "do create_shipment 1 done",
+    ]
+    [detail] = await stage.pool.fetch("SELECT detail FROM saga_steps WHERE outcome = 'unknown'")
+    assert detail["detail"] == "500 partner-error"
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+async def test_a_refusal_ends_rejected_with_everything_undone_in_reverse(stage: Stage, reason: str) -> None:
+    changes, faults, ledger = REFUSALS[reason]
+    saga = await start_saga(stage.pool, **changes)
+    await set_faults(stage.http, *faults)
+    assert await stage.orchestrator().run_once() == 1
+    assert await stage.outcome(saga) == f"rejected: {reason}"
+    assert await stage.ledger(saga) == ledger
+    assert await stage.standing(saga) == UNDONE
+    assert await events(stage) == [("orders.order.placed.v1", 1), ("orders.order.rejected.v1", 3)]
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+async def test_an_order_is_compensating_until_everything_is_undone(stage: Stage, reason: str) -> None:
+    changes, faults, _ = REFUSALS[reason]
+    saga = await start_saga(stage.pool, **changes)
+    await set_faults(stage.http, *faults, {"target": "inventory.release", "kind": "error"})
+    for _ in range(3):
+        await stage.let_time_pass()
+        await stage.orchestrator().run_once()
+        assert await stage.outcome(saga) == f"compensating: {reason}"
+    assert await events(stage) == [("orders.order.placed.v1", 1)]
+    await set_faults(stage.http)
+    await stage.drive()
+    assert await stage.outcome(saga) == f"rejected: {reason}"
+    assert await stage.standing(saga) == UNDONE
+
+
+@pytest.mark.parametrize("kind", [*UNCLEAR, "duplicate"])
+async def test_an_unclear_answer_is_asked_for_again_with_the_same_key_and_nothing_happens_twice(
+    stage: Stage, partners_at: Callable[..., Partners], sandbox_url: str, kind: str
+) -> None:
+    saga = await start_saga(stage.pool)
+    await fault(stage, kind, *DO, times=2)
+    impatient = partners_at(sandbox_url, 0.2 if kind.startswith("timeout") else 20.0)
+    await stage.drive(stage.orchestrator(partners=impatient))
+    assert await stage.outcome(saga) == "confirmed"
+    assert await stage.standing(saga) == DONE
+    told = await entries(stage.http, saga)
+    for operation in DO:
+        of_it = [each for each in told if each["operation"] == operation]
+        assert (len(of_it) >= 2, len({each["key"] for each in of_it})) == (True, 1)
+        assert [each["applied"] for each in of_it].count(True) == 1
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+async def test_an_undo_is_tried_until_it_succeeds_and_before_that_nothing_further_is_undone(
+    stage: Stage, partners_at: Callable[..., Partners], sandbox_url: str, kind: str
+) -> None:
+    saga = await start_saga(stage.pool, **UNDELIVERABLE)
+    await fault(stage, kind, *UNDO, times=2)
+    impatient = partners_at(sandbox_url, 0.2 if kind.startswith("timeout") else 20.0)
+    await stage.drive(stage.orchestrator(partners=impatient))
+    assert await stage.outcome(saga) == "rejected: undeliverable"
+    assert await stage.standing(saga) == UNDONE
+    operations = [each["operation"] for each in await entries(stage.http, saga)]
+    undone = [operation for operation in operations if operation in UNDO]
+    assert undone == sorted(undone, key=UNDO.index)
+    assert all(undone.count(operation) >= 3 for operation in UNDO)
+
+
+async def test_an_undo_is_tried_long_after_the_deadline(stage: Stage) -> None:
+    saga = await start_saga(stage.pool, **UNDELIVERABLE)
+    await fault(stage, "error", "payment.refund", times=20)
+    await stage.orchestrator().run_once()
+    await stage.let_the_deadline_pass()
+    await stage.drive()
+    assert await stage.outcome(saga) == "rejected: undeliverable"
+    assert await stage.standing(saga) == UNDONE
+
+
+async def test_a_partner_that_nobody_reaches_delays_the_order_and_no_more(
+    stage: Stage, partners_at: Callable[..., Partners], free_port: int
+) -> None:
+    saga = await start_saga(stage.pool)
+    nowhere = partners_at(f"http://127.0.0.1:{free_port}")
+    await stage.orchestrator(partners=nowhere).run_once()
+    assert await stage.log(saga) == ["do reserve_inventory 1 attempted", "do reserve_inventory 1 not-sent"]
+    assert await stage.outcome(saga) == "pending"
+    await stage.drive()
+    assert await stage.outcome(saga) == "confirmed"
+
+
+@pytest.mark.parametrize(("cap_seconds", "at_least", "at_most"), [(30, 1, 2), (0.05, 0, 0.1)])
+async def test_a_partners_wish_to_be_left_alone_is_kept_up_to_the_cap(
+    stage: Stage, cap_seconds: float, at_least: float, at_most: float
+) -> None:
+    saga = await start_saga(stage.pool)
+    await fault(stage, "unavailable", "payment.charge")  # with Retry-After: 1
+    await stage.orchestrator(retry_cap_seconds=cap_seconds).run_once()
+    row = await stage.saga(saga)
+    assert (row["step"], row["attempts"], row["lease_owner"]) == ("charge_payment", 1, None)
+    assert at_least <= row["pause_seconds"] <= at_most
+
+
+async def test_a_saga_that_is_late_before_it_began_asks_nobody_for_anything(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await stage.let_the_deadline_pass()
+    await stage.orchestrator().run_once()
+    assert await stage.outcome(saga) == "rejected: timed-out"
+    assert (await stage.log(saga), await stage.ledger(saga)) == ([], [])
+    assert await events(stage) == [("orders.order.placed.v1", 1), ("orders.order.rejected.v1", 3)]
+
+
+@pytest.mark.parametrize("unclear", DO)
+async def test_at_the_deadline_a_saga_turns_back_and_undoes_every_step_it_ever_attempted(
+    stage: Stage, unclear: str
+) -> None:
+    saga = await start_saga(stage.pool)
+    await fault(stage, "reset_after", unclear)  # done, and nobody here knows
+    await stage.orchestrator().run_once()
+    assert await stage.outcome(saga) == "pending"
+    await stage.let_the_deadline_pass()
+    await stage.drive()
+    assert await stage.outcome(saga) == "rejected: timed-out"
+    assert await stage.standing(saga) == UNDONE
+    attempted = DO[: DO.index(unclear) + 1]
+    undoes = {"shipping.create": "shipping.cancel", "payment.charge": "payment.refund", "inventory.hold": UNDO[2]}
+    expected = [f"{undoes[operation]} done" for operation in reversed(attempted) if operation in undoes]
+    assert (await stage.ledger(saga))[len(attempted) :] == expected
+
+
+async def test_every_end_and_every_call_is_counted(stage: Stage) -> None:
+    value = stage.metrics.registry.get_sample_value
+    for changes in ({}, {"payment_method": "pm_card_declined"}):
+        await start_saga(stage.pool, **changes)
+    await fault(stage, "error", "payment.refund", times=2)
+    await stage.drive()
+    assert stage.events == 2
+    assert value("orders_finished_total", {"status": "confirmed", "reason": ""}) == 1
+    assert value("orders_finished_total", {"status": "rejected", "reason": "card-declined"}) == 1
+    assert value("saga_duration_seconds_count") == 2
+    assert value("saga_compensation_failed_total", {"step": "charge_payment"}) == 2
+    calls = {
+        ("reserve_inventory", "do", "done"): 2,
+        ("charge_payment", "do", "done"): 1,
+        ("charge_payment", "do", "refused"): 1,
+        ("commit_inventory", "do", "done"): 1,
+        ("create_shipment", "do", "done"): 1,
+        ("charge_payment", "undo", "unknown"): 2,
+        ("charge_payment", "undo", "done"): 1,
+        ("reserve_inventory", "undo", "done"): 1,
+        ("create_shipment", "undo", "done"): 0,
+    }
+    for (step, action, outcome), count in calls.items():
+        labels = {"step": step, "action": action, "outcome": outcome}
+        assert value("saga_step_duration_seconds_count", labels) == count, labels

@@ -1,0 +1,216 @@
+"""The outbox table: events leave in order, one relay at a time, and only to whoever holds them now."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from app import db
+from app.messaging import outbox
+from tests.harness.events import event, put
+
+LEASE_SECONDS = 3600.0  # no test lives to see its end: where a lease ends, the test ended it
+
+
+async def claim(pool: db.Pool, limit: int = 100, token: UUID | None = None) -> list[UUID]:
+    async with db.connection(pool) as conn:
+        return ids(await outbox.claim(conn, token or uuid4(), limit, LEASE_SECONDS))
+
+
+def ids(claimed: Sequence[outbox.Claimed]) -> list[UUID]:
+    return [row.envelope.id for row in claimed]
+
+
+async def end_leases(pool: db.Pool) -> None:
+    async with db.connection(pool) as conn:
+        await conn.execute("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE claim_token IS NOT NULL")
+
+
+async def row(pool: db.Pool, row_id: UUID) -> dict[str, Any]:
+    async with db.connection(pool) as conn:
+        return dict(await conn.fetchrow("SELECT * FROM outbox WHERE id = $1", row_id) or {})
+
+
+async def test_what_is_claimed_is_what_was_added(pool: db.Pool) -> None:
+    added = event(
+        data={"total": "9.99", "customer_id": "Zoë ✓", "items": [{"quantity": 3}], "metadata": None},
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        tracestate="vendor=1",
+    )
+    await put(pool, added)
+    async with db.connection(pool) as conn:
+        assert await outbox.claim(conn, uuid4(), 1, LEASE_SECONDS) == [outbox.Claimed(added, attempts=0)]
+
+
+async def test_an_event_exists_only_if_the_transaction_that_wrote_it_commits(pool: db.Pool) -> None:
+    async with db.connection(pool) as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        await outbox.add(conn, event())
+        assert await claim(pool) == []
+        await transaction.rollback()
+    assert await claim(pool) == []
+
+
+async def test_the_events_of_a_subject_leave_one_after_the_other_in_the_order_of_their_sequence(pool: db.Pool) -> None:
+    third, first, second = (event("order", sequence) for sequence in (3, 1, 2))
+    await put(pool, third, first, second)
+    for expected in (first, second, third):
+        token = uuid4()
+        assert await claim(pool, token=token) == [expected.id]
+        assert await claim(pool) == []
+        async with db.connection(pool) as conn:
+            assert await outbox.mark_published(conn, token, [expected.id]) == 1
+    assert await claim(pool) == []
+
+
+async def test_a_refused_event_holds_back_the_later_ones_of_its_subject_and_no_others(pool: db.Pool) -> None:
+    refused, later, other = event("order", 1), event("order", 2), event("other", 2)
+    await put(pool, refused, later)
+    token = uuid4()
+    await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        assert await outbox.refuse(conn, token, refused.id, "nacked", LEASE_SECONDS) == 1
+    await put(pool, other)
+    assert await claim(pool) == [other.id]
+
+
+async def test_a_parked_event_holds_back_the_later_ones_of_its_subject_for_good(pool: db.Pool) -> None:
+    parked, later = event("order", 1), event("order", 2)
+    await put(pool, parked, later)
+    token = uuid4()
+    await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        assert await outbox.refuse(conn, token, parked.id, "returned", None) == 1
+    assert await claim(pool) == []
+    assert (await row(pool, parked.id))["parked_at"]
+
+
+async def test_events_that_have_waited_longest_are_claimed_first_and_no_more_than_asked_for(pool: db.Pool) -> None:
+    events = [event() for _ in range(9)]
+    for each in events:
+        await put(pool, each)
+    for batch in (events[:3], events[3:6], events[6:]):
+        assert sorted(await claim(pool, limit=3)) == sorted(each.id for each in batch)
+
+
+async def test_two_relays_that_claim_at_once_share_without_overlap_and_without_waiting(pool: db.Pool) -> None:
+    await put(pool, *(event() for _ in range(20)))
+    async with db.transaction(pool) as one, db.transaction(pool) as other:
+        first = ids(await outbox.claim(one, uuid4(), 12, LEASE_SECONDS))
+        second = ids(await outbox.claim(other, uuid4(), 20, LEASE_SECONDS))
+    assert (len(first), len(second)) == (12, 8)
+    assert set(first).isdisjoint(second)
+
+
+async def test_a_crowd_of_relays_claims_every_row_exactly_once(pool: db.Pool) -> None:
+    events = [event() for _ in range(100)]
+    await put(pool, *events)
+    batches = await asyncio.gather(*(claim(pool, limit=20) for _ in range(10)))
+    taken = [row_id for batch in batches for row_id in batch]
+    while rest := await claim(pool):  # what a claim skipped was in another's hands just then
+        taken += rest
+    assert sorted(taken) == sorted(each.id for each in events)
+
+
+async def test_a_claimed_row_is_nobody_elses_until_its_lease_ends(pool: db.Pool) -> None:
+    only = event()
+    await put(pool, only)
+    assert await claim(pool) == [only.id]
+    assert await claim(pool) == []
+    await end_leases(pool)
+    assert await claim(pool) == [only.id]
+
+
+async def test_whoever_lost_the_lease_can_mark_refuse_and_release_nothing(pool: db.Pool) -> None:
+    only, stale, present = event(), uuid4(), uuid4()
+    await put(pool, only)
+    await claim(pool, token=stale)
+    await end_leases(pool)
+    await claim(pool, token=present)
+    before = await row(pool, only.id)
+    async with db.connection(pool) as conn:
+        assert await outbox.mark_published(conn, stale, [only.id]) == 0
+        assert await outbox.refuse(conn, stale, only.id, "too late", None) == 0
+        assert await outbox.release(conn, stale) == 0
+        assert await row(pool, only.id) == before
+        assert await outbox.mark_published(conn, present, [only.id]) == 1
+
+
+async def test_a_published_row_can_be_neither_claimed_nor_changed_again(pool: db.Pool) -> None:
+    only, token = event(), uuid4()
+    await put(pool, only)
+    await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        assert await outbox.mark_published(conn, token, [only.id]) == 1
+        assert await outbox.mark_published(conn, token, [only.id]) == 0
+        assert await outbox.refuse(conn, token, only.id, "nacked", None) == 0
+        assert await outbox.release(conn, token) == 0
+    assert await claim(pool) == []
+
+
+async def test_a_released_row_is_as_it_was_and_can_be_claimed_at_once(pool: db.Pool) -> None:
+    mine, others, token = event(), event(), uuid4()
+    await put(pool, mine)
+    await claim(pool, token=token)
+    await put(pool, others)
+    await claim(pool)
+    async with db.connection(pool) as conn:
+        assert await outbox.release(conn, token) == 1
+    assert await claim(pool) == [mine.id]
+    assert (await row(pool, mine.id))["attempts"] == 0
+
+
+async def test_a_refusal_is_counted_with_its_reason_and_forgotten_when_published(pool: db.Pool) -> None:
+    only, token = event(), uuid4()
+    await put(pool, only)
+    await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        await outbox.refuse(conn, token, only.id, "r" * 10_000, 0)
+        assert (await row(pool, only.id))["last_error"] == "r" * 500
+        assert await outbox.claim(conn, token, 1, LEASE_SECONDS) == [outbox.Claimed(only, attempts=1)]
+        await outbox.mark_published(conn, token, [only.id])
+    assert (await row(pool, only.id))["last_error"] is None
+
+
+async def test_a_refused_row_waits_as_long_as_it_was_told_to(pool: db.Pool) -> None:
+    only, token = event(), uuid4()
+    await put(pool, only)
+    await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        await outbox.refuse(conn, token, only.id, "nacked", 600)
+        waits = await conn.fetchval("SELECT next_attempt_at - clock_timestamp() FROM outbox")
+    assert timedelta(seconds=500) < waits <= timedelta(seconds=600)
+
+
+@pytest.mark.parametrize("kind", ["pending", "claimed", "refused"])
+async def test_whatever_is_neither_published_nor_parked_counts_as_pending(pool: db.Pool, kind: str) -> None:
+    only, token = event(), uuid4()
+    await put(pool, only)
+    if kind != "pending":
+        await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        if kind == "refused":
+            await outbox.refuse(conn, token, only.id, "nacked", 60)
+        await conn.execute("UPDATE outbox SET occurred_at = clock_timestamp() - interval '1 hour'")
+        pending, age, parked = await outbox.stats(conn)
+    assert (pending, parked) == (1, 0)
+    assert 3600 <= age < 7200
+
+
+async def test_parked_and_published_rows_are_told_apart_and_age_no_longer(pool: db.Pool) -> None:
+    parked, published, token = event(), event(), uuid4()
+    await put(pool, parked, published)
+    await claim(pool, token=token)
+    async with db.connection(pool) as conn:
+        await outbox.refuse(conn, token, parked.id, "returned", None)
+        await outbox.mark_published(conn, token, [published.id])
+        assert await outbox.stats(conn) == (0, 0.0, 1)
+
+
+async def test_an_empty_outbox_is_of_no_age(pool: db.Pool) -> None:
+    async with db.connection(pool) as conn:
+        assert await outbox.stats(conn) == (0, 0.0, 0)

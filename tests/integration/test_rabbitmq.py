@@ -1,0 +1,184 @@
+"""Publishing to RabbitMQ: confirmed, durable, named by its id; what the broker says is told apart from its absence."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aio_pika
+import pytest
+import yarl
+from aio_pika.abc import AbstractChannel
+
+from app import db
+from app.errors import BrokerUnavailable
+from app.messaging.envelope import Envelope, parse
+from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.relay import Refusal, Relay
+from app.telemetry import Metrics
+from tests.harness.events import CONFIRMED, PLACED, counted, event, nothing, put
+from tests.harness.messages import ROUTING_KEYS, listen, open_channel, take
+
+LONG_SECONDS = 30.0
+
+
+@pytest.fixture
+async def channel(rabbitmq_url: str) -> AsyncIterator[AbstractChannel]:
+    async with open_channel(rabbitmq_url) as channel:
+        yield channel
+
+
+@contextlib.asynccontextmanager
+async def transport_to(
+    url: str, routing_keys: tuple[str, ...] = ROUTING_KEYS, timeout_seconds: float = LONG_SECONDS
+) -> AsyncIterator[RabbitTransport]:
+    transport = RabbitTransport(url, (PLACED,), routing_keys, timeout_seconds)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+@pytest.fixture
+async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
+    async with transport_to(rabbitmq_url) as transport:
+        yield transport
+
+
+async def test_a_message_carries_its_id_its_attributes_and_the_will_to_survive(
+    transport: RabbitTransport, channel: AbstractChannel
+) -> None:
+    heard = await listen(channel)
+    sent = event(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    assert await transport.publish([sent]) == [None]
+    message = await heard.get(no_ack=True)
+    assert (message.exchange, message.routing_key) == ("orders.events", "order.placed")
+    assert (message.message_id, message.type) == (str(sent.id), PLACED)
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert message.content_type == "application/json"
+    assert message.timestamp == sent.time.replace(microsecond=0)
+    assert message.headers == sent.headers()
+    assert parse(message.headers, message.body) == sent
+
+
+async def test_a_message_sent_again_has_the_same_id(transport: RabbitTransport, channel: AbstractChannel) -> None:
+    heard, sent = await listen(channel), event()
+    assert [await transport.publish([sent]) for _ in range(2)] == [[None], [None]]
+    assert {(await heard.get(no_ack=True)).message_id for _ in range(2)} == {str(sent.id)}
+
+
+async def test_placed_orders_reach_the_saga_queue_and_other_events_do_not(
+    transport: RabbitTransport, channel: AbstractChannel
+) -> None:
+    placed, confirmed = event(), event(event_type=CONFIRMED)
+    assert await transport.publish([confirmed, placed]) == [None, None]
+    message = await take(channel, QUEUE)
+    assert message is not None
+    assert message.message_id == str(placed.id)
+    assert await take(channel, QUEUE) is None
+
+
+async def test_a_large_batch_is_confirmed_as_a_whole(transport: RabbitTransport, channel: AbstractChannel) -> None:
+    heard, batch = await listen(channel), [event() for _ in range(500)]
+    assert await transport.publish(batch) == [None] * 500
+    assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(each.id) for each in batch}
+
+
+async def test_a_message_that_somebody_must_consume_is_returned_when_no_queue_takes_it(rabbitmq_url: str) -> None:
+    async with transport_to(rabbitmq_url, routing_keys=()) as transport:
+        returned, nobodys = await transport.publish([event(), event(event_type=CONFIRMED)])
+    assert returned == Refusal("returned: no queue is bound for order.placed", returned=True)
+    assert nobodys is None
+
+
+async def test_a_message_that_a_queue_is_too_full_for_is_refused_and_no_other(
+    transport: RabbitTransport, channel: AbstractChannel
+) -> None:
+    await listen(channel, "order.confirmed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    assert await transport.publish([event(event_type=CONFIRMED)]) == [None]
+    answers = await transport.publish([event(event_type=CONFIRMED), event()])
+    assert answers == [Refusal("nacked by the broker"), None]
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        event(event_type="orders.order." + "x" * 300 + ".v1"),  # AMQP's short strings end at 255 bytes
+        event(data={"total": object()}),
+    ],
+    ids=["long type", "not JSON"],
+)
+async def test_a_message_that_cannot_be_written_is_refused_for_good_and_no_other(
+    transport: RabbitTransport, channel: AbstractChannel, poison: Envelope
+) -> None:
+    heard, fine = await listen(channel), event()
+    refused, confirmed = await transport.publish([poison, fine])
+    assert refused is not None
+    assert (refused.final, refused.reason.startswith("cannot be written: ")) == (True, True)
+    assert confirmed is None
+    assert (await heard.get(no_ack=True)).message_id == str(fine.id)
+
+
+@pytest.mark.parametrize("wrong", [{"port": 1}, {"password": "wrong"}, {"path": "/no-such-vhost"}], ids=str)
+async def test_a_broker_that_cannot_be_used_is_unavailable(rabbitmq_url: str, wrong: dict[str, Any]) -> None:
+    url = yarl.URL(rabbitmq_url)
+    for part, value in wrong.items():
+        url = getattr(url, f"with_{part}")(value)
+    async with transport_to(str(url)) as transport:
+        with pytest.raises(BrokerUnavailable):
+            await transport.publish([event()])
+
+
+async def test_a_broker_that_says_nothing_is_unavailable_when_the_time_is_up() -> None:
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with transport_to(url, timeout_seconds=0.2) as transport:
+            with pytest.raises(BrokerUnavailable):
+                await transport.publish([event()])
+        for writer in writers:
+            writer.close()
+
+
+async def test_an_exchange_that_was_lost_is_unavailable_once_and_then_restored(
+    transport: RabbitTransport, channel: AbstractChannel
+) -> None:
+    await transport.publish([event()])
+    await channel.exchange_delete(EXCHANGE)
+    with pytest.raises(BrokerUnavailable):
+        await transport.publish([event(), event()])
+    assert await transport.publish([event()]) == [None]
+
+
+async def test_closing_twice_or_without_ever_having_connected_is_fine(free_port: int) -> None:
+    transport = RabbitTransport(f"amqp://127.0.0.1:{free_port}/", (), (), LONG_SECONDS)
+    await transport.close()
+    await transport.close()
+
+
+async def test_the_relay_parks_what_comes_back_too_often_and_publishes_the_rest(
+    pool: db.Pool, rabbitmq_url: str
+) -> None:
+    metrics, returned, fine = Metrics(), event(), event(event_type=CONFIRMED)
+    await put(pool, returned, fine)
+    async with transport_to(rabbitmq_url, routing_keys=()) as transport:
+        relay = Relay(
+            pool,
+            transport,
+            metrics,
+            batch_size=10,
+            lease_seconds=60,
+            backoff_base_seconds=60,
+            backoff_cap_seconds=60,
+            max_attempts=1,
+            checkpoint=nothing,
+        )
+        assert await relay.run_once() == 2
+    async with db.connection(pool) as conn:
+        parked = await conn.fetch("SELECT id, last_error FROM outbox WHERE parked_at IS NOT NULL")
+        assert list(map(tuple, parked)) == [(returned.id, "returned: no queue is bound for order.placed")]
+        assert await conn.fetchval("SELECT id FROM outbox WHERE published_at IS NOT NULL") == fine.id
+    assert counted(metrics, "outbox_returned_total") == 1

@@ -1,0 +1,229 @@
+"""The relay: at least once, never marked unless confirmed; an outage is not poison, and poison is no outage."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app import db
+from app.errors import BrokerUnavailable
+from app.messaging.envelope import Envelope
+from app.messaging.relay import Refusal, Relay
+from app.telemetry import Metrics
+from tests.harness.events import CONFIRMED, counted, event, nothing, put
+
+NACK = Refusal("nacked by the broker")
+RETURN = Refusal("returned: no queue is bound for order.placed", returned=True)
+FINAL = Refusal("cannot be written", final=True)
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+async def carry_on() -> None:
+    """Do nothing meanwhile."""
+
+
+class Broker:
+    """A transport that confirms everything, unless it is out or was told to refuse; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[UUID] = []
+        self.refusals: dict[UUID, Refusal] = {}
+        self.is_out = False
+        self.meanwhile: Callable[[], Awaitable[Any]] = carry_on
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
+        self.sent += [envelope.id for envelope in envelopes]
+        await self.meanwhile()
+        if self.is_out:
+            raise BrokerUnavailable("rabbitmq: connection refused")
+        return [self.refusals.get(envelope.id) for envelope in envelopes]
+
+
+def relay(
+    pool: db.Pool,
+    broker: Broker,
+    metrics: Metrics | None = None,
+    *,
+    batch_size: int = 100,
+    checkpoint: Callable[[str], None] = nothing,
+) -> Relay:
+    return Relay(
+        pool,
+        broker,
+        metrics or Metrics(),
+        batch_size=batch_size,
+        lease_seconds=3600,
+        backoff_base_seconds=600,
+        backoff_cap_seconds=3600,
+        max_attempts=3,
+        checkpoint=checkpoint,
+    )
+
+
+async def rows(pool: db.Pool, state: str = "true") -> dict[UUID, dict[str, Any]]:
+    async with db.connection(pool) as conn:
+        return {row["id"]: dict(row) for row in await conn.fetch(f"SELECT * FROM outbox WHERE {state}")}  # noqa: S608
+
+
+async def make_due(pool: db.Pool) -> None:
+    async with db.connection(pool) as conn:
+        await conn.execute("UPDATE outbox SET next_attempt_at = clock_timestamp()")
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+async def test_a_confirmed_row_is_marked_and_never_sent_again(pool: db.Pool, broker: Broker) -> None:
+    metrics, events = Metrics(), [event(), event(event_type=CONFIRMED)]
+    await put(pool, *events)
+    assert await relay(pool, broker, metrics).run_once() == 2
+    await make_due(pool)
+    assert await relay(pool, broker, metrics).run_once() == 0
+    assert sorted(broker.sent) == sorted(each.id for each in events)
+    assert len(await rows(pool, "published_at IS NOT NULL")) == 2
+    assert counted(metrics, "outbox_published_total") == 2
+    assert counted(metrics, "outbox_publish_failed_total") == 0
+
+
+async def test_a_batch_is_no_larger_than_asked_for(pool: db.Pool, broker: Broker) -> None:
+    await put(pool, *(event() for _ in range(5)))
+    small = relay(pool, broker, batch_size=2)
+    assert [await small.run_once() for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.Pool, broker: Broker) -> None:
+    metrics, events = Metrics(), [event(), event()]
+    await put(pool, *events)
+    broker.is_out = True
+    for _ in range(5):
+        with pytest.raises(BrokerUnavailable):
+            await relay(pool, broker, metrics).run_once()
+    given_back = await rows(pool, "next_attempt_at <= clock_timestamp() AND claim_token IS NULL")
+    assert [(row["attempts"], row["parked_at"]) for row in given_back.values()] == [(0, None)] * 2
+    assert counted(metrics, "outbox_publish_failed_total") == 10
+    broker.is_out = False
+    assert await relay(pool, broker).run_once() == 2
+
+
+async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_back(
+    pool: db.Pool, database_url: str, broker: Broker
+) -> None:
+    narrow = await db.create_pool(database_url, 1)
+    await put(pool, event())
+    broker.is_out, broker.meanwhile = True, narrow.acquire
+    with pytest.raises(BrokerUnavailable):
+        await relay(narrow, broker).run_once()
+    narrow.terminate()
+    broker.is_out, broker.meanwhile = False, carry_on
+    assert await relay(pool, broker).run_once() == 0
+    await make_due(pool)  # the lease ends
+    assert await relay(pool, broker).run_once() == 1
+
+
+@pytest.mark.parametrize(("refusal", "returns"), [(NACK, 0), (RETURN, 1)])
+async def test_a_refused_row_alone_waits_and_spends_an_attempt(
+    pool: db.Pool, broker: Broker, refusal: Refusal, returns: int
+) -> None:
+    metrics, refused, fine = Metrics(), event(), event()
+    await put(pool, refused, fine)
+    broker.refusals = {refused.id: refusal}
+    assert await relay(pool, broker, metrics).run_once() == 2
+    assert await relay(pool, broker, metrics).run_once() == 0
+    assert list(await rows(pool, "published_at IS NOT NULL")) == [fine.id]
+    waiting = (await rows(pool, "next_attempt_at > clock_timestamp()"))[refused.id]
+    assert (waiting["attempts"], waiting["last_error"], waiting["parked_at"]) == (1, refusal.reason, None)
+    assert counted(metrics, "outbox_published_total") == 1
+    assert counted(metrics, "outbox_publish_failed_total") == 1
+    assert counted(metrics, "outbox_returned_total") == returns
+
+
+@pytest.mark.parametrize("refusal", [NACK, RETURN])
+async def test_a_row_that_was_refused_too_often_is_parked_with_the_reason(
+    pool: db.Pool, broker: Broker, refusal: Refusal
+) -> None:
+    refused = event()
+    await put(pool, refused)
+    broker.refusals = {refused.id: refusal}
+    for _ in range(3):
+        assert await rows(pool, "parked_at IS NOT NULL") == {}
+        assert await relay(pool, broker).run_once() == 1
+        await make_due(pool)
+    assert await relay(pool, broker).run_once() == 0
+    parked = (await rows(pool, "parked_at IS NOT NULL"))[refused.id]
+    assert (parked["attempts"], parked["last_error"], parked["published_at"]) == (3, refusal.reason, None)
+
+
+async def test_a_row_that_no_attempt_can_help_is_parked_at_once(pool: db.Pool, broker: Broker) -> None:
+    hopeless = event()
+    await put(pool, hopeless)
+    broker.refusals = {hopeless.id: FINAL}
+    assert await relay(pool, broker).run_once() == 1
+    assert (await rows(pool, "parked_at IS NOT NULL"))[hopeless.id]["last_error"] == FINAL.reason
+
+
+async def test_a_row_that_recovers_is_published_after_its_refusals(pool: db.Pool, broker: Broker) -> None:
+    refused = event()
+    await put(pool, refused)
+    broker.refusals = {refused.id: NACK}
+    await relay(pool, broker).run_once()
+    await make_due(pool)
+    broker.refusals = {}
+    await relay(pool, broker).run_once()
+    published = (await rows(pool, "published_at IS NOT NULL"))[refused.id]
+    assert (published["attempts"], published["last_error"]) == (1, None)
+
+
+@pytest.mark.parametrize(("crash_at", "sent_before"), [("relay.claimed", 0), ("relay.published", 1)])
+async def test_a_relay_that_dies_before_marking_costs_time_until_the_lease_ends_and_sends_the_same_id(
+    pool: db.Pool, broker: Broker, crash_at: str, sent_before: int
+) -> None:
+    def die(checkpoint: str) -> None:
+        if checkpoint == crash_at:
+            raise Crash
+
+    only = event()
+    await put(pool, only)
+    with pytest.raises(Crash):
+        await relay(pool, broker, checkpoint=die).run_once()
+    assert broker.sent == [only.id] * sent_before
+    assert await relay(pool, broker).run_once() == 0
+    await make_due(pool)
+    assert await relay(pool, broker).run_once() == 1
+    assert broker.sent == [only.id] * (sent_before + 1)
+    assert list(await rows(pool, "published_at IS NOT NULL")) == [only.id]
+
+
+@pytest.mark.parametrize("refusal", [None, NACK, FINAL])
+async def test_a_relay_that_slept_past_its_lease_changes_nothing(
+    pool: db.Pool, broker: Broker, refusal: Refusal | None
+) -> None:
+    only, late, late_metrics = event(), Broker(), Metrics()
+
+    async def another_relay_takes_over() -> None:
+        await make_due(pool)
+        assert await relay(pool, broker).run_once() == 1
+
+    await put(pool, only)
+    late.meanwhile = another_relay_takes_over
+    late.refusals = {only.id: refusal} if refusal else {}
+    assert await relay(pool, late, late_metrics).run_once() == 1
+    published = (await rows(pool, "published_at IS NOT NULL"))[only.id]
+    assert (published["attempts"], published["parked_at"]) == (0, None)
+    assert counted(late_metrics, "outbox_published_total") == 0
+    assert late.sent == broker.sent == [only.id]
+
+
+async def test_later_events_of_a_subject_follow_when_the_earlier_one_is_confirmed(
+    pool: db.Pool, broker: Broker
+) -> None:
+    events = [event("order", sequence) for sequence in (1, 2, 3)]
+    await put(pool, *reversed(events))
+    one = relay(pool, broker)
+    assert [await one.run_once() for _ in range(4)] == [1, 1, 1, 0]
+    assert broker.sent == [each.id for each in events]

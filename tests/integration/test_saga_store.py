@@ -1,0 +1,204 @@
+"""The saga's rows: started once, claimed by one at a time, written by whoever holds the lease and by nobody else."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from app import db
+from app.errors import StaleLease
+from app.messaging.envelope import Envelope, UnreadableMessage
+from app.orders.status import Reason, Status
+from app.saga import plan, store
+from app.saga.plan import Action, Direction, State, Step
+from app.saga.store import Entry, Saga
+from tests.harness.orders import event_of, placed, start_saga
+
+TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
+LEASE_SECONDS = 30.0
+CALLED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "attempted")
+ANSWERED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"reservation_id": "res_1"})
+
+
+async def start(pool: asyncpg.Pool, envelope: Envelope) -> None:
+    async with pool.acquire() as conn, conn.transaction():
+        await store.start(conn, envelope, deadline_seconds=900)
+
+
+async def claim(conn: db.Connection | asyncpg.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
+    return await store.claim(conn, owner, plan.PLANS, limit, LEASE_SECONDS)  # type: ignore[arg-type] # a pool does too
+
+
+async def save(
+    pool: asyncpg.Pool,
+    saga: Saga,
+    state: State,
+    entries: Sequence[Entry] = (),
+    *,
+    due_in_seconds: float = 0,
+    owner: str | None = None,
+) -> Saga:
+    async with pool.acquire() as conn:
+        version = await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
+    return dataclasses.replace(saga, version=version, state=state)
+
+
+async def row(pool: asyncpg.Pool, saga_id: UUID) -> dict[str, Any]:
+    query = """
+        SELECT *, next_attempt_at <= clock_timestamp() AS due,
+               extract(epoch FROM next_attempt_at - updated_at)::float8 AS due_in_seconds,
+               extract(epoch FROM deadline_at - started_at)::float8 AS deadline_seconds
+        FROM sagas WHERE id = $1
+    """
+    return dict(await pool.fetchrow(query, saga_id) or {})
+
+
+async def logged(pool: asyncpg.Pool) -> list[tuple[Any, ...]]:
+    rows = await pool.fetch("SELECT step, action, attempt, outcome, detail, reply FROM saga_steps ORDER BY id")
+    return [tuple(row) for row in rows]
+
+
+async def make_due(pool: asyncpg.Pool) -> None:
+    await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp()")
+
+
+async def test_an_order_gets_one_saga_however_often_its_event_is_delivered(pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    await start(pool, event_of(order, **TRACE))
+    before = await row(pool, order.id)
+    for _ in range(3):
+        await start(pool, event_of(order))
+    assert await pool.fetchval("SELECT count(*) FROM sagas") == 1
+    after = await row(pool, order.id)
+    assert after == before
+    assert (after["direction"], after["step"], after["attempts"], after["version"]) == (
+        "forward", "reserve_inventory", 0, 1,
+    )  # fmt: skip
+    assert (after["due"], after["deadline_seconds"], after["finished_at"]) == (True, 900, None)
+    assert {name: after[name] for name in TRACE} == TRACE
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING])
+async def test_an_order_that_is_no_longer_pending_gets_no_saga(pool: asyncpg.Pool, status: Status) -> None:
+    order = await placed(pool)
+    await pool.execute("UPDATE orders SET status = $1", status)
+    await start(pool, event_of(order))
+    assert await pool.fetchval("SELECT count(*) FROM sagas") == 0
+
+
+@pytest.mark.parametrize("subject", ["271fc92a-ce8b-47aa-b0bb-f00b1a94ab76", "no-uuid", ""])
+async def test_an_event_of_no_order_of_ours_is_unreadable(pool: asyncpg.Pool, subject: str) -> None:
+    order = await placed(pool)
+    with pytest.raises(UnreadableMessage):
+        await start(pool, dataclasses.replace(event_of(order), subject=subject))
+
+
+async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: asyncpg.Pool) -> None:
+    ids = [await start_saga(pool) for _ in range(4)]
+    for number, saga_id in enumerate(ids):
+        query = "UPDATE sagas SET next_attempt_at = clock_timestamp() - make_interval(secs => $2) WHERE id = $1"
+        await pool.execute(query, saga_id, (30, 20, 10, -60)[number])
+    assert {saga.id for saga in await claim(pool, limit=2)} == set(ids[:2])
+    assert [saga.id for saga in await claim(pool)] == [ids[2]]
+    assert await claim(pool) == []
+
+
+async def test_a_claim_tells_all_that_its_runner_needs(pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    await start(pool, event_of(order, **TRACE))
+    [saga] = await claim(pool)
+    assert (saga.id, saga.version, saga.state, saga.trace) == (order.id, 2, plan.begin(), TRACE)
+    assert 0 < saga.remaining_seconds <= 900
+    stored = await row(pool, order.id)
+    assert (stored["version"], stored["lease_owner"], stored["due"]) == (2, "one", False)
+    assert saga.started_at == stored["started_at"]
+
+
+async def test_a_finished_saga_is_never_claimed(pool: asyncpg.Pool) -> None:
+    await start_saga(pool)
+    [saga] = await claim(pool)
+    await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, None))
+    await make_due(pool)
+    assert await claim(pool) == []
+
+
+async def test_a_saga_of_a_plan_that_this_release_does_not_know_is_left_to_others(pool: asyncpg.Pool) -> None:
+    await start_saga(pool)
+    await pool.execute("UPDATE sagas SET plan_version = $1", plan.NEWEST + 1)
+    assert await claim(pool) == []
+
+
+async def test_two_that_claim_at_once_share_and_neither_waits(pool: asyncpg.Pool) -> None:
+    ids = {await start_saga(pool) for _ in range(5)}
+    async with pool.acquire() as one, pool.acquire() as other, one.transaction():
+        first = await claim(one, "one", limit=2)
+        second = await claim(other, "other")
+    assert (len(first), len(second)) == (2, 3)
+    assert {saga.id for saga in [*first, *second]} == ids
+
+
+async def test_a_saga_whose_lease_has_ended_is_anybodys(pool: asyncpg.Pool) -> None:
+    saga_id = await start_saga(pool)
+    await claim(pool, "one")
+    await make_due(pool)
+    [saga] = await claim(pool, "other")
+    assert (saga.id, saga.version) == (saga_id, 3)
+
+
+async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: asyncpg.Pool) -> None:
+    saga_id = await start_saga(pool)
+    [saga] = await claim(pool)
+    saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], due_in_seconds=30, owner="one")
+    stored = await row(pool, saga_id)
+    assert (stored["attempts"], stored["lease_owner"], stored["version"]) == (1, "one", 3)
+    assert stored["due_in_seconds"] == pytest.approx(30, abs=1)
+    following = plan.attempted(State(plan.NEWEST, Direction.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT))
+    detail = "x" * 600
+    await save(pool, saga, following, [ANSWERED, Entry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "unknown", detail)])
+    stored = await row(pool, saga_id)
+    assert (stored["lease_owner"], stored["version"], stored["finished_at"]) == (None, 4, None)
+    *log, last = await logged(pool)
+    assert log == [
+        ("reserve_inventory", "do", 1, "attempted", None, None),
+        ("reserve_inventory", "do", 1, "done", None, json.dumps(ANSWERED.reply)),
+    ]
+    assert last == ("charge_payment", "undo", 1, "unknown", "x" * 500, None)
+    await make_due(pool)
+    assert [each.state for each in await claim(pool)] == [following]
+
+
+async def test_a_runner_whose_saga_was_taken_over_writes_nothing(pool: asyncpg.Pool) -> None:
+    saga_id = await start_saga(pool)
+    [late] = await claim(pool, "one")
+    await make_due(pool)
+    [present] = await claim(pool, "other")
+    before = await row(pool, saga_id)
+    with pytest.raises(StaleLease):
+        await save(pool, late, plan.attempted(late.state), [CALLED], owner="one")
+    assert (await row(pool, saga_id), await logged(pool)) == (before, [])
+    await save(pool, present, plan.attempted(present.state), [CALLED], owner="other")
+
+
+async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool: asyncpg.Pool) -> None:
+    await start_saga(pool)
+    [saga] = await claim(pool)
+    await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
+    with pytest.raises(StaleLease):
+        await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
+    assert len(await logged(pool)) == 1
+
+
+async def test_statistics_count_the_unfinished_by_their_orders_status(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as conn:
+        assert await store.stats(conn) == ({}, 0.0)
+        ids = [await start_saga(pool) for _ in range(3)]
+        await pool.execute("UPDATE orders SET status = 'compensating' WHERE id = $1", ids[0])
+        await pool.execute("UPDATE sagas SET finished_at = clock_timestamp() WHERE id = $1", ids[1])
+        await pool.execute("UPDATE sagas SET started_at = started_at - interval '1 hour' WHERE id = $1", ids[2])
+        unfinished, oldest = await store.stats(conn)
+    assert unfinished == {"compensating": 1, "pending": 1}
+    assert oldest == pytest.approx(3600, abs=60)

@@ -1,0 +1,160 @@
+"""The schema: migrations and metadata are one, go both ways, and bear being run by several processes at once."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+import asyncpg
+import pytest
+import sqlalchemy
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app import db
+from app.errors import ConfigurationError, DatabaseUnavailable
+from app.messaging import inbox, outbox
+from app.orders import tables
+from app.saga import store
+from tests.harness.processes import REPOSITORY
+from tests.harness.wait import wait_until
+
+DESCRIBED_BY = (outbox, inbox, tables, store)  # importing them fills db.metadata
+SCRIPTS = ScriptDirectory(REPOSITORY / "migrations")
+REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()]  # newest first
+
+
+async def execute(url: str, statement: str) -> None:
+    conn = await asyncpg.connect(url)
+    await conn.execute(statement)
+    await conn.close()
+
+
+async def revision(url: str) -> str | None:
+    _, found = await db.inspect(url)
+    return found
+
+
+async def differences(url: str) -> list[object]:
+    """Return what Alembic would have to change to make the database equal the metadata."""
+
+    def compare(connection: sqlalchemy.Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        return list(compare_metadata(context, db.metadata))
+
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=NullPool)
+    async with engine.connect() as connection:
+        return await connection.run_sync(compare)
+
+
+async def alembic(act: Callable[[Config, str], None], url: str, target: str) -> None:
+    """Run an Alembic command, in a thread: it starts an event loop of its own."""
+    config = Config()
+    config.set_main_option("script_location", str(REPOSITORY / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = url
+    await asyncio.to_thread(act, config, target)
+
+
+@pytest.fixture
+async def empty_url(database_url: str) -> str:
+    """A database that was never migrated."""
+    await execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return database_url
+
+
+async def test_the_migrations_leave_exactly_the_tables_that_the_code_describes(database_url: str) -> None:
+    assert db.metadata.tables
+    assert await differences(database_url) == []
+
+
+async def test_a_difference_between_migrations_and_code_would_be_noticed(database_url: str) -> None:
+    await execute(database_url, "ALTER TABLE outbox ALTER attempts TYPE bigint; DROP INDEX saga_steps_saga_id_idx")
+    assert len(await differences(database_url)) == 2
+
+
+async def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None:
+    for _ in REVISIONS:
+        await alembic(command.downgrade, database_url, "-1")
+    assert await revision(database_url) is None
+    for _ in REVISIONS:
+        await alembic(command.upgrade, database_url, "+1")
+    assert await revision(database_url) == REVISIONS[0]
+    assert await differences(database_url) == []
+
+
+async def test_migrating_what_is_current_changes_nothing(database_url: str) -> None:
+    await asyncio.to_thread(db.migrate, database_url)
+    assert await revision(database_url) == REVISIONS[0]
+
+
+async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
+    arguments = (sys.executable, "-m", "app", "migrate")
+    env = {**os.environ, "ORDERS_DATABASE_URL": empty_url}
+    conn = await asyncpg.connect(empty_url)
+    obstacle = conn.transaction()
+    await obstacle.start()
+    await conn.execute("CREATE TABLE alembic_version (version_num text)")  # holds up whoever is about to create it
+    processes = [await asyncio.create_subprocess_exec(*arguments, cwd=REPOSITORY, env=env) for _ in range(3)]
+    waiting = (
+        "SELECT count(*) = 3 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    await wait_until(lambda: conn.fetchval(waiting), 60, "three processes that wait")
+    await obstacle.rollback()
+    await conn.close()
+    assert [await process.wait() for process in processes] == [0, 0, 0]
+    assert await revision(empty_url) == REVISIONS[0]
+    assert await differences(empty_url) == []
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+async def test_every_spelling_of_the_url_can_be_migrated_and_inspected(empty_url: str, scheme: str) -> None:
+    url = f"{scheme}://{empty_url.partition('://')[2]}"
+    await asyncio.to_thread(db.migrate, url)
+    assert await db.inspect(url) == ("on", REVISIONS[0])
+
+
+@pytest.mark.parametrize("older", [None, *REVISIONS[1:]])
+def test_a_database_that_lacks_a_migration_is_behind(older: str | None) -> None:
+    assert db.is_behind(older)
+
+
+@pytest.mark.parametrize("present", [REVISIONS[0], "9999"])
+def test_a_current_or_newer_database_is_not_behind(present: str) -> None:
+    assert not db.is_behind(present)
+
+
+async def test_the_service_accepts_a_current_durable_database(database_url: str) -> None:
+    await db.check(database_url)
+
+
+async def test_the_service_accepts_a_database_of_a_newer_release(database_url: str) -> None:
+    await execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    await db.check(database_url)
+
+
+async def test_the_service_refuses_a_database_that_was_not_migrated(empty_url: str) -> None:
+    assert await revision(empty_url) is None
+    with pytest.raises(ConfigurationError, match="orders migrate"):
+        await db.check(empty_url)
+
+
+async def test_the_service_refuses_a_database_that_may_lose_acknowledged_commits(database_url: str) -> None:
+    name = database_url.rpartition("/")[2]
+    await execute(database_url, f"ALTER DATABASE {name} SET synchronous_commit = off")
+    with pytest.raises(ConfigurationError, match="ORDERS_DATABASE_URL: synchronous_commit is off"):
+        await db.check(database_url)
+
+
+@pytest.mark.parametrize("change", [{"port": "1"}, {"password": "wrong"}, {"database": "nowhere"}])
+async def test_a_database_that_cannot_be_asked_is_unavailable_not_wrong(
+    database_url: str, change: dict[str, str]
+) -> None:
+    parts = sqlalchemy.make_url(database_url).set(**change)  # type: ignore[arg-type]
+    with pytest.raises(DatabaseUnavailable):
+        await db.check(parts.render_as_string(hide_password=False))

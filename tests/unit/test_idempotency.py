@@ -1,0 +1,208 @@
+"""The Idempotency-Key: which one a request carries, which request it stands for, and one at a time in a process."""
+
+import asyncio
+import gc
+import json
+from typing import Any
+
+import pytest
+
+from app.api.idempotency import SingleFlight, fingerprint, key_for, read_key
+from app.api.schemas import read_place_order
+from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
+from app.orders.keys import Key
+from tests.harness.wait import wait_until
+
+AMPLE_SECONDS = 20.0
+LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
+LONG = {"items": [LINE], "metadata": {"a": 1, "b": [1.5, "x"]}}
+
+
+def key(name: str = "k", tenant: str = "t") -> Key:
+    return key_for(tenant, name, "POST", "/orders", "", {})
+
+
+def printed(body: bytes | dict[str, Any], method: str = "POST", path: str = "/orders", query: str = "") -> bytes:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return fingerprint(method, path, query, read_place_order(raw).normal_form())
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("abc", "abc"),
+        ('"abc"', "abc"),
+        (' "abc" ', "abc"),
+        (r'"a\"b\\c"', r'a"b\c'),
+        (r'a"b\c', r'a"b\c'),
+        ("!~", "!~"),
+        ("a,b;c=d", "a,b;c=d"),
+        ("k" * 255, "k" * 255),
+        ('"' + "k" * 255 + '"', "k" * 255),
+    ],
+)
+def test_a_structured_field_string_and_the_bare_token_are_the_same_key(header: str, found: str) -> None:
+    assert read_key([header], required=True) == found
+
+
+@pytest.mark.parametrize("values", [[], [""], ["  "], ['""'], ['" "'], ["", " "]])
+def test_a_blank_key_is_none_and_refused_only_where_one_is_required(values: list[str]) -> None:
+    assert read_key(values, required=False) is None
+    with pytest.raises(IdempotencyKeyMissing):
+        read_key(values, required=True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["k" * 256],
+        ['"' + "k" * 256 + '"'],
+        ["two words"],
+        ['"two words"'],
+        ["clé"],
+        ['"clé"'],
+        ["a\x7fb"],
+        ["a\tb"],
+        ['"abc'],
+        ['"'],
+        ['"a"b"'],
+        ['"a";p=1'],
+        [r'"a\b"'],
+        ["a", "a"],
+        ["a", "b"],
+    ],
+)
+@pytest.mark.parametrize("required", [True, False])
+def test_anything_else_is_invalid(values: list[str], *, required: bool) -> None:
+    with pytest.raises(IdempotencyKeyInvalid):
+        read_key(values, required=required)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{ "metadata" : {"b":[1.50,"\\u0078"],"a":1.0},\n"items":[{"unit_price":"9.99","quantity":3,"sku":"WIDGET"}]}',
+        {**LONG, "items": [LINE | {"unit_price": 9.99}]},
+        {**LONG, "items": [LINE | {"unit_price": "9.990"}]},
+        {"metadata": LONG["metadata"], **LINE},
+        {"metadata": LONG["metadata"], "sku": "WIDGET", "quantity": 3, "unitPrice": 9.99},
+        {**LONG, "currency": "USD"},
+        {**LONG, "customer_id": None, "payment_method": None, "shippingAddress": None},
+    ],
+    ids=["spelling", "number", "zeros", "flat", "camel", "default currency", "explicit nulls"],
+)
+def test_however_it_is_written_the_same_request_has_the_same_fingerprint(body: bytes | dict[str, Any]) -> None:
+    assert printed(body) == printed(LONG)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**LONG, "items": [LINE | {"sku": "widget"}]},
+        {**LONG, "items": [LINE | {"quantity": 2}]},
+        {**LONG, "items": [LINE | {"unit_price": "9.98"}]},
+        {**LONG, "items": [LINE, LINE]},
+        {**LONG, "items": [LINE | {"quantity": 1}, LINE | {"quantity": 2}]},
+        {**LONG, "currency": "EUR"},
+        {**LONG, "customer_id": "cus_1"},
+        {**LONG, "payment_method": "pm_1"},
+        {**LONG, "metadata": {}},
+        {**LONG, "metadata": {"a": "1", "b": [1.5, "x"]}},
+        {**LONG, "metadata": {"a": 1, "b": ["x", 1.5]}},
+        {**LONG, "shipping_address": {"name": "Ada", "line1": "1", "city": "Oslo", "country": "NO"}},
+    ],
+)
+def test_another_body_has_another_fingerprint(body: dict[str, Any]) -> None:
+    assert printed(body) != printed(LONG)
+
+
+@pytest.mark.parametrize("other", [{"method": "PUT"}, {"path": "/orders/1/cancel"}, {"query": "dry_run=1"}])
+def test_another_method_path_or_query_has_another_fingerprint(other: dict[str, str]) -> None:
+    assert printed(LONG, **other) != printed(LONG)
+
+
+def test_the_order_of_lines_is_part_of_the_request() -> None:
+    first, second = LINE, LINE | {"sku": "OTHER"}
+    assert printed({"items": [first, second]}) != printed({"items": [second, first]})
+
+
+def test_a_fingerprint_never_changes_within_its_version() -> None:
+    # Keys live for a day, so two releases must agree on it: a new normal form needs a new FINGERPRINT_VERSION.
+    assert printed(LONG).hex() == "73745eab11ecff7830bc56c94d4beb3070a8b21ae782015ba49315bc95954029"
+
+
+class Crowd:
+    """Tasks that each want the same place for as long as `leave` is not set."""
+
+    def __init__(self) -> None:
+        self.flight = SingleFlight()
+        self.inside: list[str] = []
+        self.most = 0
+        self.leave = asyncio.Event()
+
+    async def enter(self, name: str, of: Key | None, wait_seconds: float = AMPLE_SECONDS) -> float:
+        async with self.flight.one(of, wait_seconds) as left:
+            self.inside.append(name)
+            self.most = max(self.most, len(self.inside))
+            await self.leave.wait()
+            self.inside.remove(name)
+            return left
+
+    def send(self, name: str, of: Key | None) -> "asyncio.Task[float]":
+        return asyncio.create_task(self.enter(name, of))
+
+    async def until_inside(self, *names: str) -> None:
+        await wait_until(lambda: sorted(self.inside) == sorted(names), AMPLE_SECONDS, f"{names} inside")
+
+
+async def test_of_many_requests_with_one_key_one_goes_on_at_a_time_and_none_is_lost() -> None:
+    crowd = Crowd()
+    tasks = [crowd.send(str(number), key()) for number in range(5)]
+    await crowd.until_inside("0")
+    crowd.leave.set()
+    left = await asyncio.gather(*tasks)
+    assert (crowd.most, len(left)) == (1, 5)
+    assert all(0 < seconds <= AMPLE_SECONDS for seconds in left)
+
+
+async def test_a_request_that_has_waited_its_time_is_told_that_the_first_is_still_running() -> None:
+    crowd = Crowd()
+    first = crowd.send("first", key())
+    await crowd.until_inside("first")
+    with pytest.raises(RequestInProgress):
+        await crowd.enter("late", key(), wait_seconds=0.01)
+    crowd.leave.set()
+    await first
+    assert crowd.inside == []
+
+
+async def test_other_keys_other_tenants_and_requests_without_a_key_are_not_held_up() -> None:
+    crowd = Crowd()
+    keys = {"a": key("a"), "b": key("b"), "other tenant's a": key("a", "u"), "none": None, "none either": None}
+    tasks = [crowd.send(name, of) for name, of in keys.items()]
+    await crowd.until_inside(*keys)
+    crowd.leave.set()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("cancelled", ["first", "second"])
+async def test_a_cancelled_request_leaves_the_place_to_the_next(cancelled: str) -> None:
+    crowd = Crowd()
+    tasks = {"first": crowd.send("first", key()), "second": crowd.send("second", key())}
+    await crowd.until_inside("first")
+    tasks.pop(cancelled).cancel()
+    crowd.inside = [name for name in crowd.inside if name != cancelled]
+    [(survivor, task)] = tasks.items()
+    await crowd.until_inside(survivor)
+    crowd.leave.set()
+    await task
+    await crowd.enter("afterwards", key())
+
+
+async def test_a_place_that_nobody_wants_any_more_is_forgotten() -> None:
+    flight = SingleFlight()
+    for number in range(100):
+        async with flight.one(key(str(number)), AMPLE_SECONDS):
+            pass
+    gc.collect()
+    assert sum(isinstance(each, asyncio.Lock) for each in gc.get_objects()) < 100

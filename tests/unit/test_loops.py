@@ -1,0 +1,157 @@
+"""How background work is paced: at once when there is some, patiently when it fails."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from app.errors import BrokerUnavailable
+from app.loops import Loop, full_jitter
+from tests.harness.wait import wait_until
+
+NEVER_SECONDS = 3600.0  # a poll that no test lives to see: whatever happens, something else made it happen
+
+
+class Work:
+    """Does what the script says, one entry a call; then there is nothing more to do."""
+
+    def __init__(self, *script: int | Exception) -> None:
+        self.calls = 0
+        self._script = iter(script)
+
+    async def run_once(self) -> int:
+        self.calls += 1
+        match next(self._script, 0):
+            case Exception() as error:
+                raise error
+            case done:
+                return done
+
+    async def called(self, times: int) -> None:
+        await wait_until(lambda: self.calls >= times, 10, f"call number {times}")
+
+
+@contextlib.asynccontextmanager
+async def running(run_once: Callable[[], Awaitable[int]], poll_seconds: float = NEVER_SECONDS) -> AsyncIterator[Loop]:
+    loop = Loop("test", run_once, poll_seconds)
+    task = asyncio.create_task(loop.run())
+    try:
+        yield loop
+    finally:
+        loop.stop()
+        await task
+
+
+@pytest.mark.parametrize(
+    ("attempt", "ceiling"), [(1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (6, 10.0), (7, 10.0), (10**9, 10.0)]
+)
+def test_a_pause_is_anywhere_up_to_a_ceiling_that_doubles_until_the_cap(attempt: int, ceiling: float) -> None:
+    pauses = [full_jitter(attempt, 0.5, 10) for _ in range(1000)]
+    assert min(pauses) > 0
+    assert max(pauses) <= ceiling
+    assert min(pauses) < ceiling / 2 < max(pauses)
+
+
+async def test_work_is_looked_for_at_once() -> None:
+    work = Work()
+    async with running(work.run_once):
+        await work.called(1)
+
+
+async def test_work_is_done_without_a_pause_while_there_is_some() -> None:
+    work = Work(200, 200, 1)
+    async with running(work.run_once):
+        await work.called(4)
+    assert work.calls == 4
+
+
+async def test_without_work_it_looks_again_at_the_next_poll() -> None:
+    work = Work()
+    async with running(work.run_once, poll_seconds=0.001):
+        await work.called(3)
+
+
+async def test_a_wake_up_is_answered_at_once() -> None:
+    work = Work()
+    async with running(work.run_once) as loop:
+        for calls in (2, 3, 4):
+            await work.called(calls - 1)
+            loop.wake()
+            await work.called(calls)
+
+
+async def test_a_wake_up_during_the_work_is_not_lost() -> None:
+    calls = 0
+
+    async def woken_meanwhile() -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            loop.wake()
+        return 0
+
+    async with running(woken_meanwhile) as loop:
+        await wait_until(lambda: calls == 2, 10, "second look")
+
+
+async def test_a_wake_up_can_be_set_for_later() -> None:
+    work = Work()
+    async with running(work.run_once) as loop:
+        await work.called(1)
+        loop.wake_in(0.01)
+        await work.called(2)
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("out"), ValueError("a bug"), TimeoutError()])
+async def test_no_error_ends_the_loop(error: Exception) -> None:
+    work = Work(error, error, 1)
+    async with running(work.run_once):
+        await work.called(4)
+
+
+async def test_the_pause_after_an_error_is_not_cut_short_by_wake_ups() -> None:
+    work = Work(*[BrokerUnavailable("out")] * 4)
+    async with running(work.run_once) as loop:
+        wake_ups = 0
+        while work.calls < 4:
+            loop.wake()
+            wake_ups += 1
+            await asyncio.sleep(0)  # one turn of the event loop
+    assert wake_ups > 100
+
+
+async def test_stop_ends_the_pause_after_an_error_without_another_attempt() -> None:
+    work = Work(*[BrokerUnavailable("out")] * 1000)
+    async with running(work.run_once) as loop:
+        await work.called(2)
+        loop.stop()
+        attempts = work.calls
+    assert work.calls == attempts
+
+
+async def test_stop_lets_the_present_work_finish_and_starts_no_more() -> None:
+    started, may_end = asyncio.Event(), asyncio.Event()
+    finished = 0
+
+    async def slow() -> int:
+        nonlocal finished
+        started.set()
+        await may_end.wait()
+        finished += 1
+        return 1
+
+    async with running(slow) as loop:
+        await started.wait()
+        loop.stop()
+        assert finished == 0
+        may_end.set()
+    assert finished == 1
+
+
+async def test_a_loop_that_was_stopped_before_it_ran_does_nothing() -> None:
+    work = Work()
+    loop = Loop("test", work.run_once, NEVER_SECONDS)
+    loop.stop()
+    await loop.run()
+    assert work.calls == 0

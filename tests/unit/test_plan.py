@@ -1,0 +1,184 @@
+"""The saga's plan: given this state and that outcome, expect this call; and what holds on every way through it."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.orders.status import Reason, Status
+from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
+from app.saga import plan
+from app.saga.plan import Action, Call, Direction, Finish, State, Step
+from app.telemetry import Metrics
+
+# `undone` stands for every code that is not agreed: it never counts as a refusal.
+CODES = ("out-of-stock", "card-declined", "hold-expired", "undeliverable", "undone")
+OUTCOMES: dict[str, Outcome] = {
+    "done": Done(),
+    **{code: Refused(code) for code in CODES},
+    "not-sent": NotSent("nobody there"),
+    "unknown": Unknown("no answer"),
+}
+
+# `again`: the same call, later.
+GIVEN_THIS_CALL_AND_THAT_OUTCOME_EXPECT = """
+do reserve_inventory   | done                                                               | do charge_payment
+                       | out-of-stock                                                       | undo reserve_inventory
+                       | card-declined hold-expired undeliverable undone not-sent unknown   | again
+do charge_payment      | done                                                               | do commit_inventory
+                       | card-declined                                                      | undo charge_payment
+                       | out-of-stock hold-expired undeliverable undone not-sent unknown    | again
+do commit_inventory    | done                                                               | do create_shipment
+                       | hold-expired                                                       | undo charge_payment
+                       | out-of-stock card-declined undeliverable undone not-sent unknown   | again
+do create_shipment     | done                                                               | finish confirmed
+                       | undeliverable                                                      | undo create_shipment
+                       | out-of-stock card-declined hold-expired undone not-sent unknown    | again
+undo create_shipment   | done                                                               | undo charge_payment
+                       | out-of-stock card-declined hold-expired undeliverable undone not-sent unknown | again
+undo charge_payment    | done                                                               | undo reserve_inventory
+                       | out-of-stock card-declined hold-expired undeliverable undone not-sent unknown | again
+undo reserve_inventory | done                                                               | finish rejected
+                       | out-of-stock card-declined hold-expired undeliverable undone not-sent unknown | again
+"""
+
+TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT = """
+do reserve_inventory   | finish rejected        | undo reserve_inventory
+do charge_payment      | undo reserve_inventory | undo charge_payment
+do commit_inventory    | undo charge_payment    | undo charge_payment
+do create_shipment     | undo charge_payment    | undo create_shipment
+undo create_shipment   | undo create_shipment   | undo create_shipment
+undo charge_payment    | undo charge_payment    | undo charge_payment
+undo reserve_inventory | undo reserve_inventory | undo reserve_inventory
+finish confirmed       | finish confirmed       | finish confirmed
+finish rejected        | finish rejected        | finish rejected
+"""
+
+
+def rows(table: str) -> list[tuple[str, str, str]]:
+    """Read a table; an empty first cell repeats the one above."""
+    found: list[tuple[str, str, str]] = []
+    for line in table.strip().splitlines():
+        first, second, third = (cell.strip() for cell in line.split("|"))
+        found.append((first or found[-1][0], second, third))
+    return found
+
+
+CASES = [
+    (call, name, then) for call, names, then in rows(GIVEN_THIS_CALL_AND_THAT_OUTCOME_EXPECT) for name in names.split()
+]
+
+
+def state(words: str, attempts: int = 0) -> State:
+    """Return the state that asks for `do …`, `undo …`, or `finish …`."""
+    verb, _, noun = words.partition(" ")
+    forward = verb == "do" or noun == "confirmed"
+    return State(
+        plan.NEWEST,
+        Direction.FORWARD if forward else Direction.BACKWARD,
+        None if verb == "finish" else Step(noun),
+        attempts,
+        None if forward else Reason.OUT_OF_STOCK,
+    )
+
+
+def words(decision: plan.Decision) -> str:
+    """Say a decision in the words of the tables."""
+    match decision:
+        case Call(step, action):
+            return f"{action} {step}"
+        case Finish(status):
+            return f"finish {status}"
+
+
+def test_the_table_states_every_call_and_every_outcome_once() -> None:
+    calls = [f"do {step}" for step in Step] + [f"undo {row.step}" for row in plan.PLANS[1] if not row.undone_by_earlier]
+    assert sorted((call, name) for call, name, _ in CASES) == sorted(product(calls, OUTCOMES))
+
+
+@pytest.mark.parametrize(("call", "outcome", "then"), CASES)
+def test_a_call_and_its_outcome_decide_the_next_call(call: str, outcome: str, then: str) -> None:
+    before = state(call, attempts=3)
+    after = plan.advance(before, OUTCOMES[outcome])
+    if then == "again":
+        assert after == before
+    else:
+        assert (words(plan.decide(after)), after.attempts) == (then, 0)
+
+
+@pytest.mark.parametrize(("call", "outcome", "then"), [case for case in CASES if case[0].startswith("do")])
+def test_the_reason_is_the_refusal_that_turned_it_back(call: str, outcome: str, then: str) -> None:
+    after = plan.advance(state(call, attempts=1), OUTCOMES[outcome])
+    assert after.reason == (outcome if then.startswith("undo") else None)
+
+
+@pytest.mark.parametrize(("call", "unattempted", "attempted"), rows(TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT))
+def test_turning_back_begins_with_the_latest_step_ever_attempted(call: str, unattempted: str, attempted: str) -> None:
+    for attempts, then in ((0, unattempted), (1, attempted), (9, attempted)):
+        assert words(plan.decide(plan.turn_back(state(call, attempts), Reason.TIMED_OUT))) == then
+
+
+@pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
+def test_a_saga_that_has_turned_back_keeps_its_first_reason(call: str) -> None:
+    assert plan.turn_back(state(call, 2), Reason.TIMED_OUT) == state(call, 2)
+
+
+def test_a_saga_begins_with_its_first_step_unattempted() -> None:
+    assert plan.begin() == state("do reserve_inventory")
+
+
+def test_an_attempt_counts_and_changes_nothing_else() -> None:
+    assert plan.attempted(state("do charge_payment", 2)) == state("do charge_payment", 3)
+
+
+LOST, TURN = "lost", "turn"  # the runner died before it recorded an outcome; the deadline passed
+Walk = tuple[list[tuple[Call, str]], State]
+
+
+def walk(happenings: list[str]) -> Walk:
+    """Return the calls of a saga to which this happens, and to which all goes well from then on."""
+    calls: list[tuple[Call, str]] = []
+    at = plan.begin()
+    for happening in [*happenings, *["done"] * (2 * len(Step))]:
+        call = plan.decide(at)
+        if happening == TURN:
+            at = plan.turn_back(at, Reason.TIMED_OUT)
+        elif isinstance(call, Call):
+            calls.append((call, happening))
+            at = plan.attempted(at)
+            at = at if happening == LOST else plan.advance(at, OUTCOMES[happening])
+    return calls, at
+
+
+@given(st.lists(st.sampled_from([*OUTCOMES, *["done"] * 8, LOST, TURN]), max_size=40).map(walk))
+def test_whatever_happens_a_saga_ends_with_everything_done_or_everything_undone(walked: Walk) -> None:
+    calls, at = walked
+    done = [call.step for call, outcome in calls if call.action is Action.DO and outcome == "done"]
+    attempted = list(dict.fromkeys(call.step for call, _ in calls if call.action is Action.DO))
+    undone = [call.step for call, outcome in calls if call.action is Action.UNDO and outcome == "done"]
+    if plan.decide(at) == Finish(Status.CONFIRMED):
+        assert (done, undone, at.reason) == (list(Step), [], None)
+    else:
+        assert plan.decide(at) == Finish(Status.REJECTED)
+        assert undone == [step for step in reversed(attempted) if step is not Step.COMMIT_INVENTORY]
+        assert at.reason is not None
+
+
+@given(st.lists(st.sampled_from([*OUTCOMES, *["done"] * 8, LOST, TURN]), max_size=40).map(walk))
+def test_whatever_happens_a_saga_turns_once_and_never_forward_again(walked: Walk) -> None:
+    actions = [call.action for call, _ in walked[0]]
+    assert actions == sorted(actions)  # every `do` comes before every `undo`
+
+
+def test_every_step_and_reason_of_the_plan_is_a_metric_from_the_start() -> None:
+    value = Metrics().registry.get_sample_value
+    for row, action, outcome in product(plan.PLANS[plan.NEWEST], Action, ("done", "refused", "not-sent", "unknown")):
+        labels = {"step": row.step, "action": action, "outcome": outcome}
+        impossible = action is Action.UNDO and (row.undone_by_earlier or outcome == "refused")
+        assert value("saga_step_duration_seconds_count", labels) == (None if impossible else 0)
+        if not impossible and action is Action.UNDO:
+            assert value("saga_compensation_failed_total", {"step": row.step}) == 0
+    for reason in Reason:
+        assert value("orders_finished_total", {"status": Status.REJECTED, "reason": reason}) == 0
+    assert value("orders_finished_total", {"status": Status.CONFIRMED, "reason": ""}) == 0
