@@ -94,19 +94,21 @@ async def test_migrating_what_is_current_changes_nothing(database_url: str) -> N
 
 
 async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
-    arguments = (sys.executable, "-m", "app", "migrate")
+    async def all_wait() -> bool:
+        query = (
+            "SELECT count(*) = 3 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return await witness.fetchval(query) is True
+
     env = {**os.environ, "ORDERS_DATABASE_URL": empty_url}
-    conn = await asyncpg.connect(empty_url)
-    obstacle = conn.transaction()
-    await obstacle.start()
-    await conn.execute("CREATE TABLE alembic_version (version_num text)")  # holds up whoever is about to create it
-    processes = [await asyncio.create_subprocess_exec(*arguments, cwd=REPOSITORY, env=env) for _ in range(3)]
-    waiting = (
-        "SELECT count(*) = 3 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    await wait_until(lambda: conn.fetchval(waiting), 60, "three processes that wait")
-    await obstacle.rollback()
-    await conn.close()
+    arguments = (sys.executable, "-m", "app", "migrate")
+    witness, holder = await asyncpg.connect(empty_url), await asyncpg.connect(empty_url)
+    async with holder.transaction():
+        await holder.execute("CREATE TABLE alembic_version ()")  # whoever is about to create it waits
+        processes = [await asyncio.create_subprocess_exec(*arguments, cwd=REPOSITORY, env=env) for _ in range(3)]
+        await wait_until(all_wait, 60, "three processes that wait")
+        await holder.execute("DROP TABLE alembic_version")
+    await asyncio.gather(witness.close(), holder.close())
     assert [await process.wait() for process in processes] == [0, 0, 0]
     assert await revision(empty_url) == REVISIONS[0]
     assert await differences(empty_url) == []
