@@ -6,6 +6,7 @@ it. Whatever says that Postgres is out, slow or full leaves this module as Datab
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import MetaData
 
@@ -23,7 +23,7 @@ Pool = asyncpg.Pool
 Connection = asyncpg.Connection | PoolConnectionProxy
 
 POOL_WAIT_SECONDS = 1.0  # longer than this and the caller is better served by a 503
-COMMAND_TIMEOUT_SECONDS = 10.0  # no statement of ours takes a second; a server that does not answer is out
+COMMAND_TIMEOUT_SECONDS = 5.0  # no statement of ours takes a second; a server that does not answer is out
 
 metadata = MetaData(
     naming_convention={
@@ -73,8 +73,15 @@ async def create_pool(url: str, size: int) -> Pool:
 async def connection(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> AsyncIterator[Connection]:
     """Lend one connection. Raises DatabaseUnavailable when none is to be had within `wait_seconds`."""
     try:
-        async with pool.acquire(timeout=wait_seconds) as conn:
+        conn = await pool.acquire(timeout=wait_seconds)
+        try:
             yield conn
+        except (TimeoutError, asyncio.CancelledError):
+            # What was being asked may still be under way, and so may its cancellation: nobody must inherit them.
+            conn.terminate()
+            raise
+        finally:
+            await pool.release(conn)
     except UNAVAILABLE as error:
         raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
 
@@ -82,8 +89,16 @@ async def connection(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> Asy
 @contextlib.asynccontextmanager
 async def transaction(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> AsyncIterator[Connection]:
     """Lend one connection inside a READ COMMITTED transaction, committed on leaving without an error."""
-    async with connection(pool, wait_seconds) as conn, conn.transaction():
-        yield conn
+    async with connection(pool, wait_seconds) as conn:
+        await conn.execute("BEGIN")
+        try:
+            yield conn
+        except (TimeoutError, asyncio.CancelledError):
+            raise  # a server that does not answer would not answer a ROLLBACK either: the connection goes instead
+        except BaseException:
+            await conn.execute("ROLLBACK")
+            raise
+        await conn.execute("COMMIT")
 
 
 async def inspect(url: str) -> tuple[str, str | None]:
@@ -126,12 +141,13 @@ def is_behind(present: str | None) -> bool:
     """Tell whether the schema lacks a migration of this release. A revision it does not know is a newer one: fine."""
     if present is None:
         return True
-    scripts = ScriptDirectory.from_config(_alembic_config(""))
-    try:
-        scripts.get_revision(present)
-    except CommandError:
-        return False
-    return present != scripts.get_current_head()
+    return present in _revisions()[1:]
+
+
+@functools.cache
+def _revisions() -> list[str]:
+    """Return the revisions of this release, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_alembic_config("")).walk_revisions()]
 
 
 def migrate(url: str) -> None:
