@@ -1,7 +1,9 @@
 """Runs the migrations over asyncpg, in one transaction, one process at a time."""
 
 import asyncio
+from functools import partial
 
+import asyncpg
 from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -25,9 +27,10 @@ def migrate(connection: Connection) -> None:
 
 async def main() -> None:
     url = context.config.attributes.get("url") or settings.load(settings.Database).database_url.get_secret_value()
-    scheme, _, rest = db.plain_url(url).partition("://")
-    assert scheme  # noqa: S101 - `settings` has checked it
-    engine = create_async_engine(f"postgresql+asyncpg://{rest}", poolclass=NullPool)
+    # asyncpg reads the URL, as it does for the service: SQLAlchemy does not know `sslmode` and its like.
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=partial(asyncpg.connect, db.plain_url(url)), poolclass=NullPool
+    )
     try:
         async with engine.connect() as connection:
             await connection.run_sync(migrate)

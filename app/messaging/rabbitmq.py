@@ -35,6 +35,7 @@ QUEUE = "orders.saga"
 DEAD_LETTER_QUEUE = "orders.saga.dlq"
 
 CONNECT_SECONDS = 5
+SETUP_SECONDS = 10  # a queue without a leader makes no answer, and declaring it again later may help
 HEARTBEAT_SECONDS = 15  # a peer that froze is given up after about twice this
 DELIVERY_LIMIT = 100  # a backstop only: the consumer counts attempts itself; a crash loop must not reach it
 DATABASE_PAUSE_SECONDS = 1.0  # between tries while Postgres is out; the message stays with us, unacknowledged
@@ -188,9 +189,10 @@ class Subscription:
     async def _consume(self) -> int:
         connection = await connect(self._url, "orders consumer")
         try:
-            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-            await channel.set_qos(prefetch_count=self._prefetch)
-            queue = await declare_topology(channel, self._routing_keys)
+            async with asyncio.timeout(SETUP_SECONDS):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                await channel.set_qos(prefetch_count=self._prefetch)
+                queue = await declare_topology(channel, self._routing_keys)
             ended = self._ended = asyncio.Event()
             channel.close_callbacks.add(lambda *_: ended.set())
             # A queue that was deleted takes its consumers along and leaves connection and channel open: silence.
@@ -198,7 +200,7 @@ class Subscription:
             underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
             if self._stopping:
                 return 0
-            tag = await queue.consume(partial(self._accept, channel, ended))
+            tag = await queue.consume(partial(self._accept, channel, ended), timeout=SETUP_SECONDS)
             log.info("consumer.started", queue=QUEUE)
             await ended.wait()
             if self._stopping:

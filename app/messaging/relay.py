@@ -109,13 +109,15 @@ class Relay:
                 await self._refuse(conn, token, row, refusal)
 
     async def _refuse(self, conn: db.Connection, token: UUID, row: outbox.Claimed, refusal: Refusal) -> None:
-        self._metrics.outbox_publish_failed.inc()
-        if refusal.returned:
-            self._metrics.outbox_returned.inc()
         attempt = row.attempts + 1
         park = refusal.final or attempt >= self._max_attempts
         pause = None if park else full_jitter(attempt, *self._backoff)
-        await outbox.refuse(conn, token, row.envelope.id, refusal.reason, pause)
+        if not await outbox.refuse(conn, token, row.envelope.id, refusal.reason, pause):
+            log.warning("relay.lease_lost", rows=1)
+            return
+        self._metrics.outbox_publish_failed.inc()
+        if refusal.returned:
+            self._metrics.outbox_returned.inc()
         log.warning(
             "relay.parked" if park else "relay.refused",
             event_id=str(row.envelope.id),
