@@ -21,6 +21,9 @@ STEPS = {
 OUTCOMES = {"do": ("done", "refused", "not-sent", "unknown"), "undo": ("done", "not-sent", "unknown")}
 SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
+# Without the values of local variables, which structlog would show: credentials, tokens, addresses and keys are there.
+TRACEBACK = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
 
 def configure_logging(log_format: str, level: str) -> None:
     """Send every log line, ours and the libraries', to stderr: one JSON object each, or for people (`console`)."""
@@ -32,9 +35,11 @@ def configure_logging(log_format: str, level: str) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderers: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(TRACEBACK), structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -124,6 +129,11 @@ class Metrics:
             "One call to a partner",
             ["step", "action", "outcome"],
             buckets=LATENCY_SECONDS,
+            registry=registry,
+        )
+        self.inventory_holds_expired = Counter(
+            "inventory_holds_expired",
+            "Sagas that turned back because their stock was no longer held",
             registry=registry,
         )
         self.compensation_failed = Counter(
