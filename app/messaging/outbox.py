@@ -73,13 +73,12 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
 
     A row waits while a lower sequence of its subject is unpublished (parked included), so the events of one subject
     leave in order however many relays there are. SKIP LOCKED lets relays claim beside each other; a row that another
-    one claimed in between is checked again under its lock and falls out.
+    one claimed in between is checked again under its lock and falls out. MATERIALIZED holds the limit: as a subquery of
+    IN, the planner may run it once for each row, each time locking more.
     """
     rows = await conn.fetch(
         f"""
-        UPDATE outbox
-        SET claim_token = $1, next_attempt_at = clock_timestamp() + make_interval(secs => $3)
-        WHERE id IN (
+        WITH due AS MATERIALIZED (
             SELECT id FROM outbox AS due
             WHERE {PENDING} AND next_attempt_at <= clock_timestamp()
               AND NOT EXISTS (
@@ -91,7 +90,10 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
             LIMIT $2
             FOR UPDATE SKIP LOCKED
         )
-        RETURNING id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, attempts
+        UPDATE outbox
+        SET claim_token = $1, next_attempt_at = clock_timestamp() + make_interval(secs => $3)
+        FROM due WHERE outbox.id = due.id
+        RETURNING outbox.id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, attempts
         """,  # noqa: S608 - a constant
         token,
         limit,
@@ -130,15 +132,16 @@ async def mark_published(conn: Connection, token: UUID, ids: Sequence[UUID]) -> 
     )
 
 
-async def release(conn: Connection, token: UUID) -> int:
+async def release(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
     """Give claimed rows back as they were: nothing was wrong with them."""
     return _count(
         await conn.execute(
             """
             UPDATE outbox SET claim_token = NULL, next_attempt_at = clock_timestamp()
-            WHERE claim_token = $1 AND published_at IS NULL
+            WHERE id = ANY($2) AND claim_token = $1 AND published_at IS NULL
             """,
             token,
+            ids,
         )
     )
 

@@ -84,7 +84,7 @@ class Relay:
             refusals = await self._transport.publish([row.envelope for row in claimed])
         except Unavailable:
             self._metrics.outbox_publish_failed.inc(len(claimed))
-            await self._release(token)
+            await self._release(token, claimed)
             raise
         self._checkpoint("relay.published")
         async with db.connection(self._pool) as conn:
@@ -126,9 +126,9 @@ class Relay:
             reason=refusal.reason,
         )
 
-    async def _release(self, token: UUID) -> None:
+    async def _release(self, token: UUID, claimed: Sequence[outbox.Claimed]) -> None:
         try:
             async with db.connection(self._pool) as conn:
-                await outbox.release(conn, token)
+                await outbox.release(conn, token, [row.envelope.id for row in claimed])
         except DatabaseUnavailable as error:
             log.warning("relay.not_released", error=str(error), until="the lease ends")

@@ -92,10 +92,11 @@ async def prune(conn: Connection, limit: int) -> int:
     """Delete up to `limit` expired rows. Returns how many there were."""
     status = await conn.execute(
         """
-        DELETE FROM idempotency_keys WHERE (tenant, key) IN (
+        WITH expired AS MATERIALIZED (
             SELECT tenant, key FROM idempotency_keys WHERE expires_at <= clock_timestamp()
             ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
         )
+        DELETE FROM idempotency_keys AS k USING expired WHERE k.tenant = expired.tenant AND k.key = expired.key
         """,
         limit,
     )

@@ -145,20 +145,24 @@ async def start(conn: db.Connection, envelope: Envelope, deadline_seconds: float
 async def claim(
     conn: db.Connection, owner: str, plan_versions: Collection[int], limit: int, lease_seconds: float
 ) -> list[Saga]:
-    """Take up to `limit` due sagas for `lease_seconds`, the longest due first, of plans that this release knows."""
+    """Take up to `limit` due sagas for `lease_seconds`, the longest due first, of plans that this release knows.
+
+    MATERIALIZED holds the limit: as a subquery of IN, the planner may run it once for each row, each time locking more.
+    """
     rows = await conn.fetch(
         """
-        UPDATE sagas
-        SET lease_owner = $1, version = version + 1,
-            next_attempt_at = clock_timestamp() + make_interval(secs => $4)
-        WHERE id IN (
+        WITH due AS MATERIALIZED (
             SELECT id FROM sagas
             WHERE finished_at IS NULL AND next_attempt_at <= clock_timestamp() AND plan_version = ANY($2)
             ORDER BY next_attempt_at
             LIMIT $3
             FOR UPDATE SKIP LOCKED
         )
-        RETURNING id, version, plan_version, direction, step, attempts, reason, started_at,
+        UPDATE sagas
+        SET lease_owner = $1, version = version + 1,
+            next_attempt_at = clock_timestamp() + make_interval(secs => $4)
+        FROM due WHERE sagas.id = due.id
+        RETURNING sagas.id, version, plan_version, direction, step, attempts, reason, started_at,
                   extract(epoch FROM deadline_at - clock_timestamp())::float8 AS remaining_seconds,
                   traceparent, tracestate
         """,
