@@ -142,8 +142,8 @@ class PartnerClient:
                 raw += chunk
                 if len(raw) > MAX_REPLY_BYTES:
                     break
-            empty = response.status == HTTPStatus.NO_CONTENT and not raw
-            body_of_answer = {} if empty else _json_object(raw)
+            # An undo or a commit may be answered by its status alone; what is there must be what was agreed.
+            body_of_answer = _json_object(raw) if raw else {}
             return _Answer(response.status, body_of_answer, _retry_after(response.headers.get("Retry-After")))
 
 

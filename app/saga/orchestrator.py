@@ -107,7 +107,7 @@ class Orchestrator:
         return len(claimed)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        if len(self._driving) == self._concurrency:
+        if len(self._driving) >= self._concurrency:
             self._loop.wake()  # it was full: something may have been waiting for this place
         self._driving.discard(task)
 
@@ -198,6 +198,8 @@ class Orchestrator:
         label = _label(outcome)
         self._metrics.saga_step_duration.labels(call.step, call.action, label).observe(time.perf_counter() - began)
         if not isinstance(outcome, Done):
+            if outcome == Refused(Reason.HOLD_EXPIRED):
+                self._metrics.inventory_holds_expired.inc()
             if call.action is Action.UNDO:
                 self._metrics.compensation_failed.labels(call.step).inc()
             wrong = isinstance(outcome, Unknown) and outcome.our_fault

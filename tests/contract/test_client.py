@@ -157,6 +157,7 @@ async def test_a_redirect_is_not_followed(charge: Pay, status: int) -> None:
     ("script", "done"),
     [
         (answer(200), True),
+        (answer(200, b""), True),
         (answer(202), True),
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], True),
         (answer(200, b"<html>"), False),
