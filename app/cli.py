@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from app import db, demo, sandbox, server, settings, telemetry
+from app import db, demo, server, settings, telemetry
 from app import main as composition
 from app.errors import ConfigurationError, Unavailable
 
@@ -26,15 +26,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-SHUTDOWN_SECONDS = 5.0  # of the sandbox: whatever it answered is in its ledger already
-
 
 @app.command()
 def serve() -> None:
     """Run the service with the roles in ORDERS_ROLES, until Ctrl-C or SIGTERM."""
     configured = settings.load(settings.Settings)
     telemetry.configure_logging(configured.log_format, configured.log_level)
-    uvloop.run(composition.serve(configured))
+    uvloop.run(server.until_signalled(composition.serve(configured)))
 
 
 @app.command()
@@ -63,9 +61,9 @@ def run_sandbox(
     """Run the partner simulator: inventory, payment and shipping, with a ledger of its own and faults on request."""
     telemetry.configure_logging("console", "INFO")
     with contextlib.closing(server.listen(host, port)) as listener:
-        typer.echo("sandbox on http://{}:{} (Ctrl-C ends it)".format(*listener.getsockname()[:2]), err=True)
-        one = server.Server(sandbox.create_app(ledger), listener, SHUTDOWN_SECONDS, http=sandbox.http_protocol)
-        uvloop.run(server.run(one))
+        text = "sandbox on http://{}:{} (Ctrl-C ends it)".format(*listener.getsockname()[:2])
+        one = demo.simulator(ledger, listener)
+        uvloop.run(server.until_signalled(server.run(one, started=lambda: typer.echo(text, err=True))))
 
 
 @app.command(name="demo")
@@ -78,7 +76,7 @@ def run_demo(
 ) -> None:
     """Run the whole system in one command: real PostgreSQL, in-process transport, the partner sandbox beside it."""
     binaries = os.environ.get(settings.PREFIX + "PG_BIN")
-    uvloop.run(demo.run(port, sandbox_port, None if ephemeral else data_dir, binaries))
+    uvloop.run(server.until_signalled(demo.run(port, sandbox_port, None if ephemeral else data_dir, binaries)))
 
 
 def main() -> None:

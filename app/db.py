@@ -7,6 +7,7 @@ it. Whatever says that Postgres is out, slow or full leaves this module as Datab
 import asyncio
 import contextlib
 import functools
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -47,18 +48,20 @@ UNAVAILABLE = (
 
 
 def plain_url(url: str) -> str:
-    """Turn any of the accepted spellings into the one that asyncpg reads."""
-    return url.replace("postgresql+asyncpg://", "postgresql://", 1)
+    """Turn any of the accepted spellings into the one that asyncpg reads; SQLAlchemy's `ssl` is libpq's `sslmode`."""
+    spelling, plain = "postgresql+asyncpg://", "postgresql://"
+    return re.sub(r"([?&])ssl=", r"\1sslmode=", url).replace(spelling, plain, 1) if url.startswith(spelling) else url
 
 
-async def create_pool(url: str, size: int) -> Pool:
+async def create_pool(url: str, size: int, command_seconds: float = COMMAND_TIMEOUT_SECONDS) -> Pool:
     """Make a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
     pool = asyncpg.create_pool(
         plain_url(url),
         min_size=0,
         max_size=size,
         timeout=5,
-        command_timeout=COMMAND_TIMEOUT_SECONDS,
+        command_timeout=command_seconds,
+        init=_require_durability,
         server_settings={
             "application_name": "orders",
             # A process that froze inside a transaction must not hold its locks for ever.
@@ -67,6 +70,12 @@ async def create_pool(url: str, size: int) -> Pool:
     )
     await pool
     return pool
+
+
+async def _require_durability(conn: Connection) -> None:
+    """Refuse a connection whose commits could be lost after they were acknowledged: no 201 may rest on one."""
+    if await conn.fetchval("SELECT current_setting('synchronous_commit')") == "off":
+        raise DatabaseUnavailable("postgres: synchronous_commit is off")
 
 
 @contextlib.asynccontextmanager
@@ -98,7 +107,8 @@ async def transaction(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> As
         except BaseException:
             await conn.execute("ROLLBACK")
             raise
-        await conn.execute("COMMIT")
+        if (answer := await conn.execute("COMMIT")) != "COMMIT":
+            raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT did a {answer}")
 
 
 async def inspect(url: str) -> tuple[str, str | None]:
@@ -110,8 +120,12 @@ async def inspect(url: str) -> tuple[str, str | None]:
                 return await conn.fetchval("SELECT current_setting('synchronous_commit')"), await revision(conn)
             finally:
                 await conn.close(timeout=1)
+    except asyncpg.ClientConfigurationError as error:  # an InterfaceError, but no outage
+        raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
     except UNAVAILABLE as error:
         raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
+    except asyncpg.PostgresError as error:  # reached, and it refused: a parameter that it does not know, no rights
+        raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
 
 
 async def check(url: str) -> None:

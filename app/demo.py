@@ -3,8 +3,9 @@
 Sandbox and service share this process and its event loop; only PostgreSQL is a process of its own.
 """
 
-import asyncio
 import contextlib
+import socket
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import typer
 
 from app import db, main, sandbox, server, settings, telemetry
 from app.embedded import EmbeddedPostgres, find_binaries
+from app.errors import ConfigurationError
+from app.loops import in_thread
 
 HOST = "127.0.0.1"
-SANDBOX_SHUTDOWN_SECONDS = 2.0
+SANDBOX_SHUTDOWN_SECONDS = 2.0  # whatever it answered is in its ledger already
 
 WELCOME = """
   The orders service    {service}   (API: {service}/docs)
@@ -50,7 +53,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
         )
         typer.echo("Starting PostgreSQL …", err=True)
         async with EmbeddedPostgres(directory, find_binaries(pg_bin)) as postgres:
-            await asyncio.to_thread(db.migrate, postgres.url)
+            await in_thread(db.migrate, postgres.url)
             configured = settings.load(
                 settings.Settings,
                 database_url=postgres.url,
@@ -60,12 +63,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 shipping_url=sandbox_url,
                 roles=settings.ALL_ROLES,
             )
-            simulator = server.Server(
-                sandbox.create_app(directory / "ledger.sqlite"),
-                sandbox_socket,
-                SANDBOX_SHUTDOWN_SECONDS,
-                http=sandbox.http_protocol,
-            )
+            partners = simulator(directory / "ledger.sqlite", sandbox_socket)
             service = server.Server(main.create_app(configured), service_socket, configured.shutdown_timeout_seconds)
             text = WELCOME.format(
                 service=service_url,
@@ -73,14 +71,26 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 database=postgres.url,
                 data=data_dir or "kept nowhere",
             )
-            await server.run(simulator, service, started=lambda: typer.echo(text))
+            await server.run(partners, service, started=lambda: typer.echo(text))
+
+
+def simulator(ledger: Path | None, listener: socket.socket) -> server.Server:
+    """Make a server of the sandbox. Raises ConfigurationError when the file is no ledger and cannot become one."""
+    try:
+        sandbox.Ledger(ledger).close()
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigurationError(f"cannot keep a ledger in {ledger}: {error}") from error
+    return server.Server(sandbox.create_app(ledger), listener, SANDBOX_SHUTDOWN_SECONDS, http=sandbox.http_protocol)
 
 
 @contextlib.contextmanager
 def _directory(data_dir: Path | None) -> Iterator[Path]:
     # Others may pass through, not look: started by root, PostgreSQL runs as another user in a directory of its own.
     if data_dir is not None:
-        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        try:
+            data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot keep data in {data_dir}: {error.strerror}") from error
         yield data_dir.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="orders-demo-") as directory:

@@ -25,6 +25,7 @@ from typing import Self
 import asyncpg
 
 from app.errors import ConfigurationError, DatabaseUnavailable
+from app.loops import in_thread
 
 Command = list[str | Path]
 
@@ -195,7 +196,7 @@ class EmbeddedPostgres:
                 await _end(pid, lambda: _running(self.home)[0] == pid)
             account = self._choose_account()
             if not (self.home / "data").exists():
-                await asyncio.to_thread(self._initialise, account)
+                await in_thread(self._initialise, account)
             self._launch(account)
             await self._wait_until_ready(account)
             await self._create_database()

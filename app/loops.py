@@ -6,6 +6,7 @@ Every loop is a class with `run_once() -> int` (how much it did) that a `Loop` d
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
@@ -21,6 +22,16 @@ def full_jitter(attempt: int, base_seconds: float, cap_seconds: float) -> float:
     """
     ceiling = min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 60))
     return ceiling * (1.0 - random.random())  # noqa: S311 - spreading load needs no secrecy
+
+
+async def in_thread(function: Callable[..., None], *args: Any) -> None:
+    """Run a blocking function in a thread, to its end even if the caller is cancelled: a thread cannot be stopped."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 class Loop:

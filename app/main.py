@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 CONSUMER = "saga"  # the name in the inbox; it must never change
 CONSUMED_TYPES = (events.PLACED,)
 ROUTING_KEYS = ("order.placed",)
+REQUEST_STATEMENT_SECONDS = 2.0  # a caller is better served by a 503 than by a longer wait
 
 Checkpoint = Callable[[str], None]
 
@@ -91,7 +92,7 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
 
 
 async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
-    """Check the database, then serve until a signal. Raises ConfigurationError."""
+    """Check the database, then serve until cancelled. Raises ConfigurationError."""
     listener = server.listen(settings.host, settings.port)
     with contextlib.closing(listener):
         try:
@@ -109,8 +110,8 @@ async def _start(
 ) -> State:
     url = settings.database_url.get_secret_value()
     # Two pools: requests must not wait for background work, nor the other way round.
-    request_pool = await _pool(stack, url, settings.database_pool_size)
-    work_pool = await _pool(stack, url, settings.database_pool_size)
+    request_pool = await _pool(stack, url, settings.database_pool_size, REQUEST_STATEMENT_SECONDS)
+    work_pool = await _pool(stack, url, settings.database_pool_size, db.COMMAND_TIMEOUT_SECONDS)
     parts = _Parts(settings, metrics, checkpoint, work_pool)
     roles = await parts.build(stack)
     tasks = [asyncio.create_task(role.run(), name=role.name) for role in roles]
@@ -130,8 +131,8 @@ async def _start(
     return {"intake": intake, "health": health.Health(checks, decisive, metrics, refresh)}
 
 
-async def _pool(stack: contextlib.AsyncExitStack, url: str, size: int) -> db.Pool:
-    pool = await db.create_pool(url, size)
+async def _pool(stack: contextlib.AsyncExitStack, url: str, size: int, command_seconds: float) -> db.Pool:
+    pool = await db.create_pool(url, size, command_seconds)
     # Terminate, not close: by then nobody uses it, and a server that does not answer must not hold the exit up.
     stack.callback(pool.terminate)
     return pool
@@ -258,9 +259,10 @@ class _Parts:
         return checks, frozenset(decisive)
 
     async def _check_rabbitmq(self) -> str:
-        if self._subscription is not None and not self._subscription.connected:
+        if self._subscription is None:
+            await close(await connect(self._broker_url, "orders readiness"))
+        elif not self._subscription.connected:
             raise BrokerUnavailable("the consumer is not connected")
-        await close(await connect(self._broker_url, "orders readiness"))
         return "reachable"
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
@@ -53,28 +53,53 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-async def run(*servers: Server, started: Callable[[], None] = lambda: None) -> None:
-    """Start the servers in order, call `started`, serve until a signal arrives or one ends; end them in reverse."""
+async def until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or until SIGINT or SIGTERM cancels it: then it cleans up, and all is well.
+
+    The whole of a command belongs inside, its start too, so that a signal at any instant is an orderly end.
+    """
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    task = asyncio.ensure_future(work)
+    signalled = asyncio.Event()
+
+    def stop() -> None:
+        if not signalled.is_set():  # once: another signal must not interrupt the cleaning up
+            signalled.set()
+            task.cancel()
+
     for number in SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not signalled.is_set():
+            raise
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def run(*servers: Server, started: Callable[[], None] = lambda: None) -> None:
+    """Start the servers in order, call `started`, serve until cancelled or until one ends; end them in reverse."""
     tasks: list[asyncio.Task[None]] = []
     try:
         for one in servers:
-            task = asyncio.create_task(one.serve(sockets=[one.listener]))
-            task.add_done_callback(lambda _: stop.set())
-            tasks.append(task)
-            while not (one.started or task.done()):  # noqa: ASYNC110 - uvicorn has no event for it
+            tasks.append(asyncio.create_task(_serve(one)))
+            while not (one.started or tasks[-1].done()):  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
-        if not stop.is_set():
+        if not any(task.done() for task in tasks):
             started()
-        await stop.wait()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for one, task in reversed(list(zip(servers, tasks, strict=False))):
             one.should_exit = True
             await asyncio.wait([task])
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
     for task in tasks:
         task.result()  # a server that failed says so here
+
+
+async def _serve(one: Server) -> None:
+    try:
+        await one.serve(sockets=[one.listener])
+    except SystemExit as error:  # uvicorn's way to say so, which would fly through the event loop
+        raise ConfigurationError("the server did not start; the reason is logged above") from error

@@ -92,7 +92,8 @@ async def metrics(request: Request) -> Response:
     """Return every metric; gauges that are read from Postgres keep their last value while it is out."""
     health: Health = request.state.health
     try:
-        await health.refresh_gauges()
-    except Unavailable as error:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await health.refresh_gauges()
+    except (Unavailable, TimeoutError) as error:
         log.warning("metrics.stale", error=str(error))
     return Response(generate_latest(health.metrics.registry), media_type=CONTENT_TYPE_LATEST)

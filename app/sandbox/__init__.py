@@ -11,5 +11,6 @@ silences), `problems`.
 
 from app.sandbox.app import create_app
 from app.sandbox.connection import http_protocol
+from app.sandbox.ledger import Ledger
 
-__all__ = ["create_app", "http_protocol"]
+__all__ = ["Ledger", "create_app", "http_protocol"]

@@ -13,13 +13,7 @@ from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-try:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as HttpProtocol
-except ImportError:  # httptools is a C extension, absent on PyPy
-    from uvicorn.protocols.http.h11_impl import (  # type: ignore[assignment]  # the same face, another parser
-        H11Protocol as HttpProtocol,
-    )
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 RESET_INSTEAD_OF_FIN = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
 SILENCE_SECONDS = 60.0
@@ -45,7 +39,7 @@ class Connection:
         self._transport.abort()
 
 
-class ConnectionProtocol(HttpProtocol):
+class ConnectionProtocol(HttpToolsProtocol):
     """uvicorn's own protocol; `scope["state"]["connection"]` is the connection that a request came on."""
 
     def connection_made(self, transport: Any) -> None:

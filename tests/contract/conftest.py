@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from tests.harness.sandboxes import AMPLE_SECONDS, Partners
 SERVER = """
 import socket, sys, uvicorn
 from pathlib import Path
-if "without-httptools" in sys.argv:
-    sys.modules["httptools"] = None
 from app.sandbox import create_app, http_protocol
 config = uvicorn.Config(create_app(Path(sys.argv[1])), http=http_protocol, log_config=None)
 uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
@@ -61,7 +59,6 @@ class SandboxProcess:
     """A sandbox in a process of its own, on a ledger file. Its port outlives it, so callers wait while it is down."""
 
     ledger: Path
-    options: Sequence[str] = ()
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=512))
     process: subprocess.Popen[bytes] | None = None
 
@@ -71,7 +68,7 @@ class SandboxProcess:
 
     def start(self) -> None:
         number = self.listener.fileno()
-        command = [sys.executable, "-c", SERVER, str(self.ledger), str(number), *self.options]
+        command = [sys.executable, "-c", SERVER, str(self.ledger), str(number)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         self.process = subprocess.Popen(command, pass_fds=[number], env=environment)
 
@@ -90,8 +87,8 @@ class SandboxProcess:
 def start_sandbox(tmp_path: Path) -> Iterator[Callable[..., SandboxProcess]]:
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str) -> SandboxProcess:
-            sandbox = SandboxProcess(tmp_path / "ledger.sqlite", options)
+        def start() -> SandboxProcess:
+            sandbox = SandboxProcess(tmp_path / "ledger.sqlite")
             stack.callback(sandbox.listener.close)
             stack.callback(sandbox.kill)
             sandbox.start()

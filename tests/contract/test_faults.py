@@ -199,14 +199,12 @@ async def test_a_rule_that_makes_no_sense_is_a_422_and_the_former_rules_stay(
     assert (await http.get("/faults")).json() == before
 
 
-@pytest.mark.parametrize("options", [[], ["without-httptools"]])
 async def test_a_server_that_stops_lets_go_of_silent_and_slow_calls(
     start_sandbox: Callable[..., SandboxProcess],
     partners_at: Callable[..., Partners],
     saga: UUID,
-    options: list[str],
 ) -> None:
-    sandbox = start_sandbox(*options)
+    sandbox = start_sandbox()
     partners = partners_at(sandbox.url)
     async with plain_http(sandbox.url) as http:
         await set_faults(

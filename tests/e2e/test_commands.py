@@ -68,6 +68,49 @@ async def test_migrate_exits_with_3_when_postgres_is_out_of_reach(args: list[str
     assert (code, out, err.count("\n")) == (3, "", 1)
 
 
+async def test_a_database_url_that_postgres_refuses_is_one_line_that_names_the_variable(database_url: str) -> None:
+    for part in ("sslmode=bogus", "no_such_parameter=3"):
+        for args in (["migrate"], ["serve"]):
+            code, out, err = await orders(*args, database_url=f"{database_url}?{part}", roles="api")
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert "ORDERS_DATABASE_URL" in err
+
+
+async def test_the_spelling_that_sqlalchemy_wants_works_too(database_url: str) -> None:
+    url = database_url.replace("postgresql://", "postgresql+asyncpg://") + "?ssl=disable"
+    assert await orders("migrate", database_url=url) == (0, "the schema is current\n", "")
+
+
+async def test_a_place_that_cannot_hold_the_data_is_one_line(tmp_path: Path) -> None:
+    no_ledger = tmp_path / "text"
+    no_ledger.write_text("this is no SQLite file, and much longer than its header of a hundred bytes" * 3)
+    for args in (["sandbox", "--ledger", str(no_ledger), "--port", "0"], ["demo", "--data-dir", str(no_ledger)]):
+        code, out, err = await orders(*args)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert str(no_ledger) in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_while_the_demo_starts_is_an_orderly_end(
+    number: signal.Signals, tmp_path: Path, free_port: int
+) -> None:
+    arguments = ("-m", "app", "demo", "--ephemeral", "--port", "0", "--sandbox-port", str(free_port))
+    demo = await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments),
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert demo.stderr is not None
+    assert b"Starting PostgreSQL" in await demo.stderr.readline()
+    members = psutil.Process(demo.pid).children(recursive=True)
+    demo.send_signal(number)
+    _, err = await demo.communicate()
+    assert (demo.returncode, err) == (0, b"")
+    assert not any(map(is_alive, members))
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - Path.iterdir is refused in a coroutine
+
+
 async def test_serve_refuses_a_port_that_is_taken(start_service: StartService) -> None:
     sandbox = await start_service({}, ("sandbox",))
     code, _, err = await orders("serve", database_url=NOBODY, roles="api", port=str(sandbox.port))

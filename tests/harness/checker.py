@@ -3,6 +3,7 @@
 The invariants (docs/invariants.md), once every order has ended:
 
 - I2: a key has one order and one answer, to the byte; every order that was answered is there;
+- I3: each order's events are out: one that it was placed, one that tells its end, with its version as their sequence;
 - I4: each message took effect once: one saga an order, and nothing moved twice at any partner;
 - I5: charged − refunded is the total of a confirmed order, and zero for every other; never two live charges;
 - I7: stock is conserved: what is sold is what confirmed orders took, nothing is held, and nothing shipped that was not
@@ -45,9 +46,10 @@ class Answers:
 class Facts:
     """Everything that is looked at, read once."""
 
-    orders: Mapping[str, Mapping[str, Any]]  # by id: status, total_minor
+    orders: Mapping[str, Mapping[str, Any]]  # by id: status, total_minor, version
     lines: Mapping[str, Counter[str]]  # by order: quantity of each sku
     sagas: Collection[str]
+    events: Mapping[str, list[tuple[str, int]]]  # by order: type and sequence of each published event, in order
     unhandled: Collection[str]  # ids of `order.placed` events without an inbox row that says they took effect
     entries: list[dict[str, Any]]
     summary: Mapping[str, Mapping[str, Any]]
@@ -58,7 +60,7 @@ async def violations(database_url: str, sandbox: httpx.AsyncClient, answers: Ans
     """Return what does not hold, one line each; every order must have ended by now."""
     facts = await _read(database_url, sandbox)
     found = [f"I6: order {id_} is {order['status']}" for id_, order in facts.orders.items() if not _ended(order)]
-    for invariant in (_effects, _money, _stock):
+    for invariant in (_events, _effects, _money, _stock):
         found += invariant(facts)
     return [*found, *(_answers(facts, answers) if answers else ())]
 
@@ -66,11 +68,17 @@ async def violations(database_url: str, sandbox: httpx.AsyncClient, answers: Ans
 async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
     conn = await asyncpg.connect(database_url)
     try:
-        orders = {str(row["id"]): dict(row) for row in await conn.fetch("SELECT id, status, total_minor FROM orders")}
+        orders = {
+            str(row["id"]): dict(row) for row in await conn.fetch("SELECT id, status, total_minor, version FROM orders")
+        }
         lines: dict[str, Counter[str]] = {id_: Counter() for id_ in orders}
         for row in await conn.fetch("SELECT order_id, sku, quantity FROM order_lines"):
             lines[str(row["order_id"])][row["sku"]] += row["quantity"]
         sagas = [str(row["id"]) for row in await conn.fetch("SELECT id FROM sagas")]
+        events: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in orders}
+        published = "SELECT subject, type, sequence FROM outbox WHERE published_at IS NOT NULL ORDER BY sequence"
+        for row in await conn.fetch(published):
+            events[row["subject"]].append((row["type"], row["sequence"]))
         unhandled = await conn.fetch(
             """
             SELECT id FROM outbox WHERE type = 'orders.order.placed.v1' AND NOT EXISTS (
@@ -84,6 +92,7 @@ async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
         orders=orders,
         lines=lines,
         sagas=sagas,
+        events=events,
         unhandled=[str(row["id"]) for row in unhandled],
         entries=[each async for each in _entries(sandbox)],
         summary=(await _get(sandbox, "/ledger/summary"))["sagas"],
@@ -114,6 +123,13 @@ def _answers(facts: Facts, answers: Answers) -> Iterator[str]:
     told_of = {location.rpartition("/")[2] for told in answers.by_key.values() for location, _ in told}
     yield from (f"I1: order {id_} was answered with 201 and is lost" for id_ in told_of - facts.orders.keys())
     yield from (f"I2: order {id_} is nobody's" for id_ in facts.orders.keys() - told_of)
+
+
+def _events(facts: Facts) -> Iterator[str]:
+    for id_, order in facts.orders.items():
+        told = [("orders.order.placed.v1", 1), (f"orders.order.{order['status']}.v1", order["version"])]
+        if facts.events[id_] != told:
+            yield f"I3: order {id_} is {order['status']}, and its events are {facts.events[id_]}"
 
 
 def _effects(facts: Facts) -> Iterator[str]:

@@ -10,7 +10,7 @@ import sys
 
 import uvloop
 
-from app import main, settings, telemetry
+from app import main, server, settings, telemetry
 
 
 def serve(point: str) -> None:
@@ -22,7 +22,7 @@ def serve(point: str) -> None:
 
     configured = settings.load(settings.Settings)
     telemetry.configure_logging(configured.log_format, configured.log_level)
-    uvloop.run(main.serve(configured, checkpoint))
+    uvloop.run(server.until_signalled(main.serve(configured, checkpoint)))
 
 
 if __name__ == "__main__":

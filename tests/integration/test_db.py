@@ -115,6 +115,26 @@ async def test_a_session_that_an_operator_ends_is_unavailable_and_the_next_one_w
     assert await answer(pool) == 42
 
 
+async def test_a_connection_whose_commits_may_be_lost_is_refused(database_url: str) -> None:
+    """Not only at start-up: the server may be put in its place, or come up, later."""
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as admin:
+        name = database_url.rpartition("/")[2]
+        await admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    async with pool_of(database_url, 1) as pool:
+        with pytest.raises(DatabaseUnavailable, match="synchronous_commit is off"):
+            await answer(pool)
+
+
+async def test_a_transaction_whose_error_was_swallowed_is_not_taken_for_committed(noting: db.Pool) -> None:
+    async def swallow() -> None:
+        async with db.transaction(noting) as conn:
+            with contextlib.suppress(asyncpg.PostgresError):
+                await conn.execute("SELECT 1 / 0")
+
+    with pytest.raises(AssertionError, match="bug"):
+        await swallow()
+
+
 async def test_a_transaction_is_committed_when_it_ends_well(noting: db.Pool) -> None:
     async with db.transaction(noting) as conn:
         await conn.execute("INSERT INTO notes VALUES ('kept')")
