@@ -14,8 +14,8 @@ CONFIGURATION = """\
 # Configuration
 
 Environment variables, read once at start-up by `orders serve`; `orders migrate` reads `ORDERS_DATABASE_URL` alone, and
-`orders demo` sets what it needs by itself. A missing, malformed or impossible value is one line on stderr that names
-the variable, and exit code 2. This table is generated from `app/settings.py` by `make generate`.
+`orders demo` sets database, broker, partners and roles by itself. A missing, malformed or impossible value is one line
+on stderr that names the variable, and exit code 2. This table is generated from `app/settings.py` by `make generate`.
 
 | variable | default | unit | meaning |
 |---|---|---|---|

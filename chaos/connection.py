@@ -1,0 +1,187 @@
+"""One forwarded connection: two ends, the client's socket and the upstream's; what one receives goes to the other.
+
+What an end receives is cut into pieces by the protocol's watcher, the faults have their chance, and what is left is
+written to the other end: at once where nothing forbids it, without a task or a copy per chunk; else through the queue
+of that other end, where it waits until it is due. There is one queue, so nothing overtakes what waits in it: neither
+later chunks nor the end of the connection, which waits in it like a chunk.
+
+An end that closes closes both directions: half-closed connections, which PostgreSQL does not use, are not kept.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import deque
+from typing import cast
+
+from chaos.faults import Armed, Blackhole, Direction
+from chaos.frames import Frames, Watcher
+
+QUEUED_BYTES = 1024 * 1024  # with more than this waiting, the sender is left to wait as well
+RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+CLOSE = b""  # in a queue: what was said before is delivered, now close
+
+
+class End(asyncio.Protocol):
+    """One of a connection's two sockets, with the queue of what is on its way to it."""
+
+    def __init__(self, connection: "Connection", watcher: Watcher, direction: Direction) -> None:
+        self.watcher = watcher
+        self.direction = direction  # of what it receives
+        self.transport: asyncio.Transport | None = None
+        self.closed = asyncio.Event()
+        self._connection = connection
+        self._queue: deque[tuple[float, bytes]] = deque()  # when it is due, by the loop's clock, and what
+        self._queued_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._choked = False  # the socket takes no more for now
+        self._sender_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Deliver what came before there was a socket to write it to."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what this socket received."""
+        self._connection.received(self, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - however it ended, it has
+        """Tell the other end, in its turn."""
+        self._queue.clear()
+        self._queued_bytes = 0
+        self.flush()
+        self.closed.set()
+        self._connection.lost(self)
+
+    def pause_writing(self) -> None:
+        """Hold the sender back."""
+        self._choked = True
+        self._adjust_sender()
+
+    def resume_writing(self) -> None:
+        """Let the sender go on."""
+        self._choked = False
+        self._adjust_sender()
+
+    def send(self, data: bytes, delay: float = 0.0) -> None:
+        """Write to this socket in `delay` seconds, or later: after what is on its way already."""
+        if self.transport and self.transport.is_closing():
+            return
+        if self.transport and data and not (delay or self._queue or self._connection.held):
+            self.transport.write(data)
+            return
+        self._queue.append((asyncio.get_running_loop().time() + delay, data))
+        self._queued_bytes += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is due."""
+        loop = asyncio.get_running_loop()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        while self._queue and self.transport and not (self._connection.held or self.transport.is_closing()):
+            due, data = self._queue[0]
+            if due > loop.time():
+                self._timer = loop.call_at(due, self.flush)
+                break
+            self._queue.popleft()
+            self._queued_bytes -= len(data)
+            if data == CLOSE:
+                self.transport.close()
+            else:
+                self.transport.write(data)
+        self._adjust_sender()
+
+    def close(self, *, at_once: bool = False, reset: bool = False) -> None:
+        """Close the socket: after what is written already, or at once, with a FIN or an RST."""
+        if self.transport is None:
+            return
+        if reset and not self.transport.is_closing():
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+        if at_once or reset:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _adjust_sender(self) -> None:
+        sender = self._connection.other(self).transport
+        full = self._choked
+        if sender and full != self._sender_paused:
+            self._sender_paused = full
+            if full:
+                sender.pause_reading()
+            else:
+                sender.resume_reading()
+
+
+class Connection:
+    """A client's connection and its counterpart to the upstream."""
+
+    def __init__(self, armed: Armed, frames: Frames) -> None:
+        self.held = armed.strike_any(Blackhole)
+        self._silent = False
+        self._armed = armed
+        self._client = End(self, frames.requests(), Direction.UP)
+        self._upstream = End(self, frames.answers(), Direction.DOWN)
+
+    async def run(self, client: socket.socket, upstream: tuple[str, int]) -> None:
+        """Connect, and forward until both ends are closed. Cancelled: close both at once."""
+        loop = asyncio.get_running_loop()
+        try:
+            with contextlib.suppress(OSError):  # the upstream is out
+                await loop.connect_accepted_socket(lambda: self._client, client)
+                await loop.create_connection(lambda: self._upstream, *upstream)
+                await self._closed()
+        finally:
+            self.close(at_once=True)
+            await self._closed()
+
+    async def _closed(self) -> None:
+        for end in (self._client, self._upstream):
+            if end.transport:
+                await end.closed.wait()
+
+    def other(self, end: End) -> End:
+        """Return the end to which goes what this one receives."""
+        return self._upstream if end is self._client else self._client
+
+    def received(self, source: End, data: bytes) -> None:
+        """Forward what an end received, as far as no fault strikes."""
+        if self._silent:
+            return
+        target, delay = self.other(source), self._armed.delay(source.direction)
+        for piece in source.watcher.feed(data):
+            if piece.frame and (fault := self._armed.strike_frame(piece.frame)):
+                self._silent = fault.silent
+                if not self._silent:
+                    self.close()
+                return
+            if piece.data:
+                target.send(piece.data, delay)
+            if piece.reply:
+                source.send(piece.reply, delay)
+
+    def lost(self, end: End) -> None:
+        """Let the other end close too: after what is on its way to it, unless nothing is to reach it any more."""
+        if self._silent:
+            self.close(at_once=True)
+        else:
+            self.other(end).send(CLOSE)
+
+    def close(self, *, at_once: bool = False, reset: bool = False) -> None:
+        """Close both ends (see `End.close`), and forget what waits in their queues."""
+        self._client.close(at_once=at_once, reset=reset)
+        self._upstream.close(at_once=at_once, reset=reset)
+
+    def hold(self) -> None:
+        """Deliver nothing from now on."""
+        self.held = True
+
+    def release(self) -> None:
+        """Deliver what was held back."""
+        self.held = False
+        self._client.flush()
+        self._upstream.flush()
