@@ -108,7 +108,7 @@ class End(asyncio.Protocol):
 
     def _adjust_sender(self) -> None:
         sender = self._connection.other(self).transport
-        full = self._choked
+        full = self._choked or self._queued_bytes > QUEUED_BYTES
         if sender and full != self._sender_paused:
             self._sender_paused = full
             if full:

@@ -1,4 +1,4 @@
-"""What the tests of the saga and of the API work with."""
+"""What the tests of several rooms work with."""
 
 from collections.abc import AsyncIterator
 
@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.harness.api import serving
+from tests.harness.proxied import Proxied, proxied_to
 from tests.harness.sagas import Stage
 from tests.harness.sandboxes import Partners
 
@@ -21,3 +22,9 @@ async def api(database_url: str) -> AsyncIterator[httpx.AsyncClient]:
     """The service with the role `api`, on the test's own database."""
     async with serving(database_url) as client:
         yield client
+
+
+@pytest.fixture
+async def proxied(database_url: str) -> AsyncIterator[Proxied]:
+    async with proxied_to(database_url) as proxied:
+        yield proxied

@@ -1,0 +1,213 @@
+"""The fault proxy loses a COMMIT or its answer, wherever in the stream of bytes its frame is."""
+
+import asyncio
+import contextlib
+import itertools
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import db
+from app.errors import DatabaseUnavailable
+from chaos import postgres
+from chaos.faults import Lose
+from chaos.frames import Frames, Piece, Watcher
+from chaos.proxy import Proxy
+from tests.harness.proxied import (
+    AMPLE_SECONDS,
+    ANSWER,
+    INSERT,
+    LOST,
+    REQUEST,
+    Proxied,
+    by_a_transaction,
+    client_of,
+)
+from tests.harness.wait import wait_until
+
+
+async def by_one_query(conn: asyncpg.Connection) -> None:
+    await conn.execute(f"BEGIN; {INSERT}; commit ;")
+
+
+async def by_a_prepared_statement(conn: asyncpg.Connection) -> None:
+    await conn.execute(f"BEGIN; {INSERT}")
+    await conn.fetch("COMMIT")
+
+
+Commit = Callable[[asyncpg.Connection], Awaitable[None]]
+commits = pytest.mark.parametrize("commit", [by_a_transaction, by_one_query, by_a_prepared_statement])
+
+
+# A COMMIT is lost
+
+
+@commits
+async def test_a_lost_commit_request_is_a_lost_connection_and_the_transaction_is_rolled_back(
+    proxied: Proxied, commit: Commit
+) -> None:
+    proxied.proxy.arm(REQUEST)
+    with pytest.raises(LOST):
+        await commit(proxied.client)
+    await proxied.sessions_end()
+    assert await proxied.notes() == []
+    assert proxied.proxy.struck == {REQUEST: 1}
+
+
+@commits
+async def test_a_lost_commit_answer_is_a_lost_connection_though_the_transaction_is_committed(
+    proxied: Proxied, commit: Commit
+) -> None:
+    proxied.proxy.arm(ANSWER)
+    with pytest.raises(LOST):
+        await commit(proxied.client)
+    assert await proxied.notes() == ["kept"]
+    assert proxied.proxy.struck == {ANSWER: 1}
+
+
+async def test_a_swallowed_commit_answer_is_silence_though_the_transaction_is_committed(proxied: Proxied) -> None:
+    swallowed = Lose(postgres.COMMIT_ANSWER, silent=True)
+    proxied.proxy.arm(swallowed)
+    task = asyncio.create_task(by_a_transaction(proxied.client))
+    await wait_until(lambda: proxied.proxy.struck[swallowed], AMPLE_SECONDS, "strike")
+    assert await proxied.notes() == ["kept"]
+    assert not task.done()
+    assert not proxied.client.is_closed()
+    proxied.client.terminate()
+    with pytest.raises(LOST):
+        await task
+    await proxied.sessions_end()
+
+
+async def test_a_commit_that_is_refused_has_no_answer_to_lose(proxied: Proxied) -> None:
+    once = "ALTER TABLE notes ADD CONSTRAINT once UNIQUE (text) DEFERRABLE INITIALLY DEFERRED"
+    await proxied.client.execute(f"{once}; {INSERT}")
+    proxied.proxy.arm(ANSWER)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await by_a_transaction(proxied.client)
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await proxied.client.execute("BEGIN; SELECT 1 / 0")
+    assert await proxied.client.execute("COMMIT") == "ROLLBACK"
+    assert not proxied.proxy.struck
+
+
+async def test_the_end_of_a_savepoint_is_no_commit(proxied: Proxied) -> None:
+    async with proxied.client.transaction():
+        proxied.proxy.arm(REQUEST)
+        proxied.proxy.arm(ANSWER)
+        await by_a_transaction(proxied.client)
+        proxied.proxy.disarm()
+    assert not proxied.proxy.struck
+
+
+async def test_the_pool_takes_a_lost_commit_for_an_outage_and_works_again(proxied: Proxied) -> None:
+    async def note(pool: db.Pool) -> None:
+        async with db.transaction(pool) as conn:
+            await conn.execute(INSERT)
+
+    proxied.proxy.arm(Lose(postgres.COMMIT_REQUEST, times=1))
+    pool = await db.create_pool(proxied.url, 1)
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            await note(pool)
+        await note(pool)
+    finally:
+        pool.terminate()
+    assert await proxied.notes() == ["kept"]
+
+
+# Frames in segments
+
+
+def frame(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!i", len(body) + 4) + body
+
+
+class Crumbs:
+    """A protocol whose every byte is a segment of its own."""
+
+    def feed(self, chunk: bytes) -> Iterator[Piece]:
+        return (Piece(chunk[at : at + 1]) for at in range(len(chunk)))
+
+    def requests(self) -> Watcher:
+        return self
+
+    answers = requests
+
+
+class Pipeline(Crumbs):
+    """A protocol that sends an INSERT's frames in one segment with the COMMIT's."""
+
+    PARSE = frame(b"P", b"\0INSERT INTO notes VALUES ('piped')\0\0\0")
+    FRAMES = PARSE + frame(b"B", bytes(8)) + frame(b"E", bytes(5))
+
+    def feed(self, chunk: bytes) -> Iterator[Piece]:
+        yield Piece(self.FRAMES + chunk if chunk.startswith(b"Q") and b"COMMIT" in chunk else chunk)
+
+
+@contextlib.asynccontextmanager
+async def client_through(frames: Frames, proxied: Proxied) -> AsyncIterator[asyncpg.Connection]:
+    """A client whose bytes a first proxy arranges in its own way before the other proxy sees them."""
+    async with (
+        Proxy("127.0.0.1", proxied.proxy.port, frames=frames) as first,
+        client_of(first.url(proxied.url)) as conn,
+    ):
+        yield conn
+
+
+@pytest.mark.parametrize(("fault", "kept"), [(REQUEST, []), (ANSWER, ["kept"])])
+async def test_a_commit_is_found_though_every_byte_comes_by_itself(
+    proxied: Proxied, fault: Lose, kept: list[str]
+) -> None:
+    async with client_through(Crumbs(), proxied) as conn:
+        proxied.proxy.arm(fault)
+        with pytest.raises(LOST):
+            await by_a_transaction(conn)
+    proxied.client.terminate()
+    await proxied.sessions_end()
+    assert await proxied.notes() == kept
+
+
+async def test_a_commit_is_found_behind_other_frames_of_its_segment(proxied: Proxied) -> None:
+    async with client_through(Pipeline(), proxied) as conn:
+        await by_a_transaction(conn)
+        assert await proxied.notes() == ["kept", "piped"]
+        proxied.proxy.arm(REQUEST)
+        with pytest.raises(LOST):
+            await by_a_transaction(conn)
+    proxied.client.terminate()
+    await proxied.sessions_end()
+    assert await proxied.notes() == ["kept", "piped"]
+
+
+STARTUP = struct.pack("!ii", 17, 196608) + b"user\0me\0\0"
+COMMITS = frame(b"B", b"\0name" + bytes(7)), frame(b"Q", b"SELECT 1; COMMIT; \0")
+OTHERS = (
+    frame(b"Q", b"COMMIT PREPARED 'x'\0"),
+    frame(b"Q", bytes(postgres.READ_BYTES)),
+    frame(b"d", b"Q\0\0\0\x0bCOMMIT\0"),
+)
+SENT = [frame(b"P", b"name\0COMMIT\0\0\0"), COMMITS[0], frame(b"B", bytes(8)), *OTHERS, COMMITS[1], frame(b"S", b"")]
+DONE = frame(b"C", b"COMMIT\0")
+RECEIVED = [frame(b"C", b"BEGIN\0"), frame(b"D", DONE), DONE, frame(b"C", b"COMMIT PREPARED\0"), frame(b"Z", b"I")]
+
+
+@given(cuts=st.sets(st.integers(1, 300)))
+def test_however_the_stream_is_cut_the_same_frames_are_named_and_no_byte_is_lost(cuts: set[int]) -> None:
+    sent, received = STARTUP + b"".join(SENT), b"".join(RECEIVED)
+    for watcher, stream, named in ((postgres.requests(), sent, [*COMMITS]), (postgres.answers(), received, [DONE])):
+        edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
+        chunks = [stream[start:end] for start, end in itertools.pairwise(edges)]
+        pieces = [piece for chunk in chunks for piece in watcher.feed(chunk)]
+        assert b"".join(piece.data for piece in pieces) == stream
+        assert [piece.data for piece in pieces if piece.frame] == named
+
+
+@pytest.mark.parametrize("stream", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\x01", STARTUP + bytes(5)])
+def test_a_stream_of_another_protocol_is_an_error(stream: bytes) -> None:
+    with pytest.raises(ValueError, match="not a PostgreSQL"):
+        list(postgres.requests().feed(stream))
