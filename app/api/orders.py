@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from app import db
 from app.api.idempotency import HEADER, SingleFlight, key_for, read_key
 from app.api.schemas import OrderAnswer, PlaceOrderRequest, Problem, read_place_order, self_contained_schema
+from app.api.security import caller
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -29,7 +30,6 @@ from app.telemetry import Metrics, trace_headers
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["orders"])
 
-TENANT = "default"
 MAX_BODY_BYTES = 64 * 1024
 MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 
@@ -101,16 +101,17 @@ def _problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
 async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; with a known Idempotency-Key, the first answer again."""
     intake: Intake = request.state.intake
+    tenant = (await caller(request, "orders:write")).tenant
     header = read_key(request.headers.getlist(HEADER), required=intake.key_required)
     asked = read_place_order(await _read_body(request, intake.body_timeout_seconds))
     key = None
     if header is not None:
-        key = key_for(TENANT, header, request.method, request.url.path, request.url.query, asked.normal_form())
+        key = key_for(tenant, header, request.method, request.url.path, request.url.query, asked.normal_form())
     try:
         async with intake.single_flight.one(key, intake.key_wait_seconds) as wait_seconds:
             answer = await service.place(
                 intake.pool,
-                asked.command(TENANT),
+                asked.command(tenant),
                 key,
                 render,
                 trace_headers(),
@@ -146,7 +147,8 @@ def _answered(intake: Intake, answer: Answer) -> Response:
 async def read(request: Request, order_id: UUID) -> Response:
     """Return the order as it is now."""
     intake: Intake = request.state.intake
-    order = await service.get(intake.pool, TENANT, order_id)
+    tenant = (await caller(request, "orders:read")).tenant
+    order = await service.get(intake.pool, tenant, order_id)
     return Response(_body(order), media_type="application/json")
 
 

@@ -6,6 +6,7 @@ together or not at all. Two requests with one key meet at the primary key: the s
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from app.db import COMMAND_TIMEOUT_SECONDS, Connection
 
@@ -22,21 +23,27 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer, to the byte."""
+    """A finished answer, to the byte. `remaining_seconds`: how long its key still stands for it."""
 
     status: int
     location: str
     body: bytes
     replayed: bool = False
+    remaining_seconds: float = 0.0
+
+
+NOT_YET = Answer(0, "", b"")  # never committed: `set_answer` comes before the commit
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A key row: the answer and the request it belongs to."""
+    """A key row: the answer, the request it belongs to, and its lifetime."""
 
     fingerprint: bytes
     fingerprint_version: int
     answer: Answer
+    created_at: datetime
+    expires_at: datetime
 
 
 async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, wait_seconds: float) -> bool:
@@ -76,7 +83,9 @@ async def find(conn: Connection, tenant: str, key: str) -> Stored | None:
     """Return the key's row, unless it has expired."""
     row = await conn.fetchrow(
         """
-        SELECT fingerprint, fingerprint_version, status, location, body FROM idempotency_keys
+        SELECT fingerprint, fingerprint_version, status, location, body, created_at, expires_at,
+               extract(epoch FROM expires_at - clock_timestamp())::float8 AS remaining_seconds
+        FROM idempotency_keys
         WHERE tenant = $1 AND key = $2 AND expires_at > clock_timestamp()
         """,
         tenant,
@@ -84,8 +93,22 @@ async def find(conn: Connection, tenant: str, key: str) -> Stored | None:
     )
     if row is None:
         return None
-    answer = Answer(row["status"], row["location"], row["body"], replayed=True)
-    return Stored(row["fingerprint"], row["fingerprint_version"], answer)
+    answer = Answer(
+        row["status"], row["location"], row["body"], replayed=True, remaining_seconds=row["remaining_seconds"]
+    )
+    return Stored(row["fingerprint"], row["fingerprint_version"], answer, row["created_at"], row["expires_at"])
+
+
+async def set_answer(conn: Connection, key: Key, answer: Answer) -> None:
+    """Give the key's row, taken in this transaction, the answer that the act came to."""
+    await conn.execute(
+        "UPDATE idempotency_keys SET status = $3, location = $4, body = $5 WHERE tenant = $1 AND key = $2",
+        key.tenant,
+        key.key,
+        answer.status,
+        answer.location,
+        answer.body,
+    )
 
 
 async def prune(conn: Connection, limit: int) -> int:

@@ -12,9 +12,9 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from app import db
-from app.errors import IdempotencyKeyReused, OrderNotFound, RequestInProgress
+from app.errors import OrderNotFound
 from app.messaging import outbox
-from app.orders import events, keys
+from app.orders import events, keys, once
 from app.orders.models import Line, Order
 from app.orders.status import Reason, Status, may_become
 
@@ -47,8 +47,7 @@ async def place(
 ) -> keys.Answer:
     """Write order, lines, outbox row and key row in one transaction, and return the answer that committed with them.
 
-    With a key that already stands for this request: its stored answer. Raises IdempotencyKeyReused (it stands for
-    another request), RequestInProgress (the first one is still running after `wait_seconds`), DatabaseUnavailable.
+    With a key that already stands for this request: its stored answer. Raises as `once` does.
     """
     now = datetime.now(UTC)
     order = Order(
@@ -56,31 +55,16 @@ async def place(
         updated_at=now, **{field.name: getattr(command, field.name) for field in dataclasses.fields(command)},
     )  # fmt: skip
     answer = render(order)
-    while True:
-        async with db.transaction(pool) as conn:
-            if key is None or await _take(conn, key, answer, ttl_seconds, wait_seconds):
-                await _insert(conn, order)
-                await _emit(conn, order, trace)
-                return answer
-            stored = await keys.find(conn, key.tenant, key.key)
-        if stored is not None:
-            return _replay(key, stored)
-        # The row was there and is gone: it expired between the two statements, so the key is free again.
 
+    async def act(conn: db.Connection) -> keys.Answer:
+        try:
+            await _insert(conn, order)
+        except asyncpg.UniqueViolationError as error:  # the id is ours alone: an earlier run of this very transaction
+            raise once.AlreadyDone(answer) from error
+        await _emit(conn, order, trace)
+        return answer
 
-async def _take(
-    conn: db.Connection, key: keys.Key, answer: keys.Answer, ttl_seconds: float, wait_seconds: float
-) -> bool:
-    try:
-        return await keys.take(conn, key, answer, ttl_seconds, wait_seconds)
-    except asyncpg.LockNotAvailableError as error:
-        raise RequestInProgress("the first request with this Idempotency-Key is still running") from error
-
-
-def _replay(key: keys.Key, stored: keys.Stored) -> keys.Answer:
-    if (stored.fingerprint_version, stored.fingerprint) != (key.fingerprint_version, key.fingerprint):
-        raise IdempotencyKeyReused("this Idempotency-Key was used for another request")
-    return stored.answer
+    return await once.once(pool, key, act, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds, foretold=answer)
 
 
 async def _insert(conn: db.Connection, order: Order) -> None:

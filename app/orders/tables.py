@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -38,6 +39,16 @@ orders = Table(
     Column("version", Integer, nullable=False),
     Column("placed_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("cancel_requested_at", DateTime(timezone=True)),
+    Index("orders_tenant_placed_at_id_idx", "tenant", "placed_at", "id"),
+    Index(
+        "orders_tenant_customer_id_placed_at_id_idx",
+        "tenant",
+        "customer_id",
+        "placed_at",
+        "id",
+        postgresql_where=text("customer_id IS NOT NULL"),
+    ),
 )
 
 order_lines = Table(
