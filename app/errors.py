@@ -10,11 +10,15 @@ OrdersError
 │   ├── IdempotencyKeyMissing        idempotency-key-missing
 │   ├── IdempotencyKeyInvalid        idempotency-key-invalid
 │   ├── IdempotencyKeyReused         idempotency-key-reused
+│   ├── IdempotencyKeyNotFound       idempotency-key-not-found
 │   ├── RequestInProgress            request-in-progress
 │   └── OrderNotFound                order-not-found
 ├── Unavailable                  a dependency is out, slow or full; trying again later is right
 │   ├── DatabaseUnavailable          database-unavailable
-│   └── BrokerUnavailable            broker-unavailable
+│   ├── BrokerUnavailable            broker-unavailable
+│   ├── CacheUnavailable             cache-unavailable (never seen by callers: it only makes things slower)
+│   ├── OutboxFull                   outbox-full
+│   └── Overloaded                   overloaded
 ├── StaleLease                   another process took the work over; what this one wanted to write is void
 └── ConfigurationError           a setting or an environment that the service must not run with
 """
@@ -87,6 +91,12 @@ class IdempotencyKeyReused(RequestError):
     code = "idempotency-key-reused"
 
 
+class IdempotencyKeyNotFound(RequestError):
+    """No finished write of this tenant has the key, which does not prove that none is under way."""
+
+    code = "idempotency-key-not-found"
+
+
 class RequestInProgress(RequestError):
     """The first request with this key has not ended yet."""
 
@@ -115,6 +125,24 @@ class BrokerUnavailable(Unavailable):
     """The broker did not answer, or did not confirm in time."""
 
     code = "broker-unavailable"
+
+
+class CacheUnavailable(Unavailable):
+    """Redis did not answer in time."""
+
+    code = "cache-unavailable"
+
+
+class OutboxFull(Unavailable):
+    """More events wait for the broker than the service is willing to pile up."""
+
+    code = "outbox-full"
+
+
+class Overloaded(Unavailable):
+    """As many requests are under way as the process serves at a time."""
+
+    code = "overloaded"
 
 
 class StaleLease(OrdersError):

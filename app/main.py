@@ -16,9 +16,11 @@ from fastapi import FastAPI
 from app import db, server
 from app.api import health, orders, problems
 from app.api.edge import Edge
+from app.api.idempotency import Idempotency
+from app.cache import Cache
 from app.errors import BrokerUnavailable, DatabaseUnavailable
 from app.loops import Loop
-from app.messaging import outbox
+from app.messaging import backlog, outbox
 from app.messaging.consumer import Consumer
 from app.messaging.local import LocalTransport
 from app.messaging.rabbitmq import RabbitTransport, Subscription, close, connect
@@ -83,7 +85,7 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Edge, metrics=metrics)
+    app.add_middleware(Edge, metrics=metrics, max_in_flight=settings.http_max_in_flight)
     problems.install(app)
     app.include_router(health.router)
     if "api" in settings.roles:
@@ -112,8 +114,13 @@ async def _start(
     # Two pools: requests must not wait for background work, nor the other way round.
     request_pool = await _pool(stack, url, settings.database_pool_size, REQUEST_STATEMENT_SECONDS)
     work_pool = await _pool(stack, url, settings.database_pool_size, db.COMMAND_TIMEOUT_SECONDS)
+    cache = _cache(stack, settings.redis_url.get_secret_value())
+    limit = backlog.Backlog(work_pool, settings.outbox_max_pending)
     parts = _Parts(settings, metrics, checkpoint, work_pool)
     roles = await parts.build(stack)
+    if "api" in settings.roles:
+        loop = Loop("backlog", limit.run_once, backlog.PERIOD_SECONDS)
+        roles.append(Role("backlog", loop.run, loop.stop))
     tasks = [asyncio.create_task(role.run(), name=role.name) for role in roles]
     stack.push_async_callback(_stop, roles, tasks, settings.shutdown_timeout_seconds / 2)
     intake = orders.Intake(
@@ -121,12 +128,17 @@ async def _start(
         metrics=metrics,
         on_placed=parts.wake_relay,
         checkpoint=checkpoint,
+        idempotency=Idempotency(
+            cache,
+            metrics,
+            required=settings.idempotency_required,
+            ttl_seconds=settings.idempotency_ttl_seconds,
+            wait_seconds=settings.idempotency_wait_seconds,
+        ),
+        backlog=limit,
         body_timeout_seconds=settings.http_body_timeout_seconds,
-        key_required=settings.idempotency_required,
-        key_ttl_seconds=settings.idempotency_ttl_seconds,
-        key_wait_seconds=settings.idempotency_wait_seconds,
     )
-    checks, decisive = parts.checks(request_pool)
+    checks, decisive = parts.checks(request_pool, cache)
     refresh = partial(_refresh_gauges, work_pool, (request_pool, work_pool), metrics)
     return {"intake": intake, "health": health.Health(checks, decisive, metrics, refresh)}
 
@@ -136,6 +148,14 @@ async def _pool(stack: contextlib.AsyncExitStack, url: str, size: int, command_s
     # Terminate, not close: by then nobody uses it, and a server that does not answer must not hold the exit up.
     stack.callback(pool.terminate)
     return pool
+
+
+def _cache(stack: contextlib.AsyncExitStack, url: str) -> Cache | None:
+    if not url:
+        return None
+    cache = Cache(url)
+    stack.push_async_callback(cache.close)
+    return cache
 
 
 async def _stop(roles: list[Role], tasks: list[asyncio.Task[None]], grace_seconds: float) -> None:
@@ -247,7 +267,7 @@ class _Parts:
             checkpoint=self._checkpoint,
         )
 
-    def checks(self, pool: db.Pool) -> tuple[Mapping[str, health.Check], frozenset[str]]:
+    def checks(self, pool: db.Pool, cache: Cache | None) -> tuple[Mapping[str, health.Check], frozenset[str]]:
         """Return what readiness looks at, and what of it decides.
 
         A process that takes orders needs Postgres alone: the outbox outlasts the broker. The others need both.
@@ -255,6 +275,8 @@ class _Parts:
         checks: dict[str, Callable[[], Awaitable[str]]] = {"postgres": partial(_check_postgres, pool)}
         if self._broker_url and self._settings.roles & {"relay", "consumer"}:
             checks["rabbitmq"] = self._check_rabbitmq
+        if cache is not None:
+            checks["redis"] = partial(_check_redis, cache)
         decisive = {"postgres"} if "api" in self._settings.roles else {"postgres", "rabbitmq"}
         return checks, frozenset(decisive)
 
@@ -264,6 +286,11 @@ class _Parts:
         elif not self._subscription.connected:
             raise BrokerUnavailable("the consumer is not connected")
         return "reachable"
+
+
+async def _check_redis(cache: Cache) -> str:
+    await cache.check()
+    return "reachable"
 
 
 async def _check_postgres(pool: db.Pool) -> str:

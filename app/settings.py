@@ -34,6 +34,9 @@ class Settings(Database):
     database_pool_size: PositiveInt = Field(
         default=10, le=1000, description="connections for requests, and as many again for the other roles"
     )
+    redis_url: SecretStr = Field(
+        default=SecretStr(""), description="`redis(s)://`, for copies of finished answers; empty: run without Redis"
+    )
     rabbitmq_url: SecretStr = Field(default=SecretStr(""), description="`amqp(s)://`; empty: in-process transport")
     inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
     payment_url: str = Field(default="", description="the payment partner; needed by the role consumer")
@@ -50,6 +53,9 @@ class Settings(Database):
     shutdown_timeout_seconds: Seconds = Field(default=20, description="SIGTERM to exit at the latest")
 
     http_body_timeout_seconds: Seconds = Field(default=10, description="a request's body must arrive within")
+    http_max_in_flight: PositiveInt = Field(
+        default=1000, le=100_000, description="requests served at a time by a process; beyond, 503"
+    )
     idempotency_required: bool = Field(default=False, description="refuse a write without an Idempotency-Key")
     idempotency_ttl_seconds: Seconds = Field(default=86_400, description="lifetime of a key from its first use")
     idempotency_wait_seconds: Seconds = Field(default=5, description="wait for the first request with the same key")
@@ -60,6 +66,9 @@ class Settings(Database):
     outbox_publish_timeout_seconds: Seconds = Field(default=5, description="a batch's confirms must arrive within")
     outbox_backoff_base_seconds: Seconds = Field(default=2, description="first pause after a refused row, full jitter")
     outbox_backoff_cap_seconds: Seconds = Field(default=300, description="longest such pause")
+    outbox_max_pending: PositiveInt = Field(
+        default=1_000_000, description="events waiting for the broker; beyond, intake answers 503"
+    )
     outbox_max_attempts: PositiveInt = Field(default=10, description="refusals before a row is parked")
 
     consumer_prefetch: PositiveInt = Field(default=64, le=65_535, description="unacknowledged messages held at a time")
@@ -95,6 +104,13 @@ class Settings(Database):
     def _broker_spelling(cls, value: SecretStr) -> SecretStr:
         if url := value.get_secret_value():
             _check_url(url, "amqp", "amqps")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _cache_spelling(cls, value: SecretStr) -> SecretStr:
+        if url := value.get_secret_value():
+            _check_url(url, "redis", "rediss")
         return value
 
     @field_validator("inventory_url", "payment_url", "shipping_url")

@@ -84,7 +84,8 @@ class Metrics:
         self.idempotent_replays = Counter(
             "idempotency_cache_hits", "Answers replayed from a stored copy", ["source"], registry=registry
         )
-        self.idempotent_replays.labels("postgres")
+        for source in ("postgres", "redis"):
+            self.idempotent_replays.labels(source)
         self.idempotency_conflicts = Counter(
             "idempotency_conflicts", "Requests refused because of their key", ["kind"], registry=registry
         )

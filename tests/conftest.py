@@ -14,7 +14,7 @@ import pytest
 
 from app.embedded import free_port as find_free_port
 from app.partners.client import open_session
-from tests.harness import brokers, databases, sandboxes
+from tests.harness import brokers, caches, databases, sandboxes
 from tests.harness.processes import Service, tail
 from tests.harness.run import ControllerRun, Run
 from tests.harness.sandboxes import Partners
@@ -66,6 +66,13 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
 async def rabbitmq_url(run: Run) -> AsyncIterator[str]:
     """A vhost without the service's queues and exchanges, which no other test uses meanwhile."""
     async with brokers.clean(run) as url:
+        yield url
+
+
+@pytest.fixture
+async def redis_url(run: Run) -> AsyncIterator[str]:
+    """An empty Redis database, which no other test uses meanwhile."""
+    async with caches.clean(run) as url:
         yield url
 
 

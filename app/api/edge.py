@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
+from app.errors import Overloaded
 from app.telemetry import Metrics, trace_context
 
 log = structlog.get_logger(__name__)
@@ -21,13 +22,19 @@ REQUEST_ID = "X-Request-ID"
 CLIENT_GONE = 499  # in the metric only; nginx's number for it
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
+OVERLOADED = Overloaded("as many requests are under way as the process serves at a time")
+# Whoever looks after the process must see it under any load.
+UNBOUNDED = frozenset({"/livez", "/readyz", "/metrics", "/health/live", "/health/ready"})
+
 
 class Edge:
     """ASGI middleware; the first and last of our own code that a request meets."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_in_flight: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -51,8 +58,10 @@ class Edge:
             structlog.contextvars.bound_contextvars(request_id=request_id),
             trace_context({name: headers.get(name) for name in ("traceparent", "tracestate")}),
         ):
+            self._in_flight += 1
             try:
-                await self._app(scope, receive, send_with_id)
+                full = self._in_flight > self._max_in_flight and scope["path"] not in UNBOUNDED
+                await (problems.answer_to(OVERLOADED) if full else self._app)(scope, receive, send_with_id)
             except ClientDisconnect:
                 # It hung up before its body was complete: nothing was done, and nobody is left to be answered.
                 status = CLIENT_GONE
@@ -63,5 +72,6 @@ class Edge:
                     raise  # the answer has begun: all that is left is to cut the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
+                self._in_flight -= 1
                 route = getattr(scope.get("route"), "path", "unmatched")
                 self._metrics.http_duration.labels(scope["method"], route, status).observe(time.perf_counter() - began)

@@ -1,31 +1,42 @@
 """Idempotency: which key a request carries, and which request it stands for.
 
-Postgres decides (see `orders.keys`): the key's row commits with the order and holds the answer. What this module adds
-is the reading of the header, the request's fingerprint, and single flight: of many concurrent requests with one key,
-one per process goes to Postgres and the others wait here, so that a retry storm cannot use up the pool.
+Postgres decides (see `orders.once`): the key's row commits with the order and holds the answer. What this module adds
+is the reading of the header, the request's fingerprint, and two ways to spare Postgres:
+
+- a copy in Redis of every finished answer (`api.copies`), left behind after the commit. It is believed only if it names
+  the very request; in any doubt Postgres is asked. Redis lost, flushed, frozen or restored changes speed, nothing else;
+- single flight: of many concurrent requests with one key, one per process goes to Postgres, the others wait here and
+  share its answer, so that a retry storm cannot use up the pool.
 
 A crash can happen anywhere: before the commit there is neither row nor order, and the retry is the first request;
 after it the retry finds the row and gets the same bytes.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
-from app.orders.keys import Key
+from starlette.requests import Request
+
+from app.api import copies
+from app.cache import Cache
+from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing, IdempotencyKeyReused, RequestInProgress
+from app.orders.keys import Answer, Key
+from app.telemetry import Metrics
 
 HEADER = "Idempotency-Key"
 MAX_LENGTH = 255
 STRUCTURED_STRING = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')  # RFC 9651, section 3.3.3
 VISIBLE = re.compile(r"[\x21-\x7e]+")
 FINGERPRINT_VERSION = 1
+
+Act = Callable[[float], Awaitable[Answer]]
 
 
 def read_key(values: Sequence[str], *, required: bool) -> str | None:
@@ -65,27 +76,81 @@ def key_for(tenant: str, key: str, method: str, path: str, query: str, body: Map
     return Key(tenant, key, fingerprint(method, path, query, body), FINGERPRINT_VERSION)
 
 
-class SingleFlight:
-    """One request per (tenant, key) at a time in this process."""
+class Idempotency:
+    """Answers a write once for its key: from a copy, from the request before it in this process, or by Postgres."""
 
-    def __init__(self) -> None:
-        # Weak: a key's lock lives exactly as long as somebody holds it or waits for it.
-        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+    def __init__(
+        self, cache: Cache | None, metrics: Metrics, *, required: bool, ttl_seconds: float, wait_seconds: float
+    ) -> None:
+        self.ttl_seconds = ttl_seconds
+        self._cache = cache
+        self._metrics = metrics
+        self._required = required
+        self._wait_seconds = wait_seconds
+        # Weak: a flight lives exactly as long as somebody is in it or waits for it.
+        self._flights: WeakValueDictionary[tuple[str, str], _Flight] = WeakValueDictionary()
 
-    @contextlib.asynccontextmanager
-    async def one(self, key: Key | None, wait_seconds: float) -> AsyncIterator[float]:
-        """Hold the key's place and yield what is left of `wait_seconds`; RequestInProgress when that is nothing."""
+    def key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> Key | None:
+        """Bind the request's key to what it asks for; `body` in normal form. Raises as `read_key` does."""
+        header = read_key(request.headers.getlist(HEADER), required=self._required)
+        if header is None:
+            return None
+        return key_for(tenant, header, request.method, request.url.path, request.url.query, body)
+
+    async def answer(self, key: Key | None, act: Act) -> Answer:
+        """Return what the key stands for, or what `act`, given the seconds it may wait, makes it stand for.
+
+        Raises IdempotencyKeyReused, RequestInProgress, and whatever `act` does.
+        """
         if key is None:
-            yield wait_seconds
-            return
-        lock = self._locks.setdefault((key.tenant, key.key), asyncio.Lock())
+            return await act(self._wait_seconds)
+        if copy := await self._copy(key):
+            self._metrics.idempotent_replays.labels("redis").inc()
+            return copy
+        try:
+            answer = await self._in_turn(key, act)
+        except (IdempotencyKeyReused, RequestInProgress) as error:
+            kind = "reused" if isinstance(error, IdempotencyKeyReused) else "in-progress"
+            self._metrics.idempotency_conflicts.labels(kind).inc()
+            raise
+        if answer.replayed:
+            self._metrics.idempotent_replays.labels("postgres").inc()
+        return answer
+
+    async def _in_turn(self, key: Key, act: Act) -> Answer:
+        """Let one request a key through; those behind it share its answer."""
+        flight = self._flights.setdefault((key.tenant, key.key), _Flight())
         began = time.monotonic()
         try:
-            async with asyncio.timeout(wait_seconds):
-                await lock.acquire()
+            async with asyncio.timeout(self._wait_seconds):
+                await flight.turn.acquire()
         except TimeoutError as error:
             raise RequestInProgress(f"the first request with this {HEADER} is still running") from error
         try:
-            yield wait_seconds - (time.monotonic() - began)
+            if flight.landed is not None and flight.landed[0] == key:
+                return replace(flight.landed[1], replayed=True)
+            taken = time.monotonic()
+            answer = await act(self._wait_seconds - (taken - began))
+            flight.landed = (key, answer)
+            self._leave_copy(key, answer, answer.remaining_seconds - (time.monotonic() - taken))
+            return answer
         finally:
-            lock.release()
+            flight.turn.release()
+
+    async def _copy(self, key: Key) -> Answer | None:
+        raw = None if self._cache is None else await self._cache.get(copies.name(key))
+        return None if raw is None else copies.read(key, raw, time.time())
+
+    def _leave_copy(self, key: Key, answer: Answer, remaining_seconds: float) -> None:
+        """Copy what is committed; Redis must forget it no later than Postgres does."""
+        if self._cache is not None:
+            value = copies.written(key, answer, time.time() + remaining_seconds)
+            self._cache.put(copies.name(key), value, remaining_seconds)
+
+
+class _Flight:
+    """The place where requests of one key wait for each other; `landed`: what the last one came to."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.landed: tuple[Key, Answer] | None = None

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -12,16 +12,15 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from app import db
-from app.api.idempotency import HEADER, SingleFlight, key_for, read_key
+from app.api.idempotency import HEADER, Idempotency
 from app.api.schemas import OrderAnswer, PlaceOrderRequest, Problem, read_place_order, self_contained_schema
 from app.api.security import caller
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
-    IdempotencyKeyReused,
-    RequestInProgress,
     UnsupportedMediaType,
 )
+from app.messaging.backlog import Backlog
 from app.orders import service
 from app.orders.keys import Answer
 from app.orders.models import Order
@@ -42,11 +41,9 @@ class Intake:
     metrics: Metrics
     on_placed: Callable[[], None]
     checkpoint: Callable[[str], None]
+    idempotency: Idempotency
+    backlog: Backlog
     body_timeout_seconds: float
-    key_required: bool
-    key_ttl_seconds: float
-    key_wait_seconds: float
-    single_flight: SingleFlight = field(default_factory=SingleFlight)
 
 
 def render(order: Order) -> Answer:
@@ -102,33 +99,27 @@ async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; with a known Idempotency-Key, the first answer again."""
     intake: Intake = request.state.intake
     tenant = (await caller(request, "orders:write")).tenant
-    header = read_key(request.headers.getlist(HEADER), required=intake.key_required)
     asked = read_place_order(await _read_body(request, intake.body_timeout_seconds))
-    key = None
-    if header is not None:
-        key = key_for(tenant, header, request.method, request.url.path, request.url.query, asked.normal_form())
-    try:
-        async with intake.single_flight.one(key, intake.key_wait_seconds) as wait_seconds:
-            answer = await service.place(
-                intake.pool,
-                asked.command(tenant),
-                key,
-                render,
-                trace_headers(),
-                ttl_seconds=intake.key_ttl_seconds,
-                wait_seconds=wait_seconds,
-            )
-    except (IdempotencyKeyReused, RequestInProgress) as error:
-        kind = "reused" if isinstance(error, IdempotencyKeyReused) else "in-progress"
-        intake.metrics.idempotency_conflicts.labels(kind).inc()
-        raise
-    return _answered(intake, answer)
+    key = intake.idempotency.key(request, tenant, asked.normal_form())
+
+    async def act(wait_seconds: float) -> Answer:
+        intake.backlog.require_room()
+        return await service.place(
+            intake.pool,
+            asked.command(tenant),
+            key,
+            render,
+            trace_headers(),
+            ttl_seconds=intake.idempotency.ttl_seconds,
+            wait_seconds=wait_seconds,
+        )
+
+    return _answered(intake, await intake.idempotency.answer(key, act))
 
 
 def _answered(intake: Intake, answer: Answer) -> Response:
     headers = {"Location": answer.location}
     if answer.replayed:
-        intake.metrics.idempotent_replays.labels("postgres").inc()
         headers["Idempotent-Replay"] = "true"
     else:
         intake.checkpoint("intake.committed")

@@ -16,6 +16,7 @@ from app.errors import (
     BodyTooLarge,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
+    IdempotencyKeyNotFound,
     IdempotencyKeyReused,
     MalformedRequest,
     OrderNotFound,
@@ -36,6 +37,7 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
     IdempotencyKeyMissing: HTTPStatus.BAD_REQUEST,
     IdempotencyKeyInvalid: HTTPStatus.BAD_REQUEST,
     OrderNotFound: HTTPStatus.NOT_FOUND,
+    IdempotencyKeyNotFound: HTTPStatus.NOT_FOUND,
     BodyTimeout: HTTPStatus.REQUEST_TIMEOUT,
     RequestInProgress: HTTPStatus.CONFLICT,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -81,6 +83,11 @@ def install(app: FastAPI) -> None:
 
 async def _orders_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OrdersError)  # noqa: S101 - registered for it
+    return answer_to(error)
+
+
+def answer_to(error: OrdersError) -> Response:
+    """Return the problem that tells of an error; one that is not the caller's to see is raised again."""
     status = next((STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES), None)
     if status is None:
         raise error

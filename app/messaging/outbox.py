@@ -169,6 +169,15 @@ def _count(status: str) -> int:
     return int(status.rpartition(" ")[2])
 
 
+async def holds_more_than(conn: Connection, limit: int) -> bool:
+    """Tell whether more than `limit` rows are pending, without counting further."""
+    found: bool = await conn.fetchval(
+        f"SELECT count(*) > $1 FROM (SELECT FROM outbox WHERE {PENDING} LIMIT $1 + 1) AS some",  # noqa: S608 - a constant
+        limit,
+    )
+    return found
+
+
 async def stats(conn: Connection) -> tuple[int, float, int]:
     """Return how many rows are pending, the age in seconds of the oldest of them, how many are parked."""
     row = await conn.fetchrow(

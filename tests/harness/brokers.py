@@ -20,16 +20,16 @@ EXCHANGES = ("orders.events", "orders.dlx")
 async def clean(run: Run) -> AsyncIterator[str]:
     """Lend the URL of a vhost without any of the service's queues and exchanges."""
     given = os.environ.get("TEST_RABBITMQ_URL")
-    with _alone_on(given) if given else contextlib.nullcontext():
+    with alone_on(given) if given else contextlib.nullcontext():
         url = given or run.server("rabbitmq") + run.worker.replace("gw", "w")
         await remove_topology(url)
         yield url
 
 
-def _alone_on(url: str) -> filelock.BaseFileLock:
-    """Return a lock between all tests of all runs that use this one vhost."""
+def alone_on(url: str) -> filelock.BaseFileLock:
+    """Return a lock between all tests of all runs that use this one place."""
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return filelock.FileLock(Path(tempfile.gettempdir()) / f"orders-test-rabbitmq-{name}.lock")
+    return filelock.FileLock(Path(tempfile.gettempdir()) / f"orders-test-{name}.lock")
 
 
 async def remove_topology(url: str) -> None:

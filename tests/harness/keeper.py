@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.harness import databases
 from tests.harness.run import Run
-from tests.harness.servers import Postgres, RabbitMQ
+from tests.harness.servers import Postgres, RabbitMQ, Redis
 
 VHOSTS = 16  # one for each worker, and for those that replace a crashed one
 
@@ -37,7 +37,14 @@ async def rabbitmq(run: Run) -> AsyncIterator[str]:
         yield server.url("")
 
 
-SERVERS = {"postgres": postgres, "rabbitmq": rabbitmq}
+@contextlib.asynccontextmanager
+async def redis(run: Run) -> AsyncIterator[str]:
+    """Keep a private server; every worker has a database of its own in it."""
+    async with Redis(run.directory) as server:
+        yield server.url.rpartition("/")[0] + "/"
+
+
+SERVERS = {"postgres": postgres, "rabbitmq": rabbitmq, "redis": redis}
 
 
 async def keep(name: str, directory: Path) -> None:

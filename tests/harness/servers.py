@@ -1,11 +1,9 @@
-"""Real servers as private processes that a test may kill, freeze and start again on the same data and port.
-
-Add Redis here, with the same methods, when the service uses it.
-"""
+"""Real servers as private processes that a test may kill, freeze and start again on the same data and port."""
 
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -18,6 +16,7 @@ from tests.harness.wait import wait_until
 POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
 RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
 RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
+REDIS_START_SECONDS = 30.0
 RABBITMQ_START_SECONDS = 90.0  # about 5 s of processor time, which two workers may have to share
 RABBITMQ_STOP_SECONDS = 20.0
 
@@ -52,6 +51,62 @@ class Postgres(EmbeddedPostgres):
     def thaw(self) -> None:
         """Let them go on (SIGCONT)."""
         self._tree.thaw()
+
+
+class Redis:
+    """A private Redis below `directory`, which keeps nothing on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.home = directory.resolve() / "redis"
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._tree = ProcessTree()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    async def start(self) -> None:
+        """Return when it accepts connections; start it, or start it again, empty."""
+        binary = shutil.which("redis-server")
+        if binary is None:
+            remedy = "run scripts/install-servers, or `apt-get install redis-server`, or set TEST_REDIS_URL"
+            raise FileNotFoundError(f"Redis is not installed: {remedy}")
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", str(self.home)]
+        self._tree = ProcessTree(start_process([binary, *options], self.home, os.environ, self.home / "log"))
+        try:
+            await wait_until(self._answers, REDIS_START_SECONDS, "PONG from Redis")
+        except BaseException as error:
+            await self.kill()
+            error.add_note(tail(self.home / "log"))
+            raise
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        tree, self._tree = self._tree, ProcessTree()
+        await tree.kill()
+
+    def freeze(self) -> None:
+        """Stop it where it is (SIGSTOP)."""
+        self._tree.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self._tree.thaw()
+
+    async def _answers(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except ConnectionRefusedError:
+            return False
+        writer.write(b"PING\r\n")
+        answer = await reader.readline()
+        writer.close()
+        return answer == b"+PONG\r\n"
 
 
 class RabbitMQ:

@@ -3,14 +3,17 @@
 import asyncio
 import gc
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from app.api.idempotency import SingleFlight, fingerprint, key_for, read_key
+from app.api import copies
+from app.api.idempotency import Idempotency, fingerprint, key_for, read_key
 from app.api.schemas import read_place_order
-from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
-from app.orders.keys import Key
+from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
+from app.orders.keys import Answer, Key
+from app.telemetry import Metrics
 from tests.harness.wait import wait_until
 
 AMPLE_SECONDS = 20.0
@@ -131,49 +134,78 @@ def test_a_fingerprint_never_changes_within_its_version() -> None:
     assert printed(LONG).hex() == "73745eab11ecff7830bc56c94d4beb3070a8b21ae782015ba49315bc95954029"
 
 
+def answered(name: str) -> Answer:
+    return Answer(201, f"/orders/{name}", name.encode())
+
+
 class Crowd:
-    """Tasks that each want the same place for as long as `leave` is not set."""
+    """Requests that each take as long as `leave` is not set, and answer with their name."""
 
-    def __init__(self) -> None:
-        self.flight = SingleFlight()
+    def __init__(self, wait_seconds: float = AMPLE_SECONDS) -> None:
+        self.metrics = Metrics()
+        self.idempotency = Idempotency(
+            None, self.metrics, required=False, ttl_seconds=86_400, wait_seconds=wait_seconds
+        )
         self.inside: list[str] = []
-        self.most = 0
         self.leave = asyncio.Event()
+        self.failure: Exception | None = None
 
-    async def enter(self, name: str, of: Key | None, wait_seconds: float = AMPLE_SECONDS) -> float:
-        async with self.flight.one(of, wait_seconds) as left:
+    async def enter(self, name: str, of: Key | None) -> Answer:
+        async def act(wait_seconds: float) -> Answer:
+            assert 0 < wait_seconds <= AMPLE_SECONDS
             self.inside.append(name)
-            self.most = max(self.most, len(self.inside))
             await self.leave.wait()
             self.inside.remove(name)
-            return left
+            if self.failure:
+                raise self.failure
+            return answered(name)
 
-    def send(self, name: str, of: Key | None) -> "asyncio.Task[float]":
+        return await self.idempotency.answer(of, act)
+
+    def send(self, name: str, of: Key | None) -> "asyncio.Task[Answer]":
         return asyncio.create_task(self.enter(name, of))
 
     async def until_inside(self, *names: str) -> None:
         await wait_until(lambda: sorted(self.inside) == sorted(names), AMPLE_SECONDS, f"{names} inside")
 
 
-async def test_of_many_requests_with_one_key_one_goes_on_at_a_time_and_none_is_lost() -> None:
+async def test_of_many_requests_with_one_key_one_acts_and_the_others_share_its_answer() -> None:
     crowd = Crowd()
     tasks = [crowd.send(str(number), key()) for number in range(5)]
     await crowd.until_inside("0")
     crowd.leave.set()
-    left = await asyncio.gather(*tasks)
-    assert (crowd.most, len(left)) == (1, 5)
-    assert all(0 < seconds <= AMPLE_SECONDS for seconds in left)
+    first, *others = await asyncio.gather(*tasks)
+    assert first == answered("0")
+    assert others == [replace(first, replayed=True)] * 4
+    assert crowd.metrics.registry.get_sample_value("idempotency_cache_hits_total", {"source": "postgres"}) == 4
+
+
+async def test_a_request_behind_a_failed_one_acts_itself() -> None:
+    crowd = Crowd()
+    crowd.failure = DatabaseUnavailable("out")
+    tasks = [crowd.send(str(number), key()) for number in range(3)]
+    crowd.leave.set()
+    assert await asyncio.gather(*tasks, return_exceptions=True) == [crowd.failure] * 3
+
+
+async def test_another_request_with_the_key_does_not_share_the_answer() -> None:
+    crowd = Crowd()
+    other = key_for("t", "k", "POST", "/orders", "", {"other": 1})
+    tasks = [crowd.send("first", key()), crowd.send("other", other)]
+    crowd.leave.set()
+    assert [each.body for each in await asyncio.gather(*tasks)] == [b"first", b"other"]
 
 
 async def test_a_request_that_has_waited_its_time_is_told_that_the_first_is_still_running() -> None:
-    crowd = Crowd()
+    crowd = Crowd(wait_seconds=0.01)
     first = crowd.send("first", key())
     await crowd.until_inside("first")
     with pytest.raises(RequestInProgress):
-        await crowd.enter("late", key(), wait_seconds=0.01)
+        await crowd.enter("late", key())
     crowd.leave.set()
     await first
-    assert crowd.inside == []
+    conflicts = crowd.metrics.registry.get_sample_value("idempotency_conflicts_total", {"kind": "in-progress"})
+    assert (crowd.inside, conflicts) == ([], 1)
 
 
 async def test_other_keys_other_tenants_and_requests_without_a_key_are_not_held_up() -> None:
@@ -200,9 +232,34 @@ async def test_a_cancelled_request_leaves_the_place_to_the_next(cancelled: str) 
 
 
 async def test_a_place_that_nobody_wants_any_more_is_forgotten() -> None:
-    flight = SingleFlight()
+    crowd = Crowd()
+    crowd.leave.set()
     for number in range(100):
-        async with flight.one(key(str(number)), AMPLE_SECONDS):
-            pass
+        await crowd.enter(str(number), key(str(number)))
     gc.collect()
     assert sum(isinstance(each, asyncio.Lock) for each in gc.get_objects()) < 100
+
+
+def test_a_copy_is_read_as_it_was_written() -> None:
+    answer = Answer(201, "/orders/1", b'{"a": "\n"}', remaining_seconds=60)
+    assert copies.read(key(), copies.written(key(), answer, 160.0), 100.0) == replace(answer, replayed=True)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"[]\nbody",
+        b"\xff\nbody",
+        copies.written(key("other"), answered("1"), 160.0),
+        copies.written(key(tenant="other"), answered("1"), 160.0),
+        copies.written(key_for("t", "k", "POST", "/orders", "", {"other": 1}), answered("1"), 160.0),
+        copies.written(replace(key(), fingerprint_version=2), answered("1"), 160.0),
+        copies.written(key(), answered("1"), 100.0),
+        copies.written(key(), Answer(201, "/orders/1", b""), 160.0),
+        copies.written(key(), answered("1"), 160.0).replace(b"201", b'"x"'),
+    ],
+)
+def test_a_copy_of_anything_but_this_very_request_or_past_its_end_is_no_copy(raw: bytes) -> None:
+    assert copies.read(key(), raw, 100.0) is None
