@@ -100,11 +100,11 @@ class Cache:
 
     async def _round_trip(self, names: list[str], writes: list[_Write]) -> Sequence[bytes | None]:
         async with asyncio.timeout(TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as pipeline:
-            if names:
-                pipeline.mget(names)
             for write in writes:
                 pipeline.set(write.name, write.value, px=write.ttl_milliseconds)
+            if names:
+                pipeline.mget(names)
             if not names and not writes:
                 pipeline.ping()
             answers = await pipeline.execute()
-            return answers[0] if names else []
+            return answers[-1] if names else []

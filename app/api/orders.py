@@ -12,8 +12,8 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from app import db
-from app.api.idempotency import HEADER, Idempotency
-from app.api.schemas import OrderAnswer, PlaceOrderRequest, Problem, read_place_order, self_contained_schema
+from app.api.idempotency import HEADER, Idempotency, checked
+from app.api.schemas import KeyAnswer, OrderAnswer, PlaceOrderRequest, Problem, read_place_order, self_contained_schema
 from app.api.security import caller
 from app.errors import (
     BodyTimeout,
@@ -23,7 +23,7 @@ from app.errors import (
 from app.messaging.backlog import Backlog
 from app.orders import service
 from app.orders.keys import Answer
-from app.orders.models import Order
+from app.orders.models import Order, rfc3339
 from app.telemetry import Metrics, trace_headers
 
 log = structlog.get_logger(__name__)
@@ -141,6 +141,25 @@ async def read(request: Request, order_id: UUID) -> Response:
     tenant = (await caller(request, "orders:read")).tenant
     order = await service.get(intake.pool, tenant, order_id)
     return Response(_body(order), media_type="application/json")
+
+
+@router.get(
+    "/idempotency-keys/{key:path}",
+    summary="Read what an Idempotency-Key stands for",
+    responses=_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def read_what_a_key_stands_for(request: Request, key: str) -> KeyAnswer:
+    """Return which answer the key's first request got; 404 does not prove that none is under way."""
+    intake: Intake = request.state.intake
+    tenant = (await caller(request, "orders:read")).tenant
+    stored = await service.get_key(intake.pool, tenant, checked(key))
+    return KeyAnswer(
+        key=key,
+        status_code=stored.answer.status,
+        location=stored.answer.location,
+        created_at=rfc3339(stored.created_at),
+        expires_at=rfc3339(stored.expires_at),
+    )
 
 
 async def _read_body(request: Request, timeout_seconds: float) -> bytes:

@@ -315,6 +315,16 @@ class OrderAnswer(BaseModel):
     tracking_id: str | None
 
 
+class KeyAnswer(BaseModel):
+    """What an Idempotency-Key stands for, and for how long."""
+
+    key: str
+    status_code: int
+    location: str
+    created_at: str
+    expires_at: str
+
+
 class Problem(BaseModel):
     """RFC 9457 problem details, with a stable `code`."""
 

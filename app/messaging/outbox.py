@@ -172,7 +172,7 @@ def _count(status: str) -> int:
 async def holds_more_than(conn: Connection, limit: int) -> bool:
     """Tell whether more than `limit` rows are pending, without counting further."""
     found: bool = await conn.fetchval(
-        f"SELECT count(*) > $1 FROM (SELECT FROM outbox WHERE {PENDING} LIMIT $1 + 1) AS some",  # noqa: S608 - a constant
+        f"SELECT count(*) > $1 FROM (SELECT FROM outbox WHERE {PENDING} LIMIT $1 + 1) AS waiting",  # noqa: S608 - a constant
         limit,
     )
     return found

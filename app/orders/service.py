@@ -12,7 +12,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from app import db
-from app.errors import OrderNotFound
+from app.errors import IdempotencyKeyNotFound, OrderNotFound
 from app.messaging import outbox
 from app.orders import events, keys, once
 from app.orders.models import Line, Order
@@ -110,6 +110,15 @@ async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
     if order is None or order.tenant != tenant:
         raise OrderNotFound(f"there is no order {order_id}")
     return order
+
+
+async def get_key(pool: db.Pool, tenant: str, key: str) -> keys.Stored:
+    """Read what a key stands for. Raises IdempotencyKeyNotFound, for an expired or another tenant's key too."""
+    async with db.connection(pool) as conn:
+        stored = await keys.find(conn, tenant, key)
+    if stored is None:
+        raise IdempotencyKeyNotFound("no finished write has this key; one that is still under way may")
+    return stored
 
 
 async def load(conn: db.Connection, order_id: UUID, *, lock: bool = False) -> Order | None:

@@ -104,13 +104,14 @@ class System:
 
 @pytest.fixture
 async def system(
-    database_url: str, rabbitmq_url: str, pool: asyncpg.Pool, start_service: StartService
+    database_url: str, redis_url: str, rabbitmq_url: str, pool: asyncpg.Pool, start_service: StartService
 ) -> AsyncIterator[System]:
-    """A database, a vhost and a sandbox, as yet without a service."""
+    """Databases, a vhost and a sandbox, as yet without a service."""
     sandbox = await start_service({}, ("sandbox",))
     env = {
         **SETTINGS,
         "ORDERS_DATABASE_URL": database_url,
+        "ORDERS_REDIS_URL": redis_url,
         "ORDERS_RABBITMQ_URL": rabbitmq_url,
         **dict.fromkeys(("ORDERS_INVENTORY_URL", "ORDERS_PAYMENT_URL", "ORDERS_SHIPPING_URL"), sandbox.url),
     }

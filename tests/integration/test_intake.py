@@ -1,0 +1,232 @@
+"""Intake under failure: the same answers with Redis there, gone, flushed, frozen or lying, and with COMMITs lost."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+import httpx
+import pytest
+from redis.asyncio import Redis as Client
+
+from app import db
+from app.messaging import outbox
+from app.orders.keys import Key
+from chaos import postgres
+from chaos.faults import Lose
+from chaos.proxy import Proxy
+from tests.harness.api import assert_problem, serving
+from tests.harness.events import event
+from tests.harness.orders import request_under_way, somebody_waits
+from tests.harness.servers import Redis
+from tests.harness.wait import wait_until
+
+AMPLE_SECONDS = 20.0
+BODY = {"items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}]}
+REPLAYS = "idempotency_cache_hits_total"
+
+
+async def place(api: httpx.AsyncClient, key: str | None = "k", **more: object) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await api.post("/orders", json={**BODY, **more}, headers=headers)
+
+
+async def replays(api: httpx.AsyncClient, source: str) -> float:
+    lines = (await api.get("/metrics")).text.splitlines()
+    return float(next(line for line in lines if line.startswith(f'{REPLAYS}{{source="{source}"}}')).split()[1])
+
+
+def assert_same(first: httpx.Response, again: httpx.Response) -> None:
+    assert (again.status_code, again.content, again.headers["location"]) == (
+        first.status_code,
+        first.content,
+        first.headers["location"],
+    )
+    assert again.headers["idempotent-replay"] == "true"
+
+
+@pytest.fixture
+async def cached(database_url: str, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(database_url, redis_url=redis_url) as api:
+        yield api
+
+
+async def test_a_repeat_is_answered_from_the_copy_to_the_byte(cached: httpx.AsyncClient, redis_url: str) -> None:
+    first = await place(cached)
+    await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+    assert_same(first, await place(cached))
+    assert (await replays(cached, "redis"), await replays(cached, "postgres")) == (1, 0)
+
+
+async def copies_in(redis_url: str) -> int:
+    async with Client.from_url(redis_url) as client:
+        return int(await client.dbsize())
+
+
+async def test_another_request_with_a_copied_key_is_refused(cached: httpx.AsyncClient, redis_url: str) -> None:
+    await place(cached)
+    await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+    assert_problem(await place(cached, customer_id="other"), 422, "idempotency-key-reused")
+
+
+async def test_a_copy_ends_no_later_than_its_key(cached: httpx.AsyncClient, redis_url: str, pool: db.Pool) -> None:
+    await place(cached)
+    await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+    async with Client.from_url(redis_url) as client:
+        [name] = await client.keys()
+        copy_ends = await client.execute_command("PEXPIRETIME", name)  # type: ignore[no-untyped-call]
+    key_ends = await pool.fetchval("SELECT extract(epoch FROM expires_at)::float8 * 1000 FROM idempotency_keys")
+    assert copy_ends <= key_ends
+
+
+async def test_a_flushed_redis_changes_no_answer(cached: httpx.AsyncClient, redis_url: str) -> None:
+    first = await place(cached)
+    async with Client.from_url(redis_url) as client:
+        for _ in range(5):
+            await client.flushdb()
+            assert_same(first, await place(cached))
+
+
+async def test_a_redis_restored_from_before_the_key_was_used_again_is_not_believed(
+    cached: httpx.AsyncClient, redis_url: str, pool: db.Pool
+) -> None:
+    """The old copy says that its key has ended: whatever Redis kept, Postgres is asked."""
+    old = await place(cached)
+    await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+    async with Client.from_url(redis_url) as client:
+        [name] = await client.keys()
+        copy = await client.get(name)
+        assert isinstance(copy, bytes)
+        await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp()")
+        await client.set(name, copy.replace(b'"expires_at": 1', b'"expires_at": 0.1'))
+        new = await place(cached)
+    assert new.headers["location"] != old.headers["location"]
+
+
+@pytest.mark.parametrize("way", ["kill", "freeze"])
+async def test_a_dead_or_frozen_redis_changes_no_answer_and_only_a_row_of_readiness(
+    database_url: str, server_directory: Path, way: str
+) -> None:
+    async with Redis(server_directory) as server, serving(database_url, redis_url=server.url) as api:
+        first = await place(api)
+        await server.kill() if way == "kill" else server.freeze()
+        for _ in range(3):
+            assert_same(first, await place(api))
+        assert (await place(api, "other")).status_code == 201
+        ready = await api.get("/readyz")
+        rows = {row["name"]: row["status"] for row in ready.json()["checks"]}
+        assert (ready.status_code, rows) == (200, {"postgres": "ok", "redis": "degraded"})
+
+
+async def test_a_repeat_gets_one_order_whatever_became_of_the_commit(database_url: str, pool: db.Pool) -> None:
+    """A COMMIT or its answer is lost again and again; a stubborn client ends with one order for each key."""
+    parts = urlsplit(database_url)
+    proxy = Proxy(parts.hostname or "", parts.port or 0, frames=postgres, dice=random.Random(7))  # noqa: S311
+    async with proxy, serving(proxy.url(database_url)) as api:
+        lost = Lose(postgres.COMMIT_REQUEST, probability=0.2), Lose(postgres.COMMIT_ANSWER, probability=0.2)
+        for fault in lost:
+            proxy.arm(fault)
+        answers = await asyncio.gather(*(until_placed(api, f"key-{number}") for number in range(40)))
+        proxy.disarm()
+        assert all(proxy.struck[fault] for fault in lost)
+        for number, answer in enumerate(answers):
+            assert_same(answer, await place(api, f"key-{number}"))
+    assert await pool.fetchval("SELECT count(*) FROM orders") == 40
+
+
+async def until_placed(api: httpx.AsyncClient, key: str) -> httpx.Response:
+    while (answer := await place(api, key)).status_code == 503:
+        assert answer.headers["retry-after"]
+    assert answer.status_code == 201
+    return answer
+
+
+@pytest.mark.parametrize(("lose", "key"), [(fault, key) for fault in ("REQUEST", "ANSWER") for key in ("k", None)])
+async def test_a_lost_commit_is_found_out_about_and_the_first_answer_is_no_replay(
+    database_url: str, pool: db.Pool, lose: str, key: str | None
+) -> None:
+    parts = urlsplit(database_url)
+    async with (
+        Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy,
+        serving(proxy.url(database_url)) as api,
+    ):
+        fault = Lose(getattr(postgres, f"COMMIT_{lose}"), times=1)
+        proxy.arm(fault)
+        answer = await place(api, key)
+        assert proxy.struck[fault] == 1
+    assert (answer.status_code, answer.headers.get("idempotent-replay")) == (201, None)
+    orders = await pool.fetch("SELECT id FROM orders")
+    assert [f"/orders/{row['id']}" for row in orders] == [answer.headers["location"]]
+    assert await pool.fetchval("SELECT count(*) FROM outbox") == 1
+
+
+async def test_a_commit_that_stays_unknown_is_a_503_and_the_key_tells_later(database_url: str, pool: db.Pool) -> None:
+    parts = urlsplit(database_url)
+    async with (
+        Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy,
+        serving(proxy.url(database_url)) as api,
+    ):
+        proxy.arm(Lose(postgres.COMMIT_ANSWER))
+        assert_problem(await place(api), 503, "database-unavailable")
+        proxy.disarm()
+        again = await place(api)
+    assert again.headers["idempotent-replay"] == "true"
+    assert await pool.fetchval("SELECT count(*) FROM orders") == 1
+
+
+async def test_intake_is_closed_while_the_outbox_is_over_its_limit_and_opens_by_itself(
+    database_url: str, pool: db.Pool
+) -> None:
+    async with db.transaction(pool) as conn:
+        for _ in range(3):
+            await outbox.add(conn, event())
+    async with serving(database_url, outbox_max_pending=2) as api:
+        await wait_until(lambda: is_refused(api), AMPLE_SECONDS, "503")
+        answer = await place(api)
+        assert_problem(answer, 503, "outbox-full")
+        assert answer.headers["retry-after"]
+        await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
+        await wait_until(lambda: is_taken(api), AMPLE_SECONDS, "201")
+
+
+async def is_refused(api: httpx.AsyncClient) -> bool:
+    return (await place(api, None)).status_code == 503
+
+
+async def is_taken(api: httpx.AsyncClient) -> bool:
+    return (await place(api, None)).status_code == 201
+
+
+async def test_more_requests_than_the_limit_are_refused_at_once_and_health_is_not(
+    database_url: str, pool: asyncpg.Pool
+) -> None:
+    held = Key("default", "k", b"another request", 1)
+    async with serving(database_url, http_max_in_flight=1) as api, request_under_way(pool, held) as other:
+        waiting = asyncio.create_task(place(api))
+        await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "a request under way")
+        assert_problem(await place(api, None), 503, "overloaded")
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert (await api.get(path)).status_code == 200
+        await other.rollback()
+        assert (await waiting).status_code == 201
+
+
+async def test_a_key_tells_what_it_stands_for_until_it_ends(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    key = 'a/b?c%20"d'
+    path = f"/idempotency-keys/{quote(key, safe='')}"
+    assert_problem(await api.get(path), 404, "idempotency-key-not-found")
+    placed = await place(api, key)
+    told = (await api.get(path)).raise_for_status().json()
+    assert (told["key"], told["status_code"], told["location"]) == (key, 201, placed.headers["location"])
+    lifetime = datetime.fromisoformat(told["expires_at"]) - datetime.fromisoformat(told["created_at"])
+    assert lifetime.total_seconds() == 86_400
+    await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp()")
+    assert_problem(await api.get(path), 404, "idempotency-key-not-found")
+
+
+async def test_what_cannot_be_a_key_is_told_so(api: httpx.AsyncClient) -> None:
+    assert_problem(await api.get(f"/idempotency-keys/{'k' * 256}"), 400, "idempotency-key-invalid")
+    assert_problem(await api.get("/idempotency-keys/%C3%BC"), 400, "idempotency-key-invalid")
