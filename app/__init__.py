@@ -3,8 +3,9 @@
 The way of an order, in reading order:
 
     api.orders          reads the request, answers it                      (schemas, problems, health beside it)
-    api.idempotency     the Idempotency-Key, the request's fingerprint
-    orders.service      one transaction: key row, order, lines, outbox row, answer; commit; 201
+    api.idempotency     the Idempotency-Key, the request's fingerprint, a copy of the answer in Redis (copies, `cache`)
+    orders.once         one transaction with the key's row, whatever happens to its COMMIT                       (keys)
+    orders.service      what is in it: order, lines, outbox row, answer; commit; 201           (models, money, status)
     messaging.outbox    the rows that must reach the broker
     messaging.relay     claim with a lease, publish, mark                  (woken by the commit, polls besides)
     messaging.rabbitmq  the broker: topology, confirmed publishing, consuming      (messaging.local: without one)
