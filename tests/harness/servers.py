@@ -156,9 +156,9 @@ class RabbitMQ:
     async def sync(self) -> None:
         """Have the declarations so far written to disk; otherwise that takes RabbitMQ about a second.
 
-        A quorum queue killed before comes back without a leader and without its confirmed messages.
+        Killed before, it has forgotten a queue, or brings a quorum queue back without a leader and its messages.
         """
-        tables = "[dets:sync(Table) || Table <- dets:all()]."
+        tables = "ok = mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()]."
         control = await asyncio.create_subprocess_exec(
             RABBITMQ_CONTROL, "eval", tables, cwd=self.home, env=self._environment(), stdout=asyncio.subprocess.DEVNULL
         )

@@ -33,6 +33,7 @@ async def take(url: str) -> bytes:
 async def test_a_confirmed_persistent_message_survives_kill_and_start(server_directory: Path) -> None:
     async with RabbitMQ(server_directory) as broker:
         await publish(broker.url(), b"confirmed")
+        await broker.sync()
         await broker.kill()
         await broker.start()
         assert await take(broker.url()) == b"confirmed"

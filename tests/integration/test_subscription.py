@@ -284,7 +284,7 @@ async def test_a_broker_that_was_killed_is_used_again_as_soon_as_it_is_back_and_
         async with consuming(broker.url(), effects.consumer()):
             await transport_works(transport, before)
             await applied(effects, before)
-            await queues_are_on_disk(broker)
+            await broker.sync()
         await transport.publish([waiting])
         async with consuming(broker.url(), effects.consumer()) as subscription:
             await applied(effects, before, waiting)
@@ -306,13 +306,3 @@ async def transport_works(transport: RabbitTransport, message: Envelope) -> None
         return False
 
     await wait_until(confirmed, DEADLINE_SECONDS, "confirm")
-
-
-async def queues_are_on_disk(broker: RabbitMQ) -> None:
-    """Wait for what a broker killed right after a quorum queue's declaration would miss: the queues' names."""
-
-    def written() -> bool:
-        names = [path.read_bytes() for path in broker.home.glob("mnesia/*/quorum/*/names.dets")]
-        return [each.count(QUEUE.encode()) for each in names] == [2]  # the dead letters' name begins with it
-
-    await wait_until(written, DEADLINE_SECONDS, "names of the queues on disk")
