@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from app import db, server
 from app.api import health, orders, problems
+from app.api.admission import Admission
 from app.api.edge import Edge
 from app.api.idempotency import Idempotency
 from app.cache import Cache
@@ -130,6 +131,7 @@ async def _start(
         checkpoint=checkpoint,
         idempotency=Idempotency(
             cache,
+            Admission(settings.database_pool_size),
             metrics,
             required=settings.idempotency_required,
             ttl_seconds=settings.idempotency_ttl_seconds,

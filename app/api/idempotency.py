@@ -25,6 +25,7 @@ from weakref import WeakValueDictionary
 from starlette.requests import Request
 
 from app.api import copies
+from app.api.admission import Admission
 from app.cache import Cache
 from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing, IdempotencyKeyReused, RequestInProgress
 from app.orders.keys import Answer, Key
@@ -85,10 +86,18 @@ class Idempotency:
     """Answers a write once for its key: from a copy, from the request before it in this process, or by Postgres."""
 
     def __init__(
-        self, cache: Cache | None, metrics: Metrics, *, required: bool, ttl_seconds: float, wait_seconds: float
+        self,
+        cache: Cache | None,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        required: bool,
+        ttl_seconds: float,
+        wait_seconds: float,
     ) -> None:
         self.ttl_seconds = ttl_seconds
         self._cache = cache
+        self._admission = admission
         self._metrics = metrics
         self._required = required
         self._wait_seconds = wait_seconds
@@ -105,10 +114,11 @@ class Idempotency:
     async def answer(self, key: Key | None, act: Act) -> Answer:
         """Return what the key stands for, or what `act`, given the seconds it may wait, makes it stand for.
 
-        Raises IdempotencyKeyReused, RequestInProgress, and whatever `act` does.
+        Raises IdempotencyKeyReused, RequestInProgress, Overloaded, and whatever `act` does.
         """
         if key is None:
-            return await act(self._wait_seconds)
+            async with self._admission.turn(self._wait_seconds):
+                return await act(self._wait_seconds)
         if copy := await self._copy(key):
             self._metrics.idempotent_replays.labels("redis").inc()
             return copy
@@ -134,8 +144,9 @@ class Idempotency:
         try:
             if flight.landed is not None and flight.landed[0] == key:
                 return replace(flight.landed[1], replayed=True)
-            taken = time.monotonic()
-            answer = await act(self._wait_seconds - (taken - began))
+            async with self._admission.turn(began + self._wait_seconds - time.monotonic()):
+                taken = time.monotonic()
+                answer = await act(began + self._wait_seconds - taken)
             flight.landed = (key, answer)
             self._leave_copy(key, answer, answer.remaining_seconds - (time.monotonic() - taken))
             return answer

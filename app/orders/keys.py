@@ -49,9 +49,8 @@ class Stored:
 async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, wait_seconds: float) -> bool:
     """Write the key's row, taking over an expired one; False when the key is in use.
 
-    Waits at most `wait_seconds` for another request with the key, then raises asyncpg.LockNotAvailableError (55P03).
+    Waits for another request with the key as long as the transaction's lock_timeout says, `wait_seconds` (then 55P03).
     """
-    await conn.execute("SELECT set_config('lock_timeout', $1, true)", f"{max(1, round(wait_seconds * 1000))}ms")
     return (
         await conn.fetchval(
             """

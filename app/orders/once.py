@@ -57,7 +57,7 @@ async def once(
     while True:
         runs += 1
         try:
-            async with db.transaction(pool) as conn:
+            async with db.transaction(pool, lock_seconds=wait_seconds) as conn:
                 free = key is None or await _take(conn, key, foretold, ttl_seconds, wait_seconds)
                 stored = None if key is None or free else await keys.find(conn, key.tenant, key.key)
                 if free:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 import httpx
 import pytest
@@ -35,6 +36,29 @@ async def test_a_hundred_concurrent_posts_of_one_key_over_two_processes_make_one
     assert await system.pool.fetchval("SELECT count(*) FROM orders") == 1
     for response in responses:
         system.answers.add("storm", response)
+    await system.all_ended()
+    assert await system.violations() == []
+
+
+async def test_a_hundred_keys_posted_twenty_times_each_at_once_make_a_hundred_orders(system: System) -> None:
+    """Two thousand requests over two processes: nobody sees an error, and each key has one answer.
+
+    Sent with aiohttp, because httpx's pool looks at every connection for each request.
+    """
+    services = [await system.start(), await system.start()]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=400)) as http:
+
+        async def post(number: int) -> None:
+            key, service = f"key-{number % 100}", services[number // 100 % 2]
+            headers = {"Idempotency-Key": key}
+            async with http.post(f"{service.url}/orders", json=order(), headers=headers) as answer:
+                body = await answer.read()
+                assert answer.status == httpx.codes.CREATED, body
+                system.answers.by_key.setdefault(key, set()).add((answer.headers["Location"], body))
+
+        await asyncio.gather(*(post(number) for number in range(2000)))
+    assert {len(told) for told in system.answers.by_key.values()} == {1}
+    assert await system.pool.fetchval("SELECT count(*) FROM orders") == 100
     await system.all_ended()
     assert await system.violations() == []
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.api import copies
+from app.api.admission import Admission
 from app.api.idempotency import Idempotency, fingerprint, key_for, read_key
 from app.api.schemas import read_place_order
 from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
@@ -144,7 +145,7 @@ class Crowd:
     def __init__(self, wait_seconds: float = AMPLE_SECONDS) -> None:
         self.metrics = Metrics()
         self.idempotency = Idempotency(
-            None, self.metrics, required=False, ttl_seconds=86_400, wait_seconds=wait_seconds
+            None, Admission(10), self.metrics, required=False, ttl_seconds=86_400, wait_seconds=wait_seconds
         )
         self.inside: list[str] = []
         self.leave = asyncio.Event()
