@@ -2,7 +2,7 @@
 
 The way of an order, in reading order:
 
-    api.orders          reads the request, answers it                      (schemas, problems, health beside it)
+    api.orders          reads the request, answers it          (cancelling, schemas, problems, health beside it)
     api.idempotency     the Idempotency-Key, the request's fingerprint, a copy of the answer in Redis (copies, `cache`)
     orders.once         one transaction with the key's row, whatever happens to its COMMIT                       (keys)
     orders.service      what is in it: order, lines, outbox row, answer; commit; 201           (models, money, status)
@@ -12,6 +12,7 @@ The way of an order, in reading order:
     messaging.consumer  one transaction: inbox row and the handler's effect; commit; ack
     saga.store          starts the saga of a placed order, keeps its row and its append-only step log
     saga.plan           what to do next, as a pure function of the saga's state and a call's outcome
+    saga.cancellation   ends an order before its saga started, or leaves word for the saga to turn back
     saga.orchestrator   load, plan, call a partner, record, until the order is confirmed or everything is undone
     partners.*          inventory, payment, shipping: one HTTP attempt a call, four possible outcomes
 

@@ -42,6 +42,7 @@ UNAVAILABLE = (
     asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, terminated by an operator
     asyncpg.InvalidAuthorizationSpecificationError,  # class 28
     asyncpg.InvalidCatalogNameError,  # class 3D
+    asyncpg.LockNotAvailableError,  # lock_timeout: somebody keeps a row for too long
     asyncpg.ReadOnlySQLTransactionError,  # connected to a standby, as after a failover
     asyncpg.InterfaceError,  # the connection is already closed
 )

@@ -12,7 +12,8 @@ OrdersError
 │   ├── IdempotencyKeyReused         idempotency-key-reused
 │   ├── IdempotencyKeyNotFound       idempotency-key-not-found
 │   ├── RequestInProgress            request-in-progress
-│   └── OrderNotFound                order-not-found
+│   ├── OrderNotFound                order-not-found
+│   └── OrderNotCancellable          order-not-cancellable
 ├── Unavailable                  a dependency is out, slow or full; trying again later is right
 │   ├── DatabaseUnavailable          database-unavailable
 │   ├── BrokerUnavailable            broker-unavailable
@@ -107,6 +108,12 @@ class OrderNotFound(RequestError):
     """No such order of this tenant."""
 
     code = "order-not-found"
+
+
+class OrderNotCancellable(RequestError):
+    """The order has ended confirmed or rejected: there is nothing left to cancel."""
+
+    code = "order-not-cancellable"
 
 
 class Unavailable(OrdersError):

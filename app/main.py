@@ -14,7 +14,7 @@ import structlog
 from fastapi import FastAPI
 
 from app import db, server
-from app.api import health, orders, problems
+from app.api import cancelling, health, orders, problems
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.api.idempotency import Idempotency
@@ -91,6 +91,7 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
     app.include_router(health.router)
     if "api" in settings.roles:
         app.include_router(orders.router)
+        app.include_router(cancelling.router)
     return app
 
 
@@ -128,6 +129,7 @@ async def _start(
         pool=request_pool,
         metrics=metrics,
         on_placed=parts.wake_relay,
+        on_cancelled=parts.wake_all,
         checkpoint=checkpoint,
         idempotency=Idempotency(
             cache,
@@ -182,6 +184,7 @@ class _Parts:
         self._pool = pool
         self._broker_url = settings.rabbitmq_url.get_secret_value()
         self._relay_loop: Loop | None = None
+        self._wake_orchestrator: Callable[[], None] = _nobody
         self._subscription: Subscription | None = None
 
     def wake_relay(self) -> None:
@@ -189,12 +192,18 @@ class _Parts:
         if self._relay_loop is not None:
             self._relay_loop.wake()
 
+    def wake_all(self) -> None:
+        """An order was cancelled: it has ended, or its saga has to turn back."""
+        self.wake_relay()
+        self._wake_orchestrator()
+
     async def build(self, stack: contextlib.AsyncExitStack) -> list[Role]:
         """Make the loops of this process's roles, in the order of the way of an order."""
         roles: list[Role] = []
         consumer: Consumer | None = None
         if "consumer" in self._settings.roles:
             orchestrator = await self._orchestrator(stack)
+            self._wake_orchestrator = orchestrator.wake
             consumer = self._consumer(orchestrator.wake)
             roles.append(Role("orchestrator", orchestrator.run, orchestrator.stop))
             if self._broker_url:
@@ -293,6 +302,10 @@ class _Parts:
 async def _check_redis(cache: Cache) -> str:
     await cache.check()
     return "reachable"
+
+
+def _nobody() -> None:
+    """Wake nobody: what there is to do is found by the poll of a process that does it."""
 
 
 async def _check_postgres(pool: db.Pool) -> str:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # What orders and sagas can come to, named here so that each series is there from the start.
 REJECTIONS = ("out-of-stock", "card-declined", "undeliverable", "hold-expired", "timed-out")
+ENDS = (("confirmed", ""), *(("rejected", reason) for reason in REJECTIONS), ("cancelled", "cancelled-by-customer"))
 STEPS = {
     "do": ("reserve_inventory", "charge_payment", "commit_inventory", "create_shipment"),
     "undo": ("create_shipment", "charge_payment", "reserve_inventory"),
@@ -79,7 +80,7 @@ class Metrics:
         self.orders_finished = Counter(
             "orders_finished", "Orders that came to an end here", ["status", "reason"], registry=registry
         )
-        for status, reason in (("confirmed", ""), *(("rejected", reason) for reason in REJECTIONS)):
+        for status, reason in ENDS:
             self.orders_finished.labels(status, reason)
         self.idempotent_replays = Counter(
             "idempotency_cache_hits", "Answers replayed from a stored copy", ["source"], registry=registry

@@ -40,6 +40,7 @@ class Intake:
     pool: db.Pool
     metrics: Metrics
     on_placed: Callable[[], None]
+    on_cancelled: Callable[[], None]
     checkpoint: Callable[[str], None]
     idempotency: Idempotency
     backlog: Backlog

@@ -42,6 +42,7 @@ class Order:
     version: int
     placed_at: datetime
     updated_at: datetime
+    cancel_requested_at: datetime | None = None  # by the customer, of an order whose saga runs: it must turn back
 
     @property
     def total_minor(self) -> int:

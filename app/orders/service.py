@@ -170,6 +170,15 @@ async def change_status(
     return updated
 
 
+async def request_cancel(conn: db.Connection, order: Order) -> Order:
+    """Leave word for the saga of an order that the caller has locked: it must turn back. The first word counts."""
+    query = """
+        UPDATE orders SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+        WHERE id = $1 RETURNING cancel_requested_at
+    """
+    return dataclasses.replace(order, cancel_requested_at=await conn.fetchval(query, order.id))
+
+
 def _order(rows: list[asyncpg.Record]) -> Order:
     row = rows[0]
     return Order(
@@ -187,6 +196,7 @@ def _order(rows: list[asyncpg.Record]) -> Order:
         version=row["version"],
         placed_at=row["placed_at"],
         updated_at=row["updated_at"],
+        cancel_requested_at=row["cancel_requested_at"],
     )
 
 

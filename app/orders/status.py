@@ -21,10 +21,12 @@ class Reason(StrEnum):
     UNDELIVERABLE = "undeliverable"
     HOLD_EXPIRED = "hold-expired"
     TIMED_OUT = "timed-out"
+    CANCELLED_BY_CUSTOMER = "cancelled-by-customer"
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.PENDING: frozenset({Status.CONFIRMED, Status.COMPENSATING}),
+    # Straight to CANCELLED only while there is no saga: then there is nothing to undo.
+    Status.PENDING: frozenset({Status.CONFIRMED, Status.COMPENSATING, Status.CANCELLED}),
     Status.COMPENSATING: frozenset({Status.REJECTED, Status.CANCELLED}),
     Status.CONFIRMED: frozenset(),
     Status.REJECTED: frozenset(),

@@ -16,6 +16,9 @@ Where it may die, and who recovers:
 
 An unclear answer is never guessed at: forward it is asked again until the deadline, then the saga turns back; backward
 it is asked again without end. Waiting is `next_attempt_at`, never a sleeping task.
+
+A cancel (see `saga.cancellation`) is on the order's row. Every record brings news of it, and then nothing further is
+asked for but undoing; the record that would confirm the order, or would leave the saga to wait, locks the order first.
 """
 
 import asyncio
@@ -78,7 +81,7 @@ class Orchestrator:
         self._stopping = False
 
     def wake(self) -> None:
-        """A saga has just been started: look at once."""
+        """A saga has just been started, or cut short in a pause: look at once."""
         self._loop.wake()
 
     async def run(self) -> None:
@@ -133,57 +136,77 @@ class Orchestrator:
             order = await service.load(conn, saga.id)
         if order is None:
             raise AssertionError(f"bug: saga {saga.id} has no order")
-        entries: list[store.Entry] = []
-        state = _in_time(saga.state, deadline)
+        saga = replace(saga, cancelled=order.cancel_requested_at is not None)
+        state, entries, pause = saga.state, list[store.Entry](), None
         while True:
-            call = plan.decide(state)
-            if self._stopping or isinstance(call, plan.Finish):
-                await self._record(saga, state, entries, due_in_seconds=0)
+            late = time.monotonic() >= deadline
+            ours = await self._record(saga, state, entries, late=late, pause_seconds=pause)
+            if ours is None:
                 return
-            state = plan.attempted(state)
-            entries.append(store.Entry(call.step, call.action, state.attempts, "attempted"))
-            saga = await self._record(saga, state, entries, due_in_seconds=self._lease_seconds, owner=self._owner)
+            saga, state, entries = ours, ours.state, []
+            if saga.must_turn:
+                continue  # the partner has not been asked yet, and need not be
+            call = plan.decide(state)
+            assert isinstance(call, Call)  # noqa: S101 - bug: what has ended is not ours any more
             self._checkpoint(f"saga.{call.step}.{call.action}.attempted")
             outcome = await self._call(call, order, state.attempts)
             self._checkpoint(f"saga.{call.step}.{call.action}.answered")
             entries = [_entry(call, state.attempts, outcome)]
-            following = _in_time(plan.advance(state, outcome), deadline)
-            if following == state:
-                pause = self._pause(state.attempts, outcome)
-                await self._record(saga, state, entries, due_in_seconds=pause)
-                self._loop.wake_in(pause)
-                return
+            following = plan.advance(state, outcome)
+            pause = self._pause(state.attempts, outcome) if following == state else None
             state = following
 
     async def _record(
         self,
         saga: store.Saga,
-        state: plan.State,
+        reached: plan.State,
         entries: Sequence[store.Entry],
         *,
-        due_in_seconds: float,
-        owner: str | None = None,
-    ) -> store.Saga:
-        """Write the saga, and the order with it when its status changes. Raises StaleLease."""
-        turned = state.direction is not saga.state.direction
-        decision = plan.decide(state)
-        if not turned and isinstance(decision, Call):
+        late: bool,
+        pause_seconds: float | None,
+    ) -> store.Saga | None:
+        """Write what was reached, and the attempt that follows; None when the saga has ended or was given back.
+
+        Only the step from one call to the next does without the order. Whatever changes its status, or leaves the saga
+        to wait, locks it first, and then knows for certain whether it was cancelled. Raises StaleLease.
+        """
+        state = plan.heed(reached, cancelled=saga.cancelled, late=late)
+        if state.direction is saga.state.direction and self._goes_on(state, pause_seconds):
             async with db.connection(self._pool, POOL_WAIT_SECONDS) as conn:
-                version = await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
-            return replace(saga, version=version, state=state)
+                return await self._attempt(conn, saga, state, entries)
         async with db.transaction(self._pool, POOL_WAIT_SECONDS) as conn:
             order = await service.load(conn, saga.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
-            version = await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
+            state = plan.heed(reached, cancelled=order.cancel_requested_at is not None, late=late)
+            turned = state.direction is not saga.state.direction
+            pause_seconds = None if turned else pause_seconds  # turning back need not wait
+            if goes_on := self._goes_on(state, pause_seconds):
+                ours = await self._attempt(conn, saga, state, entries)
+            else:
+                ours = await store.save(conn, saga, state, entries, due_in_seconds=pause_seconds or 0, owner=None)
             if turned:
                 order = await service.change_status(conn, order, Status.COMPENSATING, state.reason, saga.trace)
-            if isinstance(decision, plan.Finish):
-                order = await service.change_status(
-                    conn, order, decision.status, state.reason, saga.trace, tracking_id=_tracking_id(entries)
-                )
-        if isinstance(decision, plan.Finish):
+            if isinstance(end := plan.decide(state), plan.Finish):
+                tracking_id = _tracking_id(entries)
+                order = await service.change_status(conn, order, end.status, state.reason, saga.trace, tracking_id)
+        if isinstance(end, plan.Finish):
             self._finished(saga, order)
-        return replace(saga, version=version, state=state)
+        if pause_seconds is not None:
+            self._loop.wake_in(pause_seconds)
+        return ours if goes_on else None
+
+    def _goes_on(self, state: plan.State, pause_seconds: float | None) -> bool:
+        return isinstance(plan.decide(state), Call) and pause_seconds is None and not self._stopping
+
+    async def _attempt(
+        self, conn: db.Connection, saga: store.Saga, state: plan.State, entries: Sequence[store.Entry]
+    ) -> store.Saga:
+        """Write the state and, before it is made, the attempt of its call; the lease is renewed."""
+        call = plan.decide(state)
+        assert isinstance(call, Call)  # noqa: S101 - bug: the callers looked
+        state = plan.attempted(state)
+        entries = [*entries, store.Entry(call.step, call.action, state.attempts, "attempted")]
+        return await store.save(conn, saga, state, entries, due_in_seconds=self._lease_seconds, owner=self._owner)
 
     def _finished(self, saga: store.Saga, order: Order) -> None:
         self._checkpoint("saga.finished")
@@ -235,10 +258,6 @@ class Orchestrator:
     def _pause(self, attempts: int, outcome: Outcome) -> float:
         wished = outcome.retry_after_seconds if isinstance(outcome, Unknown) else None
         return max(full_jitter(attempts, *self._retry), min(wished or 0.0, self._retry[1]))
-
-
-def _in_time(state: plan.State, deadline: float) -> plan.State:
-    return plan.turn_back(state, Reason.TIMED_OUT) if time.monotonic() >= deadline else state
 
 
 def _label(outcome: Outcome) -> str:

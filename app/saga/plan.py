@@ -1,9 +1,10 @@
 """The saga's plan: a table of steps and pure functions on its state. No I/O, no clock, no chance.
 
-Forward, the steps run in order; an unclear answer means: ask again, with the same idempotency key. On a refusal or at
-the deadline the saga turns back and undoes every step it ever attempted, in reverse, the refused one too (the undo of
-what never happened succeeds and blocks a late arrival). Undoing never gives up. The last step is the point of no
-return: the transaction that records its success also records the order as confirmed.
+Forward, the steps run in order; an unclear answer means: ask again, with the same idempotency key. On a refusal, at
+the deadline, or when the customer cancels, the saga turns back and undoes every step it ever attempted, in reverse, the
+refused one too (the undo of what never happened succeeds and blocks a late arrival). Undoing never gives up. The last
+step is the point of no return: the transaction that records its success also records the order as confirmed, unless
+that transaction finds the order cancelled.
 """
 
 from dataclasses import dataclass, replace
@@ -97,7 +98,9 @@ def decide(state: State) -> Decision:
     """Return what the state asks for."""
     if state.step is not None:
         return Call(state.step, Action.DO if state.direction is Direction.FORWARD else Action.UNDO)
-    return Finish(Status.CONFIRMED if state.direction is Direction.FORWARD else Status.REJECTED)
+    if state.direction is Direction.FORWARD:
+        return Finish(Status.CONFIRMED)
+    return Finish(Status.CANCELLED if state.reason is Reason.CANCELLED_BY_CUSTOMER else Status.REJECTED)
 
 
 def attempted(state: State) -> State:
@@ -122,12 +125,25 @@ def advance(state: State, outcome: Outcome) -> State:
 def turn_back(state: State, reason: Reason) -> State:
     """Turn a forward saga: undo what was attempted, beginning with the present step if it was.
 
-    A saga that has turned or finished stays as it is.
+    A saga that has turned stays as it is. One that has done every step was in time, however late that is recorded; a
+    cancel that comes before the record still turns it, and all of it is undone.
     """
-    if state.direction is Direction.BACKWARD or state.step is None:
+    if state.direction is Direction.BACKWARD or (state.step is None and reason is Reason.TIMED_OUT):
         return state
     turned = replace(state, direction=Direction.BACKWARD, reason=reason)
+    if state.step is None:
+        return _step_back(turned, len(PLANS[state.plan_version]) - 1)
     return _step_back(turned, _index(state) if state.attempts else _index(state) - 1)
+
+
+def heed(state: State, *, cancelled: bool, late: bool) -> State:
+    """Turn a forward saga back that the customer cancelled or whose deadline has passed; the customer's word is first.
+
+    Not to be asked once the end is on record: a confirmed order stays confirmed.
+    """
+    if cancelled:
+        state = turn_back(state, Reason.CANCELLED_BY_CUSTOMER)
+    return turn_back(state, Reason.TIMED_OUT) if late else state
 
 
 def _step_forward(state: State) -> State:

@@ -7,7 +7,7 @@ with an older one changes nothing.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -88,6 +88,12 @@ class Saga:
     started_at: datetime
     traceparent: str | None
     tracestate: str | None
+    cancelled: bool = False  # the customer has asked to cancel, as far as this process knows
+
+    @property
+    def must_turn(self) -> bool:
+        """Whether it still goes forward although it was cancelled."""
+        return self.cancelled and self.state.direction is plan.Direction.FORWARD
 
     @property
     def trace(self) -> dict[str, str]:
@@ -112,7 +118,8 @@ async def start(conn: db.Connection, envelope: Envelope, deadline_seconds: float
     """Start the saga of a placed order, at most once per order: the handler of `order.placed`.
 
     The order is locked first, so that starting and cancelling it exclude each other. An order that is no longer
-    pending needs no saga. Raises UnreadableMessage when there is no such order.
+    pending, such as one that was cancelled meanwhile, needs no saga. Raises UnreadableMessage when there is no such
+    order.
     """
     try:
         order_id = UUID(envelope.subject)
@@ -182,13 +189,14 @@ async def save(
     *,
     due_in_seconds: float,
     owner: str | None,
-) -> int:
-    """Write the new state and append to the log, in one statement. Returns the saga's new version.
+) -> Saga:
+    """Write the new state and append to the log, in one statement. Returns the saga as it is now.
 
     With an `owner` the lease is renewed until `due_in_seconds` from now; without one the saga is given back and due
-    again then. Raises StaleLease when another process has taken the saga over; then nothing is written.
+    again then. The same statement brings news of a cancel, as of its beginning: who must know for certain locks the
+    order first. Raises StaleLease when another process has taken the saga over; then nothing is written.
     """
-    version: int | None = await conn.fetchval(
+    row = await conn.fetchrow(
         """
         WITH saved AS (
             UPDATE sagas
@@ -205,7 +213,7 @@ async def save(
                 WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
             ORDER BY entry.number
         )
-        SELECT version FROM saved
+        SELECT saved.version, orders.cancel_requested_at IS NOT NULL AS cancelled FROM saved JOIN orders USING (id)
         """,
         saga.id,
         saga.version,
@@ -222,9 +230,22 @@ async def save(
         [entry.detail for entry in entries],
         [None if entry.reply is None else json.dumps(dict(entry.reply)) for entry in entries],
     )
-    if version is None:
+    if row is None:
         raise StaleLease(f"saga {saga.id} was taken over")
-    return version
+    return replace(saga, version=row["version"], state=state, cancelled=row["cancelled"])
+
+
+async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
+    """End the saga's pause, if it is in one; False when there is no such saga. The caller has locked the order.
+
+    A saga under way is left to its runner: it learns of the cancel with its next record.
+    """
+    query = """
+        UPDATE sagas
+        SET next_attempt_at = CASE WHEN lease_owner IS NULL THEN clock_timestamp() ELSE next_attempt_at END
+        WHERE id = $1 RETURNING true
+    """
+    return await conn.fetchval(query, saga_id) is True
 
 
 def _saga(row: Any) -> Saga:

@@ -16,6 +16,7 @@ from app.orders.status import Reason, Status
 from app.saga import plan, store
 from app.saga.plan import Action, Direction, State, Step
 from app.saga.store import Entry, Saga
+from tests.harness.cancelling import cancel
 from tests.harness.orders import event_of, placed, start_saga
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
@@ -43,8 +44,7 @@ async def save(
     owner: str | None = None,
 ) -> Saga:
     async with pool.acquire() as conn:
-        version = await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
-    return dataclasses.replace(saga, version=version, state=state)
+        return await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
 
 
 async def row(pool: asyncpg.Pool, saga_id: UUID) -> dict[str, Any]:
@@ -190,6 +190,28 @@ async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool
     with pytest.raises(StaleLease):
         await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
     assert len(await logged(pool)) == 1
+
+
+async def test_a_write_brings_news_of_a_cancel(pool: asyncpg.Pool) -> None:
+    saga_id = await start_saga(pool)
+    [saga] = await claim(pool)
+    saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
+    assert not saga.cancelled
+    await cancel(pool, saga_id)
+    saga = await save(pool, saga, saga.state, [ANSWERED], owner="one")
+    assert (saga.cancelled, saga.must_turn) == (True, True)
+
+
+async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: asyncpg.Pool) -> None:
+    leased, paused = await start_saga(pool), await start_saga(pool)
+    for saga in await claim(pool):
+        owner = "one" if saga.id == leased else None
+        await save(pool, saga, saga.state, due_in_seconds=LEASE_SECONDS, owner=owner)
+    before = await row(pool, leased)
+    for saga_id in (leased, paused):
+        await cancel(pool, saga_id)
+    assert await row(pool, leased) == before
+    assert [saga.id for saga in await claim(pool)] == [paused]
 
 
 async def test_statistics_count_the_unfinished_by_their_orders_status(pool: asyncpg.Pool) -> None:

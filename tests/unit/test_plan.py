@@ -1,5 +1,6 @@
 """The saga's plan: given this state and that outcome, expect this call; and what holds on every way through it."""
 
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -20,6 +21,8 @@ OUTCOMES: dict[str, Outcome] = {
     "not-sent": NotSent("nobody there"),
     "unknown": Unknown("no answer"),
 }
+
+TURNING = {Reason.TIMED_OUT: Status.REJECTED, Reason.CANCELLED_BY_CUSTOMER: Status.CANCELLED}  # and how it ends
 
 # `again`: the same call, later.
 GIVEN_THIS_CALL_AND_THAT_OUTCOME_EXPECT = """
@@ -43,6 +46,7 @@ undo reserve_inventory | done                                                   
                        | out-of-stock card-declined hold-expired undeliverable undone not-sent unknown | again
 """
 
+# For whatever reason; but see the two tests of a saga that has done everything.
 TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT = """
 do reserve_inventory   | finish rejected        | undo reserve_inventory
 do charge_payment      | undo reserve_inventory | undo charge_payment
@@ -51,8 +55,13 @@ do create_shipment     | undo charge_payment    | undo create_shipment
 undo create_shipment   | undo create_shipment   | undo create_shipment
 undo charge_payment    | undo charge_payment    | undo charge_payment
 undo reserve_inventory | undo reserve_inventory | undo reserve_inventory
-finish confirmed       | finish confirmed       | finish confirmed
 finish rejected        | finish rejected        | finish rejected
+"""
+
+# A forward saga: cancelled, late, both. `on`: it goes on.
+HEEDED_IN_TIME_AND_LATE = """
+not cancelled | on                    | timed-out
+cancelled     | cancelled-by-customer | cancelled-by-customer
 """
 
 
@@ -115,13 +124,50 @@ def test_the_reason_is_the_refusal_that_turned_it_back(call: str, outcome: str, 
 
 @pytest.mark.parametrize(("call", "unattempted", "attempted"), rows(TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT))
 def test_turning_back_begins_with_the_latest_step_ever_attempted(call: str, unattempted: str, attempted: str) -> None:
-    for attempts, then in ((0, unattempted), (1, attempted), (9, attempted)):
-        assert words(plan.decide(plan.turn_back(state(call, attempts), Reason.TIMED_OUT))) == then
+    for (attempts, then), reason in product(((0, unattempted), (1, attempted), (9, attempted)), TURNING):
+        after = plan.decide(plan.turn_back(state(call, attempts), reason))
+        unfinished = then != "finish rejected" or call == then
+        assert words(after) == (then if unfinished else f"finish {TURNING[reason]}")
 
 
 @pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
-def test_a_saga_that_has_turned_back_keeps_its_first_reason(call: str) -> None:
-    assert plan.turn_back(state(call, 2), Reason.TIMED_OUT) == state(call, 2)
+@pytest.mark.parametrize("reason", TURNING)
+def test_a_saga_that_has_turned_back_keeps_its_first_reason(call: str, reason: Reason) -> None:
+    assert plan.turn_back(state(call, 2), reason) == state(call, 2)
+
+
+@pytest.mark.parametrize(("reason", "status"), TURNING.items())
+def test_everything_undone_is_cancelled_if_the_customer_asked_and_else_rejected(reason: Reason, status: Status) -> None:
+    last = replace(state("undo reserve_inventory", 1), reason=reason)
+    assert plan.decide(plan.advance(last, Done())) == Finish(status)
+
+
+def test_a_saga_that_has_done_every_step_is_turned_back_by_a_cancel_and_undoes_them_all() -> None:
+    at = plan.turn_back(state("finish confirmed"), Reason.CANCELLED_BY_CUSTOMER)
+    undone = []
+    while isinstance(call := plan.decide(at), Call):
+        undone.append(words(call))
+        at = plan.advance(plan.attempted(at), Done())
+    assert undone == ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"]
+    assert call == Finish(Status.CANCELLED)
+
+
+def test_a_saga_that_has_done_every_step_is_never_turned_back_by_the_deadline() -> None:
+    done = state("finish confirmed")
+    assert plan.turn_back(done, Reason.TIMED_OUT) == plan.heed(done, cancelled=False, late=True) == done
+
+
+@pytest.mark.parametrize("call", [f"do {step}" for step in Step])
+@pytest.mark.parametrize(("cancelled", "in_time", "late"), rows(HEEDED_IN_TIME_AND_LATE))
+def test_the_customers_word_comes_before_the_deadline(call: str, cancelled: str, in_time: str, late: str) -> None:
+    for is_late, then in ((False, in_time), (True, late)):
+        after = plan.heed(state(call, 1), cancelled=cancelled == "cancelled", late=is_late)
+        assert after == (state(call, 1) if then == "on" else plan.turn_back(state(call, 1), Reason(then)))
+
+
+@pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
+def test_a_saga_that_has_turned_back_heeds_nothing_any_more(call: str) -> None:
+    assert plan.heed(state(call, 2), cancelled=True, late=True) == state(call, 2)
 
 
 def test_a_saga_begins_with_its_first_step_unattempted() -> None:
@@ -132,42 +178,71 @@ def test_an_attempt_counts_and_changes_nothing_else() -> None:
     assert plan.attempted(state("do charge_payment", 2)) == state("do charge_payment", 3)
 
 
-LOST, TURN = "lost", "turn"  # the runner died before it recorded an outcome; the deadline passed
-Walk = tuple[list[tuple[Call, str]], State]
+# The runner died before it recorded an outcome; the deadline passed; the customer cancelled; the runner heard of it.
+LOST, LATE, CANCEL, NEWS = "lost", "late", "cancel", "news"
+
+
+@dataclass
+class Walk:
+    """What happened to a saga: its calls and their outcomes, its last state, and whether a cancel was accepted."""
+
+    calls: list[tuple[Call, str]]
+    at: State
+    cancelled: bool = False
 
 
 def walk(happenings: list[str]) -> Walk:
-    """Return the calls of a saga to which this happens, and to which all goes well from then on."""
-    calls: list[tuple[Call, str]] = []
-    at = plan.begin()
+    """Walk through what happens to a saga to which all goes well from then on.
+
+    The runner hears of a cancel at any later instant, at the latest from the record that would confirm the order.
+    """
+    went = Walk([], plan.begin())
     for happening in [*happenings, *["done"] * (2 * len(Step))]:
-        call = plan.decide(at)
-        if happening == TURN:
-            at = plan.turn_back(at, Reason.TIMED_OUT)
-        elif isinstance(call, Call):
-            calls.append((call, happening))
-            at = plan.attempted(at)
-            at = at if happening == LOST else plan.advance(at, OUTCOMES[happening])
-    return calls, at
+        call = plan.decide(went.at)
+        if isinstance(call, Finish):
+            break  # on record: a cancel that comes now is refused
+        match happening:
+            case "cancel":
+                went.cancelled = True
+            case "late" | "news":
+                went.at = plan.heed(went.at, cancelled=went.cancelled, late=happening == LATE)
+            case _:
+                went.calls.append((call, happening))
+                went.at = plan.attempted(went.at)
+                went.at = went.at if happening == LOST else plan.advance(went.at, OUTCOMES[happening])
+        if isinstance(plan.decide(went.at), Finish):
+            went.at = plan.heed(went.at, cancelled=went.cancelled, late=False)
+    return went
 
 
-@given(st.lists(st.sampled_from([*OUTCOMES, *["done"] * 8, LOST, TURN]), max_size=40).map(walk))
+WALKS = st.lists(st.sampled_from([*OUTCOMES, *["done"] * 8, LOST, LATE, CANCEL, NEWS]), max_size=40).map(walk)
+
+
+@given(WALKS)
 def test_whatever_happens_a_saga_ends_with_everything_done_or_everything_undone(walked: Walk) -> None:
-    calls, at = walked
+    calls, at = walked.calls, walked.at
     done = [call.step for call, outcome in calls if call.action is Action.DO and outcome == "done"]
     attempted = list(dict.fromkeys(call.step for call, _ in calls if call.action is Action.DO))
     undone = [call.step for call, outcome in calls if call.action is Action.UNDO and outcome == "done"]
     if plan.decide(at) == Finish(Status.CONFIRMED):
         assert (done, undone, at.reason) == (list(Step), [], None)
     else:
-        assert plan.decide(at) == Finish(Status.REJECTED)
+        assert plan.decide(at) == Finish(TURNING.get(at.reason, Status.REJECTED) if at.reason else Status.REJECTED)
         assert undone == [step for step in reversed(attempted) if step is not Step.COMMIT_INVENTORY]
         assert at.reason is not None
 
 
-@given(st.lists(st.sampled_from([*OUTCOMES, *["done"] * 8, LOST, TURN]), max_size=40).map(walk))
+@given(WALKS)
+def test_whatever_happens_a_saga_that_was_cancelled_is_never_confirmed(walked: Walk) -> None:
+    if walked.cancelled:
+        assert plan.decide(walked.at) != Finish(Status.CONFIRMED)
+    else:
+        assert walked.at.reason is not Reason.CANCELLED_BY_CUSTOMER
+
+
+@given(WALKS)
 def test_whatever_happens_a_saga_turns_once_and_never_forward_again(walked: Walk) -> None:
-    actions = [call.action for call, _ in walked[0]]
+    actions = [call.action for call, _ in walked.calls]
     assert actions == sorted(actions)  # every `do` comes before every `undo`
 
 
@@ -180,5 +255,6 @@ def test_every_step_and_reason_of_the_plan_is_a_metric_from_the_start() -> None:
         if not impossible and action is Action.UNDO:
             assert value("saga_compensation_failed_total", {"step": row.step}) == 0
     for reason in Reason:
-        assert value("orders_finished_total", {"status": Status.REJECTED, "reason": reason}) == 0
+        status = TURNING.get(reason, Status.REJECTED)
+        assert value("orders_finished_total", {"status": status, "reason": reason}) == 0
     assert value("orders_finished_total", {"status": Status.CONFIRMED, "reason": ""}) == 0

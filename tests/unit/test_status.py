@@ -10,6 +10,7 @@ from app.orders.status import FINAL, TRANSITIONS, Status, may_become
 ALLOWED = {
     (Status.PENDING, Status.CONFIRMED),
     (Status.PENDING, Status.COMPENSATING),
+    (Status.PENDING, Status.CANCELLED),
     (Status.COMPENSATING, Status.REJECTED),
     (Status.COMPENSATING, Status.CANCELLED),
 }

@@ -1,0 +1,115 @@
+"""The route `POST /orders/{id}/cancel`."""
+
+from dataclasses import replace
+from http import HTTPStatus
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Request, Response
+
+from app import db
+from app.api.idempotency import HEADER
+from app.api.orders import Intake, _problems, _read_body, render
+from app.api.schemas import OrderAnswer, parse_json
+from app.api.security import caller
+from app.errors import MalformedRequest, ValidationFailed
+from app.orders import once
+from app.orders.keys import Answer
+from app.orders.models import Order
+from app.orders.status import Status
+from app.saga import cancellation
+from app.telemetry import trace_headers
+
+log = structlog.get_logger(__name__)
+router = APIRouter(tags=["orders"])
+
+
+@router.post(
+    "/orders/{order_id}/cancel",
+    summary="Cancel an order",
+    description=(
+        "200: the order is cancelled. 202: its saga has started and turns back; the order ends `cancelled` (or "
+        "`rejected`, where a partner had refused it or its time was up before), never `confirmed`. "
+        "409 `order-not-cancellable`: it was confirmed or rejected before. Cancelling an order again does no harm."
+    ),
+    response_model=OrderAnswer,
+    responses={
+        HTTPStatus.ACCEPTED.value: {"model": OrderAnswer, "description": "The order turns back"},
+        **_problems(
+            HTTPStatus.BAD_REQUEST,
+            HTTPStatus.NOT_FOUND,
+            HTTPStatus.REQUEST_TIMEOUT,
+            HTTPStatus.CONFLICT,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        ),
+    },
+    openapi_extra={
+        "parameters": [
+            {
+                "name": HEADER,
+                "in": "header",
+                "required": False,
+                "description": 'One and the same for every try of one cancel: `"abc"` or `abc`, 1–255 visible ASCII.',
+                "schema": {"type": "string"},
+            }
+        ],
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": {"type": "object", "additionalProperties": False}}},
+        },
+    },
+)
+async def cancel(request: Request, order_id: UUID) -> Response:
+    """Answer 200 or 202 once it is durable that the order will never be confirmed; with a known key, that again."""
+    intake: Intake = request.state.intake
+    tenant = (await caller(request, "orders:write")).tenant
+    await _read_nothing(request, intake.body_timeout_seconds)
+    key = intake.idempotency.key(request, tenant, {})
+    ended_now = False
+
+    async def act(conn: db.Connection) -> Answer:
+        nonlocal ended_now
+        cancelled = await cancellation.cancel(conn, tenant, order_id, trace_headers())
+        ended_now = cancelled.ended_now
+        return _rendered(cancelled.order)
+
+    async def write(wait_seconds: float) -> Answer:
+        ttl_seconds = intake.idempotency.ttl_seconds
+        return await once.once(intake.pool, key, act, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds)
+
+    answer = await intake.idempotency.answer(key, write)
+    return _answered(intake, answer, ended_now=ended_now)
+
+
+async def _read_nothing(request: Request, timeout_seconds: float) -> None:
+    """Read a body that may be absent, empty or `{}`. Raises ValidationFailed, and as reading an order's body does."""
+    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+        return  # whatever type it claims: some clients name one for nothing
+    body = await _read_body(request, timeout_seconds)
+    try:
+        empty = not body.strip() or parse_json(body) == {}
+    except MalformedRequest:
+        empty = False
+    if not empty:
+        raise ValidationFailed("the body of a cancel must be empty, or {}")
+
+
+def _rendered(order: Order) -> Answer:
+    status = HTTPStatus.OK if order.status is Status.CANCELLED else HTTPStatus.ACCEPTED
+    return replace(render(order), status=status)
+
+
+def _answered(intake: Intake, answer: Answer, *, ended_now: bool) -> Response:
+    headers = {"Location": answer.location}
+    if answer.replayed:
+        headers["Idempotent-Replay"] = "true"
+    else:
+        intake.checkpoint("cancel.committed")
+        if ended_now:
+            intake.metrics.orders_finished.labels("cancelled", "cancelled-by-customer").inc()
+        intake.on_cancelled()
+        log.info("order.cancelled", order_id=answer.location.rpartition("/")[2], status=answer.status)
+    return Response(answer.body, answer.status, headers, media_type="application/json")
