@@ -45,6 +45,12 @@ class CancelAt:
             with ThreadPoolExecutor(1) as thread:
                 self.answer = thread.submit(asyncio.run, self._cancel()).result()
 
+    @property
+    def status(self) -> str:
+        """The order's status in the answer."""
+        assert isinstance(self.answer, Order), repr(self.answer)
+        return self.answer.status
+
     async def _cancel(self) -> Order | Exception:
         assert self.order_id is not None
         async with asyncpg.create_pool(self._url, min_size=1, max_size=1) as pool:

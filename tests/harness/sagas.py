@@ -1,7 +1,8 @@
 """Orchestrators on a database and a partner sandbox, driven look by look; time moves when a test moves it."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,27 @@ from tests.harness.sandboxes import Partners
 
 ROUNDS = 40  # far more than any saga needs: one that has not ended by then never will
 LEASE_SECONDS = 30.0
+
+
+def dies_at(point: str) -> Callable[[str], None]:
+    """Return a checkpoint at which the runner goes no further."""
+
+    def checkpoint(passed: str) -> None:
+        if passed == point:
+            raise RuntimeError(f"died at {point}")
+
+    return checkpoint
+
+
+@contextlib.asynccontextmanager
+async def running(orchestrator: Orchestrator) -> AsyncIterator["asyncio.Task[None]"]:
+    """Run it as the service does, and stop it."""
+    task = asyncio.create_task(orchestrator.run())
+    try:
+        yield task
+    finally:
+        orchestrator.stop()
+        await task
 
 
 class GatedPayment:

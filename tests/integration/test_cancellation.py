@@ -1,18 +1,24 @@
 """A cancel at every instant of an order's life: it is refused, or the order ends with everything undone."""
 
 import asyncio
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from app import db
 from app.errors import DatabaseUnavailable, OrderNotCancellable, OrderNotFound
+from app.messaging.consumer import Consumer, Handled
+from app.messaging.envelope import Envelope
+from app.orders import events
 from app.orders.models import Line
-from app.saga import store
+from app.saga import cancellation, store
 from app.saga.plan import Action, Step
+from app.telemetry import Metrics
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
-from tests.harness.orders import DEADLINE_SECONDS, event_of, placed, somebody_waits, start_saga
-from tests.harness.sagas import GatedPayment, Stage
+from tests.harness.events import nothing
+from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
+from tests.harness.sagas import GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
 from tests.harness.wait import wait_until
 
@@ -30,16 +36,272 @@ BACKWARD = [
 ]
 
 
-async def events(pool: asyncpg.Pool) -> list[tuple[str, int]]:
+async def told(pool: asyncpg.Pool) -> list[tuple[str, int]]:
+    """Return the events of the one order there is: `cancelled` and its sequence."""
     rows = await pool.fetch("SELECT type, sequence FROM outbox ORDER BY sequence")
     return [(row["type"].split(".")[2], row["sequence"]) for row in rows]
 
 
-async def start(pool: asyncpg.Pool, order_id: UUID) -> None:
-    """Start the saga of an order by its `order.placed`, however late that is delivered."""
-    row = await pool.fetchrow("SELECT * FROM outbox WHERE sequence = 1 AND subject = $1", str(order_id))
-    assert row is not None
-    async with pool.acquire() as conn, conn.transaction():
-        await conn.fetchval("SELECT pg_advisory_xact_lock(1)")
-        envelope = event_of(await Stage.order(Stage(pool, None, None), order_id))  # type: ignore[arg-type]
-        await store.start(conn, envelope, DEADLINE_SECONDS)
+def asked_to_do(ledger: list[str]) -> list[str]:
+    return [line.split()[0] for line in ledger if line.split()[0] in DO]
+
+
+async def deliver(pool: asyncpg.Pool, envelope: Envelope) -> object:
+    """Deliver `order.placed` as a transport does."""
+
+    async def start(conn: db.Connection, message: Envelope) -> None:
+        await store.start(conn, message, DEADLINE_SECONDS)
+
+    consumer = Consumer(
+        pool, "saga", {events.PLACED: start}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing
+    )
+    return await consumer.handle(envelope)
+
+
+async def test_an_order_that_has_not_started_is_cancelled_at_once_and_an_event_tells_of_it(stage: Stage) -> None:
+    order = await placed(stage.pool)
+    cancelled = await cancel(stage.pool, order.id)
+    assert cancelled == await stage.order(order.id)
+    assert (await stage.outcome(order.id), cancelled.version) == (CANCELLED, 2)
+    assert await told(stage.pool) == [("placed", 1), ("cancelled", 2)]
+    traced = await stage.pool.fetchval("SELECT traceparent FROM outbox WHERE sequence = 2")
+    assert traced == TRACE["traceparent"]
+
+
+async def test_a_message_that_comes_after_the_cancel_is_handled_and_starts_nothing(stage: Stage) -> None:
+    order = await placed(stage.pool)
+    await cancel(stage.pool, order.id)
+    assert await deliver(stage.pool, event_of(order)) == Handled()
+    assert await stage.pool.fetchval("SELECT count(*) FROM inbox WHERE processed_at IS NOT NULL") == 1
+    assert await stage.pool.fetchval("SELECT count(*) FROM sagas") == 0
+    assert await stage.orchestrator().run_once() == 0
+
+
+async def test_a_saga_that_asked_for_nothing_yet_never_does(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    assert (await cancel(stage.pool, saga)).status == "pending"
+    assert await stage.orchestrator().run_once() == 1
+    assert await stage.outcome(saga) == CANCELLED
+    assert (await stage.log(saga), await stage.ledger(saga)) == ([], [])
+    assert await told(stage.pool) == [("placed", 1), ("cancelled", 3)]
+
+
+@pytest.mark.parametrize("point", FORWARD)
+async def test_a_cancel_in_the_middle_of_a_step_lets_no_further_one_happen_and_undoes_all(
+    stage: Stage, database_url: str, point: str
+) -> None:
+    checkpoint = CancelAt(database_url, point)
+    saga = checkpoint.order_id = await start_saga(stage.pool)
+    assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
+    assert checkpoint.status == "pending"
+    assert await stage.outcome(saga) == CANCELLED
+    assert await stage.standing(saga) == UNDONE
+    asked = asked_to_do(await stage.ledger(saga))
+    assert asked == list(DO[: FORWARD.index(point) // 2 + 1])
+    assert await told(stage.pool) == [("placed", 1), ("cancelled", 3)]
+    value = stage.metrics.registry.get_sample_value
+    assert value("orders_finished_total", {"status": "cancelled", "reason": "cancelled-by-customer"}) == 1
+
+
+@pytest.mark.parametrize("point", FORWARD)
+async def test_a_cancel_while_nobody_drives_the_saga_is_heeded_by_whoever_takes_it_over(
+    stage: Stage, point: str
+) -> None:
+    saga = await start_saga(stage.pool)
+    await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
+    before = await stage.ledger(saga)
+    assert (await cancel(stage.pool, saga)).status == "pending"
+    assert await stage.orchestrator("second").run_once() == 0  # the lease still runs
+    await stage.drive(stage.orchestrator("second"))
+    assert await stage.outcome(saga) == CANCELLED
+    assert asked_to_do(await stage.ledger(saga)) == asked_to_do(before)
+    assert set((await stage.standing(saga)).values()) == {0}
+
+
+@pytest.mark.parametrize("unclear", DO)
+async def test_a_cancel_in_a_pause_ends_the_pause_and_turns_the_saga_back(stage: Stage, unclear: str) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, {"target": unclear, "kind": "unavailable"})  # with Retry-After: 1
+    await stage.orchestrator().run_once()
+    assert await stage.outcome(saga) == "pending"
+    before = await stage.ledger(saga)
+    await cancel(stage.pool, saga)
+    assert (await stage.saga(saga))["due"]
+    await stage.orchestrator().run_once()
+    assert await stage.outcome(saga) == CANCELLED
+    assert asked_to_do(await stage.ledger(saga)) == asked_to_do(before)
+    assert await stage.standing(saga) == UNDONE
+
+
+@pytest.mark.parametrize("unclear", DO)
+async def test_a_cancel_just_before_a_pause_leaves_no_time_to_pause(
+    stage: Stage, database_url: str, unclear: str
+) -> None:
+    checkpoint = CancelAt(database_url, FORWARD[2 * DO.index(unclear) + 1])
+    saga = checkpoint.order_id = await start_saga(stage.pool)
+    await set_faults(stage.http, {"target": unclear, "kind": "unavailable"})
+    await stage.orchestrator(checkpoint=checkpoint).run_once()
+    assert await stage.outcome(saga) == CANCELLED
+    assert await stage.standing(saga) == UNDONE
+
+
+async def test_an_orchestrator_that_is_woken_turns_a_paused_saga_back_without_a_poll(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, {"target": "payment.charge", "kind": "unavailable"})
+    orchestrator = stage.orchestrator()
+
+    async def it_pauses() -> bool:
+        return (await stage.saga(saga))["lease_owner"] is None and len(await stage.log(saga)) > 0
+
+    async def it_is_cancelled() -> bool:
+        return await stage.outcome(saga) == CANCELLED
+
+    async with running(orchestrator):
+        await wait_until(it_pauses, AMPLE_SECONDS, "a pause")
+        await cancel(stage.pool, saga)
+        orchestrator.wake()
+        await wait_until(it_is_cancelled, AMPLE_SECONDS, "end of the saga")
+
+
+@pytest.mark.parametrize("point", BACKWARD)
+async def test_a_cancel_of_an_order_that_was_refused_is_accepted_and_it_ends_rejected(
+    stage: Stage, database_url: str, point: str
+) -> None:
+    checkpoint = CancelAt(database_url, point)
+    saga = checkpoint.order_id = await start_saga(stage.pool, **UNDELIVERABLE)
+    await stage.orchestrator(checkpoint=checkpoint).run_once()
+    assert checkpoint.status == "compensating"
+    assert await stage.outcome(saga) == "rejected: undeliverable"
+    assert await stage.standing(saga) == UNDONE
+
+
+async def test_an_order_is_compensating_until_everything_is_undone_and_may_be_cancelled_again(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(
+        stage.http,
+        {"target": "shipping.create", "kind": "error"},
+        {"target": "inventory.release", "kind": "error"},
+    )
+    await stage.orchestrator().run_once()
+    await cancel(stage.pool, saga)
+    for _ in range(3):
+        await stage.let_time_pass()
+        await stage.orchestrator().run_once()
+        assert (await cancel(stage.pool, saga)).status == "compensating"
+        assert await told(stage.pool) == [("placed", 1)]
+    await set_faults(stage.http)
+    await stage.drive()
+    assert (await stage.outcome(saga), await stage.standing(saga)) == (CANCELLED, UNDONE)
+    assert (await cancel(stage.pool, saga)).status == "cancelled"
+
+
+async def test_a_cancel_before_the_deadline_outlasts_it(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, {"target": "payment.charge", "kind": "error", "times": 1})
+    await stage.orchestrator().run_once()
+    await cancel(stage.pool, saga)
+    await stage.let_the_deadline_pass()
+    await stage.drive()
+    assert await stage.outcome(saga) == CANCELLED
+
+
+@pytest.mark.parametrize("changes", [{}, UNDELIVERABLE], ids=["confirmed", "rejected"])
+async def test_an_order_that_has_ended_otherwise_cannot_be_cancelled_any_more(
+    stage: Stage, database_url: str, changes: dict[str, tuple[Line, ...]]
+) -> None:
+    checkpoint = CancelAt(database_url, "saga.finished")
+    saga = checkpoint.order_id = await start_saga(stage.pool, **changes)
+    await stage.orchestrator(checkpoint=checkpoint).run_once()
+    ended = await stage.order(saga)
+    assert isinstance(checkpoint.answer, OrderNotCancellable)
+    assert (ended.status, ended.cancel_requested_at) == ("rejected" if changes else "confirmed", None)
+    assert await stage.standing(saga) == (UNDONE if changes else DONE)
+    with pytest.raises(OrderNotCancellable):
+        await cancel(stage.pool, saga)
+    assert await stage.order(saga) == ended
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_many_cancels_at_once_are_one(stage: Stage, started: bool) -> None:
+    order_id = await start_saga(stage.pool) if started else (await placed(stage.pool)).id
+    orders = await asyncio.gather(*(cancel(stage.pool, order_id) for _ in range(8)))
+    assert all(order == orders[0] for order in orders)
+    assert orders[0].status == ("pending" if started else "cancelled")
+    await stage.drive()
+    assert await stage.outcome(order_id) == CANCELLED
+    assert [name for name, _ in await told(stage.pool)] == ["placed", "cancelled"]
+
+
+async def test_a_start_that_meets_a_cancel_waits_for_it_and_starts_nothing(stage: Stage) -> None:
+    order = await placed(stage.pool)
+    async with cancel_under_way(stage.pool, order.id):
+        starting = asyncio.create_task(deliver(stage.pool, event_of(order)))
+        await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the start at the order")
+    assert await starting == Handled()
+    assert await stage.pool.fetchval("SELECT count(*) FROM sagas") == 0
+    assert await stage.outcome(order.id) == CANCELLED
+
+
+async def test_a_cancel_that_meets_a_start_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
+    order = await placed(stage.pool)
+    async with stage.pool.acquire() as conn, conn.transaction():
+        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        cancelling = asyncio.create_task(cancel(stage.pool, order.id))
+        await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the cancel at the order")
+    assert (await cancelling).status == "pending"
+    await stage.drive()
+    assert (await stage.outcome(order.id), await stage.ledger(order.id)) == (CANCELLED, [])
+
+
+async def test_a_record_that_meets_a_cancel_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    payment = GatedPayment(stage.partners.payment)
+    driving = asyncio.create_task(stage.orchestrator(payment=payment).run_once())
+    await payment.arrived.wait()
+    async with cancel_under_way(stage.pool, saga):
+        payment.gate.set()
+        await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the record at the saga")
+    await driving
+    assert (await stage.outcome(saga), await stage.standing(saga)) == (CANCELLED, UNDONE)
+
+
+async def test_a_cancel_that_comes_behind_the_record_that_confirms_is_too_late(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    async with stage.pool.acquire() as conn, conn.transaction():
+        await conn.execute("SELECT FROM orders WHERE id = $1 FOR UPDATE", saga)
+        driving = asyncio.create_task(stage.orchestrator().run_once())
+        await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the last record at the order")
+        assert asked_to_do(await stage.ledger(saga)) == list(DO)
+        cancelling = asyncio.create_task(cancel(stage.pool, saga))
+        await wait_until(lambda: two_wait(stage.pool), AMPLE_SECONDS, "the cancel behind it")
+    await driving
+    with pytest.raises(OrderNotCancellable):
+        await cancelling
+    assert (await stage.outcome(saga), await stage.standing(saga)) == ("confirmed", DONE)
+
+
+async def two_wait(pool: asyncpg.Pool) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(await pool.fetchval(waiting) == 2)
+
+
+async def test_nobodys_order_and_another_tenants_are_not_found_and_nothing_changes(stage: Stage) -> None:
+    order = await placed(stage.pool, tenant="other")
+    for order_id in (order.id, uuid4()):
+        with pytest.raises(OrderNotFound):
+            await cancel(stage.pool, order_id)
+    assert await stage.pool.fetchval("SELECT status FROM orders") == "pending"
+    assert (await cancel(stage.pool, order.id, tenant="other")).status == "cancelled"
+
+
+async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(stage: Stage) -> None:
+    order = await placed(stage.pool)
+
+    async def impatient() -> None:
+        async with db.transaction(stage.pool) as conn:
+            await conn.execute("SET LOCAL lock_timeout = '10ms'")
+            await cancellation.cancel(conn, TENANT, order.id, {})
+
+    async with cancel_under_way(stage.pool, order.id):
+        with pytest.raises(DatabaseUnavailable):
+            await impatient()

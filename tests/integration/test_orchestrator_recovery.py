@@ -1,16 +1,13 @@
 """Sagas whose runner dies, freezes, loses its lease or is stopped: another one ends them, and nothing is doubled."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
 from app.orders.models import Line
-from app.saga.orchestrator import Orchestrator
 from app.saga.plan import Action, Step
 from tests.harness.orders import start_saga
-from tests.harness.sagas import GatedPayment, Stage
+from tests.harness.sagas import GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
 from tests.harness.wait import wait_until
 
@@ -24,27 +21,6 @@ BACKWARD = [
     for step in (Step.CREATE_SHIPMENT, Step.CHARGE_PAYMENT, Step.RESERVE_INVENTORY)
     for when in ("attempted", "answered")
 ]
-
-
-def dies_at(point: str) -> Callable[[str], None]:
-    """Return a checkpoint at which the runner goes no further."""
-
-    def checkpoint(passed: str) -> None:
-        if passed == point:
-            raise RuntimeError(f"died at {point}")
-
-    return checkpoint
-
-
-@asynccontextmanager
-async def running(orchestrator: Orchestrator) -> AsyncIterator["asyncio.Task[None]"]:
-    """Run it as the service does, and stop it."""
-    task = asyncio.create_task(orchestrator.run())
-    try:
-        yield task
-    finally:
-        orchestrator.stop()
-        await task
 
 
 @pytest.mark.parametrize("point", FORWARD)

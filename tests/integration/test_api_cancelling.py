@@ -1,0 +1,211 @@
+"""`POST /orders/{id}/cancel` over a real socket: every status, once for its key, and who is woken."""
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from app.orders.keys import Key
+from app.saga import store
+from tests.harness.api import assert_problem, serving
+from tests.harness.cancelling import cancel as cancel_elsewhere
+from tests.harness.cancelling import cancel_under_way
+from tests.harness.orders import event_of, placed, request_under_way, start_saga
+from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import wait_until
+
+JSON = {"content-type": "application/json"}
+
+
+async def cancel(api: httpx.AsyncClient, order_id: UUID, key: str | None = None, **more: Any) -> httpx.Response:
+    headers = more.pop("headers", {}) | ({} if key is None else {"Idempotency-Key": key})
+    return await api.post(f"/orders/{order_id}/cancel", headers=headers, **more)
+
+
+async def stored(pool: asyncpg.Pool) -> int:
+    return int(await pool.fetchval("SELECT count(*) FROM idempotency_keys"))
+
+
+async def status_of(pool: asyncpg.Pool, order_id: UUID) -> str:
+    return str(await pool.fetchval("SELECT status FROM orders WHERE id = $1", order_id))
+
+
+async def test_an_order_that_has_not_started_is_answered_as_cancelled(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    order = await placed(pool)
+    answer = await cancel(api, order.id)
+    shown = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (200, f"/orders/{order.id}")
+    assert (shown["status"], shown["status_reason"], shown["version"]) == ("cancelled", "cancelled-by-customer", 2)
+    assert (await api.get(answer.headers["location"])).content == answer.content
+    again = await cancel(api, order.id)
+    assert (again.status_code, again.content, "idempotent-replay" in again.headers) == (200, answer.content, False)
+    assert await pool.fetchval("SELECT count(*) FROM outbox") == 2
+    series = 'orders_finished_total{reason="cancelled-by-customer",status="cancelled"} 1.0'
+    assert series in (await api.get("/metrics")).text
+
+
+async def test_an_order_that_has_started_is_accepted_to_be_cancelled(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    order_id = await start_saga(pool)
+    for _ in range(2):
+        answer = await cancel(api, order_id)
+        assert (answer.status_code, answer.headers["location"]) == (202, f"/orders/{order_id}")
+        assert answer.content == (await api.get(f"/orders/{order_id}")).content
+    assert await pool.fetchval("SELECT cancel_requested_at IS NOT NULL FROM orders")
+
+
+async def test_an_order_that_turns_back_already_is_accepted(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order_id = await start_saga(pool)
+    await pool.execute("UPDATE orders SET status = 'compensating', status_reason = 'card-declined'")
+    answer = await cancel(api, order_id)
+    assert (answer.status_code, answer.json()["status"]) == (202, "compensating")
+    assert answer.json()["status_reason"] == "card-declined"
+
+
+@pytest.mark.parametrize("status", ["confirmed", "rejected"])
+async def test_an_order_that_ended_otherwise_is_not_cancellable_and_its_key_stays_free(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, status: str
+) -> None:
+    order_id = await start_saga(pool)
+    await pool.execute("UPDATE orders SET status = $1", status)
+    assert_problem(await cancel(api, order_id, "k"), 409, "order-not-cancellable")
+    assert await status_of(pool, order_id) == status
+    assert await stored(pool) == 0
+
+
+async def test_nobodys_order_and_another_tenants_are_not_found(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    others = await placed(pool, tenant="other")
+    for order_id in (uuid4(), others.id):
+        assert_problem(await cancel(api, order_id, "k"), 404, "order-not-found")
+    assert_problem(await api.post("/orders/no-uuid/cancel"), 422, "validation-failed")
+    assert (await status_of(pool, others.id), await stored(pool)) == ("pending", 0)
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_replay_is_the_first_answer_to_the_byte_whatever_has_become_of_the_order(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, started: bool
+) -> None:
+    order_id = await start_saga(pool) if started else (await placed(pool)).id
+    first = await cancel(api, order_id, "k")
+    assert first.status_code == (202 if started else 200)
+    await pool.execute("UPDATE orders SET status = 'cancelled', version = 3")
+    for key in ("k", '"k"'):
+        again = await cancel(api, order_id, key, content=b"{}", headers=JSON)
+        assert (again.status_code, again.content) == (first.status_code, first.content)
+        assert (again.headers["location"], again.headers["idempotent-replay"]) == (first.headers["location"], "true")
+
+
+async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    answers = await asyncio.gather(*(cancel(api, order.id, "k") for _ in range(30)))
+    assert {(answer.status_code, answer.content) for answer in answers} == {(200, answers[0].content)}
+    assert [answer.headers.get("idempotent-replay") for answer in answers].count("true") == 29
+    assert await pool.fetchval("SELECT count(*) FROM outbox") == 2
+
+
+async def test_a_key_that_stands_for_another_request_is_refused_and_nothing_changes(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    one, other = await placed(pool), await placed(pool)
+    await cancel(api, one.id, "k")
+    assert_problem(await cancel(api, other.id, "k"), 422, "idempotency-key-reused")
+    line = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
+    placing = await api.post("/orders", json=line, headers={"Idempotency-Key": "k"})
+    assert_problem(placing, 422, "idempotency-key-reused")
+    assert await status_of(pool, other.id) == "pending"
+
+
+async def test_the_rules_of_keys_are_those_of_every_write(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, database_url: str
+) -> None:
+    order = await placed(pool)
+    assert_problem(await cancel(api, order.id, "two words"), 400, "idempotency-key-invalid")
+    async with serving(database_url, idempotency_required=True, idempotency_wait_seconds=0.05) as strict:
+        assert_problem(await cancel(strict, order.id), 400, "idempotency-key-missing")
+        async with request_under_way(pool, Key("default", "k", b"", 1)):
+            waiting = await cancel(strict, order.id, "k")
+            assert_problem(waiting, 409, "request-in-progress")
+            assert int(waiting.headers["retry-after"]) > 0
+        assert (await cancel(strict, order.id, "k")).status_code == 200
+
+
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"), [(None, {}), (b"", {}), (b"", JSON), (b"", FORM), (b"{}", JSON), (b" {\n} ", {})]
+)
+async def test_a_cancel_says_nothing_in_its_body(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, content: bytes | None, headers: dict[str, str]
+) -> None:
+    order = await placed(pool)
+    assert (await cancel(api, order.id, content=content, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("content", [b'{"reason": "no"}', b"[]", b"null", b"0", b'""', b"{", b"\xff"])
+async def test_a_body_that_says_anything_is_refused_and_nothing_changes(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, content: bytes
+) -> None:
+    order = await placed(pool)
+    assert_problem(await cancel(api, order.id, "k", content=content, headers=JSON), 422, "validation-failed")
+    assert (await status_of(pool, order.id), await stored(pool)) == ("pending", 0)
+
+
+async def test_a_body_of_another_kind_or_too_large_is_refused(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    assert_problem(await cancel(api, order.id, content=b"a=1", headers=FORM), 415, "unsupported-media-type")
+    large = await cancel(api, order.id, content=b" " * 100_000, headers=JSON)
+    assert_problem(large, 413, "body-too-large")
+    assert await status_of(pool, order.id) == "pending"
+
+
+async def test_only_posts_cancel(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    assert_problem(await api.get(f"/orders/{order.id}/cancel"), 405, "method-not-allowed")
+    assert await status_of(pool, order.id) == "pending"
+
+
+async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    order = await placed(pool)
+    async with cancel_under_way(pool, order.id):
+        refused = await cancel(api, order.id, "k")
+        assert_problem(refused, 503, "database-unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+    assert (await cancel(api, order.id, "k")).status_code == 200
+
+
+async def test_a_cancelled_saga_is_driven_at_once_in_this_process_and_its_event_leaves(
+    database_url: str, pool: asyncpg.Pool, sandbox_url: str
+) -> None:
+    partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
+    idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # of themselves they look only after the test's end
+    order_id = await start_saga(pool)
+    await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")  # a pause
+
+    async def the_end_is_told() -> bool:
+        query = "SELECT count(*) FROM outbox WHERE type LIKE '%cancelled%' AND published_at IS NOT NULL"
+        return bool(await pool.fetchval(query))
+
+    async with serving(database_url, roles="api,relay,consumer", **partners, **idle) as api:
+        assert (await cancel(api, order_id)).status_code == 202
+        await wait_until(the_end_is_told, AMPLE_SECONDS, "the event of the end")
+    assert await status_of(pool, order_id) == "cancelled"
+
+
+async def test_a_start_that_comes_too_late_finds_the_order_cancelled_by_the_api(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    order = await placed(pool)
+    await cancel(api, order.id)
+    async with pool.acquire() as conn, conn.transaction():
+        await store.start(conn, event_of(order), 900)
+    assert await pool.fetchval("SELECT count(*) FROM sagas") == 0
+    assert (await cancel_elsewhere(pool, order.id)).status == "cancelled"
