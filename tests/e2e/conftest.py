@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.harness.checker import FINAL, Answers, violations
+from tests.harness.checker import FINAL, Answers, is_too_late, violations
 from tests.harness.processes import Service
 from tests.harness.wait import wait_until
 
@@ -75,6 +75,21 @@ class System:
                         continue
                 if response.status_code == httpx.codes.CREATED:
                     self.answers.add(key, response)
+                    return response
+                assert response.status_code in {httpx.codes.CONFLICT, httpx.codes.SERVICE_UNAVAILABLE}, response.text
+            await asyncio.sleep(0.05)  # a client's pause between two rounds
+
+    async def cancel(self, services: Iterable[Service], key: str, order_id: str) -> httpx.Response:
+        """Cancel as a stubborn client does, until there is a clear answer: 200, 202, or that it is too late."""
+        while True:
+            for service in services:
+                async with client(service.url) as http:
+                    try:
+                        response = await http.post(f"/orders/{order_id}/cancel", headers={"Idempotency-Key": key})
+                    except httpx.TransportError:
+                        continue
+                if response.is_success or is_too_late(response):
+                    self.answers.add_cancel(order_id, response)
                     return response
                 assert response.status_code in {httpx.codes.CONFLICT, httpx.codes.SERVICE_UNAVAILABLE}, response.text
             await asyncio.sleep(0.05)  # a client's pause between two rounds

@@ -4,10 +4,13 @@ The invariants (docs/invariants.md), once every order has ended:
 
 - I2: a key has one order and one answer, to the byte; every order that was answered is there;
 - I3: each order's events are out: one that it was placed, one that tells its end, with its version as their sequence;
-- I4: each message took effect once: one saga an order, and nothing moved twice at any partner;
+- I4: each message took effect once: one saga an order (none for one that was cancelled before its saga started, and no
+  partner heard of it), and nothing moved twice at any partner;
 - I5: charged − refunded is the total of a confirmed order, and zero for every other; never two live charges;
 - I7: stock is conserved: what is sold is what confirmed orders took, nothing is held, and nothing shipped that was not
   sold and paid for.
+
+And what a cancel was answered holds: after a 200 or 202 the order is not confirmed, after a 409 it was not cancelled.
 """
 
 from collections import Counter
@@ -19,6 +22,7 @@ import asyncpg
 import httpx
 
 FREE_AT_FIRST = 1_000_000  # what the sandbox has of an item that it has never seen
+CANCEL_ACCEPTED = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 FINAL = ("confirmed", "rejected", "cancelled")
 DELTAS = {
     "payment.charge": ("charges", 1),
@@ -32,14 +36,28 @@ DELTAS = {
 
 @dataclass
 class Answers:
-    """What the callers were told: for each key, every distinct (location, body) of a 201."""
+    """What the callers were told: for each key, every distinct (location, body) of a 201.
+
+    `cancels`: for each order, every distinct status that its cancels were answered with.
+    """
 
     by_key: dict[str, set[tuple[str, bytes]]] = field(default_factory=dict)
+    cancels: dict[str, set[int]] = field(default_factory=dict)
 
     def add(self, key: str, response: httpx.Response) -> None:
         """Remember a 201."""
         assert response.status_code == httpx.codes.CREATED, response.text
         self.by_key.setdefault(key, set()).add((response.headers["location"], response.content))
+
+    def add_cancel(self, order_id: str, response: httpx.Response) -> None:
+        """Remember what a cancel was answered: 200, 202, or the 409 that says it is too late."""
+        assert response.status_code in CANCEL_ACCEPTED or is_too_late(response), response.text
+        self.cancels.setdefault(order_id, set()).add(response.status_code)
+
+
+def is_too_late(response: httpx.Response) -> bool:
+    """Tell whether the answer to a cancel is that the order has ended otherwise."""
+    return response.status_code == httpx.codes.CONFLICT and response.json()["code"] == "order-not-cancellable"
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,12 @@ def _ended(order: Mapping[str, Any]) -> bool:
     return order["status"] in FINAL
 
 
+def _never_started(order: Mapping[str, Any]) -> bool:
+    """Tell whether it was cancelled at once; one whose saga turned back was compensating between."""
+    told: tuple[str, int] = (order["status"], order["version"])
+    return told == ("cancelled", 2)
+
+
 def _answers(facts: Facts, answers: Answers) -> Iterator[str]:
     for key, told in answers.by_key.items():
         if len(told) > 1:
@@ -123,6 +147,10 @@ def _answers(facts: Facts, answers: Answers) -> Iterator[str]:
     told_of = {location.rpartition("/")[2] for told in answers.by_key.values() for location, _ in told}
     yield from (f"I1: order {id_} was answered with 201 and is lost" for id_ in told_of - facts.orders.keys())
     yield from (f"I2: order {id_} is nobody's" for id_ in facts.orders.keys() - told_of)
+    for id_, statuses in answers.cancels.items():
+        possible = {"cancelled", "rejected"} if statuses & CANCEL_ACCEPTED else {"confirmed", "rejected"}
+        if (status := facts.orders[id_]["status"]) not in possible:
+            yield f"I5: order {id_} is {status}, and its cancels were answered {sorted(statuses)}"
 
 
 def _events(facts: Facts) -> Iterator[str]:
@@ -134,7 +162,12 @@ def _events(facts: Facts) -> Iterator[str]:
 
 def _effects(facts: Facts) -> Iterator[str]:
     yield from (f"I4: event {id_} never took effect" for id_ in facts.unhandled)
-    yield from (f"I4: order {id_} has no saga" for id_ in facts.orders.keys() - set(facts.sagas))
+    for id_, order in facts.orders.items():
+        never_started = _never_started(order)
+        if never_started == (id_ in facts.sagas):
+            yield f"I4: order {id_} is {order['status']}, and has {'a' if never_started else 'no'} saga"
+        if never_started and id_ in facts.summary:
+            yield f"I4: order {id_} was cancelled before its saga started, and partners acted for it"
     yield from (
         f"I4: partners acted for {id_}, which is no order" for id_ in facts.summary.keys() - facts.orders.keys()
     )

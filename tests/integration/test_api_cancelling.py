@@ -189,6 +189,7 @@ async def test_a_cancelled_saga_is_driven_at_once_in_this_process_and_its_event_
     idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # of themselves they look only after the test's end
     order_id = await start_saga(pool)
     await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")  # a pause
+    await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")  # its delivery would wake as well
 
     async def the_end_is_told() -> bool:
         query = "SELECT count(*) FROM outbox WHERE type LIKE '%cancelled%' AND published_at IS NOT NULL"

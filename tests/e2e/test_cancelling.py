@@ -1,0 +1,92 @@
+"""Orders cancelled at any instant of their way: each is confirmed and the cancel came too late, or it is cancelled."""
+
+import asyncio
+import random
+import signal
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import System, order
+from tests.harness.processes import Service
+from tests.harness.wait import wait_until
+
+ORDERS = 60
+LOG_LINES = 8  # that a saga leaves on its way to be confirmed: each of four steps attempted, and done
+CANCELLED = ("cancelled", "cancelled-by-customer")
+TOO_LATE = httpx.codes.CONFLICT
+
+
+def id_of(placed: httpx.Response) -> str:
+    return str(placed.json()["id"])
+
+
+async def has_come(system: System, order_id: str, lines: int) -> bool:
+    """Tell whether the order's saga has come this far, or has ended."""
+    query = """
+        SELECT (SELECT count(*) FROM saga_steps WHERE saga_id = $1) >= $2
+            OR (SELECT status FROM orders WHERE id = $1) IN ('confirmed', 'rejected', 'cancelled')
+    """
+    return bool(await system.pool.fetchval(query, order_id, lines))
+
+
+async def place_and_cancel(system: System, services: list[Service], number: int, lines: int) -> int:
+    """Place an order, cancel it when its saga has come so far; return what the cancel was answered with."""
+    here, there = services if number % 2 else reversed(services)
+    order_id = id_of(await system.place([here], f"order-{number}", order()))
+    await wait_until(lambda: has_come(system, order_id, lines), 60, f"line {lines} of the log of {order_id}")
+    return (await system.cancel([there], f"cancel-{number}", order_id)).status_code
+
+
+async def test_orders_cancelled_at_random_instants_are_confirmed_or_cancelled_and_never_both(system: System) -> None:
+    services = [await system.start(), await system.start()]
+    dice = random.Random(20)  # noqa: S311 - the mix of instants, not a secret
+    instants = [dice.randint(0, LOG_LINES) for _ in range(ORDERS)]
+    answers = await asyncio.gather(
+        *(place_and_cancel(system, services, number, lines) for number, lines in enumerate(instants))
+    )
+    await system.all_ended()
+    assert await system.violations() == []
+    statuses = await system.pool.fetch("SELECT status FROM orders")
+    told = [row["status"] for row in statuses]
+    assert (told.count("confirmed"), told.count("cancelled")) == (
+        answers.count(TOO_LATE),
+        ORDERS - answers.count(TOO_LATE),
+    )
+    assert min(told.count("confirmed"), told.count("cancelled")) > 0
+
+
+async def test_an_order_cancelled_before_its_message_is_out_never_starts(system: System) -> None:
+    api = await system.start(roles="api")
+    order_id = id_of(await system.place([api], "order", order()))
+    assert (await system.cancel([api], "cancel", order_id)).status_code == httpx.codes.OK
+    await system.start()
+    await system.all_ended()
+    await wait_until(lambda: is_handled(system), 30, "the message's effect")
+    assert await system.statuses() == {CANCELLED}
+    assert await system.violations() == []
+    assert await system.pool.fetchval("SELECT count(*) FROM sagas") == 0
+
+
+async def is_handled(system: System) -> bool:
+    return bool(await system.pool.fetchval("SELECT count(*) = 1 FROM inbox WHERE processed_at IS NOT NULL"))
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["cancel.committed", *(f"saga.charge_payment.undo.{instant}" for instant in ("attempted", "answered"))],
+)
+async def test_a_cancel_is_kept_whatever_instant_the_service_dies_at(system: System, point: str) -> None:
+    """The partner answers no charge, so that the cancel comes in time, and its saga is in a pause or under way."""
+    await system.faults({"target": "payment.charge", "kind": "unavailable"})
+    doomed = await system.start_crashing(point)
+    services = [doomed]
+    order_id = id_of(await system.place(services, "order", order()))
+    await wait_until(lambda: has_come(system, order_id, 3), 30, "a charge")
+    cancelling = asyncio.create_task(system.cancel(services, "cancel", order_id))
+    assert await wait_until(doomed.process.poll, 30, f"death at {point}") == -signal.SIGKILL
+    services.append(await system.start())
+    assert (await cancelling).status_code == httpx.codes.ACCEPTED
+    await system.all_ended()
+    assert await system.statuses() == {CANCELLED}
+    assert await system.violations() == []
