@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -10,6 +11,9 @@ import pytest
 
 from app.orders.keys import Key
 from app.saga import store
+from chaos import postgres
+from chaos.faults import Lose
+from chaos.proxy import Proxy
 from tests.harness.api import assert_problem, serving
 from tests.harness.cancelling import cancel as cancel_elsewhere
 from tests.harness.cancelling import cancel_under_way
@@ -106,6 +110,23 @@ async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.Asyn
     answers = await asyncio.gather(*(cancel(api, order.id, "k") for _ in range(30)))
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, answers[0].content)}
     assert [answer.headers.get("idempotent-replay") for answer in answers].count("true") == 29
+    assert await pool.fetchval("SELECT count(*) FROM outbox") == 2
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("frame", [postgres.COMMIT_REQUEST, postgres.COMMIT_ANSWER])
+async def test_a_lost_commit_is_found_out_about_and_the_order_cancelled_once(
+    database_url: str, pool: asyncpg.Pool, frame: str, key: str | None
+) -> None:
+    order, parts, fault = await placed(pool), urlsplit(database_url), Lose(frame, times=1)
+    async with (
+        Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy,
+        serving(proxy.url(database_url)) as api,
+    ):
+        proxy.arm(fault)
+        answer = await cancel(api, order.id, key)
+        assert proxy.struck[fault] == 1
+    assert (answer.status_code, answer.json()["version"], "idempotent-replay" in answer.headers) == (200, 2, False)
     assert await pool.fetchval("SELECT count(*) FROM outbox") == 2
 
 
