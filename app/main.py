@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict
+from uuid import UUID
 
 import structlog
 from fastapi import FastAPI
 
 from app import db, server
-from app.api import cancelling, health, orders, problems
+from app.api import cancelling, health, orders, problems, reading
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.api.idempotency import Idempotency
+from app.api.waiting import Waiters
 from app.cache import Cache
 from app.errors import BrokerUnavailable, DatabaseUnavailable
 from app.loops import Loop
@@ -56,6 +58,7 @@ class State(TypedDict):
     """What the routes find in `request.state`."""
 
     intake: orders.Intake
+    reading: reading.Reading
     health: health.Health
 
 
@@ -73,9 +76,11 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         async with contextlib.AsyncExitStack() as stack:
-            yield await _start(stack, settings, metrics, checkpoint)
+            state = await _start(stack, settings, metrics, checkpoint)
+            app.state.leave = state["reading"].waiters.leave  # `server.Server` calls it
+            yield state
 
     app = FastAPI(
         title="Orders",
@@ -92,6 +97,7 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
     if "api" in settings.roles:
         app.include_router(orders.router)
         app.include_router(cancelling.router)
+        app.include_router(reading.router)
     return app
 
 
@@ -118,11 +124,12 @@ async def _start(
     work_pool = await _pool(stack, url, settings.database_pool_size, db.COMMAND_TIMEOUT_SECONDS)
     cache = _cache(stack, settings.redis_url.get_secret_value())
     limit = backlog.Backlog(work_pool, settings.outbox_max_pending)
-    parts = _Parts(settings, metrics, checkpoint, work_pool)
+    waiters = Waiters(request_pool)
+    parts = _Parts(settings, metrics, checkpoint, work_pool, waiters.wake)
     roles = await parts.build(stack)
     if "api" in settings.roles:
         loop = Loop("backlog", limit.run_once, backlog.PERIOD_SECONDS)
-        roles.append(Role("backlog", loop.run, loop.stop))
+        roles += [Role("backlog", loop.run, loop.stop), Role("waiters", waiters.run, waiters.stop)]
     tasks = [asyncio.create_task(role.run(), name=role.name) for role in roles]
     stack.push_async_callback(_stop, roles, tasks, settings.shutdown_timeout_seconds / 2)
     intake = orders.Intake(
@@ -144,7 +151,11 @@ async def _start(
     )
     checks, decisive = parts.checks(request_pool, cache)
     refresh = partial(_refresh_gauges, work_pool, (request_pool, work_pool), metrics)
-    return {"intake": intake, "health": health.Health(checks, decisive, metrics, refresh)}
+    return {
+        "intake": intake,
+        "reading": reading.Reading(request_pool, waiters),
+        "health": health.Health(checks, decisive, metrics, refresh),
+    }
 
 
 async def _pool(stack: contextlib.AsyncExitStack, url: str, size: int, command_seconds: float) -> db.Pool:
@@ -177,8 +188,16 @@ async def _stop(roles: list[Role], tasks: list[asyncio.Task[None]], grace_second
 class _Parts:
     """The background roles of one process and what connects them."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, checkpoint: Checkpoint, pool: db.Pool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        checkpoint: Checkpoint,
+        pool: db.Pool,
+        on_finished: Callable[[UUID], None],
+    ) -> None:
         self._settings = settings
+        self._on_finished = on_finished
         self._metrics = metrics
         self._checkpoint = checkpoint
         self._pool = pool
@@ -276,6 +295,7 @@ class _Parts:
             retry_cap_seconds=settings.partner_retry_cap_seconds,
             on_event=self.wake_relay,
             checkpoint=self._checkpoint,
+            on_finished=self._on_finished,
         )
 
     def checks(self, pool: db.Pool, cache: Cache | None) -> tuple[Mapping[str, health.Check], frozenset[str]]:

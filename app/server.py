@@ -37,6 +37,13 @@ class Server(uvicorn.Server):
             )
         )
         self.listener = listener
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Call the application's `state.leave`, if any, before waiting: held-back answers must not be cut off."""
+        if leave := getattr(getattr(self._app, "state", None), "leave", None):
+            leave()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

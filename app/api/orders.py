@@ -1,19 +1,25 @@
-"""The orders routes: `POST /orders`, `GET /orders/{id}`."""
+"""Placing orders: `POST /orders`."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api.idempotency import HEADER, Idempotency, checked
-from app.api.schemas import KeyAnswer, OrderAnswer, PlaceOrderRequest, Problem, read_place_order, self_contained_schema
+from app.api.schemas import (
+    KeyAnswer,
+    OrderAnswer,
+    PlaceOrderRequest,
+    Problem,
+    order_json,
+    read_place_order,
+    self_contained_schema,
+)
 from app.api.security import caller
 from app.errors import (
     BodyTimeout,
@@ -49,11 +55,7 @@ class Intake:
 
 def render(order: Order) -> Answer:
     """Return the order as the answer to the request that placed it."""
-    return Answer(HTTPStatus.CREATED, f"/orders/{order.id}", _body(order))
-
-
-def _body(order: Order) -> bytes:
-    return json.dumps(order.representation(), ensure_ascii=False, separators=(",", ":")).encode()
+    return Answer(HTTPStatus.CREATED, f"/orders/{order.id}", order_json(order))
 
 
 def _problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
@@ -128,20 +130,6 @@ def _answered(intake: Intake, answer: Answer) -> Response:
         intake.on_placed()
     log.info("order.replayed" if answer.replayed else "order.placed", order_id=answer.location.rpartition("/")[2])
     return Response(answer.body, answer.status, headers, media_type="application/json")
-
-
-@router.get(
-    "/orders/{order_id}",
-    summary="Read an order",
-    response_model=OrderAnswer,
-    responses=_problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
-)
-async def read(request: Request, order_id: UUID) -> Response:
-    """Return the order as it is now."""
-    intake: Intake = request.state.intake
-    tenant = (await caller(request, "orders:read")).tenant
-    order = await service.get(intake.pool, tenant, order_id)
-    return Response(_body(order), media_type="application/json")
 
 
 @router.get(

@@ -24,7 +24,7 @@ from pydantic_core import InitErrorDetails
 
 from app.errors import MalformedRequest, ValidationFailed
 from app.orders import money
-from app.orders.models import Line
+from app.orders.models import Line, Order
 from app.orders.service import PlaceOrder
 from app.orders.status import Reason, Status
 
@@ -288,6 +288,11 @@ def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
         return {name: resolved(part) for name, part in value.items()}
 
     return {name: resolved(part) for name, part in schema.items()}
+
+
+def order_json(order: Order) -> bytes:
+    """Return the order as the body of an answer; the same bytes wherever it is answered."""
+    return json.dumps(order.representation(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class ItemAnswer(BaseModel):

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from uuid import UUID
 
 import structlog
 
@@ -64,6 +65,7 @@ class Orchestrator:
         retry_cap_seconds: float,
         on_event: Callable[[], None],
         checkpoint: Callable[[str], None],
+        on_finished: Callable[[UUID], None] = lambda _: None,
     ) -> None:
         self._pool = pool
         self._inventory = inventory
@@ -76,6 +78,7 @@ class Orchestrator:
         self._retry = (retry_base_seconds, retry_cap_seconds)
         self._on_event = on_event
         self._checkpoint = checkpoint
+        self._on_finished = on_finished
         self._loop = Loop("orchestrator", self._dispatch, poll_seconds)
         self._driving: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -211,6 +214,7 @@ class Orchestrator:
     def _finished(self, saga: store.Saga, order: Order) -> None:
         self._checkpoint("saga.finished")
         self._on_event()
+        self._on_finished(saga.id)
         self._metrics.orders_finished.labels(order.status, order.status_reason or "").inc()
         self._metrics.saga_duration.observe(max(0.0, (datetime.now(UTC) - saga.started_at).total_seconds()))
         log.info("saga.finished", status=order.status, reason=order.status_reason)

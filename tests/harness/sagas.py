@@ -84,6 +84,7 @@ class Stage:
         concurrency: int = 10,
         retry_cap_seconds: float = 30,
         checkpoint: Callable[[str], None] = lambda _: None,
+        on_finished: Callable[[UUID], None] = lambda _: None,
     ) -> Orchestrator:
         """Make one that retries at once, and by itself looks again only after an hour."""
         asked = partners or self.partners
@@ -101,6 +102,7 @@ class Stage:
             retry_cap_seconds=retry_cap_seconds,
             on_event=self._count_event,
             checkpoint=checkpoint,
+            on_finished=on_finished,
         )
 
     def _count_event(self) -> None:

@@ -1,0 +1,105 @@
+"""The parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.api.problems import MEDIA_TYPE
+from app.api.schemas import Problem, self_contained_schema
+
+Responses = dict[int | str, dict[str, Any]]
+
+# Codes in examples; those of a status that many errors share are left to the route.
+CODES: Mapping[HTTPStatus, tuple[str, str]] = {
+    HTTPStatus.UNAUTHORIZED: ("unauthenticated", "this needs a bearer token"),
+    HTTPStatus.NOT_FOUND: ("order-not-found", "there is no order 01890a5d-ac96-774b-bcce-b302099a8057"),
+    HTTPStatus.UNPROCESSABLE_ENTITY: ("validation-failed", "the request is not valid"),
+    HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("database-unavailable", "the service cannot take this request right now"),
+}
+HEADERS: Mapping[HTTPStatus, tuple[str, ...]] = {
+    HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate",),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
+}
+DESCRIPTIONS: Mapping[str, str] = {
+    "Cache-Control": "`private, no-cache`: kept by the caller alone, and asked about before each use",
+    "ETag": "strong; names this version of the order",
+    "Preference-Applied": "`wait=N` where the request's preference was followed, N after the cap",
+    "Retry-After": "seconds",
+    "Vary": "`Prefer`",
+    "WWW-Authenticate": "`Bearer`, with what was wrong (RFC 6750, section 3)",
+    "X-Request-ID": "the request's own, or a new one; it is in every log line of the request",
+}
+
+
+def headers(*names: str) -> dict[str, Any]:
+    """Describe the headers of an answer; every answer has X-Request-ID."""
+    return {
+        name: {"description": DESCRIPTIONS[name], "schema": {"type": "string"}} for name in (*names, "X-Request-ID")
+    }
+
+
+def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Describe a 200: its model, an example and its headers."""
+    content = {"application/json": {"example": example}}
+    return {"model": model, "description": description, "headers": headers(*names), "content": content}
+
+
+def problems(*statuses: HTTPStatus) -> Responses:
+    """Describe problems, and those that any route may answer."""
+    always = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+    return {status.value: _problem(status) for status in (*statuses, *always)}
+
+
+def _problem(status: HTTPStatus) -> dict[str, Any]:
+    code, detail = CODES[status]
+    example = {
+        "type": f"urn:orders:problem:{code}",
+        "title": status.phrase,
+        "status": status.value,
+        "code": code,
+        "detail": detail,
+    }
+    return {
+        "description": status.phrase,
+        "headers": headers(*HEADERS.get(status, ())),
+        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema(), "example": example}},
+    }
+
+
+def header_parameter(name: str, description: str, example: str) -> dict[str, Any]:
+    """Describe an optional request header."""
+    schema = {"type": "string", "examples": [example]}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
+def query_parameters(model: type[BaseModel]) -> Sequence[dict[str, Any]]:
+    """Describe the fields of a query's model, all optional; what the model calls null is a parameter left out."""
+    found = []
+    for name, described in self_contained_schema(model)["properties"].items():
+        schema = {key: value for key, value in described.items() if key not in {"title", "description", "anyOf"}}
+        for choice in described.get("anyOf", ()):
+            if choice.get("type") != "null":
+                schema |= choice
+        if schema.get("default", 0) is None:
+            del schema["default"]
+        parameter = {"name": name, "in": "query", "required": False, "schema": schema}
+        found.append(parameter | {"description": described["description"]})
+    return found
+
+
+ORDER: Mapping[str, Any] = {
+    "id": "01890a5d-ac96-774b-bcce-b302099a8057",
+    "status": "confirmed",
+    "status_reason": None,
+    "customer_id": "cus_1",
+    "currency": "USD",
+    "items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99", "line_total": "29.97"}],
+    "total": "29.97",
+    "placed_at": "2026-11-21T03:47:27.123456Z",
+    "updated_at": "2026-11-21T03:47:27.401020Z",
+    "version": 2,
+    "tracking_id": "trk_1",
+}

@@ -1,0 +1,121 @@
+"""Reading orders: `GET /orders/{id}`, conditional and, where the caller prefers it, held back until the order ends."""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
+
+from app import db
+from app.api import openapi
+from app.api.headers import none_match_fails, preferred_wait
+from app.api.schemas import OrderAnswer, order_json
+from app.api.security import caller
+from app.api.waiting import Waiters
+from app.orders import service
+from app.orders.models import Order
+from app.orders.status import FINAL
+
+router = APIRouter(tags=["orders"])
+
+MAX_WAIT_SECONDS = 30  # proxies between us and the caller commonly give up after 60
+FORM = 1  # of the answer; to be raised with it, so that nobody goes on with a copy of the old form
+CACHING = {"Cache-Control": "private, no-cache", "Vary": "Prefer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the routes work with."""
+
+    pool: db.Pool
+    waiters: Waiters
+
+
+def etag(order: Order) -> str:
+    """Return the order's strong entity tag: another one for every version, and for every form of the answer."""
+    return f'"{FORM}-{order.version}"'
+
+
+@router.get(
+    "/orders/{order_id}",
+    summary="Read an order",
+    response_model=OrderAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(
+            OrderAnswer, "The order as it is now", openapi.ORDER, "ETag", *CACHING, "Preference-Applied"
+        ),
+        HTTPStatus.NOT_MODIFIED.value: {
+            "description": "The caller has this version already",
+            "headers": openapi.headers("ETag", *CACHING, "Preference-Applied"),
+        },
+        **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+    openapi_extra={
+        "parameters": [
+            openapi.header_parameter(
+                "If-None-Match", "ETags that the caller has, or `*`: if one is the present one, 304", '"1-2"'
+            ),
+            openapi.header_parameter(
+                "Prefer",
+                f"`wait=N` (RFC 7240): answer when the status is final, or after N seconds, {MAX_WAIT_SECONDS} at most",
+                "wait=5",
+            ),
+        ]
+    },
+)
+async def read(request: Request, order_id: UUID) -> Response:
+    """Return the order as it is now; with `Prefer: wait=N`, as it is when it has ended or the time is up.
+
+    Waiting comes before `If-None-Match`: the condition is about the order as it is when the answer is given.
+    """
+    reading: Reading = request.state.reading
+    tenant = (await caller(request, "orders:read")).tenant
+    wished = preferred_wait(request.headers.getlist("prefer"))
+    if wished is None:
+        return _answered(request, await service.get(reading.pool, tenant, order_id), {})
+    seconds = min(wished, MAX_WAIT_SECONDS)
+    order, followed = await _read_when_ended(request, reading, tenant, order_id, seconds)
+    return _answered(request, order, {"Preference-Applied": f"wait={seconds}"} if followed else {})
+
+
+def _answered(request: Request, order: Order, applied: dict[str, str]) -> Response:
+    """Answer 200 or 304, with the same headers (RFC 9110, section 15.4.5); the server adds Date."""
+    tag = etag(order)
+    headers = {"ETag": tag, **CACHING, **applied}
+    if none_match_fails(request.headers.getlist("if-none-match"), tag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(order_json(order), headers=headers, media_type="application/json")
+
+
+async def _read_when_ended(
+    request: Request, reading: Reading, tenant: str, order_id: UUID, seconds: int
+) -> tuple[Order, bool]:
+    """Return the order when it has ended or `seconds` are over, and whether there was a place to wait for that."""
+    with reading.waiters.place(order_id) as ended:
+        order = await service.get(reading.pool, tenant, order_id)
+        if order.status in FINAL or not seconds:
+            return order, True
+        if ended is None:
+            return order, False
+        await _wait(request, ended, seconds)
+    return await service.get(reading.pool, tenant, order_id), True
+
+
+async def _wait(request: Request, ended: asyncio.Event, seconds: int) -> None:
+    """Wait for the event, `seconds` at most. Raises ClientDisconnect when the client hangs up meanwhile."""
+    end, gone = asyncio.ensure_future(ended.wait()), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({end, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            gone.result()
+            raise ClientDisconnect
+    finally:
+        end.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # a body, which a GET has no use for

@@ -1,0 +1,204 @@
+"""`GET /orders/{id}`: conditional, and held back until the order ends where the caller prefers it."""
+
+import asyncio
+import contextlib
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from app.api.waiting import Waiters
+from tests.harness.api import assert_problem, serving
+from tests.harness.orders import placed, start_saga
+from tests.harness.sagas import Stage
+from tests.harness.sandboxes import AMPLE_SECONDS, plain_http
+from tests.harness.wait import wait_until
+
+CACHING = {"cache-control": "private, no-cache", "vary": "Prefer"}
+LONG = {"Prefer": "wait=30"}
+
+
+async def confirm(pool: asyncpg.Pool, order_id: UUID) -> None:
+    """End the order as another process does: nobody in this one is told."""
+    await pool.execute("UPDATE orders SET status = 'confirmed', version = 2 WHERE id = $1", order_id)
+
+
+async def in_the_metrics(api: httpx.AsyncClient, status: str) -> bool:
+    series = (
+        f'http_server_request_duration_seconds_count{{method="GET",route="/orders/{{order_id}}",status="{status}"}}'
+    )
+    return series in (await api.get("/metrics")).text
+
+
+async def test_an_order_is_answered_with_a_strong_etag_of_its_version(
+    api: httpx.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    order = await placed(pool)
+    first = await api.get(f"/orders/{order.id}")
+    again = await api.get(f"/orders/{order.id}")
+    await confirm(pool, order.id)
+    changed = await api.get(f"/orders/{order.id}")
+    assert first.headers["etag"] == again.headers["etag"] != changed.headers["etag"]
+    assert [each.headers["etag"][0] for each in (first, changed)] == ['"', '"']
+    assert {name: first.headers[name] for name in CACHING} == CACHING
+    assert "preference-applied" not in first.headers
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"x", {}', "*"])
+async def test_who_has_the_present_version_is_told_so_without_a_body(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, form: str
+) -> None:
+    path = f"/orders/{(await placed(pool)).id}"
+    tag = (await api.get(path)).headers["etag"]
+    answer = await api.get(path, headers={"If-None-Match": form.format(tag)})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert {name: answer.headers[name] for name in ("etag", *CACHING)} == {"etag": tag, **CACHING}
+    assert answer.headers["date"]
+    assert answer.headers["x-request-id"]
+    assert "content-type" not in answer.headers
+
+
+async def test_who_has_an_older_version_gets_the_present_one(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    tag = (await api.get(f"/orders/{order.id}")).headers["etag"]
+    await confirm(pool, order.id)
+    answer = await api.get(f"/orders/{order.id}", headers={"If-None-Match": tag})
+    assert (answer.status_code, answer.json()["status"]) == (200, "confirmed")
+
+
+async def test_a_condition_on_an_order_that_is_not_there_is_not_found(api: httpx.AsyncClient) -> None:
+    headers = {"If-None-Match": "*", **LONG}
+    assert_problem(await api.get(f"/orders/{uuid4()}", headers=headers), 404, "order-not-found")
+
+
+async def test_an_order_of_another_tenant_is_not_waited_for(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool, tenant="other")
+    assert_problem(await api.get(f"/orders/{order.id}", headers=LONG), 404, "order-not-found")
+
+
+async def test_a_wait_ends_when_another_process_ends_the_order(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    orders = [await placed(pool) for _ in range(3)]
+    waiting = [asyncio.create_task(api.get(f"/orders/{order.id}", headers=LONG)) for order in orders for _ in range(2)]
+    for order in orders:
+        await confirm(pool, order.id)
+    answers = await asyncio.gather(*waiting)
+    assert {answer.json()["status"] for answer in answers} == {"confirmed"}
+    assert {answer.headers["preference-applied"] for answer in answers} == {"wait=30"}
+
+
+async def test_an_order_that_has_ended_is_answered_at_once(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    await confirm(pool, order.id)
+    answer = await api.get(f"/orders/{order.id}", headers={"Prefer": "wait=3600"})
+    assert (answer.json()["status"], answer.headers["preference-applied"]) == ("confirmed", "wait=30")
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+async def test_when_the_time_is_up_the_order_is_answered_as_it_is(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, seconds: int
+) -> None:
+    order = await placed(pool)
+    answer = await api.get(f"/orders/{order.id}", headers={"Prefer": f"wait={seconds}"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "pending")
+    assert answer.headers["preference-applied"] == f"wait={seconds}"
+
+
+async def test_a_condition_is_judged_after_the_wait(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    tag = (await api.get(f"/orders/{order.id}")).headers["etag"]
+    unchanged = await api.get(f"/orders/{order.id}", headers={"If-None-Match": tag, "Prefer": "wait=1"})
+    assert (unchanged.status_code, unchanged.headers["preference-applied"]) == (304, "wait=1")
+    waiting = asyncio.create_task(api.get(f"/orders/{order.id}", headers={"If-None-Match": tag, **LONG}))
+    await confirm(pool, order.id)
+    assert (await waiting).json()["status"] == "confirmed"
+
+
+async def test_who_waits_holds_no_connection(database_url: str, pool: asyncpg.Pool) -> None:
+    """With one connection for all requests, twenty wait and others are answered."""
+    order = await placed(pool)
+    async with serving(database_url, database_pool_size=1) as api:
+        waiting = [asyncio.create_task(api.get(f"/orders/{order.id}", headers=LONG)) for _ in range(20)]
+        other = await placed(pool)
+        for _ in range(20):
+            assert (await api.get(f"/orders/{other.id}")).status_code == 200
+        await confirm(pool, order.id)
+        assert {answer.json()["status"] for answer in await asyncio.gather(*waiting)} == {"confirmed"}
+
+
+async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
+    writer.write(f"GET /orders/{order.id} HTTP/1.1\r\nHost: here\r\nPrefer: wait=30\r\n\r\n".encode())
+    await writer.drain()
+    writer.transport.abort()
+    await wait_until(lambda: in_the_metrics(api, "499"), AMPLE_SECONDS, "the request in the metrics")
+
+
+async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    async with contextlib.AsyncExitStack() as until_answered:
+        async with serving(database_url) as api:
+            patient = await until_answered.enter_async_context(plain_http(str(api.base_url)))
+            waiting = asyncio.create_task(patient.get(f"/orders/{order.id}", headers=LONG))
+            await wait_until(lambda: somebody_polls(pool), AMPLE_SECONDS, "a poll for who waits")
+        answer = await waiting
+    assert (answer.status_code, answer.json()["status"]) == (200, "pending")
+
+
+async def somebody_polls(pool: asyncpg.Pool) -> bool:
+    """Tell whether a connection's last query was the poll for those who wait."""
+    query = """
+        SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                       AND query LIKE 'SELECT id FROM orders WHERE id = ANY%')
+    """
+    return bool(await pool.fetchval(query))
+
+
+async def test_who_finds_no_place_is_answered_at_once_and_places_become_free_again(pool: asyncpg.Pool) -> None:
+    waiters = Waiters(pool, capacity=2)
+    first, second = uuid4(), uuid4()
+    with waiters.place(first) as one, waiters.place(first) as two:
+        assert one is not None
+        assert two is not None
+        with waiters.place(second) as none:
+            assert none is None
+    with waiters.place(second) as place:
+        assert place is not None
+    waiters.leave()
+    with waiters.place(second) as none:
+        assert none is None
+
+
+async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none(
+    pool: asyncpg.Pool, database_url: str
+) -> None:
+    orders = [await placed(pool) for _ in range(5)]
+    asked: list[str] = []
+
+    async def listen(conn: Any) -> None:
+        conn.add_query_logger(lambda query: asked.append(query.query))
+
+    async with asyncpg.create_pool(database_url, min_size=0, max_size=1, setup=listen) as heard:
+        waiters = Waiters(heard)
+        await waiters.run_once()
+        assert asked == []
+        with contextlib.ExitStack() as places:
+            events = [places.enter_context(waiters.place(order.id)) for order in orders for _ in range(3)]
+            await confirm(pool, orders[0].id)
+            await waiters.run_once()
+            assert [event is not None and event.is_set() for event in events] == [True] * 3 + [False] * 12
+    assert len([query for query in asked if "orders" in query]) == 1
+
+
+async def test_an_order_that_ends_in_this_process_wakes_who_waits_for_it_without_a_poll(stage: Stage) -> None:
+    waiters = Waiters(stage.pool, poll_seconds=3600)
+    saga = await start_saga(stage.pool)
+    with waiters.place(saga) as ended, waiters.place(uuid4()) as other:
+        assert ended is not None
+        assert other is not None
+        await stage.orchestrator(on_finished=waiters.wake).run_once()
+        assert ended.is_set()
+        assert not other.is_set()
+    assert await stage.outcome(saga) == "confirmed"
