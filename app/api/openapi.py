@@ -103,3 +103,4 @@ ORDER: Mapping[str, Any] = {
     "version": 2,
     "tracking_id": "trk_1",
 }
+ORDERS: Mapping[str, Any] = {"orders": [ORDER], "next_cursor": "AQY-6M_oVQABiQpdrJZ3S7zOswIJmoBX"}

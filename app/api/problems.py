@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem details. The only place that knows HTTP statuses."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from app.errors import (
     BodyTimeout,
@@ -106,11 +107,26 @@ def answer_to(error: OrdersError) -> Response:
     return problem(status, error.code, detail, errors=errors, headers=headers)
 
 
-async def _http_exception(_: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     status = HTTPStatus(error.status_code)
     code = status.phrase.lower().replace(" ", "-")
-    return problem(status, code, str(error.detail), headers=error.headers)
+    headers = {**(error.headers or {})}
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request)
+    return problem(status, code, str(error.detail), headers=headers)
+
+
+def _routes(app: FastAPI) -> Iterator[BaseRoute]:
+    """Return every route; FastAPI keeps an included router as one entry that has them."""
+    for entry in app.routes:
+        yield from getattr(getattr(entry, "original_router", None), "routes", (entry,))
+
+
+def _allowed(request: Request) -> str:
+    """Return the methods of every route of this path; the framework names those of the first alone."""
+    matching = (route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

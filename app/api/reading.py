@@ -1,6 +1,7 @@
-"""Reading orders: `GET /orders/{id}`, conditional and, where the caller prefers it, held back until the order ends."""
+"""Reading orders: by page, and one: conditional, and held back until it ends where the caller prefers it."""
 
 import asyncio
+import json
 from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import UUID
@@ -10,10 +11,13 @@ from starlette.requests import ClientDisconnect
 
 from app import db
 from app.api import openapi
+from app.api.cursors import write_cursor
 from app.api.headers import none_match_fails, preferred_wait
-from app.api.schemas import OrderAnswer, order_json
+from app.api.queries import ListOrders, read_query
+from app.api.schemas import OrderAnswer, OrdersAnswer, order_json
 from app.api.security import caller
 from app.api.waiting import Waiters
+from app.orders import reading as listings
 from app.orders import service
 from app.orders.models import Order
 from app.orders.status import FINAL
@@ -36,6 +40,34 @@ class Reading:
 def etag(order: Order) -> str:
     """Return the order's strong entity tag: another one for every version, and for every form of the answer."""
     return f'"{FORM}-{order.version}"'
+
+
+@router.get(
+    "/orders",
+    summary="List orders",
+    response_model=OrdersAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(OrdersAnswer, "One page, newest first", openapi.ORDERS, "Cache-Control"),
+        **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+    openapi_extra={"parameters": openapi.query_parameters(ListOrders)},
+)
+async def list_orders(request: Request) -> Response:
+    """Return the caller's orders, newest first, `limit` at a time; `next_cursor` leads to the older ones.
+
+    Going through the pages shows each order once at most, and leaves none out that was there at the start; those placed
+    meanwhile are found by asking again without a cursor. A cursor goes with any filters.
+    """
+    reading: Reading = request.state.reading
+    tenant = (await caller(request, "orders:read")).tenant
+    query = read_query(ListOrders, request.query_params.multi_items())
+    orders, following = await listings.page(reading.pool, query.listing(tenant))
+    body = {
+        "orders": [order.representation() for order in orders],
+        "next_cursor": None if following is None else write_cursor(following),
+    }
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(content, headers={"Cache-Control": CACHING["Cache-Control"]}, media_type="application/json")
 
 
 @router.get(

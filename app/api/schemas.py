@@ -255,14 +255,18 @@ def read_place_order(body: bytes) -> PlaceOrderRequest:
     try:
         return PlaceOrderRequest.model_validate(value)
     except ValidationError as error:
-        errors = [
-            {
-                "pointer": "".join(f"/{_escaped(str(part))}" for part in each["loc"]),
-                "detail": each["msg"].removeprefix("Value error, "),
-            }
-            for each in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise ValidationFailed("the body is not a valid order", errors) from error
+        raise ValidationFailed("the body is not a valid order", mistakes(error)) from error
+
+
+def mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
+    """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
+    return [
+        {
+            "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
+            "detail": each["msg"].removeprefix("Value error, "),
+        }
+        for each in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
 
 
 def _escaped(part: str) -> str:
@@ -328,6 +332,13 @@ class KeyAnswer(BaseModel):
     location: str
     created_at: str
     expires_at: str
+
+
+class OrdersAnswer(BaseModel):
+    """One page of a listing, newest first. `next_cursor`: null on the last page."""
+
+    orders: list[OrderAnswer]
+    next_cursor: str | None
 
 
 class Problem(BaseModel):

@@ -15,9 +15,14 @@ def upgrade() -> None:
         "CREATE INDEX orders_tenant_customer_id_placed_at_id_idx ON orders (tenant, customer_id, placed_at, id)"
         " WHERE customer_id IS NOT NULL"
     )
+    op.execute(
+        "CREATE INDEX orders_status_tenant_placed_at_id_idx ON orders (status, tenant, placed_at, id)"
+        " WHERE status <> 'confirmed'"
+    )
 
 
 def downgrade() -> None:
+    op.execute("DROP INDEX orders_status_tenant_placed_at_id_idx")
     op.execute("DROP INDEX orders_tenant_customer_id_placed_at_id_idx")
     op.execute("DROP INDEX orders_tenant_placed_at_id_idx")
     op.execute("ALTER TABLE orders DROP COLUMN cancel_requested_at")

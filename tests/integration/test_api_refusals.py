@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -87,7 +88,8 @@ async def test_a_problem_says_where_every_mistake_is(api: httpx.AsyncClient) -> 
 
 
 async def test_a_method_that_is_not_allowed_is_told_which_are(api: httpx.AsyncClient) -> None:
-    assert (await api.delete("/orders")).headers["allow"] == "POST"
+    assert (await api.delete("/orders")).headers["allow"] == "GET, POST"
+    assert (await api.put(f"/orders/{uuid4()}")).headers["allow"] == "GET"
 
 
 async def test_two_idempotency_keys_at_once_are_invalid(api: httpx.AsyncClient) -> None:
