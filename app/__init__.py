@@ -15,6 +15,7 @@ The way of an order, in reading order:
     saga.cancellation   ends an order before its saga started, or leaves word for the saga to turn back
     saga.orchestrator   load, plan, call a partner, record, until the order is confirmed or everything is undone
     partners.*          inventory, payment, shipping: one HTTP attempt a call, four possible outcomes
+    api.reading         shows the order: one, held back until it has ended (api.waiting), or many, by page
 
 Around it: `cli` (the commands), `main` (puts the parts together), `demo` and `embedded` (the whole system in one
 command), `sandbox` (the partners' simulator, which stands alone), `db`, `loops`, `server`, `telemetry`, `settings`,

@@ -13,7 +13,9 @@ OrdersError
 │   ├── IdempotencyKeyNotFound       idempotency-key-not-found
 │   ├── RequestInProgress            request-in-progress
 │   ├── OrderNotFound                order-not-found
-│   └── OrderNotCancellable          order-not-cancellable
+│   ├── OrderNotCancellable          order-not-cancellable
+│   ├── NotOffered                   not-found (a route that this configuration does not offer)
+│   └── Unauthorized                 unauthorized (carries the RFC 6750 error, if a token came at all)
 ├── Unavailable                  a dependency is out, slow or full; trying again later is right
 │   ├── DatabaseUnavailable          database-unavailable
 │   ├── BrokerUnavailable            broker-unavailable
@@ -114,6 +116,22 @@ class OrderNotCancellable(RequestError):
     """The order has ended confirmed or rejected: there is nothing left to cancel."""
 
     code = "order-not-cancellable"
+
+
+class NotOffered(RequestError):
+    """The route exists in other configurations only: it must look as if it did not exist."""
+
+    code = "not-found"
+
+
+class Unauthorized(RequestError):
+    """No acceptable bearer token. `error`: the code of RFC 6750, section 3.1; None when no token came."""
+
+    code = "unauthorized"
+
+    def __init__(self, text: str, error: str | None = None) -> None:
+        super().__init__(text)
+        self.error = error
 
 
 class Unavailable(OrdersError):

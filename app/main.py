@@ -15,10 +15,11 @@ import structlog
 from fastapi import FastAPI
 
 from app import db, server
-from app.api import cancelling, health, orders, problems, reading
+from app.api import cancelling, health, openapi, operators, orders, problems, reading
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.api.idempotency import Idempotency
+from app.api.security import Security
 from app.api.waiting import Waiters
 from app.cache import Cache
 from app.errors import BrokerUnavailable, DatabaseUnavailable
@@ -59,6 +60,8 @@ class State(TypedDict):
 
     intake: orders.Intake
     reading: reading.Reading
+    operators: operators.Operators
+    security: Security
     health: health.Health
 
 
@@ -98,6 +101,8 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
         app.include_router(orders.router)
         app.include_router(cancelling.router)
         app.include_router(reading.router)
+        app.include_router(operators.router)
+    openapi.install(app)
     return app
 
 
@@ -154,6 +159,8 @@ async def _start(
     return {
         "intake": intake,
         "reading": reading.Reading(request_pool, waiters),
+        "operators": operators.Operators(request_pool, {"requests": request_pool, "work": work_pool}),
+        "security": Security(admin_token=settings.admin_token.get_secret_value()),
         "health": health.Health(checks, decisive, metrics, refresh),
     }
 

@@ -47,6 +47,9 @@ class Settings(Database):
         description="what this process does, separated by commas; `consumer` also runs the sagas",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
+    admin_token: SecretStr = Field(
+        default=SecretStr(""), description="operators' bearer token for `/ops`; empty: there is no `/ops`"
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, whatever the roles")
     log_format: Literal["json", "console"] = Field(default="json", description="one JSON object a line, or for people")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")

@@ -1,9 +1,11 @@
 """The parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
 
+import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.api.problems import MEDIA_TYPE
@@ -11,9 +13,27 @@ from app.api.schemas import Problem, self_contained_schema
 
 Responses = dict[int | str, dict[str, Any]]
 
-# Codes in examples; those of a status that many errors share are left to the route.
+
+def install(app: FastAPI) -> None:
+    """Put the examples that are text into the document as what they say."""
+    generate = app.openapi
+
+    def complete() -> dict[str, Any]:
+        document = generate()
+        for path in document["paths"].values():
+            for operation in path.values():
+                for response in operation["responses"].values():
+                    for content in response.get("content", {}).values():
+                        if isinstance(content.get("example"), str):
+                            content["example"] = json.loads(content["example"])
+        return document
+
+    app.openapi = complete  # type: ignore[method-assign] # FastAPI's own way to extend it
+
+
+# Code and detail in the examples.
 CODES: Mapping[HTTPStatus, tuple[str, str]] = {
-    HTTPStatus.UNAUTHORIZED: ("unauthenticated", "this needs a bearer token"),
+    HTTPStatus.UNAUTHORIZED: ("unauthorized", "this request needs a bearer token"),
     HTTPStatus.NOT_FOUND: ("order-not-found", "there is no order 01890a5d-ac96-774b-bcce-b302099a8057"),
     HTTPStatus.UNPROCESSABLE_ENTITY: ("validation-failed", "the request is not valid"),
     HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
@@ -24,7 +44,7 @@ HEADERS: Mapping[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
 }
 DESCRIPTIONS: Mapping[str, str] = {
-    "Cache-Control": "`private, no-cache`: kept by the caller alone, and asked about before each use",
+    "Cache-Control": "`private, no-cache`: kept by the caller alone and asked about before each use; or `no-store`",
     "ETag": "strong; names this version of the order",
     "Preference-Applied": "`wait=N` where the request's preference was followed, N after the cap",
     "Retry-After": "seconds",
@@ -42,19 +62,21 @@ def headers(*names: str) -> dict[str, Any]:
 
 
 def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Describe a 200: its model, an example and its headers."""
-    content = {"application/json": {"example": example}}
+    """Describe a 200: its model, an example and its headers.
+
+    The example is text until `install`: FastAPI drops every null of the document, and examples have some.
+    """
+    content = {"application/json": {"example": json.dumps(example)}}
     return {"model": model, "description": description, "headers": headers(*names), "content": content}
 
 
-def problems(*statuses: HTTPStatus) -> Responses:
-    """Describe problems, and those that any route may answer."""
+def problems(*statuses: HTTPStatus, examples: Mapping[HTTPStatus, tuple[str, str]] = CODES) -> Responses:
+    """Describe problems, and those that any route may answer. `examples`: code and detail, where not the usual ones."""
     always = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
-    return {status.value: _problem(status) for status in (*statuses, *always)}
+    return {status.value: _problem(status, *{**CODES, **examples}[status]) for status in (*statuses, *always)}
 
 
-def _problem(status: HTTPStatus) -> dict[str, Any]:
-    code, detail = CODES[status]
+def _problem(status: HTTPStatus, code: str, detail: str) -> dict[str, Any]:
     example = {
         "type": f"urn:orders:problem:{code}",
         "title": status.phrase,
@@ -103,4 +125,4 @@ ORDER: Mapping[str, Any] = {
     "version": 2,
     "tracking_id": "trk_1",
 }
-ORDERS: Mapping[str, Any] = {"orders": [ORDER], "next_cursor": "AQY-6M_oVQABiQpdrJZ3S7zOswIJmoBX"}
+ORDERS: Mapping[str, Any] = {"orders": [ORDER], "next_cursor": "AQZgwTgkVAABiQpdrJZ3S7zOswIJmoBX"}

@@ -21,9 +21,11 @@ from app.errors import (
     IdempotencyKeyReused,
     MalformedRequest,
     OrderNotCancellable,
+    NotOffered,
     OrderNotFound,
     OrdersError,
     RequestInProgress,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
     ValidationFailed,
@@ -38,8 +40,10 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
     MalformedRequest: HTTPStatus.BAD_REQUEST,
     IdempotencyKeyMissing: HTTPStatus.BAD_REQUEST,
     IdempotencyKeyInvalid: HTTPStatus.BAD_REQUEST,
+    Unauthorized: HTTPStatus.UNAUTHORIZED,
     OrderNotFound: HTTPStatus.NOT_FOUND,
     IdempotencyKeyNotFound: HTTPStatus.NOT_FOUND,
+    NotOffered: HTTPStatus.NOT_FOUND,
     BodyTimeout: HTTPStatus.REQUEST_TIMEOUT,
     RequestInProgress: HTTPStatus.CONFLICT,
     OrderNotCancellable: HTTPStatus.CONFLICT,
@@ -103,8 +107,16 @@ def answer_to(error: OrdersError) -> Response:
         detail = "the service cannot take this request right now; try again with the same Idempotency-Key"
     if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
         headers["Connection"] = "close"  # the rest of the body is still on its way, and nobody will read it
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = _challenge(error)
     errors = error.errors if isinstance(error, ValidationFailed) else ()
     return problem(status, error.code, detail, errors=errors, headers=headers)
+
+
+def _challenge(error: Unauthorized) -> str:
+    """Return what RFC 6750, section 3 wants to be told: no `error` where no token came."""
+    challenge = 'Bearer realm="orders"'
+    return challenge if error.error is None else f'{challenge}, error="{error.error}", error_description="{error}"'
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ that dies loses nothing but time, and one that wakes up late can change nothing.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, Uuid, func, text
@@ -191,3 +192,44 @@ async def stats(conn: Connection) -> tuple[int, float, int]:
     )
     assert row is not None  # noqa: S101 - bug: an aggregate always has its row
     return row["pending"], max(0.0, row["age"]), row["parked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """A row that is not out. `claimed`: a relay has it. `behind`: the lowest unpublished sequence before its own."""
+
+    id: UUID
+    type: str
+    subject: str
+    sequence: int
+    tenant: str
+    occurred_at: datetime
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime
+    parked_at: datetime | None
+    claimed: bool
+    behind: int | None
+
+
+async def unpublished(conn: Connection, limit: int) -> list[Unpublished]:
+    """Return up to `limit` rows that are not out: parked ones first, then pending ones, the longest due first."""
+    rows = await conn.fetch(
+        f"""
+        SELECT id, type, subject, sequence, tenant, occurred_at, attempts, last_error, next_attempt_at, parked_at,
+               claim_token IS NOT NULL AND next_attempt_at > clock_timestamp() AS claimed,
+               (
+                   SELECT min(earlier.sequence) FROM outbox AS earlier
+                   WHERE earlier.subject = first.subject AND earlier.sequence < first.sequence
+                     AND earlier.published_at IS NULL
+               ) AS behind
+        FROM (
+            (SELECT * FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL ORDER BY parked_at, id LIMIT $1)
+            UNION ALL
+            (SELECT * FROM outbox WHERE {PENDING} ORDER BY next_attempt_at, id LIMIT $1)
+        ) AS first
+        ORDER BY parked_at NULLS LAST, next_attempt_at, id LIMIT $1
+        """,  # noqa: S608 - a constant
+        limit,
+    )
+    return [Unpublished(**row) for row in rows]

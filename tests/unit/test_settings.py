@@ -54,6 +54,7 @@ def env(environment: pytest.MonkeyPatch) -> Environment:
 DEFAULTS = {
     "rabbitmq_url": "",
     "roles": ALL_ROLES,
+    "admin_token": "",
     "port": 8000,
     "log_format": "json",
     "log_level": "INFO",
@@ -81,7 +82,7 @@ DEFAULTS = {
 @pytest.mark.parametrize(("name", "default"), DEFAULTS.items())
 def test_a_default_is_what_was_promised(env: Environment, name: str, default: object) -> None:
     value: Any = getattr(env.read(), name)
-    assert (value.get_secret_value() if name.endswith("_url") else value) == default
+    assert (value.get_secret_value() if name.endswith(("_url", "_token")) else value) == default
 
 
 def test_every_setting_says_what_it_means() -> None:
