@@ -7,6 +7,7 @@ from http import HTTPStatus
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from app import db
@@ -14,7 +15,7 @@ from app.api import openapi
 from app.api.cursors import write_cursor
 from app.api.headers import none_match_fails, preferred_wait
 from app.api.queries import ListOrders, read_query
-from app.api.schemas import OrderAnswer, OrdersAnswer, order_json
+from app.api.schemas import OrderAnswer, order_json
 from app.api.security import caller
 from app.api.waiting import Waiters
 from app.orders import reading as listings
@@ -27,6 +28,13 @@ router = APIRouter(tags=["orders"])
 MAX_WAIT_SECONDS = 30  # proxies between us and the caller commonly give up after 60
 FORM = 1  # of the answer; to be raised with it, so that nobody goes on with a copy of the old form
 CACHING = {"Cache-Control": "private, no-cache", "Vary": "Prefer"}
+
+
+class OrdersAnswer(BaseModel):
+    """One page of a listing, newest first. `next_cursor`: null on the last page."""
+
+    orders: list[OrderAnswer]
+    next_cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)

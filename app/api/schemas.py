@@ -334,13 +334,6 @@ class KeyAnswer(BaseModel):
     expires_at: str
 
 
-class OrdersAnswer(BaseModel):
-    """One page of a listing, newest first. `next_cursor`: null on the last page."""
-
-    orders: list[OrderAnswer]
-    next_cursor: str | None
-
-
 class Problem(BaseModel):
     """RFC 9457 problem details, with a stable `code`."""
 

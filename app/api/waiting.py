@@ -14,7 +14,7 @@ from app import db
 from app.loops import Loop
 from app.orders import reading
 
-CAPACITY = 1000  # each is an open socket; beyond it asking again later is better than holding more
+CAPACITY = 200  # well below the requests that a process serves at a time: who waits must not keep others out
 POLL_SECONDS = 0.25  # what an order's end in another process may go unnoticed; a person does not notice it either
 
 

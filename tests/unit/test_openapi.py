@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 from app.api.cursors import read_cursor
 from app.api.operators import OutboxAnswer, StatsAnswer
 from app.api.queries import Limited, ListOrders
-from app.api.schemas import OrderAnswer, OrdersAnswer, Problem
+from app.api.reading import OrdersAnswer
+from app.api.schemas import OrderAnswer, Problem
 from app.main import create_app
 from app.settings import Settings, load
 
