@@ -219,14 +219,32 @@ def _nodes(plan: dict[str, Any]) -> Any:
         yield from _nodes(below)
 
 
+async def test_no_plan_of_a_page_is_kept_for_other_values(pool: asyncpg.Pool, database_url: str) -> None:
+    """The server goes over to a plan for all values after five runs of a prepared statement, and it may not fit any."""
+    await placed(pool, customer_id="cus_1")
+    listing = Listing(TENANT, 20, customer_id="cus_1", after=Position(NOON + timedelta(days=36_500), uuid4()))
+    async with asyncpg.create_pool(database_url, min_size=0, max_size=1) as one:
+        for _ in range(10):
+            assert len((await reading.page(one, listing))[0]) == 1
+        kept = await one.fetch("SELECT statement FROM pg_prepared_statements")
+    assert [row["statement"] for row in kept if "order_lines" in row["statement"]] == []
+
+
 async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: asyncpg.Pool, database_url: str) -> None:
     orders = [await placed(pool, lines=(Line("A", 1, 5),) * 10) for _ in range(10)]
     asked: list[str] = []
 
+    class Heard(asyncpg.Connection):
+        """A connection that tells what it is asked: its query log leaves out what is prepared."""
+
+        async def prepare(self, query: str, **options: Any) -> Any:
+            asked.append(query)
+            return await super().prepare(query, **options)
+
     async def listen(conn: Any) -> None:
         conn.add_query_logger(lambda query: asked.append(query.query))
 
-    async with asyncpg.create_pool(database_url, min_size=0, max_size=1, setup=listen) as heard:
+    async with asyncpg.create_pool(database_url, min_size=0, max_size=1, setup=listen, connection_class=Heard) as heard:
         found, following = await reading.page(heard, Listing(TENANT, 100))
     assert ([_shown(each) for each in found], following) == ([_shown(each) for each in reversed(orders)], None)
     assert len([query for query in asked if "orders" in query]) == 1
