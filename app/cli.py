@@ -7,6 +7,7 @@ check (a server out of reach).
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,10 @@ import uvloop
 
 from app import db, demo, server, settings, telemetry
 from app import main as composition
+from app.api import tokens
 from app.errors import ConfigurationError, Unavailable
+
+UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 app = typer.Typer(
     help="An orders service that never loses an order, never charges twice and never gets stuck in silence.",
@@ -77,6 +81,39 @@ def run_demo(
     """Run the whole system in one command: real PostgreSQL, in-process transport, the partner sandbox beside it."""
     binaries = os.environ.get(settings.PREFIX + "PG_BIN")
     uvloop.run(server.until_signalled(demo.run(port, sandbox_port, None if ephemeral else data_dir, binaries)))
+
+
+@app.command()
+def token(
+    *,
+    tenant: Annotated[str, typer.Option(help="Whose orders it may see.")] = "default",
+    subject: Annotated[str, typer.Option(help="Who carries it.")] = "developer",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What it allows; again for more. Default: orders:read orders:write.")
+    ] = None,
+    expires_in: Annotated[str, typer.Option(help="Seconds, or a number with s, m, h or d behind it.")] = "1h",
+) -> None:
+    """Print one signed development token for a service that shares ORDERS_AUTH_JWT_SECRET."""
+    configured = settings.load(settings.Auth)
+    secret = configured.auth_jwt_secret.get_secret_value()
+    if not secret:
+        raise ConfigurationError(f"{settings.PREFIX}AUTH_JWT_SECRET is not set: only a shared secret can sign tokens")
+    claims = {
+        "sub": subject,
+        configured.auth_tenant_claim: tenant,
+        "scope": " ".join(scope or ("orders:read", "orders:write")),
+        "iss": configured.auth_issuer,
+        "aud": configured.auth_audience,
+    }
+    typer.echo(tokens.sign(secret, {name: value for name, value in claims.items() if value}, _seconds(expires_in)))
+
+
+def _seconds(text: str) -> float:
+    """Read a duration: seconds, or a number with s, m, h or d behind it."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if match is None or not (seconds := int(match[1]) * UNIT_SECONDS[match[2]]):
+        raise typer.BadParameter("must be like 90, 15m, 12h or 7d", param_hint="--expires-in")
+    return float(seconds)
 
 
 def main() -> None:

@@ -58,13 +58,14 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 settings.Settings,
                 database_url=postgres.url,
                 rabbitmq_url="",
+                redis_url="",
                 inventory_url=sandbox_url,
                 payment_url=sandbox_url,
                 shipping_url=sandbox_url,
                 roles=settings.ALL_ROLES,
             )
             partners = simulator(directory / "ledger.sqlite", sandbox_socket)
-            service = server.Server(main.create_app(configured), service_socket, configured.shutdown_timeout_seconds)
+            service = main.make_server(configured, service_socket)
             text = WELCOME.format(
                 service=service_url,
                 sandbox=sandbox_url,

@@ -15,9 +15,12 @@ OrdersError
 │   ├── OrderNotFound                order-not-found
 │   ├── OrderNotCancellable          order-not-cancellable
 │   ├── NotOffered                   not-found (a route that this configuration does not offer)
-│   └── Unauthorized                 unauthorized (carries the RFC 6750 error, if a token came at all)
+│   ├── Unauthorized                 unauthorized (carries the RFC 6750 error, if a token came at all)
+│   ├── InsufficientScope            insufficient-scope (carries the scope that is needed)
+│   └── TooManyRequests              too-many-requests (carries when to come again)
 ├── Unavailable                  a dependency is out, slow or full; trying again later is right
 │   ├── DatabaseUnavailable          database-unavailable
+│   ├── IssuerUnavailable            issuer-unavailable
 │   ├── BrokerUnavailable            broker-unavailable
 │   ├── CacheUnavailable             cache-unavailable (never seen by callers: it only makes things slower)
 │   ├── OutboxFull                   outbox-full
@@ -134,6 +137,26 @@ class Unauthorized(RequestError):
         self.error = error
 
 
+class InsufficientScope(RequestError):
+    """The token is good, but does not allow this. `scope`: what it would have to name."""
+
+    code = "insufficient-scope"
+
+    def __init__(self, text: str, scope: str) -> None:
+        super().__init__(text)
+        self.scope = scope
+
+
+class TooManyRequests(RequestError):
+    """The tenant's quota is used up for now. `retry_after_seconds`: whole seconds, ≥ 1."""
+
+    code = "too-many-requests"
+
+    def __init__(self, text: str, retry_after_seconds: int) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class Unavailable(OrdersError):
     """A dependency is out, slow or full."""
 
@@ -144,6 +167,12 @@ class DatabaseUnavailable(Unavailable):
     """Postgres did not answer, or every connection was busy for too long."""
 
     code = "database-unavailable"
+
+
+class IssuerUnavailable(Unavailable):
+    """The keys that tokens are checked with cannot be had right now, so that no token can be judged."""
+
+    code = "issuer-unavailable"
 
 
 class BrokerUnavailable(Unavailable):

@@ -1,5 +1,6 @@
 """Every setting: name, default, unit and meaning. Read in `main`, `cli` and `demo` only; all else takes values."""
 
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -9,8 +10,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.errors import ConfigurationError
 
 PREFIX = "ORDERS_"
+RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
+BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]*=*")
 Role = Literal["api", "relay", "consumer", "janitor"]
 ALL_ROLES: frozenset[Role] = frozenset({"api", "relay", "consumer", "janitor"})
+MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2: a key for HS256 is no shorter than its hash
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 
 
@@ -28,14 +32,53 @@ class Database(BaseSettings):
         return value
 
 
-class Settings(Database):
+class Auth(BaseSettings):
+    """Who may call; what `orders token` needs."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    auth_mode: Literal["none", "jwt"] = Field(
+        default="none", description="`none`: everybody is the tenant `default`; `jwt`: bearer tokens with a tenant"
+    )
+    auth_jwks_url: str = Field(default="", description="with `jwt`: the issuer's public keys (RFC 7517)")
+    auth_jwt_secret: SecretStr = Field(
+        default=SecretStr(""), description="with `jwt`, instead of the URL: HS256 with this secret, 32 bytes or more"
+    )
+    auth_issuer: str = Field(default="", description="`iss` must be this; empty: not looked at")
+    auth_audience: str = Field(default="", description="`aud` must name this; empty: not looked at")
+    auth_tenant_claim: str = Field(default="tenant", min_length=1, description="the claim that names the tenant")
+
+    @field_validator("auth_jwks_url")
+    @classmethod
+    def _jwks_spelling(cls, value: str) -> str:
+        return _check_web_url(value)
+
+    @field_validator("auth_jwt_secret")
+    @classmethod
+    def _secret_length(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> Self:
+        secret = bool(self.auth_jwt_secret.get_secret_value())
+        if self.auth_jwks_url and secret:
+            _refuse("AUTH_JWT_SECRET", "must not be set together with ORDERS_AUTH_JWKS_URL")
+        if self.auth_mode == "jwt" and not (self.auth_jwks_url or secret):
+            _refuse("AUTH_JWT_SECRET", "or ORDERS_AUTH_JWKS_URL is needed with ORDERS_AUTH_MODE=jwt")
+        return self
+
+
+class Settings(Database, Auth):
     """What `orders serve` needs. Environment variables with the prefix `ORDERS_`; times are in seconds."""
 
     database_pool_size: PositiveInt = Field(
         default=10, le=1000, description="connections for requests, and as many again for the other roles"
     )
     redis_url: SecretStr = Field(
-        default=SecretStr(""), description="`redis(s)://`, for copies of finished answers; empty: run without Redis"
+        default=SecretStr(""),
+        description="`redis(s)://`, for copies of answers and counts of rates; empty: run without Redis",
     )
     rabbitmq_url: SecretStr = Field(default=SecretStr(""), description="`amqp(s)://`; empty: in-process transport")
     inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
@@ -53,8 +96,15 @@ class Settings(Database):
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, whatever the roles")
     log_format: Literal["json", "console"] = Field(default="json", description="one JSON object a line, or for people")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
+    rate_limit: str = Field(
+        default="", description="requests of a tenant, as `200/second` (`minute`, `hour`, `day`); empty: no limit"
+    )
     shutdown_timeout_seconds: Seconds = Field(default=20, description="SIGTERM to exit at the latest")
 
+    http_header_timeout_seconds: Seconds = Field(default=10, description="a request's head must arrive within")
+    http_max_connections: PositiveInt = Field(
+        default=900, le=1_000_000, description="open at a time; at the bound, the longest idle one makes room"
+    )
     http_body_timeout_seconds: Seconds = Field(default=10, description="a request's body must arrive within")
     http_max_in_flight: PositiveInt = Field(
         default=1000, le=100_000, description="requests served at a time by a process; beyond, 503"
@@ -119,10 +169,20 @@ class Settings(Database):
     @field_validator("inventory_url", "payment_url", "shipping_url")
     @classmethod
     def _partner_spelling(cls, value: str) -> str:
-        if value:
-            _check_url(value, "http", "https")
-            if not urlsplit(value).hostname:
-                raise ValueError("names no host")
+        return _check_web_url(value)
+
+    @field_validator("admin_token")
+    @classmethod
+    def _token_spelling(cls, value: SecretStr) -> SecretStr:
+        if not BEARER_TOKEN.fullmatch(value.get_secret_value()):
+            raise ValueError("must have letters, digits and -._~+/ only, as a bearer token has (RFC 6750)")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_spelling(cls, value: str) -> str:
+        if value and not RATE.fullmatch(value):
+            raise ValueError("must be like 200/second, with second, minute, hour or day")
         return value
 
     @model_validator(mode="after")
@@ -145,6 +205,14 @@ class Settings(Database):
     def hold_seconds(self) -> float:
         """Seconds a hold of stock must last, so that it outlives the saga and nothing has to be extended."""
         return self.inventory_hold_seconds or self.saga_deadline_seconds + 300
+
+
+def _check_web_url(url: str) -> str:
+    if url:
+        _check_url(url, "http", "https")
+        if not urlsplit(url).hostname:
+            raise ValueError("names no host")
+    return url
 
 
 def _check_url(url: str, *schemes: str) -> None:

@@ -13,9 +13,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 CONFIGURATION = """\
 # Configuration
 
-Environment variables, read once at start-up by `orders serve`; `orders migrate` reads `ORDERS_DATABASE_URL` alone, and
-`orders demo` sets database, broker, partners and roles by itself. A missing, malformed or impossible value is one line
-on stderr that names the variable, and exit code 2. This table is generated from `app/settings.py` by `make generate`.
+Environment variables, read once at start-up by `orders serve`; `orders migrate` reads `ORDERS_DATABASE_URL` alone,
+`orders token` those of `ORDERS_AUTH_*`, and `orders demo` sets database, broker, Redis, partners and roles by itself. A
+missing, malformed or impossible value is one line on stderr that names the variable, and exit code 2. This table is
+generated from `app/settings.py` by `make generate`.
 
 | variable | default | unit | meaning |
 |---|---|---|---|
@@ -30,6 +31,8 @@ Some of them belong together, and start-up refuses what does not fit:
 - `ORDERS_INVENTORY_HOLD_SECONDS` is more than `ORDERS_SAGA_DEADLINE_SECONDS`: stock must stay held for as long as the
   saga may still go forward.
 - Without `ORDERS_RABBITMQ_URL` messages stay inside the process, so `relay` and `consumer` must be in one process.
+- With `ORDERS_AUTH_MODE=jwt` exactly one of `ORDERS_AUTH_JWKS_URL` and `ORDERS_AUTH_JWT_SECRET` is set; for
+  `orders token` it is the secret.
 - With the role `consumer` all three partner URLs are needed.
 
 `orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb` to use instead of the

@@ -8,8 +8,10 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from app import db
+from app.api import openapi
+from app.api.bodies import read_body
 from app.api.idempotency import HEADER
-from app.api.orders import Intake, _problems, _read_body, render
+from app.api.orders import KEY, Intake, render
 from app.api.schemas import OrderAnswer, parse_json
 from app.api.security import caller
 from app.errors import MalformedRequest, ValidationFailed
@@ -35,7 +37,7 @@ router = APIRouter(tags=["orders"])
     response_model=OrderAnswer,
     responses={
         HTTPStatus.ACCEPTED.value: {"model": OrderAnswer, "description": "The order turns back"},
-        **_problems(
+        **openapi.problems(
             HTTPStatus.BAD_REQUEST,
             HTTPStatus.NOT_FOUND,
             HTTPStatus.REQUEST_TIMEOUT,
@@ -43,19 +45,10 @@ router = APIRouter(tags=["orders"])
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             HTTPStatus.UNPROCESSABLE_ENTITY,
-            HTTPStatus.SERVICE_UNAVAILABLE,
         ),
     },
     openapi_extra={
-        "parameters": [
-            {
-                "name": HEADER,
-                "in": "header",
-                "required": False,
-                "description": 'One and the same for every try of one cancel: `"abc"` or `abc`, 1–255 visible ASCII.',
-                "schema": {"type": "string"},
-            }
-        ],
+        "parameters": [openapi.header_parameter(HEADER, KEY, "5d2f3b0e-7b6e-4f0c-9c55-2f6f5a1f5d0e")],
         "requestBody": {
             "required": False,
             "content": {"application/json": {"schema": {"type": "object", "additionalProperties": False}}},
@@ -88,7 +81,7 @@ async def _read_nothing(request: Request, timeout_seconds: float) -> None:
     """Read a body that may be absent, empty or `{}`. Raises ValidationFailed, and as reading an order's body does."""
     if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
         return  # whatever type it claims: some clients name one for nothing
-    body = await _read_body(request, timeout_seconds)
+    body = await read_body(request, timeout_seconds)
     try:
         empty = not body.strip() or parse_json(body) == {}
     except MalformedRequest:

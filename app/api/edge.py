@@ -27,6 +27,22 @@ OVERLOADED = Overloaded("as many requests are under way as the process serves at
 UNBOUNDED = frozenset({"/livez", "/readyz", "/metrics", "/health/live", "/health/ready"})
 
 
+# On every answer, unless its route has said otherwise (as /docs does). Browsers have nothing to do with an API: they
+# must not guess at its answers, keep them, frame them, or tell other sites where they were found.
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+def protect(headers: list[tuple[bytes, bytes]]) -> None:
+    """Add to the headers of an answer the security headers that are not among them."""
+    present = {name for name, _ in headers}
+    headers.extend(header for header in SECURITY_HEADERS if header[0] not in present)
+
+
 class Edge:
     """ASGI middleware; the first and last of our own code that a request meets."""
 
@@ -51,7 +67,10 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                answered = MutableHeaders(scope=message)
+                answered[REQUEST_ID] = request_id
+                answered.update(scope.get("state", {}).get("answer_headers", {}))
+                protect(message["headers"])
             await send(message)
 
         with (

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.api.problems import MEDIA_TYPE
-from app.api.schemas import Problem, self_contained_schema
+from app.api.schemas import Problem
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -31,9 +31,36 @@ def install(app: FastAPI) -> None:
     app.openapi = complete  # type: ignore[method-assign] # FastAPI's own way to extend it
 
 
+def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the model's JSON Schema without references.
+
+    FastAPI makes components only of the bodies that it reads itself, so a reference would lead nowhere.
+    """
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return resolved(parts[value["$ref"].rpartition("/")[2]])
+        return {name: resolved(part) for name, part in value.items()}
+
+    return {name: resolved(part) for name, part in schema.items()}
+
+
 # Code and detail in the examples.
 CODES: Mapping[HTTPStatus, tuple[str, str]] = {
+    HTTPStatus.BAD_REQUEST: ("malformed-request", "the body is not valid JSON"),
     HTTPStatus.UNAUTHORIZED: ("unauthorized", "this request needs a bearer token"),
+    HTTPStatus.FORBIDDEN: ("insufficient-scope", "this needs the scope orders:write"),
+    HTTPStatus.REQUEST_TIMEOUT: ("body-timeout", "the body did not arrive within 10 s"),
+    HTTPStatus.CONFLICT: ("request-in-progress", "the first request with this Idempotency-Key is still running"),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("body-too-large", "the body is larger than 65536 bytes"),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: ("unsupported-media-type", "the body must be application/json"),
+    HTTPStatus.TOO_MANY_REQUESTS: ("too-many-requests", "the quota of this tenant is used up for now"),
     HTTPStatus.NOT_FOUND: ("order-not-found", "there is no order 01890a5d-ac96-774b-bcce-b302099a8057"),
     HTTPStatus.UNPROCESSABLE_ENTITY: ("validation-failed", "the request is not valid"),
     HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
@@ -41,12 +68,17 @@ CODES: Mapping[HTTPStatus, tuple[str, str]] = {
 }
 HEADERS: Mapping[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate",),
+    HTTPStatus.FORBIDDEN: ("WWW-Authenticate",),
+    HTTPStatus.CONFLICT: ("Retry-After",),
+    HTTPStatus.TOO_MANY_REQUESTS: ("RateLimit", "RateLimit-Policy", "Retry-After"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
 }
 DESCRIPTIONS: Mapping[str, str] = {
     "Cache-Control": "`private, no-cache`: kept by the caller alone and asked about before each use; or `no-store`",
     "ETag": "strong; names this version of the order",
     "Preference-Applied": "`wait=N` where the request's preference was followed, N after the cap",
+    "RateLimit": "what is left of the quota, and for how long (draft-ietf-httpapi-ratelimit-headers)",
+    "RateLimit-Policy": "the quota and its window",
     "Retry-After": "seconds",
     "Vary": "`Prefer`",
     "WWW-Authenticate": "`Bearer`, with what was wrong (RFC 6750, section 3)",
@@ -72,7 +104,13 @@ def answered(model: type[BaseModel], description: str, example: Mapping[str, Any
 
 def problems(*statuses: HTTPStatus, examples: Mapping[HTTPStatus, tuple[str, str]] = CODES) -> Responses:
     """Describe problems, and those that any route may answer. `examples`: code and detail, where not the usual ones."""
-    always = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+    always = (
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    )
     return {status.value: _problem(status, *{**CODES, **examples}[status]) for status in (*statuses, *always)}
 
 

@@ -19,12 +19,14 @@ from app.errors import (
     IdempotencyKeyMissing,
     IdempotencyKeyNotFound,
     IdempotencyKeyReused,
+    InsufficientScope,
     MalformedRequest,
     NotOffered,
     OrderNotCancellable,
     OrderNotFound,
     OrdersError,
     RequestInProgress,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
@@ -41,6 +43,7 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
     IdempotencyKeyMissing: HTTPStatus.BAD_REQUEST,
     IdempotencyKeyInvalid: HTTPStatus.BAD_REQUEST,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
+    InsufficientScope: HTTPStatus.FORBIDDEN,
     OrderNotFound: HTTPStatus.NOT_FOUND,
     IdempotencyKeyNotFound: HTTPStatus.NOT_FOUND,
     NotOffered: HTTPStatus.NOT_FOUND,
@@ -51,6 +54,7 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
     UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ValidationFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
     IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -107,15 +111,19 @@ def answer_to(error: OrdersError) -> Response:
         detail = "the service cannot take this request right now; try again with the same Idempotency-Key"
     if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
         headers["Connection"] = "close"  # the rest of the body is still on its way, and nobody will read it
-    if isinstance(error, Unauthorized):
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized | InsufficientScope):
         headers["WWW-Authenticate"] = _challenge(error)
     errors = error.errors if isinstance(error, ValidationFailed) else ()
     return problem(status, error.code, detail, errors=errors, headers=headers)
 
 
-def _challenge(error: Unauthorized) -> str:
+def _challenge(error: Unauthorized | InsufficientScope) -> str:
     """Return what RFC 6750, section 3 wants to be told: no `error` where no token came."""
     challenge = 'Bearer realm="orders"'
+    if isinstance(error, InsufficientScope):
+        return f'{challenge}, error="insufficient_scope", error_description="{error}", scope="{error.scope}"'
     return challenge if error.error is None else f'{challenge}, error="{error.error}", error_description="{error}"'
 
 

@@ -14,13 +14,14 @@ from app import db
 from app.api import openapi
 from app.api.cursors import write_cursor
 from app.api.headers import none_match_fails, preferred_wait
+from app.api.idempotency import checked
 from app.api.queries import ListOrders, read_query
 from app.api.schemas import OrderAnswer, order_json
 from app.api.security import caller
 from app.api.waiting import Waiters
 from app.orders import reading as listings
 from app.orders import service
-from app.orders.models import Order
+from app.orders.models import Order, rfc3339
 from app.orders.status import FINAL
 
 router = APIRouter(tags=["orders"])
@@ -28,6 +29,16 @@ router = APIRouter(tags=["orders"])
 MAX_WAIT_SECONDS = 30  # proxies between us and the caller commonly give up after 60
 FORM = 1  # of the answer; to be raised with it, so that nobody goes on with a copy of the old form
 CACHING = {"Cache-Control": "private, no-cache", "Vary": "Prefer"}
+
+
+class KeyAnswer(BaseModel):
+    """What an Idempotency-Key stands for, and for how long."""
+
+    key: str
+    status_code: int
+    location: str
+    created_at: str
+    expires_at: str
 
 
 class OrdersAnswer(BaseModel):
@@ -48,6 +59,25 @@ class Reading:
 def etag(order: Order) -> str:
     """Return the order's strong entity tag: another one for every version, and for every form of the answer."""
     return f'"{FORM}-{order.version}"'
+
+
+@router.get(
+    "/idempotency-keys/{key:path}",
+    summary="Read what an Idempotency-Key stands for",
+    responses=openapi.problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND),
+)
+async def read_what_a_key_stands_for(request: Request, key: str) -> KeyAnswer:
+    """Return which answer the key's first request got; 404 does not prove that none is under way."""
+    state: Reading = request.state.reading
+    tenant = (await caller(request, "orders:read")).tenant
+    stored = await service.get_key(state.pool, tenant, checked(key))
+    return KeyAnswer(
+        key=key,
+        status_code=stored.answer.status,
+        location=stored.answer.location,
+        created_at=rfc3339(stored.created_at),
+        expires_at=rfc3339(stored.expires_at),
+    )
 
 
 @router.get(

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails
 
+from app.api import cards
 from app.errors import MalformedRequest, ValidationFailed
 from app.orders import money
 from app.orders.models import Line, Order
@@ -30,10 +31,11 @@ from app.orders.status import Reason, Status
 
 MAX_ITEMS = 100
 MAX_METADATA_DEPTH = 16
+CARD = "looks like a card number; send the token that your payment provider gave you"
 FLAT = ("sku", "quantity", "unit_price")
 COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
 PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
-CARD_LIKE = re.compile(r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)")  # ISO/IEC 7812: 13 to 19 digits, as people write them
+MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # no token of a payment provider has that
 
 
 def parse_json(body: bytes) -> Any:
@@ -57,12 +59,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_nul(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("must not contain U+0000")
-    return value
-
-
 def _price(value: object) -> Decimal:
     if isinstance(value, str) and PLAIN_DECIMAL.fullmatch(value):
         return Decimal(value)
@@ -71,10 +67,24 @@ def _price(value: object) -> Decimal:
     raise ValueError('must be a number or a decimal string like "9.99"')
 
 
-def _no_card_number(value: str) -> str:
-    if CARD_LIKE.search(value):
-        raise ValueError("looks like a card number; send the token that your payment provider gave you")
+def _token(value: str) -> str:
+    """Refuse what looks like a card number at all, mistyped ones too."""
+    if MANY_DIGITS.search(value):
+        raise ValueError(CARD)
     return value
+
+
+def _text(value: str, shortest_card: int = cards.SHORTEST) -> str:
+    """Refuse what Postgres cannot store, and what nobody should."""
+    if "\x00" in value:
+        raise ValueError("must not contain U+0000")
+    if cards.has_card_number(value, shortest_card):
+        raise ValueError(CARD)
+    return value
+
+
+def _sku(value: str) -> str:
+    return _text(value, cards.SHORTEST_IN_SKU)
 
 
 def _country(value: str) -> str:
@@ -89,9 +99,9 @@ def _currency(value: str) -> str:
     return value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_no_nul)]
-Sku = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_no_nul)]
-PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_no_nul)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_text)]
+Sku = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_sku)]
+PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_text)]
 Price = Annotated[
     Decimal,
     BeforeValidator(_price),
@@ -167,7 +177,7 @@ class PlaceOrderRequest(_Input):
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
     currency: Annotated[str, AfterValidator(_currency), Field(pattern="^[A-Z]{3}$")] = "USD"
     customer_id: Name | None = None
-    payment_method: Annotated[Name, AfterValidator(_no_card_number)] | None = Field(
+    payment_method: Annotated[Name, AfterValidator(_token)] | None = Field(
         default=None, description="a token of the payment provider; null: the customer's default"
     )
     shipping_address: Address | None = None
@@ -241,10 +251,12 @@ def _plain(value: Any, depth: int) -> Any:
             number = float(value)
             if number in {float("inf"), float("-inf")}:
                 raise ValueError("has a number that is too large")
-            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+            return _plain(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
         case str():
             value.encode()  # UnicodeEncodeError is a ValueError: half of a surrogate pair
-            return _no_nul(value)
+            return _text(value)
+        case int() if cards.has_card_number(str(value)):
+            raise ValueError(CARD)
         case _:
             return value
 
@@ -270,28 +282,8 @@ def mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
 
 
 def _escaped(part: str) -> str:
-    """Escape for a JSON Pointer (RFC 6901, section 3)."""
-    return part.replace("~", "~0").replace("/", "~1")
-
-
-def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the model's JSON Schema without references.
-
-    FastAPI makes components only of the bodies that it reads itself, so a reference would lead nowhere.
-    """
-    schema = model.model_json_schema()
-    parts = schema.pop("$defs", {})
-
-    def resolved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [resolved(part) for part in value]
-        if not isinstance(value, dict):
-            return value
-        if "$ref" in value:
-            return resolved(parts[value["$ref"].rpartition("/")[2]])
-        return {name: resolved(part) for name, part in value.items()}
-
-    return {name: resolved(part) for name, part in schema.items()}
+    """Escape for a JSON Pointer (RFC 6901, section 3); a name that is a card number is not said again."""
+    return "card-number" if cards.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")
 
 
 def order_json(order: Order) -> bytes:
@@ -322,16 +314,6 @@ class OrderAnswer(BaseModel):
     updated_at: str
     version: int
     tracking_id: str | None
-
-
-class KeyAnswer(BaseModel):
-    """What an Idempotency-Key stands for, and for how long."""
-
-    key: str
-    status_code: int
-    location: str
-    created_at: str
-    expires_at: str
 
 
 class Problem(BaseModel):

@@ -1,17 +1,22 @@
-"""Who calls, and what they may do."""
+"""Who calls, and what they may do. Nothing in a request but a verified token selects a tenant or a power."""
 
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from starlette.requests import Request
 
-from app.errors import NotOffered, Unauthorized
+from app.api.rates import RateLimit
+from app.api.tokens import Tokens
+from app.errors import InsufficientScope, NotOffered, Unauthorized
 
 Scope = Literal["orders:read", "orders:write", "orders:operate"]
 
+DEFAULT_TENANT = "default"
+MAX_TENANT_CHARACTERS = 200
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
 
 
@@ -31,24 +36,51 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What the guards work with. `admin_token` empty: nobody has it."""
+    """What the guards work with. `tokens` None: everybody is one tenant. `admin_token` empty: nobody has it."""
 
+    tokens: Tokens | None = None
+    tenant_claim: str = "tenant"
     admin_token: str = ""
+    rate_limit: RateLimit | None = None
 
 
-async def caller(request: Request, scope: Scope) -> Caller:  # noqa: ARG001
-    """Return who sent the request, if they may do what `scope` names."""
-    return Caller("default")
+async def caller(request: Request, scope: Scope) -> Caller:
+    """Return who sent the request, if they may do what `scope` names and have not asked too often.
+
+    Raises Unauthorized, InsufficientScope, TooManyRequests; IssuerUnavailable when no token can be judged.
+    """
+    security: Security = request.state.security
+    claims: Mapping[str, Any] | None = None
+    if security.tokens is not None:
+        claims = await security.tokens.verify(_bearer(request))
+    tenant = DEFAULT_TENANT if claims is None else _tenant(claims, security.tenant_claim)
+    if security.rate_limit is not None:
+        # Before the scope is looked at, so that what is refused for its scope counts as well.
+        state = await security.rate_limit.count(tenant)
+        request.state.answer_headers = state.headers()
+        state.check()
+    if claims is not None:
+        _require(claims, scope)
+    return Caller(tenant)
 
 
 async def operator(request: Request) -> Operator:
-    """Return who operates, by the admin token. Raises NotOffered where there is none, Unauthorized for any other."""
+    """Return who operates, by the admin token or, with tokens, by the scope `orders:operate`.
+
+    Raises NotOffered where neither is configured, else as `caller` does.
+    """
     security: Security = request.state.security
-    if not security.admin_token:
+    if security.tokens is None and not security.admin_token:
         raise NotOffered("Not Found")
-    if not _same(_bearer(request), security.admin_token):
+    token = _bearer(request)
+    if security.admin_token and _same(token, security.admin_token):
+        return Operator("admin-token")
+    if security.tokens is None:
         raise Unauthorized("the token is not the operators'", "invalid_token")
-    return Operator("admin-token")
+    claims = await security.tokens.verify(token)
+    _require(claims, "orders:operate")
+    subject = claims.get("sub")
+    return Operator(subject if isinstance(subject, str) and subject.isprintable() else "unnamed")
 
 
 def _bearer(request: Request) -> str:
@@ -64,3 +96,30 @@ def _bearer(request: Request) -> str:
 def _same(given: str, expected: str) -> bool:
     """Compare in a time that tells nothing, the length of the secret neither."""
     return hmac.compare_digest(*(hashlib.sha256(each.encode()).digest() for each in (given, expected)))
+
+
+def _tenant(claims: Mapping[str, Any], name: str) -> str:
+    tenant = claims.get(name)
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT_CHARACTERS or not tenant.isprintable():
+        raise Unauthorized("the token names no tenant", "invalid_token")
+    return tenant
+
+
+def _require(claims: Mapping[str, Any], scope: Scope) -> None:
+    if scope not in scopes(claims):
+        raise InsufficientScope(f"this needs the scope {scope}", scope)
+
+
+def scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    """Return what `scope` (RFC 8693, section 4.2: a string with spaces) and `scp` (as others call it) allow.
+
+    A list is understood in either.
+    """
+    found: set[str] = set()
+    for name in ("scope", "scp"):
+        match claims.get(name):
+            case str() as text:
+                found.update(text.split(" "))
+            case list() as names:
+                found.update(each for each in names if isinstance(each, str))
+    return frozenset(found)

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from app import server
-from app.main import create_app
+from app.main import make_server
 from app.settings import Settings, load
 from tests.harness.sandboxes import AMPLE_SECONDS, plain_http
 from tests.harness.wait import wait_until
@@ -17,9 +17,9 @@ from tests.harness.wait import wait_until
 @contextlib.asynccontextmanager
 async def serving(database_url: str, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client."""
-    settings = load(Settings, database_url=database_url, **({"roles": "api"} | values))
+    settings = load(Settings, database_url=database_url, **({"roles": "api", "shutdown_timeout_seconds": 4} | values))
     with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
-        one = server.Server(create_app(settings), listener, shutdown_seconds=4)
+        one = make_server(settings, listener)
         task = asyncio.create_task(one.serve(sockets=[listener]))
         try:
             await wait_until(lambda: one.started or task.done(), AMPLE_SECONDS, "start of the server")

@@ -14,14 +14,14 @@ from app.main import create_app
 from app.settings import Settings, load
 
 ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
-    "/orders": (OrdersAnswer, {"200", "422", "500", "503"}, set(ListOrders.model_fields)),
+    "/orders": (OrdersAnswer, {"200", "401", "403", "422", "429", "500", "503"}, set(ListOrders.model_fields)),
     "/orders/{order_id}": (
         OrderAnswer,
-        {"200", "304", "404", "422", "500", "503"},
+        {"200", "304", "401", "403", "404", "422", "429", "500", "503"},
         {"order_id", "If-None-Match", "Prefer"},
     ),
-    "/ops/outbox": (OutboxAnswer, {"200", "401", "404", "422", "500", "503"}, set(Limited.model_fields)),
-    "/ops/stats": (StatsAnswer, {"200", "401", "404", "500", "503"}, set()),
+    "/ops/outbox": (OutboxAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set(Limited.model_fields)),
+    "/ops/stats": (StatsAnswer, {"200", "401", "403", "404", "429", "500", "503"}, set()),
 }
 
 

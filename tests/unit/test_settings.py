@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from app.errors import ConfigurationError
 from app.settings import ALL_ROLES, Database, Settings, load
@@ -70,6 +71,11 @@ DEFAULTS = {
     "outbox_publish_timeout_seconds": 5,
     "outbox_max_attempts": 10,
     "inbox_max_attempts": 7,
+    "redis_url": "",
+    "rate_limit": "",
+    "auth_mode": "none",
+    "auth_tenant_claim": "tenant",
+    "http_header_timeout_seconds": 10,
     "saga_deadline_seconds": 900,
     "saga_lease_seconds": 30,
     "partner_timeout_seconds": 10,
@@ -82,7 +88,7 @@ DEFAULTS = {
 @pytest.mark.parametrize(("name", "default"), DEFAULTS.items())
 def test_a_default_is_what_was_promised(env: Environment, name: str, default: object) -> None:
     value: Any = getattr(env.read(), name)
-    assert (value.get_secret_value() if name.endswith(("_url", "_token")) else value) == default
+    assert (value.get_secret_value() if isinstance(value, SecretStr) else value) == default
 
 
 def test_every_setting_says_what_it_means() -> None:
@@ -130,6 +136,19 @@ def test_passwords_do_not_show_when_settings_are_printed(env: Environment) -> No
 
 
 BAD = [
+    ("REDIS_URL", "http://127.0.0.1"),
+    ("REDIS_URL", "redis://:hunter2@127.0.0.1:port/"),
+    ("RATE_LIMIT", "0/second"),
+    ("RATE_LIMIT", "200"),
+    ("RATE_LIMIT", "200/fortnight"),
+    ("RATE_LIMIT", "1/second; 2/hour"),
+    ("ADMIN_TOKEN", "hunter2 and more"),
+    ("AUTH_MODE", "basic"),
+    ("AUTH_JWKS_URL", "ftp://issuer/keys"),
+    ("AUTH_JWKS_URL", "https://"),
+    ("AUTH_JWT_SECRET", "hunter2"),
+    ("AUTH_TENANT_CLAIM", ""),
+    ("HTTP_MAX_CONNECTIONS", "0"),
     ("DATABASE_URL", ""),
     ("DATABASE_URL", "mysql://orders:hunter2@127.0.0.1/orders"),
     ("DATABASE_URL", "orders:hunter2@127.0.0.1/orders"),
@@ -219,3 +238,13 @@ def test_a_hold_outlives_its_saga(env: Environment) -> None:
     assert env.read(SAGA_DEADLINE_SECONDS="60").hold_seconds == 360
     assert env.read(SAGA_DEADLINE_SECONDS="60", INVENTORY_HOLD_SECONDS="61").hold_seconds == 61
     assert env.complaint(INVENTORY_HOLD_SECONDS="60").startswith("ORDERS_INVENTORY_HOLD_SECONDS")
+
+
+def test_tokens_are_checked_with_one_kind_of_key(env: Environment) -> None:
+    secret, url = "hunter2" * 5, "https://issuer/keys"
+    assert env.complaint(AUTH_MODE="jwt") == (
+        "ORDERS_AUTH_JWT_SECRET or ORDERS_AUTH_JWKS_URL is needed with ORDERS_AUTH_MODE=jwt"
+    )
+    assert env.read(AUTH_MODE="jwt", AUTH_JWT_SECRET=secret).auth_mode == "jwt"
+    assert env.complaint(AUTH_MODE="jwt", AUTH_JWKS_URL=url).startswith("ORDERS_AUTH_JWT_SECRET must not be set")
+    assert env.read(AUTH_MODE="jwt", AUTH_JWT_SECRET="", AUTH_JWKS_URL=url).auth_jwks_url == url

@@ -1,0 +1,236 @@
+"""What has to be refused before there is a request: below ASGI, while bytes arrive.
+
+A head is counted as it comes in and has a deadline; bytes that belong to no body (chunk extensions, trailers, blank
+lines) are counted too, since the parser keeps some of them; the number of connections is bounded. At the bound the
+connection that has waited longest without a request makes room, so that many silent clients are in each other's
+way and not in anybody else's. Wherever an answer is possible it is a problem with an `X-Request-ID`.
+"""
+
+import asyncio
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from app.api import problems
+from app.api.edge import REQUEST_ID, protect
+
+log = structlog.get_logger(__name__)
+
+MAX_TARGET_BYTES = 8 * 1024
+MAX_HEADER_BYTES = 16 * 1024
+PIECE_BYTES = 4 * 1024  # fed to the parser at a time: so exactly are bytes outside of bodies counted
+MAX_STRAY_BYTES = MAX_TARGET_BYTES + MAX_HEADER_BYTES + 2 * PIECE_BYTES
+LINGER_SECONDS = 2.0
+UNREAD_BODY_SECONDS = 5.0  # for the rest of a body that was answered without being read
+
+MALFORMED = problems.problem(HTTPStatus.BAD_REQUEST, "malformed-request", "this is not HTTP/1.1 (RFC 9112)")
+TARGET_TOO_LONG = problems.problem(
+    HTTPStatus.REQUEST_URI_TOO_LONG, "target-too-long", f"the target is longer than {MAX_TARGET_BYTES} bytes"
+)
+HEADERS_TOO_LARGE = problems.problem(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "headers-too-large",
+    f"the headers are larger than {MAX_HEADER_BYTES} bytes",
+)
+HEAD_TIMEOUT = problems.problem(
+    HTTPStatus.REQUEST_TIMEOUT, "header-timeout", "the head of the request did not arrive in time"
+)
+TOO_MANY_CONNECTIONS = problems.problem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "too-many-connections",
+    "the service has no connection to spare; try again with the same Idempotency-Key",
+    headers={"Retry-After": str(problems.RETRY_AFTER_SECONDS)},
+)
+
+
+class _Refused(Exception):
+    """Stops the parser; what to answer is in the protocol."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with deadlines and bounds."""
+
+    def __init__(self, *args: Any, header_timeout_seconds: float, max_connections: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timeout_seconds = header_timeout_seconds
+        self._max_connections = max_connections
+        self._deadline: asyncio.TimerHandle | None = None
+        self._awaiting_head = True
+        self._begun = False  # of the head that is awaited, something has come
+        self._stray_bytes = 0  # since the last piece of a body, or the begin of a message
+        self._header_bytes = 0
+        self._answer = MALFORMED
+        self._over = False  # nothing that arrives counts any more
+        self._of_use = False
+        self._waiting_since = self.loop.time()
+
+    # The connection
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection, or make room for it, or refuse it."""
+        super().connection_made(transport)
+        self._start_deadline(self._header_timeout_seconds)
+        if len(self.connections) > self._max_connections and not self._make_room():
+            self._refuse(TOO_MANY_CONNECTIONS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_deadline()
+        super().connection_lost(exc)
+
+    def _make_room(self) -> bool:
+        idle = [each for each in self.connections if isinstance(each, GuardedProtocol) and each.is_idle(self)]
+        if not idle:
+            return False
+        min(idle, key=lambda each: each.merit).transport.abort()
+        return True
+
+    @property
+    def merit(self) -> tuple[bool, float]:
+        """What makes a connection the last to go: to have been of use, and to have been so lately."""
+        return self._of_use, self._waiting_since
+
+    def is_idle(self, newcomer: "GuardedProtocol") -> bool:
+        """Whether nothing is lost to a client when this connection ends to make room for another."""
+        return self is not newcomer and not self._is_answering() and not self.transport.is_closing()
+
+    def _is_answering(self) -> bool:
+        return self._cycle is not None and not self._cycle.response_complete
+
+    @property
+    def _cycle(self) -> RequestResponseCycle | None:
+        return self.cycle  # None before the first request, whatever uvicorn's annotation says
+
+    # Bytes
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser piece by piece, counting."""
+        for start in range(0, len(data), PIECE_BYTES):
+            if self._over or self.parser is None:  # refused, or the connection is gone
+                return
+            piece = data[start : start + PIECE_BYTES]
+            self._stray_bytes += len(piece)
+            self._begun = True
+            super().data_received(piece)
+            if self._stray_bytes > MAX_STRAY_BYTES and not self._over:
+                self._refuse(HEADERS_TOO_LARGE)
+        if self._awaiting_head and self._begun and self._deadline is None and not self._over:
+            self._start_deadline(self._header_timeout_seconds)
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._stray_bytes = self._header_bytes = 0
+        self._begun = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._stop_parsing(TARGET_TOO_LONG)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header. One that comes after the body (a trailer) is dropped: nobody asked for it."""
+        if not self._awaiting_head:
+            return
+        self._header_bytes += len(name) + len(value) + len(b": \r\n")
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._stop_parsing(HEADERS_TOO_LARGE)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request over."""
+        self._stop_deadline()
+        super().on_headers_complete()
+        self._awaiting_head = False
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body. How much of it is read, and how long, is the route's to say."""
+        self._stray_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Be ready for the next request."""
+        self._stop_deadline()
+        self._awaiting_head = True
+        self._begun = False
+        self._stray_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of this one: not for ever."""
+        self._of_use = True
+        self._waiting_since = self.loop.time()
+        super().on_response_complete()
+        if not self._awaiting_head and self._deadline is None and not self.transport.is_closing():
+            self._start_deadline(UNREAD_BODY_SECONDS)
+
+    # Deadlines
+
+    def _start_deadline(self, seconds: float) -> None:
+        self._deadline = self.loop.call_later(seconds, self._too_late)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        if self._over:
+            self.transport.abort()
+        elif self._awaiting_head and self._begun:
+            self._refuse(HEAD_TIMEOUT)
+        elif not self._is_answering():
+            self._over = True  # it never said anything, or would not end: there is nothing to answer
+            self.transport.close()
+            self._start_deadline(LINGER_SECONDS)
+
+    # Refusals
+
+    def _stop_parsing(self, answer: Response) -> None:
+        """Have the parser stop; uvicorn then calls `send_400_response`."""
+        self._answer = answer
+        raise _Refused
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
+        """Answer what the parser could not go on with."""
+        self._refuse(self._answer)
+
+    def _refuse(self, answer: Response) -> None:
+        """Answer, then close: but read on for a moment, since closing on unread bytes would lose the answer."""
+        self._over = True
+        self._stop_deadline()
+        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        if self._is_answering():
+            if self._awaiting_head or self.cycle.response_started:
+                self.cycle.keep_alive = False  # what came before gets its answer, which ends the connection
+                return
+            # It is this request's own body that is broken: its route must not wait for the rest, nor answer.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = str(uuid4())
+        log.info("http.cut_off", request_id=request_id, status=answer.status_code)
+        self.transport.write(self._render(answer, request_id))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_deadline(LINGER_SECONDS)
+
+    def _render(self, answer: Response, request_id: str) -> bytes:
+        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
+        headers.append((REQUEST_ID.lower().encode(), request_id.encode()))
+        protect(headers)
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return STATUS_LINE[answer.status_code] + lines + b"\r\n" + bytes(answer.body)
+
+
+def protocol(header_timeout_seconds: float, max_connections: int) -> Any:
+    """Return what `uvicorn.Config(http=...)` needs."""
+    return partial(GuardedProtocol, header_timeout_seconds=header_timeout_seconds, max_connections=max_connections)

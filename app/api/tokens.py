@@ -1,0 +1,110 @@
+"""Bearer tokens (RFC 7519, RFC 8725): verified with a shared secret, or with the issuer's public keys.
+
+Which algorithms count is decided by the kind of key, never by the token. `exp` is required, and no leeway is given;
+`nbf` counts where it is present, `iss` and `aud` where the configuration names them. What a token says is believed
+only after its signature has been.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jwt
+
+from app.errors import Unauthorized
+
+SHARED_SECRET_ALGORITHMS = ("HS256",)
+PUBLIC_KEY_ALGORITHMS = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+
+# Besides its own errors PyJWT lets some of Python's through, for headers and claims of absurd types and values.
+UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+class Keys(Protocol):
+    """Where the key for a token comes from."""
+
+    @property
+    def algorithms(self) -> Sequence[str]:
+        """What a token may be signed with."""
+
+    async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | bytes:
+        """Return the key. Raises Unauthorized if there is none, IssuerUnavailable if nobody can tell."""
+
+
+class SharedSecret:
+    """One key, for HS256 only."""
+
+    algorithms = SHARED_SECRET_ALGORITHMS
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+
+    async def find(self, key_id: str | None, algorithm: str) -> bytes:  # noqa: ARG002 - there is one
+        """Return the secret."""
+        return self._secret
+
+
+class Tokens:
+    """Verifies tokens. `issuer` and `audience` empty: not looked at."""
+
+    def __init__(self, keys: Keys, issuer: str = "", audience: str = "") -> None:
+        self._keys = keys
+        self._issuer = issuer or None
+        self._audience = audience or None
+
+    async def verify(self, token: str) -> Mapping[str, Any]:
+        """Return the claims of a good token. Raises Unauthorized, which quotes nothing of the token."""
+        try:
+            header = jwt.get_unverified_header(token)
+            key_id, algorithm = header.get("kid"), str(header.get("alg"))
+        except UNREADABLE as error:
+            raise Unauthorized("the token cannot be read", "invalid_token") from error
+        if algorithm not in self._keys.algorithms:
+            raise Unauthorized("the token is signed by an algorithm that is not accepted", "invalid_token")
+        key = await self._keys.find(key_id, algorithm)
+        try:
+            return self._claims(token, key, algorithm)
+        except UNREADABLE as error:
+            raise Unauthorized(_reason(error), "invalid_token") from error
+
+    def _claims(self, token: str, key: jwt.PyJWK | bytes, algorithm: str) -> Mapping[str, Any]:
+        required = ["exp", *(["iss"] if self._issuer else []), *(["aud"] if self._audience else [])]
+        claims: Mapping[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            issuer=self._issuer,
+            audience=self._audience,
+            options={
+                "require": required,
+                "verify_aud": self._audience is not None,
+                # It says when, not whether: an issuer's clock a second ahead must not lock everybody out.
+                "verify_iat": False,
+            },
+        )
+        return claims
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case jwt.ExpiredSignatureError():
+            return "the token has expired"
+        case jwt.ImmatureSignatureError():
+            return "the token is not valid yet"
+        case jwt.InvalidAudienceError():
+            return "the token is for another audience"
+        case jwt.InvalidIssuerError():
+            return "the token is of another issuer"
+        case jwt.MissingRequiredClaimError():
+            return f"the token has no {error.claim}"
+        case _:
+            return "the token is not valid"
+
+
+def sign(secret: str, claims: Mapping[str, Any], expires_in_seconds: float) -> str:
+    """Return a token with these claims, signed with the shared secret, good from now for so long."""
+    now = time.time()
+    times = {"iat": int(now), "exp": int(now + expires_in_seconds)}
+    return jwt.encode({**claims, **times}, secret, algorithm=SHARED_SECRET_ALGORITHMS[0])

@@ -1,0 +1,197 @@
+"""What is refused below the application: heads that are too large or too slow, and connections beyond the bound."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.harness.api import serving
+from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import wait_until
+
+HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+LATE = 0.1  # seconds a head may take, where that matters
+
+
+@contextlib.asynccontextmanager
+async def dialled(api: httpx.AsyncClient) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def said(api: httpx.AsyncClient, *parts: bytes) -> bytes:
+    """Send these bytes, and return all that comes back until the server closes."""
+    async with dialled(api) as (reader, writer):
+        for part in parts:
+            writer.write(part)
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
+        async with asyncio.timeout(AMPLE_SECONDS):
+            return await reader.read()
+
+
+def problem(answer: bytes, status: int, code: str) -> dict[str, str]:
+    """Assert that it is one problem, with every header that an answer has; return the headers."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert first.startswith(f"HTTP/1.1 {status} ")
+    assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
+    assert headers["x-request-id"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "server" not in headers
+    told = json.loads(body)
+    assert (told["status"], told["code"]) == (status, code)
+    assert len(body) == int(headers["content-length"])
+    return headers
+
+
+def get(target: bytes = b"/livez", *headers: bytes) -> bytes:
+    return b"GET " + target + b" HTTP/1.1\r\n" + b"".join(each + b"\r\n" for each in (b"Host: x", *headers)) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "code"),
+    [
+        ([get(b"/" + b"a" * 8192)], 414, "target-too-long"),
+        ([get(b"/livez?" + b"a" * 1_000_000)], 414, "target-too-long"),
+        ([b"GET /", *[b"a" * 4096] * 400], 414, "target-too-long"),
+        ([get(b"/livez", b"A: " + b"a" * 16_384)], 431, "headers-too-large"),
+        ([get(b"/livez", *[b"A: %d" % n for n in range(4000)])], 431, "headers-too-large"),
+        ([HEAD + b"A: ", *[b"a" * 4096] * 1000], 431, "headers-too-large"),
+        ([HEAD, *[b"A" * 4096] * 1000], 431, "headers-too-large"),
+        ([b"\r\n" * 100_000], 431, "headers-too-large"),
+        ([b"nonsense\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET nowhere HTTP/1.1\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"], 400, "malformed-request"),
+        ([POST, b"no number\r\n"], 400, "malformed-request"),
+        ([POST, b"1" + b";x" * 100_000], 431, "headers-too-large"),
+        ([POST, b"1\r\n{\r\n0\r\n", *[b"T: " + b"t" * 1000 + b"\r\n"] * 100], 431, "headers-too-large"),
+    ],
+)
+async def test_what_goes_beyond_the_bounds_of_a_head_is_a_problem_while_it_arrives(
+    api: httpx.AsyncClient, parts: list[bytes], status: int, code: str
+) -> None:
+    problem(await said(api, *parts), status, code)
+    assert (await api.get("/livez")).status_code == 200
+
+
+async def test_a_head_of_just_the_bounds_is_read(api: httpx.AsyncClient) -> None:
+    target = "/livez?" + "a" * (8192 - len("/livez?"))
+    assert (await api.get(target, headers={"A": "a" * 15_000})).status_code == 200
+
+
+async def test_requests_sent_all_at_once_are_answered_up_to_the_first_that_is_refused(api: httpx.AsyncClient) -> None:
+    answer = await said(api, get() + get(b"/" + b"a" * 9000) + get())
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    several = await said(api, get() + get() + get(b"/livez", b"Connection: close"))
+    assert several.count(b"HTTP/1.1 200 OK") == 3
+
+
+async def test_a_trailer_is_no_header(api: httpx.AsyncClient) -> None:
+    order = b'{"sku": "a", "quantity": 1, "unit_price": 1}'
+    head = POST.replace(b"Host", b"Connection: close\r\nHost")
+    answer = await said(api, head, b"%x\r\n%b\r\n0\r\nIdempotency-Key: two words\r\n\r\n" % (len(order), order))
+    assert answer.startswith(b"HTTP/1.1 201 ")
+
+
+async def test_an_offer_to_upgrade_is_declined_in_silence(api: httpx.AsyncClient) -> None:
+    answer = await said(api, get(b"/livez", b"Connection: upgrade, close", b"Upgrade: websocket"))
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("start", [b"G", HEAD, HEAD + b"A: b", b"\r\n"])
+async def test_a_head_that_does_not_arrive_in_time_is_given_up(database_url: str, start: bytes) -> None:
+    async with serving(database_url, http_header_timeout_seconds=LATE) as api:
+        problem(await said(api, start), 408, "header-timeout")
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word(database_url: str) -> None:
+    async with serving(database_url, http_header_timeout_seconds=LATE) as api:
+        assert await said(api) == b""
+
+
+async def test_the_next_head_on_a_connection_has_a_deadline_too(database_url: str) -> None:
+    async with serving(database_url, http_header_timeout_seconds=LATE) as api, dialled(api) as (reader, writer):
+        writer.write(get())
+        assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200")
+        writer.write(HEAD)
+        problem(await reader.read(), 408, "header-timeout")
+
+
+async def trickle(writer: asyncio.StreamWriter, over: asyncio.Event) -> None:
+    """Send a byte of a header again and again, never the end of it."""
+    with contextlib.suppress(ConnectionError):
+        while not over.is_set():
+            writer.write(b"a")
+            await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), 0.02)
+
+
+async def test_a_head_that_trickles_in_is_given_up_all_the_same(database_url: str) -> None:
+    over = asyncio.Event()
+    async with serving(database_url, http_header_timeout_seconds=0.3) as api, dialled(api) as (reader, writer):
+        writer.write(HEAD + b"A: ")
+        slow = asyncio.create_task(trickle(writer, over))
+        problem(await reader.read(), 408, "header-timeout")
+        over.set()
+        await slow
+
+
+async def test_the_rest_of_a_body_that_was_not_read_does_not_keep_a_connection_for_ever(
+    api: httpx.AsyncClient,
+) -> None:
+    answer = await said(api, POST.replace(b"/orders", b"/nowhere"))
+    assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+async def open_ones(api: httpx.AsyncClient, count: int, stack: contextlib.AsyncExitStack) -> list[Any]:
+    return [await stack.enter_async_context(dialled(api)) for _ in range(count)]
+
+
+async def test_many_slow_sockets_are_in_each_others_way_and_not_in_a_neighbours(database_url: str) -> None:
+    async with (
+        serving(database_url, http_max_connections=20) as api,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        assert (await api.get("/livez")).status_code == 200  # the neighbour's connection is of use: it stays
+        slow = await open_ones(api, 100, stack)
+        for _, writer in slow:
+            writer.write(HEAD)
+        gone = asyncio.gather(*(reader.read() for reader, _ in slow[:70]), return_exceptions=True)
+        assert len(await asyncio.wait_for(gone, AMPLE_SECONDS)) == 70  # those before made room for those after
+        for _ in range(20):
+            order = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
+            assert (await api.post("/orders", json=order)).status_code == 201
+        async with httpx.AsyncClient(base_url=api.base_url, trust_env=False) as newcomer:
+            assert (await newcomer.get("/livez")).status_code == 200
+
+
+async def test_where_every_connection_is_at_work_the_next_one_is_told_to_come_again(database_url: str) -> None:
+    async with (
+        serving(database_url, http_max_connections=2, http_body_timeout_seconds=60) as api,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _, writer in await open_ones(api, 2, stack):
+            writer.write(POST + b"1\r\n{\r\n")
+        deadline = time.monotonic() + AMPLE_SECONDS
+
+        async def refused() -> bytes:
+            with contextlib.suppress(ConnectionError):  # as long as one of the two is not at work yet, it makes room
+                return await said(api)
+            return b""
+
+        answer = await wait_until(refused, max(1.0, deadline - time.monotonic()), "refusal")
+        assert int(problem(answer, 503, "too-many-connections")["retry-after"]) > 0

@@ -1,0 +1,63 @@
+"""`orders token` prints one token that a service with the same secret lets in, or one line that says why not."""
+
+import time
+from typing import Any
+
+import jwt
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import app
+from app.errors import ConfigurationError
+
+SECRET = "a shared secret of more than 32 bytes"
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    for name in ("JWKS_URL", "ISSUER", "AUDIENCE", "TENANT_CLAIM", "MODE"):
+        monkeypatch.delenv(f"ORDERS_AUTH_{name}", raising=False)
+    return CliRunner(env={"ORDERS_AUTH_JWT_SECRET": SECRET})
+
+
+def claims(runner: CliRunner, *options: str, **env: str) -> dict[str, Any]:
+    result = runner.invoke(app, ["token", *options], env=env)
+    assert (result.exit_code, len(result.stdout.split())) == (0, 1)
+    found: dict[str, Any] = jwt.decode(result.stdout.strip(), SECRET, ["HS256"], options={"verify_aud": False})
+    return found
+
+
+def test_by_default_a_developer_may_read_and_write_for_an_hour(runner: CliRunner) -> None:
+    found = claims(runner)
+    assert (found["tenant"], found["sub"], found["scope"]) == ("default", "developer", "orders:read orders:write")
+    assert found["exp"] - found["iat"] == 3600
+    assert abs(found["iat"] - time.time()) < 60
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43_200), ("7d", 604_800)])
+def test_a_duration_may_have_a_unit(runner: CliRunner, text: str, seconds: int) -> None:
+    found = claims(runner, "--expires-in", text)
+    assert found["exp"] - found["iat"] == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "soon", "1.5h", "1y"])
+def test_a_duration_that_is_none_is_a_mistake_in_usage(runner: CliRunner, text: str) -> None:
+    assert runner.invoke(app, ["token", "--expires-in", text]).exit_code == 2
+
+
+def test_scopes_may_be_given_together_or_one_by_one(runner: CliRunner) -> None:
+    both = "orders:read orders:operate"
+    assert claims(runner, "--scope", both)["scope"] == both
+    assert claims(runner, "--scope", "orders:read", "--scope", "orders:operate")["scope"] == both
+
+
+def test_it_says_what_the_service_is_configured_to_look_for(runner: CliRunner) -> None:
+    env = {"ORDERS_AUTH_ISSUER": "me", "ORDERS_AUTH_AUDIENCE": "orders", "ORDERS_AUTH_TENANT_CLAIM": "org"}
+    found = claims(runner, "--tenant", "acme", "--subject", "ada", **env)
+    assert (found["iss"], found["aud"], found["org"], found["sub"]) == ("me", "orders", "acme", "ada")
+
+
+def test_without_a_secret_nothing_can_be_signed(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["token"], env={"ORDERS_AUTH_JWT_SECRET": ""})
+    assert isinstance(result.exception, ConfigurationError)
+    assert str(result.exception).startswith("ORDERS_AUTH_JWT_SECRET is not set")
