@@ -157,7 +157,7 @@ async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now
             waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
             await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the first request at the key")
             refused = await api.post("/orders", json=LINE)
-            assert_problem(refused, 503, "database-unavailable")
+            assert_problem(refused, 503, "overloaded")
             assert int(refused.headers["retry-after"]) > 0
         assert (await waiting).status_code == 201
         assert (await api.post("/orders", json=LINE)).status_code == 201
