@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 
 from app.errors import DatabaseUnavailable, Overloaded
 
-
 MAX_WAIT_SECONDS = 3.0  # a burst is worked off by then; what is not, is better told so
 
 
