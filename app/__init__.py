@@ -2,8 +2,12 @@
 
 The way of an order, in reading order:
 
-    api.orders          reads the request, answers it          (cancelling, schemas, problems, health beside it)
-    api.idempotency     the Idempotency-Key, the request's fingerprint, a copy of the answer in Redis (copies, `cache`)
+    api.connection      below HTTP's semantics: bounds and deadlines for heads and sockets
+    api.edge            what every request passes: its id, trace, metric, limits; the last resort        (api.problems)
+    api.security        who calls, and what they may do                                        (tokens, jwks, rates)
+    api.orders          reads the request, answers it; beside it cancelling, reading, operators, health        (schemas)
+    api.idempotency     the Idempotency-Key, the request's fingerprint; one request a key, in line for Postgres
+                        (admission), a copy of the answer in Redis (copies, `cache`)
     orders.once         one transaction with the key's row, whatever happens to its COMMIT                       (keys)
     orders.service      what is in it: order, lines, outbox row, answer; commit; 201           (models, money, status)
     messaging.outbox    the rows that must reach the broker
@@ -13,11 +17,12 @@ The way of an order, in reading order:
     saga.store          starts the saga of a placed order, keeps its row and its append-only step log
     saga.plan           what to do next, as a pure function of the saga's state and a call's outcome
     saga.cancellation   ends an order before its saga started, or leaves word for the saga to turn back
+    saga.cancellation   a customer's word, at any instant before the point of no return
     saga.orchestrator   load, plan, call a partner, record, until the order is confirmed or everything is undone
     partners.*          inventory, payment, shipping: one HTTP attempt a call, four possible outcomes
     api.reading         shows the order: one, held back until it has ended (api.waiting), or many, by page
 
-Around it: `cli` (the commands), `main` (puts the parts together), `demo` and `embedded` (the whole system in one
+Around it: `cli` (the commands), `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in one
 command), `sandbox` (the partners' simulator, which stands alone), `db`, `loops`, `server`, `telemetry`, `settings`,
 `errors`. An upper room may import a lower one, never the other way round; `pyproject.toml` holds the floors.
 """

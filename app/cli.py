@@ -6,6 +6,7 @@ check (a server out of reach).
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import sys
@@ -68,6 +69,13 @@ def run_sandbox(
         text = "sandbox on http://{}:{} (Ctrl-C ends it)".format(*listener.getsockname()[:2])
         one = demo.simulator(ledger, listener)
         uvloop.run(server.until_signalled(server.run(one, started=lambda: typer.echo(text, err=True))))
+
+
+@app.command()
+def openapi() -> None:
+    """Print the API's OpenAPI document, the one that a running service shows at /openapi.json."""
+    configured = settings.load(settings.Settings, database_url="postgresql://none", roles="api", auth_mode="none")
+    typer.echo(json.dumps(composition.create_app(configured).openapi(), indent=2, ensure_ascii=False))
 
 
 @app.command(name="demo")

@@ -1,12 +1,14 @@
-"""Writes the generated page docs/configuration.md from the settings classes; `--check`: exit 1 if it is stale."""
+"""Writes the generated pages, docs/configuration.md and docs/openapi.json; `--check`: exit 1 if one is stale."""
 
+import json
 import sys
 from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from app.settings import ALL_ROLES, PREFIX, Settings
+from app.main import create_app
+from app.settings import ALL_ROLES, PREFIX, Settings, load
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -68,15 +70,23 @@ def _default(field: FieldInfo) -> str:
     return f"`{value}`" if value else ""
 
 
+def openapi() -> str:
+    """Return the document that a running service shows at /openapi.json."""
+    settings = load(Settings, database_url="postgresql://none", roles="api")
+    return json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n"
+
+
 def main() -> int:
-    """Write the page, or with `--check` compare it."""
-    path, text = DOCS / "configuration.md", configuration()
-    if "--check" not in sys.argv:
-        path.write_text(text)
-    elif not path.exists() or path.read_text() != text:
-        sys.stderr.write(f"{path} is out of date: run `make generate`\n")
-        return 1
-    return 0
+    """Write the pages, or with `--check` compare them."""
+    stale = 0
+    for name, text in (("configuration.md", configuration()), ("openapi.json", openapi())):
+        path = DOCS / name
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.stderr.write(f"{path} is out of date: run `make generate`\n")
+            stale += 1
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ router = APIRouter(tags=["orders"])
         ),
     },
     openapi_extra={
-        "parameters": [openapi.header_parameter(HEADER, KEY, "5d2f3b0e-7b6e-4f0c-9c55-2f6f5a1f5d0e")],
+        "parameters": [openapi.header_parameter(HEADER, KEY, "4c1f3b0e-7b6e-4f0c", **openapi.KEY_SCHEMA)],
         "requestBody": {
             "required": False,
             "content": {"application/json": {"schema": {"type": "object", "additionalProperties": False}}},

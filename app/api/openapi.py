@@ -129,9 +129,12 @@ def _problem(status: HTTPStatus, code: str, detail: str) -> dict[str, Any]:
     }
 
 
-def header_parameter(name: str, description: str, example: str) -> dict[str, Any]:
+KEY_SCHEMA = {"maxLength": 255, "pattern": "^[!-~]*$"}  # visible ASCII; blank counts as none
+
+
+def header_parameter(name: str, description: str, example: str, **limits: Any) -> dict[str, Any]:
     """Describe an optional request header."""
-    schema = {"type": "string", "examples": [example]}
+    schema = {"type": "string", "examples": [example], **limits}
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 

@@ -63,7 +63,7 @@ def render(order: Order) -> Answer:
         HTTPStatus.UNPROCESSABLE_ENTITY,
     ),
     openapi_extra={
-        "parameters": [openapi.header_parameter(HEADER, KEY, "4c1f3b0e-7b6e-4f0c-9c55-2f6f5a1f5d0e")],
+        "parameters": [openapi.header_parameter(HEADER, KEY, "4c1f3b0e-7b6e-4f0c", **openapi.KEY_SCHEMA)],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": openapi.self_contained_schema(PlaceOrderRequest)}},

@@ -4,9 +4,10 @@ import asyncio
 import json
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
@@ -66,7 +67,9 @@ def etag(order: Order) -> str:
     summary="Read what an Idempotency-Key stands for",
     responses=openapi.problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND),
 )
-async def read_what_a_key_stands_for(request: Request, key: str) -> KeyAnswer:
+async def read_what_a_key_stands_for(
+    request: Request, key: Annotated[str, Path(json_schema_extra={**openapi.KEY_SCHEMA, "minLength": 1})]
+) -> KeyAnswer:
     """Return which answer the key's first request got; 404 does not prove that none is under way."""
     state: Reading = request.state.reading
     tenant = (await caller(request, "orders:read")).tenant

@@ -67,6 +67,11 @@ def _price(value: object) -> Decimal:
     raise ValueError('must be a number or a decimal string like "9.99"')
 
 
+def _whole(value: object) -> object:
+    """To JSON Schema 3.0 is an integer, and some clients have no other."""
+    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
+
+
 def _token(value: str) -> str:
     """Refuse what looks like a card number at all, mistyped ones too."""
     if MANY_DIGITS.search(value):
@@ -155,7 +160,7 @@ class Item(_Input):
     """One line of an order."""
 
     sku: Sku
-    quantity: Annotated[StrictInt, Field(ge=1, le=10_000)]
+    quantity: Annotated[StrictInt, Field(ge=1, le=10_000), BeforeValidator(_whole)]
     unit_price: Price
 
 
@@ -168,14 +173,22 @@ class Address(_Input):
     city: Name
     region: Name | None = None
     postal_code: PostalCode | None = None
-    country: Annotated[str, AfterValidator(_country), Field(examples=["DE"], pattern="^[A-Z]{2}$")]
+    country: Annotated[
+        str,
+        AfterValidator(_country),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "description": "ISO 3166-1 alpha-2"}),
+    ]
 
 
 class PlaceOrderRequest(_Input):
     """The body of `POST /orders`. A one-item order may be written flat: `{"sku", "quantity", "unit_price"}`."""
 
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
-    currency: Annotated[str, AfterValidator(_currency), Field(pattern="^[A-Z]{3}$")] = "USD"
+    currency: Annotated[
+        str,
+        AfterValidator(_currency),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217"}),
+    ] = "USD"
     customer_id: Name | None = None
     payment_method: Annotated[Name, AfterValidator(_token)] | None = Field(
         default=None, description="a token of the payment provider; null: the customer's default"

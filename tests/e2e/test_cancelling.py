@@ -14,6 +14,7 @@ from tests.harness.wait import wait_until
 ORDERS = 60
 LOG_LINES = 8  # that a saga leaves on its way to be confirmed: each of four steps attempted, and done
 CANCELLED = ("cancelled", "cancelled-by-customer")
+CALLS = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
 TOO_LATE = httpx.codes.CONFLICT
 
 
@@ -39,6 +40,7 @@ async def place_and_cancel(system: System, services: list[Service], number: int,
 
 
 async def test_orders_cancelled_at_random_instants_are_confirmed_or_cancelled_and_never_both(system: System) -> None:
+    await system.faults(*({"target": each, "kind": "slow", "delay_seconds": 0.1} for each in CALLS))
     services = [await system.start(), await system.start()]
     dice = random.Random(20)  # noqa: S311 - the mix of instants, not a secret
     instants = [dice.randint(0, LOG_LINES) for _ in range(ORDERS)]

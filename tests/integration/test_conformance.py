@@ -1,0 +1,32 @@
+"""The running service does what its OpenAPI document says, and never answers with a 5xx, whatever is sent to it."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness.api import serving
+from tests.harness.processes import REPOSITORY
+
+ADMIN = "operator"
+CONFIG = ("--config-file", str(REPOSITORY / "tests/harness/schemathesis.toml"))
+OPTIONS = ("--max-examples=25", "--no-color", "--suppress-health-check=all")
+
+
+@pytest.mark.timeout(300)
+async def test_schemathesis_finds_no_difference_between_service_and_document(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, redis_url=redis_url, admin_token=ADMIN) as api:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "schemathesis.cli", *CONFIG, "run", f"{api.base_url}/openapi.json", *OPTIONS),
+            *("-H", f"Authorization: Bearer {ADMIN}"),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "SCHEMATHESIS_HOOKS": "tests.harness.conformance"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
