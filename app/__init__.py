@@ -17,12 +17,11 @@ The way of an order, in reading order:
     saga.store          starts the saga of a placed order, keeps its row and its append-only step log
     saga.plan           what to do next, as a pure function of the saga's state and a call's outcome
     saga.cancellation   ends an order before its saga started, or leaves word for the saga to turn back
-    saga.cancellation   a customer's word, at any instant before the point of no return
     saga.orchestrator   load, plan, call a partner, record, until the order is confirmed or everything is undone
     partners.*          inventory, payment, shipping: one HTTP attempt a call, four possible outcomes
     api.reading         shows the order: one, held back until it has ended (api.waiting), or many, by page
 
-Around it: `cli` (the commands), `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in one
-command), `sandbox` (the partners' simulator, which stands alone), `db`, `loops`, `server`, `telemetry`, `settings`,
-`errors`. An upper room may import a lower one, never the other way round; `pyproject.toml` holds the floors.
+Around it: `cli` (the commands), `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in
+one command), `sandbox` (the partners' simulator, which stands alone), `db`, `cache`, `loops`, `server`, `telemetry`,
+`settings`, `errors`. An upper room may import a lower one, never the other way round; `pyproject.toml` holds the floors.
 """
