@@ -23,5 +23,5 @@ The way of an order, in reading order:
 
 Around it: `cli` (the commands), `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in
 one command), `sandbox` (the partners' simulator, which stands alone), `db`, `cache`, `loops`, `server`, `telemetry`,
-`settings`, `errors`. An upper room may import a lower one, never the other way round; `pyproject.toml` holds the floors.
+`settings`, `errors`. An upper room may import a lower one, never the reverse; `pyproject.toml` holds the floors.
 """
