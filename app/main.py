@@ -79,7 +79,9 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
 
 def make_server(settings: Settings, listener: socket.socket, checkpoint: Checkpoint = nothing) -> server.Server:
     """Make the application and its server on `listener`, with the limits that hold below the application."""
-    http = connection.protocol(settings.http_header_timeout_seconds, settings.http_max_connections)
+    http = connection.protocol(
+        settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
+    )
     return server.Server(create_app(settings, checkpoint), listener, settings.shutdown_timeout_seconds, http=http)
 
 

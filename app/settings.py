@@ -106,8 +106,11 @@ class Settings(Database, Auth):
         default=900, le=1_000_000, description="open at a time; at the bound, the longest idle one makes room"
     )
     http_body_timeout_seconds: Seconds = Field(default=10, description="a request's body must arrive within")
+    http_answer_timeout_seconds: Seconds = Field(
+        default=20, description="a client that reads nothing of its answer for so long is cut off"
+    )
     http_max_in_flight: PositiveInt = Field(
-        default=1000, le=100_000, description="requests served at a time by a process; beyond, 503"
+        default=500, le=100_000, description="requests served at a time by a process; beyond, 503"
     )
     idempotency_required: bool = Field(default=False, description="refuse a write without an Idempotency-Key")
     idempotency_ttl_seconds: Seconds = Field(default=86_400, description="lifetime of a key from its first use")

@@ -7,6 +7,8 @@ way and not in anybody else's. Wherever an answer is possible it is a problem wi
 """
 
 import asyncio
+import socket
+import struct
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +28,7 @@ MAX_HEADER_BYTES = 16 * 1024
 PIECE_BYTES = 4 * 1024  # fed to the parser at a time: so exactly are bytes outside of bodies counted
 MAX_STRAY_BYTES = MAX_TARGET_BYTES + MAX_HEADER_BYTES + 2 * PIECE_BYTES
 LINGER_SECONDS = 2.0
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close by RST
 UNREAD_BODY_SECONDS = 5.0  # for the rest of a body that was answered without being read
 
 MALFORMED = problems.problem(HTTPStatus.BAD_REQUEST, "malformed-request", "this is not HTTP/1.1 (RFC 9112)")
@@ -55,11 +58,21 @@ class _Refused(Exception):
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with deadlines and bounds."""
 
-    def __init__(self, *args: Any, header_timeout_seconds: float, max_connections: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        header_timeout_seconds: float,
+        answer_timeout_seconds: float,
+        max_connections: int,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._header_timeout_seconds = header_timeout_seconds
+        self._answer_timeout_seconds = answer_timeout_seconds
         self._max_connections = max_connections
         self._deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
+        self._unsent = 0  # when the write deadline began
         self._awaiting_head = True
         self._begun = False  # of the head that is awaited, something has come
         self._stray_bytes = 0  # since the last piece of a body, or the begin of a message
@@ -74,6 +87,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or make room for it, or refuse it."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # every unsent byte is noticed, see pause_writing
         self._start_deadline(self._header_timeout_seconds)
         if len(self.connections) > self._max_connections and not self._make_room():
             self._refuse(TOO_MANY_CONNECTIONS)
@@ -81,6 +95,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_deadline()
+        self._stop_write_deadline()
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
@@ -97,7 +112,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def is_idle(self, newcomer: "GuardedProtocol") -> bool:
         """Whether nothing is lost to a client when this connection ends to make room for another."""
-        return self is not newcomer and not self._is_answering() and not self.transport.is_closing()
+        busy = self._is_answering() or self.transport.get_write_buffer_size()
+        return self is not newcomer and not busy and not self.transport.is_closing()
 
     def _is_answering(self) -> bool:
         return self._cycle is not None and not self._cycle.response_complete
@@ -191,6 +207,36 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
             self._start_deadline(LINGER_SECONDS)
 
+    def pause_writing(self) -> None:
+        """Something is unsent: the client must read, or it holds an answer, and its connection, for ever."""
+        super().pause_writing()
+        self._start_write_deadline()
+
+    def resume_writing(self) -> None:
+        """All is sent."""
+        self._stop_write_deadline()
+        super().resume_writing()
+
+    def _start_write_deadline(self) -> None:
+        self._stop_write_deadline()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._write_deadline = self.loop.call_later(self._answer_timeout_seconds, self._unread)
+
+    def _stop_write_deadline(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
+
+    def _unread(self) -> None:
+        """Cut a client that took nothing; one that reads slowly may go on."""
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._start_write_deadline()
+        else:
+            self._write_deadline = None
+            # Otherwise the kernel would keep what is unsent, for as long as the client stays.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.transport.abort()
+
     # Refusals
 
     def _stop_parsing(self, answer: Response) -> None:
@@ -231,6 +277,11 @@ class GuardedProtocol(HttpToolsProtocol):
         return STATUS_LINE[answer.status_code] + lines + b"\r\n" + bytes(answer.body)
 
 
-def protocol(header_timeout_seconds: float, max_connections: int) -> Any:
+def protocol(header_timeout_seconds: float, answer_timeout_seconds: float, max_connections: int) -> Any:
     """Return what `uvicorn.Config(http=...)` needs."""
-    return partial(GuardedProtocol, header_timeout_seconds=header_timeout_seconds, max_connections=max_connections)
+    return partial(
+        GuardedProtocol,
+        header_timeout_seconds=header_timeout_seconds,
+        answer_timeout_seconds=answer_timeout_seconds,
+        max_connections=max_connections,
+    )

@@ -61,11 +61,6 @@ def read_key(values: Sequence[str], *, required: bool) -> str | None:
         key = re.sub(r"\\(.)", r"\1", match[1])
         if not key.strip():
             return read_key([], required=required)
-    return checked(key)
-
-
-def checked(key: str) -> str:
-    """Return the key if it can be one. Raises IdempotencyKeyInvalid."""
     if len(key) > MAX_LENGTH or not VISIBLE.fullmatch(key):
         raise IdempotencyKeyInvalid(f"{HEADER} must be 1 to {MAX_LENGTH} visible ASCII characters")
     return key

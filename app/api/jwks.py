@@ -127,8 +127,8 @@ class KeySet:
 
 def _suits(key: Mapping[str, Any], key_id: str | None, algorithm: str) -> bool:
     return (
-        key.get("kty") in {"RSA", "EC", "OKP"}
+        key.get("kty") in ("RSA", "EC", "OKP")  # tuples: what an issuer sends need not be hashable
         and key.get("use", "sig") == "sig"
         and key.get("alg", algorithm) == algorithm
-        and key_id in {None, key.get("kid")}
+        and key_id in (None, key.get("kid"))
     )

@@ -15,7 +15,7 @@ from app import db
 from app.api import openapi
 from app.api.cursors import write_cursor
 from app.api.headers import none_match_fails, preferred_wait
-from app.api.idempotency import checked
+from app.api.idempotency import read_key
 from app.api.queries import ListOrders, read_query
 from app.api.schemas import OrderAnswer, order_json
 from app.api.security import caller
@@ -73,9 +73,10 @@ async def read_what_a_key_stands_for(
     """Return which answer the key's first request got; 404 does not prove that none is under way."""
     state: Reading = request.state.reading
     tenant = (await caller(request, "orders:read")).tenant
-    stored = await service.get_key(state.pool, tenant, checked(key))
+    name = read_key([key], required=True) or ""
+    stored = await service.get_key(state.pool, tenant, name)
     return KeyAnswer(
-        key=key,
+        key=name,
         status_code=stored.answer.status,
         location=stored.answer.location,
         created_at=rfc3339(stored.created_at),

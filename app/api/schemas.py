@@ -30,6 +30,7 @@ from app.orders.service import PlaceOrder
 from app.orders.status import Reason, Status
 
 MAX_ITEMS = 100
+MAX_QUANTITY = 10_000
 MAX_METADATA_DEPTH = 16
 CARD = "looks like a card number; send the token that your payment provider gave you"
 FLAT = ("sku", "quantity", "unit_price")
@@ -68,8 +69,13 @@ def _price(value: object) -> Decimal:
 
 
 def _whole(value: object) -> object:
-    """To JSON Schema 3.0 is an integer, and some clients have no other."""
-    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
+    """To JSON Schema 3.0 is an integer, and some clients have no other.
+
+    Only within the limit: 1e999999999 as an integer would keep the event loop busy for hours.
+    """
+    if isinstance(value, Decimal) and 0 <= value <= MAX_QUANTITY and value == value.to_integral_value():
+        return int(value)
+    return value
 
 
 def _token(value: str) -> str:
@@ -160,7 +166,7 @@ class Item(_Input):
     """One line of an order."""
 
     sku: Sku
-    quantity: Annotated[StrictInt, Field(ge=1, le=10_000), BeforeValidator(_whole)]
+    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(_whole)]
     unit_price: Price
 
 

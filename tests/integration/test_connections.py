@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import select
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -195,3 +197,17 @@ async def test_where_every_connection_is_at_work_the_next_one_is_told_to_come_ag
 
         answer = await wait_until(refused, max(1.0, deadline - time.monotonic()), "refusal")
         assert int(problem(answer, 503, "too-many-connections")["retry-after"]) > 0
+
+
+async def test_a_client_that_does_not_read_its_answers_is_cut_off_and_its_place_is_free(database_url: str) -> None:
+    settings: dict[str, Any] = {"http_answer_timeout_seconds": 0.2, "http_max_connections": 2}
+    async with serving(database_url, **settings) as api:
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", api.base_url.port))
+            deaf.sendall(get(b"/openapi.json") * 60)
+            poller = select.poll()
+            poller.register(deaf, select.POLLHUP)
+            ended = select.POLLHUP | select.POLLERR
+            await wait_until(lambda: any(event & ended for _, event in poller.poll(0)), AMPLE_SECONDS, "end of it")
+        assert (await api.get("/livez")).status_code == 200

@@ -124,7 +124,7 @@ BEYOND = [
     (line(quantity=0), "/items/0/quantity"),
     (line(quantity=10_001), "/items/0/quantity"),
     (line(quantity="3"), "/items/0/quantity"),
-    (line(quantity=3.0), "/items/0/quantity"),
+    (line(quantity=3.5), "/items/0/quantity"),
     (line(quantity=True), "/items/0/quantity"),
     (line(unit_price=-0.01), "/items/0/unit_price"),
     (line(unit_price="-1"), "/items/0/unit_price"),
@@ -232,3 +232,13 @@ def test_whatever_is_sent_is_taken_or_refused_and_nothing_else(body: bytes) -> N
         str(error).encode()
     else:
         json.dumps([asked.normal_form(), asked.metadata], allow_nan=False).encode()
+
+
+def test_a_quantity_that_is_a_whole_number_written_with_decimals_is_that_number() -> None:
+    body = b'{"sku": "WIDGET", "quantity": 3.0, "unit_price": "9.99"}'
+    assert read_place_order(body).lines()[0].quantity == 3
+
+
+def test_an_astronomical_quantity_is_refused_without_being_computed() -> None:
+    with pytest.raises(ValidationFailed):
+        read_place_order(b'{"sku": "WIDGET", "quantity": 1e999999999, "unit_price": "9.99"}')
