@@ -10,8 +10,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from app import db
 from app.api import health
 from app.cache import Cache
@@ -31,8 +29,6 @@ from app.saga import store
 from app.saga.orchestrator import Orchestrator
 from app.settings import Settings
 from app.telemetry import Metrics, trace_headers
-
-log = structlog.get_logger(__name__)
 
 CONSUMER = "saga"  # the name in the inbox; it must never change
 CONSUMED_TYPES = (events.PLACED,)

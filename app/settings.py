@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import ConfigurationError
@@ -155,18 +155,11 @@ class Settings(Database, Auth):
             raise ValueError("no role given")
         return roles
 
-    @field_validator("rabbitmq_url")
+    @field_validator("rabbitmq_url", "redis_url")
     @classmethod
-    def _broker_spelling(cls, value: SecretStr) -> SecretStr:
+    def _server_spelling(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         if url := value.get_secret_value():
-            _check_url(url, "amqp", "amqps")
-        return value
-
-    @field_validator("redis_url")
-    @classmethod
-    def _cache_spelling(cls, value: SecretStr) -> SecretStr:
-        if url := value.get_secret_value():
-            _check_url(url, "redis", "rediss")
+            _check_url(url, *(("amqp", "amqps") if info.field_name == "rabbitmq_url" else ("redis", "rediss")))
         return value
 
     @field_validator("inventory_url", "payment_url", "shipping_url")

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request, Response
 from app import db
 from app.api import openapi
 from app.api.bodies import read_body
-from app.api.idempotency import HEADER
-from app.api.orders import KEY, Intake, render
+from app.api.orders import KEY_PARAMETER, Intake, render
 from app.api.schemas import OrderAnswer, parse_json
 from app.api.security import caller
 from app.errors import MalformedRequest, ValidationFailed
@@ -48,7 +47,7 @@ router = APIRouter(tags=["orders"])
         ),
     },
     openapi_extra={
-        "parameters": [openapi.header_parameter(HEADER, KEY, "4c1f3b0e-7b6e-4f0c", **openapi.KEY_SCHEMA)],
+        "parameters": [KEY_PARAMETER],
         "requestBody": {
             "required": False,
             "content": {"application/json": {"schema": {"type": "object", "additionalProperties": False}}},

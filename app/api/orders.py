@@ -27,7 +27,12 @@ from app.telemetry import Metrics, trace_headers
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["orders"])
 
-KEY = 'One and the same for every try of one write: `"abc"` or `abc`, 1–255 visible ASCII characters'
+KEY_PARAMETER = openapi.header_parameter(
+    HEADER,
+    'One and the same for every try of one write: `"abc"` or `abc`, 1–255 visible ASCII characters',
+    "4c1f3b0e-7b6e-4f0c",
+    **openapi.KEY_SCHEMA,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def render(order: Order) -> Answer:
         HTTPStatus.UNPROCESSABLE_ENTITY,
     ),
     openapi_extra={
-        "parameters": [openapi.header_parameter(HEADER, KEY, "4c1f3b0e-7b6e-4f0c", **openapi.KEY_SCHEMA)],
+        "parameters": [KEY_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": openapi.self_contained_schema(PlaceOrderRequest)}},
