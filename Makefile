@@ -14,9 +14,17 @@ help: ## say what there is to make
 demo: .venv/.demo ## run the whole system in one command (ARGS="--port 8001 --ephemeral" to change it)
 	@exec $(BIN)/orders demo $(ARGS)
 
+.PHONY: up
+up: ## build and start everything in containers, and wait until it is ready (ARGS="--profile scale")
+	@docker compose $(ARGS) up --detach --build --wait
+	@echo "API http://localhost:$${ORDERS_PORT:-8000}/docs  sandbox http://localhost:$${SANDBOX_PORT:-9000}/docs"
+
+.PHONY: down
+down: ## stop the containers; the data stays in its volumes (VOLUMES=1 removes it)
+	@docker compose --profile "*" down $(if $(VOLUMES),--volumes)
+
 .PHONY: test
-test: .venv/.dev ## run every test, on real servers; installs servers with apt where it may (ARGS="-k outbox")
-	@scripts/install-servers
+test: .venv/.dev .servers ## run every test, on real servers; installs them with apt where it may (ARGS="-k outbox")
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: test-unit
@@ -28,13 +36,11 @@ test-contract: .venv/.dev ## run one suite against the partner sandbox and the c
 	@$(BIN)/pytest tests/contract $(ARGS)
 
 .PHONY: test-integration
-test-integration: .venv/.dev ## run each component on real servers
-	@scripts/install-servers
+test-integration: .venv/.dev .servers ## run each component on real servers
 	@$(BIN)/pytest tests/integration $(ARGS)
 
 .PHONY: test-e2e
-test-e2e: .venv/.dev ## run whole services, killed and started again
-	@scripts/install-servers
+test-e2e: .venv/.dev .servers ## run whole services, killed and started again
 	@$(BIN)/pytest tests/e2e $(ARGS)
 
 .PHONY: verify
@@ -44,6 +50,9 @@ verify: .venv/.dev ## check style, types, architecture and generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/generate_docs.py --check
+	@$(BIN)/hadolint Dockerfile deploy/edge/Dockerfile
+	@if docker compose version >/dev/null 2>&1; then docker compose --profile "*" config --quiet; \
+		else echo "docker compose is not installed: docker-compose.yml was not checked"; fi
 
 .PHONY: generate
 generate: .venv/.dev ## bring the generated files up to date
@@ -51,11 +60,18 @@ generate: .venv/.dev ## bring the generated files up to date
 
 .PHONY: requirements
 requirements: .venv/.dev ## pin the newest versions that pyproject.toml allows
-	@$(BIN)/uv pip compile --quiet --upgrade $(COMPILE) --group dev --output-file requirements/dev.txt
-	@$(BIN)/uv pip compile --quiet --upgrade $(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/demo.txt
+	@$(COMPILE) --upgrade --extra demo --group dev --output-file requirements/dev.txt
+	@$(COMPILE) --extra demo --group build --constraint requirements/dev.txt --output-file requirements/demo.txt
+	@$(COMPILE) --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	@$(COMPILE:pyproject.toml=) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 
-COMPILE := pyproject.toml --extra demo --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	--no-emit-find-links --no-emit-index-url
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate --no-emit-find-links --no-emit-index-url
+
+# Tests start servers of their own: in containers where there is an engine for them, else as processes.
+.PHONY: .servers
+.servers: .venv/.dev
+	@$(BIN)/python -m tests.harness.containers --pull || scripts/install-servers
 
 .venv/.dev: requirements/dev.txt pyproject.toml
 	@echo "Installing the development environment into .venv ..."

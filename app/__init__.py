@@ -12,16 +12,27 @@ The way of an order, in reading order:
     orders.service      what is in it: order, lines, outbox row, answer; commit; 201           (models, money, status)
     messaging.outbox    the rows that must reach the broker
     messaging.relay     claim with a lease, publish, mark                  (woken by the commit, polls besides)
-    messaging.rabbitmq  the broker: topology, confirmed publishing, consuming      (messaging.local: without one)
+    messaging.rabbitmq  the broker: topology, confirmed publishing                 (messaging.local: without one)
+    messaging.subscription  feeds the consumer from the broker, acknowledges what it did
     messaging.consumer  one transaction: inbox row and the handler's effect; commit; ack
     saga.store          starts the saga of a placed order, keeps its row and its append-only step log
     saga.plan           what to do next, as a pure function of the saga's state and a call's outcome
     saga.cancellation   ends an order before its saga started, or leaves word for the saga to turn back
     saga.orchestrator   load, plan, call a partner, record, until the order is confirmed or everything is undone
-    partners.*          inventory, payment, shipping: one HTTP attempt a call, four possible outcomes
+    saga.calls          the port of each call; a partner that fails is left alone for a while         (partners.circuit)
+    partners.*          inventory, payment (stripe_payment), shipping: a call is tried once and has one of four outcomes
     api.reading         shows the order: one, held back until it has ended (api.waiting), or many, by page
 
-Around it: `cli` (the commands), `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in
+For operators, by `/ops` (api.operators, api.dead_letters, api.sagas) and by the commands, which show the same
+(api.views, api.saga_views):
+
+    operations.dead_letters  what was given up, why, what a replay would do; replayed, removed (messaging.dead_letters)
+    operations.sagas         a saga's pause ended, a saga turned back, each on record (audit)         (saga.reading)
+
+Beside it: `operations.janitor` (sends again what a broker lost, removes what is past its retention),
+`messaging.depths` (how much waits in the queues), `api.openapi` and `api.asyncapi` (the documents).
+
+Around it: `cli` and `commands`, `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in
 one command), `sandbox` (the partners' simulator, which stands alone), `db`, `cache`, `loops`, `server`, `telemetry`,
 `settings`, `errors`. An upper room may import a lower one, never the reverse; `pyproject.toml` holds the floors.
 """

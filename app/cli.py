@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +15,12 @@ from typing import Annotated
 import typer
 import uvloop
 
-from app import db, demo, server, settings, telemetry
+from app import db, demo, embedded, roles, server, settings, telemetry
 from app import main as composition
-from app.api import tokens
-from app.errors import ConfigurationError, Unavailable
-
-UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+from app.api import asyncapi, tokens
+from app.commands import dlq, outbox, saga
+from app.commands.options import duration
+from app.errors import ConfigurationError, RequestError, Unavailable
 
 app = typer.Typer(
     help="An orders service that never loses an order, never charges twice and never gets stuck in silence.",
@@ -30,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(outbox.app, name="outbox")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(saga.app, name="saga")
 
 
 @app.command()
@@ -78,6 +80,25 @@ def openapi() -> None:
     typer.echo(json.dumps(composition.create_app(configured).openapi(), indent=2, ensure_ascii=False))
 
 
+@app.command(name="asyncapi")
+def print_asyncapi() -> None:
+    """Print the AsyncAPI document: the messages that the service sends and receives."""
+    typer.echo(json.dumps(asyncapi.document(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def prune(
+    data_dir: Annotated[Path | None, typer.Option(help="Of a running demo, whose database it is then.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Remove what is past its retention, in one pass; the role janitor does the same by itself."""
+    database = {} if data_dir is None else {"database_url": embedded.running_url(data_dir)}
+    telemetry.configure_logging("console", "WARNING")
+    removed = uvloop.run(roles.prune(settings.load(settings.Retention, **database)))
+    typer.echo(json.dumps(removed) if as_json else "\n".join(f"{rows:>9} {table}" for table, rows in removed.items()))
+
+
 @app.command(name="demo")
 def run_demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the service.")] = 8000,
@@ -113,21 +134,19 @@ def token(
         "iss": configured.auth_issuer,
         "aud": configured.auth_audience,
     }
-    typer.echo(tokens.sign(secret, {name: value for name, value in claims.items() if value}, _seconds(expires_in)))
-
-
-def _seconds(text: str) -> float:
-    """Read a duration: seconds, or a number with s, m, h or d behind it."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
-    if match is None or not (seconds := int(match[1]) * UNIT_SECONDS[match[2]]):
-        raise typer.BadParameter("must be like 90, 15m, 12h or 7d", param_hint="--expires-in")
-    return float(seconds)
+    typer.echo(
+        tokens.sign(
+            secret, {name: value for name, value in claims.items() if value}, duration(expires_in, "--expires-in")
+        )
+    )
 
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr."""
     try:
         app()
+    except RequestError as error:
+        sys.exit(_fail(1, error))
     except ConfigurationError as error:
         sys.exit(_fail(2, error))
     except Unavailable as error:

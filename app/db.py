@@ -8,15 +8,15 @@ import asyncio
 import contextlib
 import functools
 import re
+import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import MetaData
+from sqlalchemy.exc import DBAPIError
 
 from app.errors import ConfigurationError, DatabaseUnavailable
 
@@ -24,7 +24,11 @@ Pool = asyncpg.Pool
 Connection = asyncpg.Connection | PoolConnectionProxy
 
 POOL_WAIT_SECONDS = 1.0  # longer than this and the caller is better served by a 503
+MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each waits 2 s for a lock (migrations/env.py)
+COME_AGAIN = {asyncpg.LockNotAvailableError.sqlstate, asyncpg.DeadlockDetectedError.sqlstate}
 COMMAND_TIMEOUT_SECONDS = 5.0  # no statement of ours takes a second; a server that does not answer is out
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = MetaData(
     naming_convention={
@@ -66,8 +70,9 @@ async def create_pool(url: str, size: int, command_seconds: float = COMMAND_TIME
         reset=_leave_no_transaction,
         server_settings={
             "application_name": "orders",
-            # A process that froze inside a transaction must not hold its locks for ever.
-            "idle_in_transaction_session_timeout": "30s",
+            "jit": "off",  # no statement of ours runs as long as compiling it takes, whatever the planner believes
+            # A process that froze inside a transaction must not hold its locks for long: sagas have leases of 30 s.
+            "idle_in_transaction_session_timeout": "10s",
         },
     )
     await pool
@@ -128,6 +133,11 @@ async def transaction(
             raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT did a {answer}")
 
 
+def first_id(seconds_ago: float) -> uuid.UUID:
+    """Return the lowest UUIDv7 of that time: ids are ordered by time, so a primary key finds the old rows by itself."""
+    return uuid.UUID(int=int((time.time() - seconds_ago) * 1000) << 80)  # RFC 9562, section 5.7
+
+
 async def inspect(url: str) -> tuple[str, str | None]:
     """Return the server's synchronous_commit and the schema's revision. Raises DatabaseUnavailable."""
     try:
@@ -168,6 +178,11 @@ async def revision(conn: Connection) -> str | None:
     return found
 
 
+def affected(status: str) -> int:
+    """Return the number of rows in the status of a statement, such as `UPDATE 3`."""
+    return int(status.rpartition(" ")[2])
+
+
 def is_behind(present: str | None) -> bool:
     """Tell whether the schema lacks a migration of this release. A revision it does not know is a newer one: fine."""
     if present is None:
@@ -177,18 +192,28 @@ def is_behind(present: str | None) -> bool:
 
 @functools.cache
 def _revisions() -> list[str]:
-    """Return the revisions of this release, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(_alembic_config("")).walk_revisions()]
+    """Return the revisions of this release, the newest first: the names of their files begin with them."""
+    return sorted((path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*_*.py")), reverse=True)
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to this release's. Safe to run from several processes at once; blocks, so not in a loop."""
-    command.upgrade(_alembic_config(url), "head")
+    """Bring the schema to this release's. Safe to run from several processes at once; blocks, so not in a loop.
 
+    Raises DatabaseUnavailable when others keep a table locked all the time.
+    """
+    # Half a second of imports (templates, colours) that no other command should pay for.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
 
-def _alembic_config(url: str) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     config.attributes["url"] = url
-    return config
+    for _ in range(MIGRATION_TRIES):
+        try:
+            return command.upgrade(config, "head")
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in COME_AGAIN:
+                raise
+            time.sleep(MIGRATION_PAUSE_SECONDS)
+    raise DatabaseUnavailable("somebody keeps a table locked (a vacuum, a backup?): not all is migrated, try again")

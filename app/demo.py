@@ -60,6 +60,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 rabbitmq_url="",
                 redis_url="",
                 inventory_url=sandbox_url,
+                payment_provider="http",
                 payment_url=sandbox_url,
                 shipping_url=sandbox_url,
                 roles=settings.ALL_ROLES,

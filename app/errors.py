@@ -14,6 +14,9 @@ OrdersError
 │   ├── RequestInProgress            request-in-progress
 │   ├── OrderNotFound                order-not-found
 │   ├── OrderNotCancellable          order-not-cancellable
+│   ├── SagaNotRetriable             saga-not-retriable
+│   ├── ParkedRowNotFound            parked-row-not-found
+│   ├── DeadLettersBusy              dead-letters-busy
 │   ├── NotOffered                   not-found (a route that this configuration does not offer)
 │   ├── Unauthorized                 unauthorized (carries the RFC 6750 error, if a token came at all)
 │   ├── InsufficientScope            insufficient-scope (carries the scope that is needed)
@@ -119,6 +122,24 @@ class OrderNotCancellable(RequestError):
     """The order has ended confirmed or rejected: there is nothing left to cancel."""
 
     code = "order-not-cancellable"
+
+
+class SagaNotRetriable(RequestError):
+    """The saga has ended, or has not started: there is nothing to try again."""
+
+    code = "saga-not-retriable"
+
+
+class ParkedRowNotFound(RequestError):
+    """No parked outbox row has this id."""
+
+    code = "parked-row-not-found"
+
+
+class DeadLettersBusy(RequestError):
+    """Somebody else is going over the dead letters right now."""
+
+    code = "dead-letters-busy"
 
 
 class NotOffered(RequestError):

@@ -67,6 +67,14 @@ class Loop:
             except OrdersError as error:
                 failures += 1
                 log.warning("loop.paused", loop=self.name, code=error.code, error=str(error))
+            except asyncio.CancelledError:
+                # aiormq fails what waits on a connection with this when it gives the connection up. If nobody cancelled
+                # us it is an error like any other, and must not end the loop in silence.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                failures += 1
+                log.warning("loop.paused", loop=self.name, code="cancelled", error="a call was cancelled below us")
             except Exception:
                 failures += 1
                 log.exception("loop.failed", loop=self.name)

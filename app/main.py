@@ -11,7 +11,21 @@ import structlog
 from fastapi import FastAPI
 
 from app import db, server
-from app.api import cancelling, connection, docs, health, jwks, openapi, operators, orders, problems, rates, reading
+from app.api import (
+    cancelling,
+    connection,
+    dead_letters,
+    docs,
+    health,
+    jwks,
+    openapi,
+    operators,
+    orders,
+    problems,
+    rates,
+    reading,
+    sagas,
+)
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.api.idempotency import Idempotency
@@ -21,15 +35,16 @@ from app.api.waiting import Waiters
 from app.cache import Cache
 from app.errors import DatabaseUnavailable
 from app.loops import Loop
-from app.messaging import backlog, outbox
+from app.messaging import backlog, unpublished
 from app.orders.status import Status
-from app.roles import Checkpoint, Parts, Role, nothing
-from app.saga import store
+from app.roles import Checkpoint, Parts, Role, dead_letters_of, nothing
+from app.saga import upkeep
 from app.settings import Settings
 from app.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
+RELAY_POOL_SIZE = 4  # for the relay, the janitor, and counting
 REQUEST_STATEMENT_SECONDS = 2.0  # a caller is better served by a 503 than by a longer wait
 
 
@@ -56,7 +71,7 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
 
     app = FastAPI(
         title="Orders",
-        version="0.1.0",
+        version=openapi.VERSION,
         summary="Takes orders and drives each to an end: confirmed, or everything undone.",
         lifespan=lifespan,
         openapi_url="/openapi.json",
@@ -73,6 +88,8 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
         app.include_router(cancelling.router)
         app.include_router(reading.router)
         app.include_router(operators.router)
+        app.include_router(dead_letters.router)
+        app.include_router(sagas.router)
     openapi.install(app)
     return app
 
@@ -103,13 +120,15 @@ async def _start(
     stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, checkpoint: Checkpoint
 ) -> State:
     url = settings.database_url.get_secret_value()
-    # Two pools: requests must not wait for background work, nor the other way round.
+    # A pool each: requests must not wait for background work, nor the other way round, and the relay must not wait
+    # behind a crowd of messages and sagas: they are many at a time, it asks twice for a whole batch.
     request_pool = await _pool(stack, url, settings.database_pool_size, REQUEST_STATEMENT_SECONDS)
     work_pool = await _pool(stack, url, settings.database_pool_size, db.COMMAND_TIMEOUT_SECONDS)
+    relay_pool = await _pool(stack, url, RELAY_POOL_SIZE, db.COMMAND_TIMEOUT_SECONDS)
     cache = _cache(stack, settings.redis_url.get_secret_value())
-    limit = backlog.Backlog(work_pool, settings.outbox_max_pending)
+    limit = backlog.Backlog(relay_pool, settings.outbox_max_pending)
     waiters = Waiters(request_pool)
-    parts = Parts(settings, metrics, checkpoint, work_pool, waiters.wake)
+    parts = Parts(settings, metrics, checkpoint, work_pool, relay_pool, waiters.wake)
     roles = await parts.build(stack)
     if "api" in settings.roles:
         loop = Loop("backlog", limit.run_once, backlog.PERIOD_SECONDS)
@@ -133,12 +152,21 @@ async def _start(
         backlog=limit,
         body_timeout_seconds=settings.http_body_timeout_seconds,
     )
+    pools = {"requests": request_pool, "work": work_pool, "relay": relay_pool}
     checks, decisive = parts.checks(request_pool, cache)
-    refresh = partial(_refresh_gauges, work_pool, (request_pool, work_pool), metrics)
+    refresh = partial(_refresh_gauges, relay_pool, tuple(pools.values()), metrics)
     return {
         "intake": intake,
         "reading": reading.Reading(request_pool, waiters),
-        "operators": operators.Operators(request_pool, {"requests": request_pool, "work": work_pool}),
+        "operators": operators.Operators(
+            pool=request_pool,
+            pools=pools,
+            dead_letters=dead_letters_of(request_pool, settings.rabbitmq_url.get_secret_value()),
+            on_pending=parts.wake_relay,
+            on_saga=parts.wake_all,
+            metrics=metrics,
+            body_timeout_seconds=settings.http_body_timeout_seconds,
+        ),
         "security": await _security(stack, settings),
         "health": health.Health(checks, decisive, metrics, refresh),
     }
@@ -193,11 +221,12 @@ async def _stop(roles: list[Role], tasks: list[asyncio.Task[None]], grace_second
 async def _refresh_gauges(pool: db.Pool, pools: tuple[db.Pool, ...], metrics: Metrics) -> None:
     metrics.db_pool_in_use.set(sum(each.get_size() - each.get_idle_size() for each in pools))
     async with db.connection(pool) as conn:
-        pending, age, parked = await outbox.stats(conn)
-        unfinished, oldest = await store.stats(conn)
+        pending, age, parked = await unpublished.stats(conn)
+        sagas = await upkeep.stats(conn)
     metrics.outbox_pending.set(pending)
     metrics.outbox_oldest_pending_age.set(age)
     metrics.outbox_parked.set(parked)
     for status in (Status.PENDING, Status.COMPENSATING):
-        metrics.saga_in_flight.labels(status).set(unfinished.get(status, 0))
-    metrics.saga_oldest_unfinished_age.set(oldest)
+        metrics.saga_in_flight.labels(status).set(sagas.in_flight.get(status, 0))
+    metrics.saga_oldest_unfinished_age.set(sagas.oldest_age_seconds)
+    metrics.saga_needs_operator.set(sagas.needs_operator)

@@ -15,20 +15,27 @@ from app.api import health
 from app.cache import Cache
 from app.errors import BrokerUnavailable, DatabaseUnavailable
 from app.loops import Loop
+from app.messaging import depths
 from app.messaging.consumer import Consumer
+from app.messaging.depths import Depths
 from app.messaging.local import LocalTransport
-from app.messaging.rabbitmq import RabbitTransport, Subscription, close, connect
+from app.messaging.rabbitmq import RabbitTransport, close, connect
 from app.messaging.relay import Relay, Transport
-from app.operations.janitor import PERIOD_SECONDS, Janitor
+from app.messaging.subscription import Subscription
+from app.operations.dead_letters import DeadLetters, InQueue, ParkedRows
+from app.operations.janitor import RESEND_PERIOD_SECONDS, SWEEP_PERIOD_SECONDS, Janitor, Resender
 from app.orders import events
 from app.partners.client import PartnerClient, open_session
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
+from app.partners.ports import Payment
 from app.partners.shipping import HttpShipping
+from app.partners.stripe_payment import API_URL, StripePayment
 from app.saga import store
+from app.saga.calls import Calls
 from app.saga.orchestrator import Orchestrator
-from app.settings import Settings
-from app.telemetry import Metrics, trace_headers
+from app.settings import Retention, Settings
+from app.telemetry import PRUNED_TABLES, Metrics, trace_headers
 
 CONSUMER = "saga"  # the name in the inbox; it must never change
 CONSUMED_TYPES = (events.PLACED,)
@@ -50,6 +57,16 @@ class Role:
     stop: Callable[[], None]
 
 
+def dead_letters_of(pool: db.Pool, broker_url: str, checkpoint: Checkpoint = nothing) -> DeadLetters:
+    """Return the saga's dead letters, where the transport leaves them. `broker_url` empty: in-process transport."""
+    place = (
+        InQueue(pool, CONSUMER, broker_url, ROUTING_KEYS, checkpoint)
+        if broker_url
+        else ParkedRows(pool, CONSUMER, CONSUMED_TYPES)
+    )
+    return DeadLetters(pool, CONSUMER, place)
+
+
 class Parts:
     """The background roles of one process and what connects them."""
 
@@ -59,6 +76,7 @@ class Parts:
         metrics: Metrics,
         checkpoint: Checkpoint,
         pool: db.Pool,
+        relay_pool: db.Pool,
         on_finished: Callable[[UUID], None],
     ) -> None:
         self._settings = settings
@@ -66,10 +84,12 @@ class Parts:
         self._metrics = metrics
         self._checkpoint = checkpoint
         self._pool = pool
+        self._relay_pool = relay_pool
         self._broker_url = settings.rabbitmq_url.get_secret_value()
         self._relay_loop: Loop | None = None
         self._wake_orchestrator: Callable[[], None] = _nobody
         self._subscription: Subscription | None = None
+        self._rabbit_transport: RabbitTransport | None = None
 
     def wake_relay(self) -> None:
         """There is something in the outbox. Without a relay in this process, another one's poll finds it."""
@@ -97,23 +117,35 @@ class Parts:
         if "relay" in self._settings.roles:
             loop = self._relay_loop = self._relay(self._transport(stack, consumer))
             roles.append(Role("relay", loop.run, loop.stop))
+        read_depths = self._depths(stack)
+        if self._settings.roles & {"relay", "consumer"}:
+            roles.append(_looping("depths", Depths(read_depths, self._metrics).run_once, depths.PERIOD_SECONDS))
         if "janitor" in self._settings.roles:
-            loop = Loop("janitor", Janitor(self._pool).run_once, PERIOD_SECONDS)
-            roles.append(Role("janitor", loop.run, loop.stop))
+            resender = Resender(self._relay_pool, self._metrics, CONSUMER, read_depths, self.wake_relay)
+            roles.append(_looping("resender", resender.run_once, RESEND_PERIOD_SECONDS))
+            janitor = make_janitor(self._relay_pool, self._metrics, self._settings)
+            roles.append(_looping("janitor", janitor.run_once, SWEEP_PERIOD_SECONDS))
         return roles
+
+    def _depths(self, stack: contextlib.AsyncExitStack) -> depths.Read:
+        if not self._broker_url:
+            return partial(depths.read_local, self._relay_pool, CONSUMED_TYPES)
+        broker = depths.BrokerDepths(self._broker_url)
+        stack.push_async_callback(broker.close)
+        return broker.read
 
     def _transport(self, stack: contextlib.AsyncExitStack, consumer: Consumer | None) -> Transport:
         if consumer is not None and not self._broker_url:
             return LocalTransport(consumer)
         timeout = self._settings.outbox_publish_timeout_seconds
-        transport = RabbitTransport(self._broker_url, CONSUMED_TYPES, ROUTING_KEYS, timeout)
+        transport = self._rabbit_transport = RabbitTransport(self._broker_url, CONSUMED_TYPES, ROUTING_KEYS, timeout)
         stack.push_async_callback(transport.close)
         return transport
 
     def _relay(self, transport: Transport) -> Loop:
         settings = self._settings
         relay = Relay(
-            self._pool,
+            self._relay_pool,
             transport,
             self._metrics,
             batch_size=settings.outbox_batch_size,
@@ -126,7 +158,8 @@ class Parts:
         return Loop("relay", relay.run_once, settings.outbox_poll_seconds)
 
     def _consumer(self, wake_orchestrator: Callable[[], None]) -> Consumer:
-        start = partial(store.start, deadline_seconds=self._settings.saga_deadline_seconds)
+        hold, deadline = self._settings.inventory_hold_seconds, self._settings.saga_deadline_seconds
+        start = partial(store.start, deadline_seconds=deadline, hold_seconds=None if hold is None else math.ceil(hold))
         return Consumer(
             self._pool,
             CONSUMER,
@@ -146,11 +179,17 @@ class Parts:
             timeout_seconds=settings.partner_timeout_seconds,
             extra_headers=trace_headers,
         )
+        calls = Calls(
+            HttpInventory(client(settings.inventory_url)),
+            self._payment(client),
+            HttpShipping(client(settings.shipping_url)),
+            self._metrics,
+            circuit_failures=settings.partner_circuit_failures,
+            circuit_open_seconds=settings.partner_circuit_open_seconds,
+        )
         return Orchestrator(
             self._pool,
-            HttpInventory(client(settings.inventory_url), math.ceil(settings.hold_seconds)),
-            HttpPayment(client(settings.payment_url)),
-            HttpShipping(client(settings.shipping_url)),
+            calls,
             self._metrics,
             owner=f"{socket.gethostname()}:{os.getpid()}",
             concurrency=settings.saga_concurrency,
@@ -158,10 +197,19 @@ class Parts:
             lease_seconds=settings.saga_lease_seconds,
             retry_base_seconds=settings.partner_retry_base_seconds,
             retry_cap_seconds=settings.partner_retry_cap_seconds,
+            needs_operator_seconds=settings.saga_needs_operator_seconds,
             on_event=self.wake_relay,
             checkpoint=self._checkpoint,
             on_finished=self._on_finished,
         )
+
+    def _payment(self, client: Callable[..., PartnerClient]) -> Payment:
+        settings = self._settings
+        if settings.payment_provider == "http":
+            return HttpPayment(client(settings.payment_url))
+        # Stripe is not part of our traces: it gets none of their headers.
+        stripe = client(settings.payment_url or API_URL, extra_headers=dict)
+        return StripePayment(stripe, settings.stripe_api_key.get_secret_value(), settings.partner_timeout_seconds)
 
     def checks(self, pool: db.Pool, cache: Cache | None) -> tuple[Mapping[str, health.Check], frozenset[str]]:
         """Return what readiness looks at, and what of it decides.
@@ -177,11 +225,44 @@ class Parts:
         return checks, frozenset(decisive)
 
     async def _check_rabbitmq(self) -> str:
+        if self._rabbit_transport is not None:
+            await self._rabbit_transport.check()
         if self._subscription is None:
             await close(await connect(self._broker_url, "orders readiness"))
         elif not self._subscription.connected:
             raise BrokerUnavailable("the consumer is not connected")
         return "reachable"
+
+
+def _looping(name: str, run_once: Callable[[], Awaitable[int]], period_seconds: float) -> Role:
+    loop = Loop(name, run_once, period_seconds)
+    return Role(name, loop.run, loop.stop)
+
+
+def make_janitor(pool: db.Pool, metrics: Metrics, settings: Retention) -> Janitor:
+    """Make what removes rows past their retention."""
+    return Janitor(
+        pool,
+        metrics,
+        CONSUMER,
+        outbox_retention_seconds=settings.outbox_retention_seconds,
+        inbox_retention_seconds=settings.inbox_retention_seconds,
+        saga_retention_seconds=settings.saga_retention_seconds,
+    )
+
+
+async def prune(settings: Retention) -> dict[str, int]:
+    """Make one pass of the janitor. Returns how many rows it removed, by table. Raises DatabaseUnavailable."""
+    url = settings.database_url.get_secret_value()
+    await db.check(url)
+    pool = await db.create_pool(url, 1)
+    removed = dict.fromkeys(PRUNED_TABLES, 0)
+    try:
+        async for table, rows in make_janitor(pool, Metrics(), settings).sweep():
+            removed[table] += rows
+    finally:
+        pool.terminate()
+    return removed
 
 
 async def _check_redis(cache: Cache) -> str:

@@ -4,13 +4,14 @@ import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import ConfigurationError
 
 PREFIX = "ORDERS_"
 RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
+STRIPE_KEY = re.compile(r"[sr]k_[A-Za-z0-9_]+")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]*=*")
 Role = Literal["api", "relay", "consumer", "janitor"]
 ALL_ROLES: frozenset[Role] = frozenset({"api", "relay", "consumer", "janitor"})
@@ -29,6 +30,29 @@ class Database(BaseSettings):
     @classmethod
     def _database_spelling(cls, value: SecretStr) -> SecretStr:
         _check_url(value.get_secret_value(), "postgresql", "postgres", "postgresql+asyncpg")
+        return value
+
+
+class Retention(Database):
+    """What `orders prune` needs."""
+
+    outbox_retention_seconds: Seconds = Field(
+        default=604_800, description="a published event stays so long, and longer while its order is unfinished"
+    )
+    inbox_retention_seconds: Seconds = Field(default=604_800, description="that a message took effect is known so long")
+    saga_retention_seconds: Seconds = Field(default=7_776_000, description="a finished saga stays so long")
+
+
+class Operations(Database):
+    """What the commands for operators need."""
+
+    rabbitmq_url: SecretStr = Field(default=SecretStr(""), description="`amqp(s)://`; empty: in-process transport")
+
+    @field_validator("rabbitmq_url")
+    @classmethod
+    def _broker_spelling(cls, value: SecretStr) -> SecretStr:
+        if url := value.get_secret_value():
+            _check_url(url, "amqp", "amqps")
         return value
 
 
@@ -70,19 +94,28 @@ class Auth(BaseSettings):
         return self
 
 
-class Settings(Database, Auth):
+class Settings(Operations, Retention, Auth):
     """What `orders serve` needs. Environment variables with the prefix `ORDERS_`; times are in seconds."""
 
     database_pool_size: PositiveInt = Field(
-        default=10, le=1000, description="connections for requests, and as many again for the other roles"
+        default=10,
+        le=1000,
+        description="connections for requests, as many again for messages and sagas, and 4 for the relay",
     )
     redis_url: SecretStr = Field(
         default=SecretStr(""),
         description="`redis(s)://`, for copies of answers and counts of rates; empty: run without Redis",
     )
-    rabbitmq_url: SecretStr = Field(default=SecretStr(""), description="`amqp(s)://`; empty: in-process transport")
     inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
-    payment_url: str = Field(default="", description="the payment partner; needed by the role consumer")
+    payment_provider: Literal["http", "stripe"] = Field(
+        default="http", description="whose API the payment partner speaks: this service's own, or Stripe's"
+    )
+    payment_url: str = Field(
+        default="", description="the payment partner; needed by the role consumer, with `stripe` not: its public API"
+    )
+    stripe_api_key: SecretStr = Field(
+        default=SecretStr(""), description="with `stripe`: a secret or restricted key; needed by the role consumer"
+    )
     shipping_url: str = Field(default="", description="the shipping partner; needed by the role consumer")
 
     roles: Annotated[frozenset[Role], NoDecode] = Field(
@@ -138,7 +171,18 @@ class Settings(Database, Auth):
     partner_retry_base_seconds: Seconds = Field(
         default=0.25, description="first pause before a call again, full jitter"
     )
-    partner_retry_cap_seconds: Seconds = Field(default=30, description="longest such pause")
+    partner_retry_cap_seconds: Seconds = Field(
+        default=30, description="longest such pause; a partner's Retry-After, up to 300, comes on top"
+    )
+    partner_circuit_failures: PositiveInt = Field(
+        default=5, description="failures of a partner in a row before it is left alone for a while"
+    )
+    partner_circuit_open_seconds: Seconds = Field(
+        default=10, description="a failing partner is left alone for; then one call tries"
+    )
+    saga_needs_operator_seconds: Seconds = Field(
+        default=300, description="an undo that has failed for so long needs an operator (and is tried on)"
+    )
     inventory_hold_seconds: Seconds | None = Field(
         default=None, description="lifetime asked for a hold of stock; default: the saga's deadline + 300"
     )
@@ -155,17 +199,24 @@ class Settings(Database, Auth):
             raise ValueError("no role given")
         return roles
 
-    @field_validator("rabbitmq_url", "redis_url")
+    @field_validator("redis_url")
     @classmethod
-    def _server_spelling(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+    def _cache_spelling(cls, value: SecretStr) -> SecretStr:
         if url := value.get_secret_value():
-            _check_url(url, *(("amqp", "amqps") if info.field_name == "rabbitmq_url" else ("redis", "rediss")))
+            _check_url(url, "redis", "rediss")
         return value
 
     @field_validator("inventory_url", "payment_url", "shipping_url")
     @classmethod
     def _partner_spelling(cls, value: str) -> str:
         return _check_web_url(value)
+
+    @field_validator("stripe_api_key")
+    @classmethod
+    def _stripe_key_spelling(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not STRIPE_KEY.fullmatch(value.get_secret_value()):
+            raise ValueError("must be a secret or a restricted key: sk_… or rk_…")
+        return value
 
     @field_validator("admin_token")
     @classmethod
@@ -187,20 +238,18 @@ class Settings(Database, Auth):
             _refuse("PARTNER_TIMEOUT_SECONDS", "must be at most a third of ORDERS_SAGA_LEASE_SECONDS")
         if self.outbox_publish_timeout_seconds >= self.outbox_lease_seconds:
             _refuse("OUTBOX_PUBLISH_TIMEOUT_SECONDS", "must be less than ORDERS_OUTBOX_LEASE_SECONDS")
-        if self.hold_seconds <= self.saga_deadline_seconds:
+        if self.inventory_hold_seconds is not None and self.inventory_hold_seconds <= self.saga_deadline_seconds:
             _refuse("INVENTORY_HOLD_SECONDS", "must be more than ORDERS_SAGA_DEADLINE_SECONDS")
         if not self.rabbitmq_url.get_secret_value() and len(self.roles & {"relay", "consumer"}) == 1:
             _refuse("RABBITMQ_URL", "is needed when ORDERS_ROLES has only one of relay and consumer")
         if "consumer" in self.roles:
-            for name in ("inventory_url", "payment_url", "shipping_url"):
+            stripe = self.payment_provider == "stripe"
+            for name in ("inventory_url", "shipping_url", *(() if stripe else ("payment_url",))):
                 if not getattr(self, name):
                     _refuse(name.upper(), "is needed by the role consumer")
+            if stripe and not self.stripe_api_key.get_secret_value():
+                _refuse("STRIPE_API_KEY", "is needed with ORDERS_PAYMENT_PROVIDER=stripe")
         return self
-
-    @property
-    def hold_seconds(self) -> float:
-        """Seconds a hold of stock must last, so that it outlives the saga and nothing has to be extended."""
-        return self.inventory_hold_seconds or self.saga_deadline_seconds + 300
 
 
 def _check_web_url(url: str) -> str:

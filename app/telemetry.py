@@ -13,13 +13,21 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # What orders and sagas can come to, named here so that each series is there from the start.
-REJECTIONS = ("out-of-stock", "card-declined", "undeliverable", "hold-expired", "timed-out")
-ENDS = (("confirmed", ""), *(("rejected", reason) for reason in REJECTIONS), ("cancelled", "cancelled-by-customer"))
+REJECTIONS = ("out-of-stock", "card-declined", "undeliverable", "hold-expired", "timed-out", "compensated-by-operator")
+CANCELS = ("cancelled-by-customer", "compensated-by-operator")
+ENDS = (
+    ("confirmed", ""),
+    *(("rejected", reason) for reason in REJECTIONS),
+    *(("cancelled", reason) for reason in CANCELS),
+)
 STEPS = {
     "do": ("reserve_inventory", "charge_payment", "commit_inventory", "create_shipment"),
     "undo": ("create_shipment", "charge_payment", "reserve_inventory"),
 }
 OUTCOMES = {"do": ("done", "refused", "not-sent", "unknown"), "undo": ("done", "not-sent", "unknown")}
+PARTNERS = ("inventory", "payment", "shipping")
+QUEUE = "orders.saga"
+PRUNED_TABLES = ("outbox", "inbox", "sagas", "idempotency_keys")
 SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 # Without the values of local variables, which structlog would show: credentials, tokens, addresses and keys are there.
@@ -104,7 +112,9 @@ class Metrics:
         self.outbox_parked = Gauge("outbox_parked", "Rows set aside after too many refusals", registry=registry)
         self.outbox_published = Counter("outbox_published", "Rows confirmed by the broker", registry=registry)
         self.outbox_publish_failed = Counter(
-            "outbox_publish_failed", "Publishing attempts that came to nothing", registry=registry
+            "outbox_publish_failed",
+            "Rows that were not confirmed, once for each try: refused, or in a batch that an outage took",
+            registry=registry,
         )
         self.outbox_returned = Counter("outbox_returned", "Messages that no queue took", registry=registry)
         self.consumer_processed = Counter("consumer_processed", "Messages that took effect", registry=registry)
@@ -113,6 +123,18 @@ class Metrics:
         )
         self.consumer_failed = Counter("consumer_failed", "Handler failures", registry=registry)
         self.dlq_messages = Counter("dlq_messages", "Messages dead-lettered", registry=registry)
+        self.dlq_depth = Gauge("dlq_depth", "Dead letters that wait for an operator", registry=registry)
+        self.queue_depth = Gauge("queue_depth", "Messages that wait for a consumer", ["queue"], registry=registry)
+        self.queue_depth.labels(QUEUE)
+        self.outbox_resent = Counter(
+            "outbox_resent", "Published rows made pending again, as their orders had not started", registry=registry
+        )
+        self.orders_unstarted = Gauge(
+            "orders_unstarted", "Orders placed a minute ago or earlier whose saga has not started", registry=registry
+        )
+        self.pruned = Counter("janitor_pruned", "Rows removed after their retention", ["table"], registry=registry)
+        for table in PRUNED_TABLES:
+            self.pruned.labels(table)
 
     def _sagas(self, registry: CollectorRegistry) -> None:
         self.saga_in_flight = Gauge(
@@ -123,6 +145,19 @@ class Metrics:
         self.saga_oldest_unfinished_age = Gauge(
             "saga_oldest_unfinished_age_seconds", "Age of the oldest unfinished saga", registry=registry
         )
+        self.saga_needs_operator = Gauge(
+            "saga_needs_operator",
+            "Unfinished sagas with an undo that has failed for long, or with a call that no retry mends",
+            registry=registry,
+        )
+        self.partner_circuit_state = Gauge(
+            "partner_circuit_state",
+            "Whether this process leaves a partner alone: 0 closed, 1 half-open, 2 open",
+            ["partner"],
+            registry=registry,
+        )
+        for partner in PARTNERS:
+            self.partner_circuit_state.labels(partner)
         self.saga_duration = Histogram(
             "saga_duration_seconds", "Start of a saga to its end", buckets=SAGA_SECONDS, registry=registry
         )

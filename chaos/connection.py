@@ -15,8 +15,8 @@ import struct
 from collections import deque
 from typing import cast
 
-from chaos.faults import Armed, Blackhole, Direction
-from chaos.frames import Frames, Watcher
+from chaos.faults import Armed, Blackhole, Block, Direction, Double, Eat, Fault, FrameFault, Lose, Overtake
+from chaos.frames import Frames, Piece, Watcher
 
 QUEUED_BYTES = 1024 * 1024  # with more than this waiting, the sender is left to wait as well
 RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
@@ -29,6 +29,8 @@ class End(asyncio.Protocol):
     def __init__(self, connection: "Connection", watcher: Watcher, direction: Direction) -> None:
         self.watcher = watcher
         self.direction = direction  # of what it receives
+        self.held: set[type[Fault]] = set()  # by what; while there is any, nothing is written to this socket
+        self.overtaken: dict[str, bytes] = {}  # what goes to this socket after the next frame of the same name
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.Event()
         self._connection = connection
@@ -69,7 +71,7 @@ class End(asyncio.Protocol):
         """Write to this socket in `delay` seconds, or later: after what is on its way already."""
         if self.transport and self.transport.is_closing():
             return
-        if self.transport and data and not (delay or self._queue or self._connection.held):
+        if self.transport and data and not (delay or self._queue or self.held):
             self.transport.write(data)
             return
         self._queue.append((asyncio.get_running_loop().time() + delay, data))
@@ -82,7 +84,7 @@ class End(asyncio.Protocol):
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        while self._queue and self.transport and not (self._connection.held or self.transport.is_closing()):
+        while self._queue and self.transport and not (self.held or self.transport.is_closing()):
             due, data = self._queue[0]
             if due > loop.time():
                 self._timer = loop.call_at(due, self.flush)
@@ -121,11 +123,13 @@ class Connection:
     """A client's connection and its counterpart to the upstream."""
 
     def __init__(self, armed: Armed, frames: Frames) -> None:
-        self.held = armed.strike_any(Blackhole)
         self._silent = False
         self._armed = armed
         self._client = End(self, frames.requests(), Direction.UP)
         self._upstream = End(self, frames.answers(), Direction.DOWN)
+        self._unblocked: dict[End, bytes] = {}  # what to tell a sender when it may go on
+        if armed.strike_any(Blackhole):
+            self.hold()
 
     async def run(self, client: socket.socket, upstream: tuple[str, int]) -> None:
         """Connect, and forward until both ends are closed. Cancelled: close both at once."""
@@ -154,21 +158,48 @@ class Connection:
             return
         target, delay = self.other(source), self._armed.delay(source.direction)
         for piece in source.watcher.feed(data):
-            if piece.frame and (fault := self._armed.strike_frame(piece.frame)):
+            overtakes = piece.frame in target.overtaken
+            fault = self._armed.strike_frame(piece.frame) if piece.frame and not overtakes else None
+            if isinstance(fault, Lose):
                 self._silent = fault.silent
                 if not self._silent:
                     self.close()
                 return
-            if piece.data:
+            self._forward(source, piece, fault, delay)
+            if overtakes:
+                target.send(target.overtaken.pop(piece.frame), delay)
+
+    def _forward(self, source: End, piece: Piece, fault: FrameFault | None, delay: float) -> None:
+        target = self.other(source)
+        match fault:
+            case Eat():
+                return
+            case Overtake():
+                target.overtaken[piece.frame] = piece.data
+                return
+            case Double():
                 target.send(piece.data, delay)
-            if piece.reply:
-                source.send(piece.reply, delay)
+                target.watcher.doubled(piece)
+            case Block():
+                self._block(source, piece)
+        if piece.data:
+            target.send(piece.data, delay)
+        if piece.reply:
+            source.send(piece.reply, delay)
+
+    def _block(self, sender: End, piece: Piece) -> None:
+        self.other(sender).held.add(Block)
+        if sender not in self._unblocked:
+            self._unblocked[sender] = piece.unblocked
+            if piece.blocked:
+                sender.send(piece.blocked)
 
     def lost(self, end: End) -> None:
         """Let the other end close too: after what is on its way to it, unless nothing is to reach it any more."""
         if self._silent:
             self.close(at_once=True)
         else:
+            self._let_pass(self.other(end))
             self.other(end).send(CLOSE)
 
     def close(self, *, at_once: bool = False, reset: bool = False) -> None:
@@ -178,10 +209,19 @@ class Connection:
 
     def hold(self) -> None:
         """Deliver nothing from now on."""
-        self.held = True
+        self._client.held.add(Blackhole)
+        self._upstream.held.add(Blackhole)
 
-    def release(self) -> None:
-        """Deliver what was held back."""
-        self.held = False
-        self._client.flush()
-        self._upstream.flush()
+    def release(self, kind: type[Fault]) -> None:
+        """Deliver what faults of this kind held back."""
+        for end in (self._client, self._upstream):
+            if kind is Overtake:
+                self._let_pass(end)
+            if kind is Block and (told := self._unblocked.pop(end, b"")):
+                end.send(told)
+            end.held.discard(kind)
+            end.flush()
+
+    def _let_pass(self, end: End) -> None:
+        while end.overtaken:
+            end.send(end.overtaken.popitem()[1])

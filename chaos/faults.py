@@ -1,14 +1,19 @@
 """What can be made to go wrong, how often, and how often it did.
 
 Lose       a frame of the protocol never arrives, and its connection is cut or falls silent
+Eat        a frame never arrives, and all else does
+Double     a frame arrives twice
+Overtake   a frame arrives after the next one of its name
+Block      a frame and all that follows it does not arrive until the fault is disarmed, and its sender is told
 Delay      each chunk arrives later
 Blackhole  a connection stays open, and nothing arrives until the fault is disarmed
 Reset      a connection ends with a TCP RST
 Refuse     nobody listens on the port until the fault is disarmed
 
 Every fault takes `probability` (of each single chance to strike) and `times` (at most, counted from arming it).
-A chance to strike is one frame for Lose, one received chunk for Delay, one connection for Blackhole and Reset (each
-open one at arming, then each new one), and arming itself for Refuse.
+A chance to strike is one frame for those that name one, one received chunk for Delay, one connection for Blackhole and
+Reset (each open one at arming, then each new one), and arming itself for Refuse. A frame that overtakes another is
+spared.
 """
 
 import enum
@@ -35,16 +40,45 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Lose(Fault):
-    """Drop a frame, and everything after it in both directions.
-
-    `frame` is a name that the protocol's module exports. The connection is closed; with `silent` it stays open, and
-    its peers hear nothing more on it until one of them closes it.
-    """
+class FrameFault(Fault):
+    """What befalls a frame; `frame` is a name that the protocol's module exports."""
 
     frame: str
+
+
+@dataclass(frozen=True)
+class Lose(FrameFault):
+    """Drop a frame, and everything after it in both directions.
+
+    The connection is closed; with `silent` it stays open, and its peers hear nothing more on it until one of them
+    closes it.
+    """
+
     _: KW_ONLY
     silent: bool = False
+
+
+@dataclass(frozen=True)
+class Eat(FrameFault):
+    """Drop a frame, and deliver what follows it. TCP does no such thing: it stands for a peer that forgot."""
+
+
+@dataclass(frozen=True)
+class Double(FrameFault):
+    """Deliver a frame twice, one right after the other."""
+
+
+@dataclass(frozen=True)
+class Overtake(FrameFault):
+    """Keep a frame back until the next one of its name has passed it, or the fault is disarmed."""
+
+
+@dataclass(frozen=True)
+class Block(FrameFault):
+    """Deliver a frame, and all that its sender sends after it, when disarmed; tell the sender, and when it is over.
+
+    As a server that is short of memory or disk. The telling is left out where the protocol has no words for it.
+    """
 
 
 @dataclass(frozen=True)
@@ -110,10 +144,10 @@ class Armed:
         """Decide one chance of the faults of a kind: the first that strikes is enough."""
         return any(isinstance(fault, kind) and self.strike(fault) for fault in self._strikes)
 
-    def strike_frame(self, frame: str) -> Lose | None:
+    def strike_frame(self, frame: str) -> FrameFault | None:
         """Decide about one frame: the fault that it falls to, None if it passes."""
         for fault in self._strikes:
-            if isinstance(fault, Lose) and fault.frame == frame and self.strike(fault):
+            if isinstance(fault, FrameFault) and fault.frame == frame and self.strike(fault):
                 return fault
         return None
 

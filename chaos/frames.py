@@ -11,12 +11,16 @@ from typing import NamedTuple, Protocol
 class Piece(NamedTuple):
     """A part of a stream: `data` to be forwarded, `reply` to be sent back in the other end's place.
 
-    With `frame`, the piece is exactly one whole frame, and this is its name; else it is any run of bytes.
+    With `frame`, the piece is exactly one whole frame (or message), and this is its name; else it is any run of bytes.
+    `blocked` and `unblocked` are what the protocol lets a server say to a sender that has to wait from here on, and
+    when it may go on.
     """
 
     data: bytes
     frame: str = ""
     reply: bytes = b""
+    blocked: bytes = b""
+    unblocked: bytes = b""
 
 
 class Watcher(Protocol):
@@ -29,6 +33,10 @@ class Watcher(Protocol):
         whole. Raises ValueError when the stream is not of this protocol.
         """
         ...
+
+    def doubled(self, piece: Piece) -> None:  # noqa: ARG002 - for protocols in which it makes no difference
+        """Note that whoever sends this stream was given a piece of the other one twice, so it may answer twice."""
+        return
 
 
 class Frames(Protocol):

@@ -38,7 +38,7 @@ def answers() -> Watcher:
     return _Typed(b"C", _name_of_answer)
 
 
-class _Typed:
+class _Typed(Watcher):
     """Cuts a stream of typed frames. Those of the `read` types are held until they are whole, and named."""
 
     def __init__(self, read: bytes, name: Callable[[bytes], str]) -> None:
@@ -80,7 +80,7 @@ def _name_of_answer(frame: bytes) -> str:
     return COMMIT_ANSWER if frame[HEADER.size :] == b"COMMIT\0" else ""
 
 
-class _Requests:
+class _Requests(Watcher):
     """What a client sends: requests for encryption, the startup message (or a cancel request), typed frames."""
 
     def __init__(self) -> None:

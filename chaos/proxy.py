@@ -24,7 +24,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from chaos.connection import RST_ON_CLOSE, Connection
-from chaos.faults import Armed, Blackhole, Fault, Refuse, Reset
+from chaos.faults import Armed, Blackhole, Block, Fault, Overtake, Refuse, Reset
 from chaos.frames import Frames
 
 HOST = "127.0.0.1"
@@ -96,9 +96,10 @@ class Proxy:
     def disarm(self, fault: Fault | None = None) -> None:
         """Let a fault, or every fault, strike no more; what it held back goes on."""
         self._armed.disarm(fault)
-        if not self._armed.has(Blackhole):
-            for connection in self._connections.values():
-                connection.release()
+        for kind in (Blackhole, Block, Overtake):
+            if not self._armed.has(kind):
+                for connection in self._connections.values():
+                    connection.release(kind)
         if not self._armed.has(Refuse):
             self._listen()
 
@@ -145,5 +146,6 @@ def _bound(port: int) -> socket.socket:
     bound = socket.socket()
     bound.settimeout(0)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every connection inherits it: all goes on at once
     bound.bind((HOST, port))
     return bound

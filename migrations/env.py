@@ -1,4 +1,8 @@
-"""Runs the migrations over asyncpg, in one transaction, one process at a time."""
+"""Runs the migrations over asyncpg, a transaction each, one process at a time.
+
+A transaction for all of them would keep the locks of each until the last is done, and could deadlock with the traffic.
+It needs a connection of its own to the server: a pooler that lends one for a transaction would lend the lock with it.
+"""
 
 import asyncio
 from functools import partial
@@ -11,17 +15,23 @@ from sqlalchemy.pool import NullPool
 
 from app import db, settings
 from app.messaging import inbox, outbox
+from app.operations import audit
 from app.orders import tables
 from app.saga import store
 
-TABLES = (outbox, inbox, tables, store)  # importing them fills db.metadata
+TABLES = (outbox, inbox, tables, store, audit)  # importing them fills db.metadata
 LOCK = 6_018_743  # any number, the same in every release: only one process migrates at a time
 
 
 def migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=db.metadata, compare_type=True)
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})  # until the connection closes
+    # Whoever waits for a table's lock keeps all others waiting behind: better give up, and come again.
+    connection.execute(text("SET lock_timeout = '2s'"))
+    connection.commit()
+    context.configure(
+        connection=connection, target_metadata=db.metadata, compare_type=True, transaction_per_migration=True
+    )
     with context.begin_transaction():
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         context.run_migrations()
 
 
@@ -34,7 +44,6 @@ async def main() -> None:
     try:
         async with engine.connect() as connection:
             await connection.run_sync(migrate)
-            await connection.commit()
     finally:
         await engine.dispose()
 

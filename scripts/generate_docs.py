@@ -1,4 +1,4 @@
-"""Writes the generated pages, docs/configuration.md and docs/openapi.json; `--check`: exit 1 if one is stale."""
+"""Writes the generated pages, docs/configuration.md and the API documents; `--check`: exit 1 if one is stale."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from app.api import asyncapi
 from app.main import create_app
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 
@@ -16,9 +17,9 @@ CONFIGURATION = """\
 # Configuration
 
 Environment variables, read once at start-up by `orders serve`; `orders migrate` reads `ORDERS_DATABASE_URL` alone,
-`orders token` those of `ORDERS_AUTH_*`, and `orders demo` sets database, broker, Redis, partners and roles by itself. A
-missing, malformed or impossible value is one line on stderr that names the variable, and exit code 2. This table is
-generated from `app/settings.py` by `make generate`.
+`orders prune` that and the retentions, `orders token` those of `ORDERS_AUTH_*`, and `orders demo` sets database,
+broker, Redis, partners and roles by itself. A missing, malformed or impossible value is one line on stderr that names
+the variable, and exit code 2. This table is generated from `app/settings.py` by `make generate`.
 
 | variable | default | unit | meaning |
 |---|---|---|---|
@@ -35,7 +36,8 @@ Some of them belong together, and start-up refuses what does not fit:
 - Without `ORDERS_RABBITMQ_URL` messages stay inside the process, so `relay` and `consumer` must be in one process.
 - With `ORDERS_AUTH_MODE=jwt` exactly one of `ORDERS_AUTH_JWKS_URL` and `ORDERS_AUTH_JWT_SECRET` is set; for
   `orders token` it is the secret.
-- With the role `consumer` all three partner URLs are needed.
+- With the role `consumer` all three partner URLs are needed; with `ORDERS_PAYMENT_PROVIDER=stripe`, instead of
+  `ORDERS_PAYMENT_URL`, `ORDERS_STRIPE_API_KEY` ([how to use Stripe](partners.md)).
 
 `orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb` to use instead of the
 newest installed one.
@@ -79,7 +81,9 @@ def openapi() -> str:
 def main() -> int:
     """Write the pages, or with `--check` compare them."""
     stale = 0
-    for name, text in (("configuration.md", configuration()), ("openapi.json", openapi())):
+    messages = json.dumps(asyncapi.document(), indent=2, ensure_ascii=False) + "\n"
+    pages = {"configuration.md": configuration(), "openapi.json": openapi(), "asyncapi.json": messages}
+    for name, text in pages.items():
         path = DOCS / name
         if "--check" not in sys.argv:
             path.write_text(text)

@@ -1,6 +1,7 @@
 """Real servers for the tests that ask for them: started on first use, shared by the run, gone with it."""
 
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,8 +17,9 @@ from app.embedded import free_port as find_free_port
 from app.partners.client import open_session
 from tests.harness import brokers, caches, databases, sandboxes
 from tests.harness.processes import Service, tail
-from tests.harness.run import ControllerRun, Run
+from tests.harness.run import OWN, ControllerRun, Run
 from tests.harness.sandboxes import Partners
+from tests.harness.stripe_fake import StripeFake, stripe_fake
 
 POOL_SIZE = 10
 controller_run = pytest.StashKey[ControllerRun]()
@@ -56,6 +58,7 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     from app.db import create_pool  # noqa: PLC0415 - tests without a database do not need it
 
     pool = await create_pool(database_url, POOL_SIZE)
+    await pool.fetchval("SELECT 1")  # connects, however long that takes: a test's own calls give up after a second
     try:
         yield pool
     finally:
@@ -82,11 +85,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def server_directory(run: Run) -> Path:
+def server_directory(run: Run) -> Iterator[Path]:
     """A place for a test's own servers, which another user may reach (unlike `tmp_path`)."""
-    directory = Path(tempfile.mkdtemp(dir=run.directory))
+    directory = Path(tempfile.mkdtemp(dir=run.directory, prefix=OWN))
     directory.chmod(0o711)
-    return directory
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)  # it may be in memory; a server of ours may still be writing
 
 
 @pytest.fixture
@@ -126,6 +130,12 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 @pytest.fixture
 def partners_at(session: aiohttp.ClientSession) -> Callable[..., Partners]:
     return partial(Partners.at, session)
+
+
+@pytest.fixture
+async def stripe() -> AsyncIterator[StripeFake]:
+    async with stripe_fake() as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ router = APIRouter(tags=["orders"])
     summary="Cancel an order",
     description=(
         "200: the order is cancelled. 202: its saga has started and turns back; the order ends `cancelled` (or "
-        "`rejected`, where a partner had refused it or its time was up before), never `confirmed`. "
+        "`rejected`, where before that a partner or an operator had turned it back or its time was up), never "
+        "`confirmed`. "
         "409 `order-not-cancellable`: it was confirmed or rejected before. Cancelling an order again does no harm."
     ),
     response_model=OrderAnswer,

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
 
+VERSION = "0.1.0"
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -129,7 +131,10 @@ def _problem(status: HTTPStatus, code: str, detail: str) -> dict[str, Any]:
     }
 
 
-KEY_SCHEMA = {"maxLength": 255, "pattern": "^[!-~]*$"}  # visible ASCII; blank counts as none
+# Visible ASCII: bare, or a structured-field string. A header may also be blank, which counts as none.
+KEY = r'[!#-~][!-~]*|"(?:[!#-\[\]-~]|\\["\\])+"'
+KEY_SCHEMA = {"maxLength": 255, "pattern": f"^(?:{KEY})$"}
+KEY_OR_BLANK_SCHEMA = {"maxLength": 255, "pattern": f"^(?:{KEY})?$"}
 
 
 def header_parameter(name: str, description: str, example: str, **limits: Any) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""What operators see of the whole service, all tenants of it: `GET /ops/outbox`, `GET /ops/stats`. Nobody else does.
+"""What operators see and do, for all tenants: `/ops/outbox`, `/ops/stats`; `/ops/dlq` and `/ops/sagas` are beside it.
 
-It tells of rows and what became of them, never what is in an order.
+Nobody else does. It tells of rows and what became of them, never what is in an order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any
+from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -16,17 +18,34 @@ from pydantic import BaseModel
 from app import db
 from app.api import openapi, security
 from app.api.queries import Limited, read_query
-from app.messaging import outbox
+from app.api.views import OutboxAnswer, OutboxCounts
+from app.errors import ParkedRowNotFound
+from app.messaging import unpublished
+from app.operations.dead_letters import DeadLetters
 from app.orders import reading
-from app.orders.models import rfc3339
-from app.saga import store
+from app.saga import upkeep
+from app.telemetry import Metrics
 
-# For the document only; `security.operator` decides.
-DOCUMENTED = HTTPBearer(auto_error=False, scheme_name="operator", description="`ORDERS_ADMIN_TOKEN`")
-router = APIRouter(prefix="/ops", tags=["operators"], dependencies=[Depends(DOCUMENTED)])
+log = structlog.get_logger(__name__)
+
+# Of every route: who calls is asked before anything else, so that nobody else learns what a valid request is.
+# The first is for the document only; the second decides.
+OPERATORS_ONLY = (
+    Depends(HTTPBearer(auto_error=False, scheme_name="operator", description="`ORDERS_ADMIN_TOKEN`")),
+    Depends(security.operator),
+)
+Who = Annotated[security.Operator, Depends(security.operator)]
+router = APIRouter(prefix="/ops", tags=["operators"], dependencies=OPERATORS_ONLY)
 
 NO_STORE = {"Cache-Control": "no-store"}
 NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}
+ROW_ID = "01890a5d-ac97-7001-8000-000000000000"
+NOT_PARKED = {
+    HTTPStatus.NOT_FOUND: (
+        "parked-row-not-found",
+        "no parked outbox row has the id 01890a5d-ac97-7001-8000-000000000000",
+    )
+}
 REFUSALS = openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_OFFERED)
 
 
@@ -36,46 +55,25 @@ class Operators:
 
     pool: db.Pool
     pools: Mapping[str, db.Pool]
+    dead_letters: DeadLetters
+    on_pending: Callable[[], None]  # there is something to publish
+    on_saga: Callable[[], None]  # a saga is due, or an order has ended
+    metrics: Metrics
+    body_timeout_seconds: float
 
 
-class OutboxCounts(BaseModel):
-    """How much the outbox holds. Ages are seconds, 0 where there is nothing."""
-
-    pending: int
-    oldest_pending_age_seconds: float
-    parked: int
-
-
-class OutboxRow(BaseModel):
-    """One event that is not out. `reason`: what the broker said last, or what the event waits behind; null: nothing.
-
-    `state`: `parked` until an operator decides; `claimed` by a relay, or `waiting`, until `next_attempt_at`.
-    """
+class Requeued(BaseModel):
+    """The row that is pending again."""
 
     id: str
-    type: str
-    order_id: str
-    sequence: int
-    tenant: str
-    state: Literal["waiting", "claimed", "parked"]
-    reason: str | None
-    attempts: int
-    occurred_at: str
-    next_attempt_at: str | None
-    parked_at: str | None
-
-
-class OutboxAnswer(OutboxCounts):
-    """The outbox: counts of all, and the rows that need a look first: parked ones, then those due longest."""
-
-    rows: list[OutboxRow]
 
 
 class SagaCounts(BaseModel):
-    """Unfinished sagas, by the status of their orders."""
+    """Unfinished sagas: by the status of their orders, and those among them that need an operator."""
 
     in_flight: dict[str, int]
     oldest_age_seconds: float
+    needs_operator: int
 
 
 class PoolUse(BaseModel):
@@ -96,7 +94,7 @@ class StatsAnswer(BaseModel):
 
 
 ROW: Mapping[str, Any] = {
-    "id": "01890a5d-ac97-7001-8000-000000000000",
+    "id": ROW_ID,
     "type": "orders.order.placed.v1",
     "order_id": openapi.ORDER["id"],
     "sequence": 1,
@@ -111,9 +109,13 @@ ROW: Mapping[str, Any] = {
 COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "parked": 1}
 STATS: Mapping[str, Any] = {
     "orders": {"compensating": 1, "pending": 4},
-    "sagas": {"in_flight": {"compensating": 1, "pending": 2}, "oldest_age_seconds": 12.5},
+    "sagas": {"in_flight": {"compensating": 1, "pending": 2}, "oldest_age_seconds": 12.5, "needs_operator": 0},
     "outbox": COUNTS,
-    "pools": {"requests": {"open": 4, "in_use": 1, "max": 10}, "work": {"open": 6, "in_use": 2, "max": 10}},
+    "pools": {
+        "requests": {"open": 4, "in_use": 1, "max": 10},
+        "work": {"open": 6, "in_use": 2, "max": 10},
+        "relay": {"open": 2, "in_use": 1, "max": 4},
+    },
 }
 
 
@@ -132,13 +134,36 @@ STATS: Mapping[str, Any] = {
 )
 async def read_outbox(request: Request) -> JSONResponse:
     """Return how many events are pending and parked, and `limit` of them: parked ones first, then the longest due."""
-    await security.operator(request)
     operators: Operators = request.state.operators
     limit = read_query(Limited, request.query_params.multi_items()).limit
     async with db.connection(operators.pool) as conn:
-        counts = await _outbox_counts(conn)
-        rows = [_row(each) for each in await outbox.unpublished(conn, limit)]
-    return JSONResponse(OutboxAnswer(**counts.model_dump(), rows=rows).model_dump(), headers=NO_STORE)
+        answer = await OutboxAnswer.of_first(conn, limit)
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+@router.post(
+    "/outbox/{row_id}/requeue",
+    summary="Let a parked event be published again",
+    description=(
+        "The row goes back to pending, with all its attempts. It needs no Idempotency-Key: done a second time it is "
+        "the same, and answered with 404, as the row is parked no more."
+    ),
+    response_model=Requeued,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(Requeued, "It is pending", {"id": ROW_ID}),
+        **openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_PARKED),
+        **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+async def requeue(request: Request, operator: Who, row_id: UUID) -> JSONResponse:
+    """Requeue one row. Raises ParkedRowNotFound."""
+    operators: Operators = request.state.operators
+    async with db.connection(operators.pool) as conn:
+        if not await unpublished.requeue(conn, [row_id]):
+            raise ParkedRowNotFound(f"no parked outbox row has the id {row_id}")
+    operators.on_pending()
+    log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)
+    return JSONResponse(Requeued(id=str(row_id)).model_dump())
 
 
 @router.get(
@@ -152,46 +177,22 @@ async def read_outbox(request: Request) -> JSONResponse:
 )
 async def read_stats(request: Request) -> JSONResponse:
     """Return unfinished orders by status, sagas in flight, the outbox, and this process's use of its pools."""
-    await security.operator(request)
     operators: Operators = request.state.operators
     async with db.connection(operators.pool) as conn:
         unfinished = await reading.unfinished(conn)
-        in_flight, oldest = await store.stats(conn)
-        counts = await _outbox_counts(conn)
+        sagas = await upkeep.stats(conn)
+        counts = await OutboxCounts.read(conn)
     answer = StatsAnswer(
         orders={status.value: number for status, number in unfinished.items()},
         sagas=SagaCounts(
-            in_flight={status.value: in_flight.get(status, 0) for status in unfinished},
-            oldest_age_seconds=max(0.0, oldest),
+            in_flight={status.value: sagas.in_flight.get(status, 0) for status in unfinished},
+            oldest_age_seconds=max(0.0, sagas.oldest_age_seconds),
+            needs_operator=sagas.needs_operator,
         ),
         outbox=counts,
         pools={name: _use(pool) for name, pool in operators.pools.items()},
     )
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
-
-
-async def _outbox_counts(conn: db.Connection) -> OutboxCounts:
-    pending, age, parked = await outbox.stats(conn)
-    return OutboxCounts(pending=pending, oldest_pending_age_seconds=age, parked=parked)
-
-
-def _row(row: outbox.Unpublished) -> OutboxRow:
-    reason = row.last_error
-    if reason is None and row.behind is not None:
-        reason = f"waits for sequence {row.behind} of the same order"
-    return OutboxRow(
-        id=str(row.id),
-        type=row.type,
-        order_id=row.subject,
-        sequence=row.sequence,
-        tenant=row.tenant,
-        state="parked" if row.parked_at else "claimed" if row.claimed else "waiting",
-        reason=reason,
-        attempts=row.attempts,
-        occurred_at=rfc3339(row.occurred_at),
-        next_attempt_at=None if row.parked_at else rfc3339(row.next_attempt_at),
-        parked_at=rfc3339(row.parked_at) if row.parked_at else None,
-    )
 
 
 def _use(pool: db.Pool) -> PoolUse:

@@ -31,7 +31,7 @@ KEY_PARAMETER = openapi.header_parameter(
     HEADER,
     'One and the same for every try of one write: `"abc"` or `abc`, 1–255 visible ASCII characters',
     "4c1f3b0e-7b6e-4f0c",
-    **openapi.KEY_SCHEMA,
+    **openapi.KEY_OR_BLANK_SCHEMA,
 )
 
 

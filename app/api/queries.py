@@ -5,16 +5,26 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    WithJsonSchema,
+)
 
 from app.api.cursors import PATTERN, read_cursor
-from app.api.schemas import Name, mistakes
+from app.api.schemas import Name, validated, whole
 from app.errors import ValidationFailed
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, QUEUE
 from app.orders.reading import Listing, Position
-from app.orders.status import Status
+from app.orders.status import FINAL, Status
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 20
+MAX_TREATED, DEFAULT_TREATED = 1000, 100  # dead letters in one request, which should not take longer than a second
 RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt](?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
@@ -81,6 +91,112 @@ class ListOrders(Query):
         )
 
 
+UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+MAX_REASON_CHARACTERS = 500
+# No control character, no other end of a line, nothing that turns text around on a terminal; not spaces alone.
+UNPRINTABLE = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
+HALF_CHARACTER = r"[\ud800-\udfff]"  # in no UTF-8, but in Python's text, from a command line that is none
+REASON = f"^ *[^ {UNPRINTABLE}][^{UNPRINTABLE}]*$"
+UNFINISHED = tuple(sorted(set(Status) - FINAL))
+DURATION = r"^[1-9][0-9]{0,8}[smhd]?$"
+
+
+def seconds(text: object) -> float:
+    """Read a duration: seconds, or a number with s, m, h or d behind it. Raises ValueError."""
+    match = re.fullmatch(DURATION, text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError("must be like 90, 15m, 12h or 7d")
+    number = match[0].rstrip("smhd")
+    return float(int(number) * UNIT_SECONDS[match[0][len(number) :]])
+
+
+def source_queue(name: object) -> str:
+    """Return the queue whose dead letters are meant; its dead-letter queue stands for it. Raises ValueError."""
+    if name not in (QUEUE, DEAD_LETTER_QUEUE):  # not a set: JSON's names may be unhashable
+        raise ValueError(f"must be {QUEUE} (or {DEAD_LETTER_QUEUE}): no other queue has dead letters")
+    return QUEUE
+
+
+def flag(text: object) -> bool:
+    """Read `true` or `false`. Raises ValueError."""
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
+def unfinished(text: str) -> Status:
+    """Read a status that is not final. Raises ValueError."""
+    if text not in UNFINISHED:
+        raise ValueError(f"must be {' or '.join(UNFINISHED)}")
+    return Status(text)
+
+
+def reason(text: object) -> str:
+    """Return why an operator does something: one line without surrounding spaces. Raises ValueError."""
+    good = isinstance(text, str) and len(text) <= MAX_REASON_CHARACTERS and re.fullmatch(REASON, text)
+    if not good or re.search(HALF_CHARACTER, str(text)):
+        raise ValueError(f"must be one line of 1 to {MAX_REASON_CHARACTERS} printable characters")
+    return str(text).strip(" ")
+
+
+Unfinished = Annotated[
+    Status, BeforeValidator(unfinished), WithJsonSchema({"type": "string", "enum": list(UNFINISHED)})
+]
+Flag = Annotated[bool, BeforeValidator(flag), WithJsonSchema({"type": "boolean", "default": False})]
+Reason = Annotated[
+    str,
+    BeforeValidator(reason),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_REASON_CHARACTERS, "pattern": REASON}),
+]
+Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
+Source = Annotated[
+    str,
+    BeforeValidator(source_queue),
+    WithJsonSchema({"type": "string", "enum": [QUEUE, DEAD_LETTER_QUEUE], "default": QUEUE}),
+]
+
+
+class Selecting(Query):
+    """Which dead letters are meant."""
+
+    queue: Source = Field(default=QUEUE, description="the queue that gave them up, or its dead-letter queue")
+    id: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="only the one of this id"
+    )
+    since: Since | None = Field(
+        default=None, description="only those that failed within this time: seconds, or a number with s, m, h or d"
+    )
+
+
+class PeekDeadLetters(Selecting):
+    """The query of `GET /ops/dlq`."""
+
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="dead letters in one answer")
+
+
+class TreatDeadLetters(Selecting):
+    """The body of `POST /ops/dlq/replay` and `POST /ops/dlq/purge`; `{}` means all that there are, up to the limit."""
+
+    limit: Annotated[StrictInt, Field(ge=1, le=MAX_TREATED), BeforeValidator(whole)] = Field(
+        default=DEFAULT_TREATED, description="at most so many"
+    )
+    dry_run: StrictBool = Field(default=False, description="change nothing; tell what would be done")
+
+
+class ListSagas(Query):
+    """The query of `GET /ops/sagas`."""
+
+    status: Unfinished | None = Field(default=None, description="only sagas whose orders have this status")
+    stuck: Flag = Field(default=False, description="only those that need a look: late, or due and taken by nobody")
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="sagas in one answer")
+
+
+class Reasoned(Query):
+    """The body of a change that an operator makes."""
+
+    reason: Reason = Field(description="why; it is kept with what was done")
+
+
 class Limited(Query):
     """A query that has a limit only."""
 
@@ -95,7 +211,4 @@ def read_query(kind: type[Kind], given: Sequence[tuple[str, str]]) -> Kind:
     values = dict(given)
     if len(values) < len(given):
         raise ValidationFailed("a query parameter is given more than once")
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ValidationFailed("the query is not valid", mistakes(error, "query")) from error
+    return validated(kind, values, "the query is not valid", "query")

@@ -68,7 +68,7 @@ def etag(order: Order) -> str:
     responses=openapi.problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND),
 )
 async def read_what_a_key_stands_for(
-    request: Request, key: Annotated[str, Path(json_schema_extra={**openapi.KEY_SCHEMA, "minLength": 1})]
+    request: Request, key: Annotated[str, Path(json_schema_extra={**openapi.KEY_SCHEMA})]
 ) -> KeyAnswer:
     """Return which answer the key's first request got; 404 does not prove that none is under way."""
     state: Reading = request.state.reading

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 import pycountry
 from pydantic import (
@@ -28,6 +28,8 @@ from app.orders import money
 from app.orders.models import Line, Order
 from app.orders.service import PlaceOrder
 from app.orders.status import Reason, Status
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_ITEMS = 100
 MAX_QUANTITY = 10_000
@@ -68,7 +70,7 @@ def _price(value: object) -> Decimal:
     raise ValueError('must be a number or a decimal string like "9.99"')
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """To JSON Schema 3.0 is an integer, and some clients have no other.
 
     Only within the limit: 1e999999999 as an integer would keep the event loop busy for hours.
@@ -166,7 +168,7 @@ class Item(_Input):
     """One line of an order."""
 
     sku: Sku
-    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(_whole)]
+    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(whole)]
     unit_price: Price
 
 
@@ -282,14 +284,18 @@ def _plain(value: Any, depth: int) -> Any:
 
 def read_place_order(body: bytes) -> PlaceOrderRequest:
     """Parse and validate the body. Raises MalformedRequest, ValidationFailed."""
-    value = parse_json(body)
+    return validated(PlaceOrderRequest, parse_json(body), "the body is not a valid order")
+
+
+def validated(kind: type[Model], value: object, complaint: str, *above: str) -> Model:
+    """Return the value as a model. Raises ValidationFailed with what is wrong and where, the pointers below `above`."""
     try:
-        return PlaceOrderRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
-        raise ValidationFailed("the body is not a valid order", mistakes(error)) from error
+        raise ValidationFailed(complaint, _mistakes(error, *above)) from error
 
 
-def mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
+def _mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
     """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
     return [
         {

@@ -23,19 +23,14 @@ from app import db
 from app.errors import DatabaseUnavailable
 from app.loops import full_jitter
 from app.messaging import inbox
-from app.messaging.envelope import Envelope, UnreadableMessage
+from app.messaging.envelope import Envelope, UnreadableMessage, one_line
 from app.telemetry import Metrics, trace_context
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[db.Connection, Envelope], Awaitable[None]]
 
-RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = (
-    0.1,
-    10.0,
-)  # all attempts of a message fit well inside the broker's ack timeout
-
-REASON_LENGTH = 500  # of a reason that is stored and sent: a line to search for, not a traceback
+RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.1, 10.0  # all attempts fit well inside the broker's ack timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +85,28 @@ class Consumer:
         """Give the message its effect, once. Raises DatabaseUnavailable, and only that."""
         handler = self.handlers.get(envelope.type)
         if handler is None:
-            return self.dead(f"unknown type {envelope.type}")
+            return await self._dead(envelope, f"unknown type {envelope.type}")
         try:
             with trace_context({"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}):
                 first = await self._apply(handler, envelope)
         except DatabaseUnavailable:
             raise
         except UnreadableMessage as error:
-            return self.dead(f"unreadable: {error}")
+            return await self._dead(envelope, f"unreadable: {error}")
         except Exception as error:
             log.exception("consumer.failed", event_id=str(envelope.id), order_id=envelope.subject)
-            return await self._failed(envelope, _one_line(f"{type(error).__name__}: {error}"))
+            return await self._failed(envelope, f"{type(error).__name__}: {error}")
         (self._metrics.consumer_processed if first else self._metrics.consumer_dedup_hits).inc()
         return Handled()
 
     def dead(self, reason: str) -> Dead:
-        """Judge a message that no attempt was worth making on."""
-        self._metrics.dlq_messages.inc()
+        """Judge a message of which not even the id can be read."""
         now = datetime.now(UTC)
-        return Dead(_one_line(reason), 1, now, now)
+        return Dead(one_line(reason), 1, now, now)
+
+    def gave_up(self) -> None:
+        """Count a message that has been set aside."""
+        self._metrics.dlq_messages.inc()
 
     async def _apply(self, handler: Handler, envelope: Envelope) -> bool:
         async with db.transaction(self._pool) as conn:
@@ -122,15 +120,17 @@ class Consumer:
 
     async def _failed(self, envelope: Envelope, reason: str) -> Verdict:
         self._metrics.consumer_failed.inc()
+        return await self._counted(envelope, reason, self._max_attempts)
+
+    async def _dead(self, envelope: Envelope, reason: str) -> Verdict:
+        """Judge a message that trying again cannot help; the inbox knows of it, so that nobody sends it again."""
+        return await self._counted(envelope, reason, max_attempts=1)
+
+    async def _counted(self, envelope: Envelope, reason: str, max_attempts: int) -> Verdict:
+        reason = one_line(reason)
         async with db.transaction(self._pool) as conn:
             failures = await inbox.failed(conn, self._name, str(envelope.id), reason)
-            if failures.attempts < self._max_attempts:
+            if failures.attempts < max_attempts:
                 return Retry(full_jitter(failures.attempts, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS), reason)
             await inbox.dead(conn, self._name, str(envelope.id))
-        self._metrics.dlq_messages.inc()
         return Dead(reason, failures.attempts, failures.first_at, failures.last_at)
-
-
-def _one_line(text: str) -> str:
-    """Make any text fit into a column and a message header, which take neither NUL, nor surrogates, nor 128 KiB."""
-    return "".join(char if char.isprintable() else " " for char in text[:REASON_LENGTH])

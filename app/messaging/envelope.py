@@ -14,6 +14,7 @@ from uuid import UUID
 SOURCE = "/orders"
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
+LINE_LENGTH = 500  # of what is told of a message: a line to search for, not a traceback
 HEADER_PREFIX = "cloudEvents_"  # AMQP binding: attribute names get this prefix, as `cloudEvents:` is no valid JMS name
 
 
@@ -106,3 +107,8 @@ def _text(value: object) -> str | None:
     if value is None:
         return None
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def one_line(text: str) -> str:
+    """Make any text fit into a column, a header and a terminal, which take neither NUL, nor surrogates, nor 128 KiB."""
+    return "".join(char if char.isprintable() else " " for char in text[:LINE_LENGTH])

@@ -1,11 +1,13 @@
 """The inbox table: which message took effect, and how often one failed. One row per (consumer, message)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Integer, Table, Text, text
 
-from app.db import Connection, metadata
+from app.db import Connection, affected, first_id, metadata
 
 table = Table(
     "inbox",
@@ -75,4 +77,89 @@ async def dead(conn: Connection, consumer: str, message_id: str) -> None:
         "UPDATE inbox SET dead_at = clock_timestamp() WHERE consumer = $1 AND message_id = $2",
         consumer,
         message_id,
+    )
+
+
+async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -> set[UUID]:
+    """Return which of these messages were dead-lettered: an operator decides about them."""
+    rows = await conn.fetch(
+        "SELECT message_id FROM inbox WHERE consumer = $1 AND message_id = ANY($2) AND dead_at IS NOT NULL",
+        consumer,
+        [str(message_id) for message_id in ids],
+    )
+    return {UUID(row["message_id"]) for row in rows}
+
+
+async def prune(
+    conn: Connection, after: UUID, limit: int, retention_seconds: float, consumer: str
+) -> tuple[int, UUID | None]:
+    """Look at the next `limit` rows after this one, oldest first; delete those that took effect long since.
+
+    Failed and dead ones stay: their counts are still needed. Returns how many were deleted, and where to go on; None:
+    at the rows that are too young.
+    """
+    rows = await conn.fetch(
+        f"""
+        SELECT message_id FROM inbox WHERE consumer = $1 AND message_id > $2 AND message_id < $3
+        ORDER BY message_id LIMIT {limit:d}
+        """,  # noqa: S608 - a number
+        consumer,
+        str(after),
+        str(first_id(retention_seconds)),
+    )
+    if not rows:
+        return 0, None
+    last = rows[-1]["message_id"]
+    deleted = await conn.execute(
+        """
+        DELETE FROM inbox WHERE ctid = ANY (ARRAY (
+            SELECT ctid FROM inbox
+            WHERE consumer = $1 AND message_id > $2 AND message_id <= $3
+              AND processed_at <= clock_timestamp() - make_interval(secs => $4)
+            FOR UPDATE SKIP LOCKED
+        ))
+        """,
+        consumer,
+        str(after),
+        last,
+        retention_seconds,
+    )
+    return affected(deleted), UUID(last) if len(rows) == limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a message that was delivered at least once."""
+
+    attempts: int
+    first_failure_at: datetime | None
+    last_error: str | None
+    processed_at: datetime | None
+
+
+async def look_up(conn: Connection, consumer: str, message_ids: Collection[str]) -> dict[str, Record]:
+    """Return what is known of these messages; those never seen are missing."""
+    rows = await conn.fetch(
+        """
+        SELECT message_id, attempts, first_failure_at, last_error, processed_at
+        FROM inbox WHERE consumer = $1 AND message_id = ANY($2::text[])
+        """,
+        consumer,
+        list(message_ids),
+    )
+    return {
+        row["message_id"]: Record(row["attempts"], row["first_failure_at"], row["last_error"], row["processed_at"])
+        for row in rows
+    }
+
+
+async def rearm(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
+    """Let these messages be tried from the beginning, as if they had never failed; not those that took effect."""
+    await conn.execute(
+        """
+        UPDATE inbox SET attempts = 0, dead_at = NULL
+        WHERE consumer = $1 AND message_id = ANY($2::text[]) AND processed_at IS NULL
+        """,
+        consumer,
+        list(message_ids),
     )

@@ -30,4 +30,5 @@ class LocalTransport:
             case Retry(reason=reason):
                 return Refusal(reason)
             case Dead(reason=reason):
+                self._consumer.gave_up()
                 return Refusal(reason, final=True)

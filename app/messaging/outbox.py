@@ -6,16 +6,17 @@ that dies loses nothing but time, and one that wakes up late can change nothing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.db import Connection, metadata
+from app.db import Connection, affected, first_id, metadata
 from app.messaging.envelope import Envelope
+
+Ended = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which of these subjects are over
 
 PENDING = "published_at IS NULL AND parked_at IS NULL"
 
@@ -37,6 +38,8 @@ table = Table(
     Column("last_error", Text),
     Column("published_at", DateTime(timezone=True)),
     Column("parked_at", DateTime(timezone=True)),
+    Column("resends", Integer, nullable=False, server_default=text("0")),
+    Column("pending_since", DateTime(timezone=True)),  # NULL: since it occurred
     Index("outbox_next_attempt_at_idx", "next_attempt_at", "id", postgresql_where=text(PENDING)),
     Index("outbox_subject_sequence_idx", "subject", "sequence", postgresql_where=text("published_at IS NULL")),
 )
@@ -48,6 +51,15 @@ class Claimed:
 
     envelope: Envelope
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one claimed row: confirmed, or refused with an error; then it waits, or (None) is parked."""
+
+    id: UUID
+    error: str | None = None
+    retry_in_seconds: float | None = None
 
 
 async def add(conn: Connection, envelope: Envelope) -> None:
@@ -74,30 +86,33 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
 
     A row waits while a lower sequence of its subject is unpublished (parked included), so the events of one subject
     leave in order however many relays there are. SKIP LOCKED lets relays claim beside each other; a row that another
-    one claimed in between is checked again under its lock and falls out. MATERIALIZED holds the limit: as a subquery of
-    IN, the planner may run it once for each row, each time locking more.
+    one claimed in between is checked again under its lock and falls out.
+
+    The plan must not depend on statistics, which are those of a quiet time when an outage begins to pile rows up: as
+    NOT EXISTS the order would become a join of all rows that wait with all rows that wait; min() stays one look into
+    the index for each row. MATERIALIZED holds the limit: as a subquery of IN, the planner may run it once for each row,
+    each time locking more. The limit is a literal, so that a plan for any values still knows how little is wanted. And
+    the time is asked for once: asked for each row, it would be no condition of the index, and every row be read.
     """
     rows = await conn.fetch(
         f"""
         WITH due AS MATERIALIZED (
             SELECT id FROM outbox AS due
-            WHERE {PENDING} AND next_attempt_at <= clock_timestamp()
-              AND NOT EXISTS (
-                  SELECT FROM outbox AS earlier
-                  WHERE earlier.subject = due.subject AND earlier.sequence < due.sequence
-                    AND earlier.published_at IS NULL
+            WHERE {PENDING} AND next_attempt_at <= (SELECT clock_timestamp())
+              AND sequence <= (
+                  SELECT min(sequence) FROM outbox AS other
+                  WHERE other.subject = due.subject AND other.published_at IS NULL
               )
             ORDER BY next_attempt_at, id
-            LIMIT $2
+            LIMIT {limit:d}
             FOR UPDATE SKIP LOCKED
         )
         UPDATE outbox
-        SET claim_token = $1, next_attempt_at = clock_timestamp() + make_interval(secs => $3)
+        SET claim_token = $1, next_attempt_at = clock_timestamp() + make_interval(secs => $2)
         FROM due WHERE outbox.id = due.id
         RETURNING outbox.id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, attempts
-        """,  # noqa: S608 - a constant
+        """,  # noqa: S608 - a constant and a number
         token,
-        limit,
         lease_seconds,
     )
     return [
@@ -119,27 +134,39 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
     ]
 
 
-async def mark_published(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
-    """Record that the broker confirmed these rows. Returns how many were still this relay's to mark."""
-    return _count(
-        await conn.execute(
-            """
-            UPDATE outbox SET published_at = clock_timestamp(), claim_token = NULL, last_error = NULL
-            WHERE id = ANY($2) AND claim_token = $1 AND published_at IS NULL
-            """,
-            token,
-            ids,
-        )
+async def settle(conn: Connection, token: UUID, verdicts: Sequence[Verdict]) -> set[UUID]:
+    """Record what the broker said about a batch, in one statement. Returns the rows that were still this relay's.
+
+    The token says it all: no published or parked row has one. To ask for unpublished rows besides would offer the
+    planner a partial index, of which it may believe in an outage that it holds a handful of rows.
+    """
+    rows = await conn.fetch(
+        """
+        UPDATE outbox
+        SET claim_token = NULL, last_error = left(said.error, 500),
+            published_at = CASE WHEN said.error IS NULL THEN clock_timestamp() END,
+            parked_at = CASE WHEN said.error IS NOT NULL AND said.pause IS NULL THEN clock_timestamp() END,
+            attempts = attempts + (said.error IS NOT NULL)::integer,
+            next_attempt_at = clock_timestamp() + make_interval(secs => coalesce(said.pause, 0))
+        FROM unnest($2::uuid[], $3::text[], $4::float8[]) AS said (id, error, pause)
+        WHERE outbox.id = said.id AND claim_token = $1
+        RETURNING outbox.id
+        """,
+        token,
+        [verdict.id for verdict in verdicts],
+        [verdict.error for verdict in verdicts],
+        [verdict.retry_in_seconds for verdict in verdicts],
     )
+    return {row["id"] for row in rows}
 
 
 async def release(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
     """Give claimed rows back as they were: nothing was wrong with them."""
-    return _count(
+    return affected(
         await conn.execute(
             """
             UPDATE outbox SET claim_token = NULL, next_attempt_at = clock_timestamp()
-            WHERE id = ANY($2) AND claim_token = $1 AND published_at IS NULL
+            WHERE id = ANY($2) AND claim_token = $1
             """,
             token,
             ids,
@@ -147,89 +174,68 @@ async def release(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
     )
 
 
-async def refuse(conn: Connection, token: UUID, row_id: UUID, error: str, retry_in_seconds: float | None) -> int:
-    """Record that the broker refused this row: try again later, or, with None, park it."""
-    return _count(
-        await conn.execute(
-            """
-            UPDATE outbox
-            SET claim_token = NULL, attempts = attempts + 1, last_error = left($3, 500),
-                next_attempt_at = clock_timestamp() + make_interval(secs => coalesce($4, 0)),
-                parked_at = CASE WHEN $4::float8 IS NULL THEN clock_timestamp() END
-            WHERE id = $2 AND claim_token = $1 AND published_at IS NULL
-            """,
-            token,
-            row_id,
-            error,
-            retry_in_seconds,
+async def repend(conn: Connection, ids: Collection[UUID], after_seconds: float) -> list[UUID]:
+    """Make rows that were published `after_seconds` ago or earlier pending again, the same rows with the same ids.
+
+    The time doubles with each resend. Returns those that it was time for.
+    """
+    rows = await conn.fetch(
+        """
+        WITH due AS MATERIALIZED (
+            SELECT id FROM outbox
+            WHERE id = ANY($1)
+              AND published_at <= clock_timestamp() - make_interval(secs => $2 * 2 ^ least(resends, 20))
+            FOR UPDATE SKIP LOCKED
         )
+        UPDATE outbox
+        SET published_at = NULL, next_attempt_at = clock_timestamp(), attempts = 0, resends = resends + 1,
+            pending_since = clock_timestamp()
+        FROM due WHERE outbox.id = due.id
+        RETURNING outbox.id
+        """,
+        list(ids),
+        after_seconds,
     )
+    return [row["id"] for row in rows]
 
 
-def _count(status: str) -> int:
-    return int(status.rpartition(" ")[2])
+async def prune(
+    conn: Connection, after: UUID, limit: int, retention_seconds: float, ended: Ended
+) -> tuple[int, UUID | None]:
+    """Look at the next `limit` rows after this one, oldest first; delete what is out long since and may be forgotten.
+
+    That is: published `retention_seconds` ago, and its subject has `ended`, so that nobody can need it again. Rows that
+    stay are stepped over. Returns how many were deleted, and where to go on; None: at the rows that are too young.
+    """
+    rows = await conn.fetch(
+        f"SELECT id, subject FROM outbox WHERE id > $1 AND id < $2 ORDER BY id LIMIT {limit:d}",  # noqa: S608 - a number
+        after,
+        first_id(retention_seconds),
+    )
+    if not rows:
+        return 0, None
+    last = rows[-1]["id"]
+    deleted = await conn.execute(
+        """
+        DELETE FROM outbox WHERE ctid = ANY (ARRAY (
+            SELECT ctid FROM outbox
+            WHERE id > $1 AND id <= $2 AND subject = ANY($3)
+              AND published_at <= clock_timestamp() - make_interval(secs => $4)
+            FOR UPDATE SKIP LOCKED
+        ))
+        """,
+        after,
+        last,
+        await ended(conn, {row["subject"] for row in rows}),
+        retention_seconds,
+    )
+    return affected(deleted), last if len(rows) == limit else None
 
 
-async def holds_more_than(conn: Connection, limit: int) -> bool:
-    """Tell whether more than `limit` rows are pending, without counting further."""
-    found: bool = await conn.fetchval(
-        f"SELECT count(*) > $1 FROM (SELECT FROM outbox WHERE {PENDING} LIMIT $1 + 1) AS waiting",  # noqa: S608 - a constant
-        limit,
+async def count_pending(conn: Connection, at_most: int) -> int:
+    """Return how many rows are pending, without counting further than `at_most`."""
+    found: int = await conn.fetchval(
+        f"SELECT count(*) FROM (SELECT FROM outbox WHERE {PENDING} LIMIT $1) AS waiting",  # noqa: S608 - a constant
+        at_most,
     )
     return found
-
-
-async def stats(conn: Connection) -> tuple[int, float, int]:
-    """Return how many rows are pending, the age in seconds of the oldest of them, how many are parked."""
-    row = await conn.fetchrow(
-        f"""
-        SELECT count(*) FILTER (WHERE {PENDING}) AS pending,
-               coalesce(extract(epoch FROM clock_timestamp() - min(occurred_at) FILTER (WHERE {PENDING})), 0)::float8
-                   AS age,
-               count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked
-        FROM outbox WHERE published_at IS NULL
-        """  # noqa: S608 - a constant
-    )
-    assert row is not None  # noqa: S101 - bug: an aggregate always has its row
-    return row["pending"], max(0.0, row["age"]), row["parked"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unpublished:
-    """A row that is not out. `claimed`: a relay has it. `behind`: the lowest unpublished sequence before its own."""
-
-    id: UUID
-    type: str
-    subject: str
-    sequence: int
-    tenant: str
-    occurred_at: datetime
-    attempts: int
-    last_error: str | None
-    next_attempt_at: datetime
-    parked_at: datetime | None
-    claimed: bool
-    behind: int | None
-
-
-async def unpublished(conn: Connection, limit: int) -> list[Unpublished]:
-    """Return up to `limit` rows that are not out: parked ones first, then pending ones, the longest due first."""
-    rows = await conn.fetch(
-        f"""
-        SELECT id, type, subject, sequence, tenant, occurred_at, attempts, last_error, next_attempt_at, parked_at,
-               claim_token IS NOT NULL AND next_attempt_at > clock_timestamp() AS claimed,
-               (
-                   SELECT min(earlier.sequence) FROM outbox AS earlier
-                   WHERE earlier.subject = first.subject AND earlier.sequence < first.sequence
-                     AND earlier.published_at IS NULL
-               ) AS behind
-        FROM (
-            (SELECT * FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL ORDER BY parked_at, id LIMIT $1)
-            UNION ALL
-            (SELECT * FROM outbox WHERE {PENDING} ORDER BY next_attempt_at, id LIMIT $1)
-        ) AS first
-        ORDER BY parked_at NULLS LAST, next_attempt_at, id LIMIT $1
-        """,  # noqa: S608 - a constant
-        limit,
-    )
-    return [Unpublished(**row) for row in rows]

@@ -1,4 +1,4 @@
-"""RabbitMQ: the topology, publishing with confirms, consuming with acknowledgements; each on a connection of its own.
+"""RabbitMQ: connecting, the topology, publishing with confirms. Consuming is `subscription`.
 
 Publishing and consuming must not share a connection: a resource alarm blocks every connection that publishes. Both
 declare the topology whenever they connect, so a broker that lost it gets it back. Connections are plain ones: a lost
@@ -8,23 +8,17 @@ one surfaces as an error, and the loop above decides when to connect again.
 import asyncio
 from collections.abc import Collection, Sequence
 from datetime import UTC
-from functools import partial
+from typing import cast
 
 import aio_pika
+import aiormq
 import structlog
-from aio_pika.abc import (
-    AbstractChannel,
-    AbstractConnection,
-    AbstractExchange,
-    AbstractIncomingMessage,
-    AbstractQueue,
-)
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError, PublishError
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue, HeadersType
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed, DeliveryError, PublishError
+from pamqp.common import FieldTable
 
-from app.errors import BrokerUnavailable, DatabaseUnavailable
-from app.loops import Loop
-from app.messaging.consumer import Consumer, Dead, Handled, Retry
-from app.messaging.envelope import CONTENT_TYPE, Envelope, UnreadableMessage, parse
+from app.errors import BrokerUnavailable
+from app.messaging.envelope import CONTENT_TYPE, Envelope
 from app.messaging.relay import Refusal
 
 log = structlog.get_logger(__name__)
@@ -36,9 +30,18 @@ DEAD_LETTER_QUEUE = "orders.saga.dlq"
 
 CONNECT_SECONDS = 5
 SETUP_SECONDS = 10  # a queue without a leader makes no answer, and declaring it again later may help
+BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages handed over at a time
 HEARTBEAT_SECONDS = 15  # a peer that froze is given up after about twice this
-DELIVERY_LIMIT = 100  # a backstop only: the consumer counts attempts itself; a crash loop must not reach it
-DATABASE_PAUSE_SECONDS = 1.0  # between tries while Postgres is out; the message stays with us, unacknowledged
+# A backstop only: the consumer counts attempts itself, and never sends a message back. So in every version the broker
+# counts how often a connection ended with the message unacknowledged: a crash, a restart, or half an hour of Postgres
+# being out (the broker's `consumer_timeout`), which may each befall up to a prefetch of innocent messages too. Until
+# RabbitMQ 4.2 every return counts, from 4.3 failures only, of which the end of a connection is one. Said explicitly,
+# because 3.x has no limit by default and 4.x has 20, which a crash loop reaches within minutes.
+# Source: RabbitMQ's manual, "Quorum Queues", poison message handling; release notes of 4.0.
+DELIVERY_LIMIT = 100
+# None, in the one spelling that every release understands: left out, 4.x takes 20 and then drops the dead letter, which
+# has nowhere else to go; -1 means none to 4.x, and to 3.10 that a message is dropped when it is first given back.
+DEAD_LETTER_DELIVERY_LIMIT = 2**31 - 1
 
 
 async def connect(url: str, name: str) -> AbstractConnection:
@@ -51,14 +54,17 @@ async def connect(url: str, name: str) -> AbstractConnection:
             client_properties={"connection_name": name},
         )
     except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-        raise _unavailable(error) from error
+        raise unavailable(error) from error
 
 
-async def declare_topology(channel: AbstractChannel, routing_keys: Collection[str]) -> AbstractQueue:
+async def declare_topology(
+    connection: AbstractConnection, channel: AbstractChannel, routing_keys: Collection[str]
+) -> AbstractQueue:
     """Declare exchanges, queues and bindings; all durable, the queues replicated where there is a cluster."""
     events = await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
     dead_letters = await channel.declare_exchange(DEAD_LETTER_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True)
-    dlq = await channel.declare_queue(DEAD_LETTER_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+    await _declare_dead_letter_queue(connection)
+    dlq = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
     await dlq.bind(dead_letters, QUEUE)
     queue = await channel.declare_queue(
         QUEUE,
@@ -75,7 +81,21 @@ async def declare_topology(channel: AbstractChannel, routing_keys: Collection[st
     return queue
 
 
-def _unavailable(error: BaseException) -> BrokerUnavailable:
+async def _declare_dead_letter_queue(connection: AbstractConnection) -> None:
+    """Declare it, on a channel of its own, which a refusal closes: one with other arguments is taken as it is.
+
+    A queue's arguments cannot be changed, and a release before this one gave it no limit. Nothing may depend on it.
+    """
+    arguments: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT}
+    try:
+        async with connection.channel() as channel:
+            await channel.declare_queue(DEAD_LETTER_QUEUE, durable=True, arguments=arguments)
+    except ChannelPreconditionFailed as error:
+        log.info("rabbitmq.other_arguments", queue=DEAD_LETTER_QUEUE, error=str(error))
+
+
+def unavailable(error: BaseException) -> BrokerUnavailable:
+    """Say in our own terms that the broker cannot be used."""
     return BrokerUnavailable(f"rabbitmq: {type(error).__name__}: {error}".strip(": "))
 
 
@@ -90,41 +110,88 @@ class RabbitTransport:
         self._routing_keys = routing_keys
         self._timeout_seconds = timeout_seconds
         self._connection: AbstractConnection | None = None
-        self._exchange: AbstractExchange | None = None
+        self._channel: AbstractChannel | None = None
+        self._declared = False
+        self._outage: BrokerUnavailable | None = None
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
         """Publish and wait for every confirm. Raises BrokerUnavailable when not all came in time.
 
         The deadline covers connecting too and is shorter than the rows' lease. Past it the connection is closed, so
-        that nothing of this batch can still be sent after another relay has claimed its rows.
+        that nothing of this batch can still be sent after another relay has claimed its rows. Not so a blocked one: the
+        broker has what was sent, unread, and will read it even after a close; another connection would only leave it
+        another copy of a batch. It is kept, and nothing more is sent on it before it is unblocked.
         """
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                exchange = await self._open()
-                return await asyncio.gather(*(self._publish(exchange, envelope) for envelope in envelopes))
+                refusals = await self._publish_all(await self._open(), envelopes)
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            await self.close()
-            raise _unavailable(error) from error
+            self._outage = unavailable(error)
+            if not (isinstance(error, TimeoutError) and await _is_blocked(self._connection)):
+                await self.close()
+            raise self._outage from error
+        self._outage = None
+        if any(refusal and refusal.returned for refusal in refusals):
+            self._declared = False  # a queue or a binding is gone: the next batch finds it declared again
+        return refusals
+
+    async def check(self) -> None:
+        """Raise BrokerUnavailable if the last batch was not confirmed, and another would not be now."""
+        if self._outage is None:
+            return
+        if self._connection is not None:  # kept because it is blocked
+            if await _is_blocked(self._connection):
+                raise self._outage
+        else:
+            await close(await connect(self._url, "orders readiness"))
 
     async def close(self) -> None:
         """Close the connection, if there is one; an answer from the other side is not waited for long."""
-        connection, self._connection, self._exchange = self._connection, None, None
+        connection, self._connection, self._channel = self._connection, None, None
         await close(connection)
 
-    async def _open(self) -> AbstractExchange:
-        if self._exchange is not None:
-            return self._exchange
-        self._connection = await connect(self._url, "orders relay")
-        # Without on_return_raises a message that no queue took would look like a confirmed one.
-        channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-        await declare_topology(channel, self._routing_keys)
-        self._exchange = await channel.get_exchange(EXCHANGE, ensure=False)
-        return self._exchange
+    async def _open(self) -> aiormq.Channel:
+        if self._connection is None or self._channel is None:
+            self._connection = await connect(self._url, "orders relay")
+            # Without on_return_raises a message that no queue took would look like a confirmed one.
+            self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._declared = False
+        await unblocked(self._connection)
+        if not self._declared:
+            await declare_topology(self._connection, self._channel, self._routing_keys)
+            self._declared = True
+        return cast("aiormq.Channel", await self._channel.get_underlay_channel())
 
-    async def _publish(self, exchange: AbstractExchange, envelope: Envelope) -> Refusal | None:
-        mandatory = envelope.type in self._consumed_types
+    async def _publish_all(self, channel: aiormq.Channel, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
+        """Send all, then await all confirms.
+
+        Not by the exchange's `publish`: it keeps the channel until its message has left, three turns of the event loop
+        for each message, one after the other, so that a busy process would need seconds for a batch and take that for
+        an outage. A burst that fits into the buffer is handed over in one turn and leaves in the next.
+        """
+        sent: list[asyncio.Task[Refusal | None]] = []
         try:
-            await exchange.publish(_message(envelope), envelope.routing_key, mandatory=mandatory)
+            for envelope in envelopes:
+                sent.append(asyncio.create_task(self._publish(channel, envelope)))
+                if len(sent) % BURST == 0:
+                    await asyncio.sleep(0)  # the tasks run
+                    await asyncio.sleep(0)  # the connection's writer runs
+            return await asyncio.gather(*sent)
+        finally:
+            for task in sent:
+                task.cancel()
+
+    async def _publish(self, channel: aiormq.Channel, envelope: Envelope) -> Refusal | None:
+        try:
+            message = _message(envelope)
+            await channel.basic_publish(
+                message.body,
+                exchange=EXCHANGE,
+                routing_key=envelope.routing_key,
+                properties=message.properties,
+                mandatory=envelope.type in self._consumed_types,
+                wait=False,
+            )
         except PublishError:
             return Refusal(f"returned: no queue is bound for {envelope.routing_key}", returned=True)
         except DeliveryError:
@@ -146,6 +213,40 @@ def _message(envelope: Envelope) -> aio_pika.Message:
     )
 
 
+def copied(message: AbstractIncomingMessage, headers: HeadersType) -> aio_pika.Message:
+    """Return a persistent message like the one that came in, with these headers, to be published in its stead."""
+    return aio_pika.Message(
+        message.body,
+        headers=headers,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        message_id=message.message_id,
+        type=message.type,
+        timestamp=message.timestamp,
+        app_id=message.app_id,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+
+
+async def unblocked(connection: AbstractConnection) -> None:
+    """Wait until the broker takes messages on this connection: `connection.blocked` says that it does not."""
+    if connection.transport is not None:
+        await connection.transport.connection.ready()
+
+
+async def _is_blocked(connection: AbstractConnection | None) -> bool:
+    if connection is None or connection.transport is None or connection.transport.connection.is_closed:
+        return False
+    try:
+        async with asyncio.timeout(0):  # nothing to wait for, no time needed
+            await unblocked(connection)
+    except TimeoutError:
+        return True
+    return False
+
+
 async def close(connection: AbstractConnection | None) -> None:
     """Close without waiting long for the other side, which may be gone or frozen."""
     if connection is None:
@@ -155,135 +256,3 @@ async def close(connection: AbstractConnection | None) -> None:
             await connection.close()
     except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
         log.info("rabbitmq.closed_hard", error=str(error))
-
-
-class Subscription:
-    """Consumes the saga queue until `stop`, connecting again whenever the connection is lost."""
-
-    def __init__(self, url: str, consumer: Consumer, routing_keys: Collection[str], prefetch: int) -> None:
-        self._url = url
-        self._consumer = consumer
-        self._routing_keys = routing_keys
-        self._prefetch = prefetch
-        self._loop = Loop("consumer", self._consume, poll_seconds=0.1)
-        self._ended = asyncio.Event()  # of the present connection: lost, or told to stop
-        self._ended.set()
-        self._stopping = False
-        self._under_way: set[asyncio.Task[None]] = set()
-
-    @property
-    def connected(self) -> bool:
-        """Whether it is consuming right now."""
-        return not self._ended.is_set()
-
-    async def run(self) -> None:
-        """Consume until `stop`."""
-        await self._loop.run()
-
-    def stop(self) -> None:
-        """Take no more messages; finish what is under way, then end."""
-        self._stopping = True
-        self._loop.stop()
-        self._ended.set()
-
-    async def _consume(self) -> int:
-        connection = await connect(self._url, "orders consumer")
-        try:
-            async with asyncio.timeout(SETUP_SECONDS):
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                await channel.set_qos(prefetch_count=self._prefetch)
-                queue = await declare_topology(channel, self._routing_keys)
-            ended = self._ended = asyncio.Event()
-            channel.close_callbacks.add(lambda *_: ended.set())
-            # A queue that was deleted takes its consumers along and leaves connection and channel open: silence.
-            underlay = await channel.get_underlay_channel()
-            underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
-            if self._stopping:
-                return 0
-            tag = await queue.consume(partial(self._accept, channel, ended), timeout=SETUP_SECONDS)
-            log.info("consumer.started", queue=QUEUE)
-            await ended.wait()
-            if self._stopping:
-                await queue.cancel(tag)
-                if self._under_way:
-                    await asyncio.wait(self._under_way)
-                return 0
-        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            raise _unavailable(error) from error
-        finally:
-            self._ended.set()
-            await close(connection)
-        raise BrokerUnavailable("rabbitmq: the connection was lost")
-
-    async def _accept(self, channel: AbstractChannel, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - bug: aio-pika runs each delivery in a task of its own
-        self._under_way.add(task)
-        try:
-            await self._process(channel, ended, message)
-        except Exception as error:  # noqa: BLE001 - the edge: unacknowledged means delivered again on a new connection
-            log.warning("consumer.not_acknowledged", message_id=message.message_id, error=repr(error))
-            ended.set()
-        finally:
-            self._under_way.discard(task)
-
-    async def _process(self, channel: AbstractChannel, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
-        """Handle one delivery to its end, or until the connection is gone (then it will be delivered again)."""
-        try:
-            envelope = parse(message.headers, message.body)
-        except UnreadableMessage as error:
-            await self._set_aside(channel, message, self._consumer.dead(f"unreadable: {error}"))
-            return
-        while True:
-            try:
-                verdict = await self._consumer.handle(envelope)
-            except DatabaseUnavailable as error:
-                log.warning("consumer.waiting", event_id=str(envelope.id), error=str(error))
-                pause = DATABASE_PAUSE_SECONDS
-            else:
-                match verdict:
-                    case Handled():
-                        await message.ack()
-                        return
-                    case Dead():
-                        await self._set_aside(channel, message, verdict)
-                        return
-                    case Retry(in_seconds=pause):
-                        pass
-            if await _is_set_within(ended, pause):
-                return
-
-    async def _set_aside(self, channel: AbstractChannel, message: AbstractIncomingMessage, dead: Dead) -> None:
-        """Publish to the dead-letter exchange, confirmed, and only then acknowledge."""
-        exchange = await channel.get_exchange(DEAD_LETTER_EXCHANGE, ensure=False)
-        copy = aio_pika.Message(
-            message.body,
-            headers={
-                **message.headers,
-                "x-reason": dead.reason,
-                "x-attempts": dead.attempts,
-                "x-first-failure-at": dead.first_failure_at.isoformat(),
-                "x-last-failure-at": dead.last_failure_at.isoformat(),
-            },
-            content_type=message.content_type,
-            message_id=message.message_id,
-            type=message.type,
-            timestamp=message.timestamp,
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        )
-        await exchange.publish(copy, QUEUE, mandatory=True, timeout=CONNECT_SECONDS)
-        await message.ack()
-        log.error(
-            "consumer.dead_lettered",
-            message_id=message.message_id,
-            reason=dead.reason,
-            attempts=dead.attempts,
-        )
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

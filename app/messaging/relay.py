@@ -7,14 +7,16 @@ Where it may die, and who recovers:
 - before the claim commits: nothing happened;
 - claimed, not published: the lease ends and any relay claims the row again;
 - published, not marked: the same, and the message is sent twice with the same id; the inbox absorbs it;
-- frozen past its lease and awake again: its token no longer matches, so its mark changes nothing.
+- frozen past its lease and awake again: its token no longer matches, so its mark changes nothing;
+- told to end (SIGTERM): it finishes its batch, or is cut short and gives the rows back as they were.
 
 An outage is not poison. When the broker cannot be reached, or a batch is not confirmed in time, the rows are given
 back as they were and the whole relay backs off. Only what the broker says about one row spends that row's attempts: a
 nack, or a return (no queue took it). Too many, and the row is parked with its reason until an operator decides.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -29,6 +31,8 @@ from app.messaging.envelope import Envelope
 from app.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
+
+SETTLE_WAIT_SECONDS = 5.0  # for the pool: what is confirmed and not marked goes out again when its lease ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,49 +86,41 @@ class Relay:
         self._checkpoint("relay.claimed")
         try:
             refusals = await self._transport.publish([row.envelope for row in claimed])
+        except asyncio.CancelledError:  # as a rule we are told to end: another relay need not wait for the lease
+            await self._release(token, claimed)
+            raise
         except Unavailable:
             self._metrics.outbox_publish_failed.inc(len(claimed))
             await self._release(token, claimed)
             raise
         self._checkpoint("relay.published")
-        async with db.connection(self._pool) as conn:
-            await self._mark(conn, token, claimed, refusals)
+        verdicts = [self._verdict(row, refusal) for row, refusal in zip(claimed, refusals, strict=True)]
+        async with db.connection(self._pool, SETTLE_WAIT_SECONDS) as conn:
+            ours = await outbox.settle(conn, token, verdicts)
+        self._tell(zip(claimed, refusals, verdicts, strict=True), ours)
         return len(claimed)
 
-    async def _mark(
-        self,
-        conn: db.Connection,
-        token: UUID,
-        claimed: Sequence[outbox.Claimed],
-        refusals: Sequence[Refusal | None],
-    ) -> None:
-        published = [row.envelope.id for row, refusal in zip(claimed, refusals, strict=True) if refusal is None]
-        if published:
-            marked = await outbox.mark_published(conn, token, published)
-            self._metrics.outbox_published.inc(marked)
-            if marked < len(published):
-                log.warning("relay.lease_lost", rows=len(published) - marked)
-        for row, refusal in zip(claimed, refusals, strict=True):
-            if refusal is not None:
-                await self._refuse(conn, token, row, refusal)
-
-    async def _refuse(self, conn: db.Connection, token: UUID, row: outbox.Claimed, refusal: Refusal) -> None:
+    def _verdict(self, row: outbox.Claimed, refusal: Refusal | None) -> outbox.Verdict:
+        if refusal is None:
+            return outbox.Verdict(row.envelope.id)
         attempt = row.attempts + 1
         park = refusal.final or attempt >= self._max_attempts
-        pause = None if park else full_jitter(attempt, *self._backoff)
-        if not await outbox.refuse(conn, token, row.envelope.id, refusal.reason, pause):
-            log.warning("relay.lease_lost", rows=1)
-            return
-        self._metrics.outbox_publish_failed.inc()
-        if refusal.returned:
-            self._metrics.outbox_returned.inc()
-        log.warning(
-            "relay.parked" if park else "relay.refused",
-            event_id=str(row.envelope.id),
-            order_id=row.envelope.subject,
-            attempt=attempt,
-            reason=refusal.reason,
-        )
+        return outbox.Verdict(row.envelope.id, refusal.reason, None if park else full_jitter(attempt, *self._backoff))
+
+    def _tell(
+        self, judged: Iterable[tuple[outbox.Claimed, Refusal | None, outbox.Verdict]], ours: Collection[UUID]
+    ) -> None:
+        for row, refusal, verdict in judged:
+            names = {"event_id": str(verdict.id), "order_id": row.envelope.subject}
+            if verdict.id not in ours:
+                log.warning("relay.lease_lost", **names)
+            elif refusal is None:
+                self._metrics.outbox_published.inc()
+            else:
+                self._metrics.outbox_publish_failed.inc()
+                self._metrics.outbox_returned.inc(refusal.returned)
+                event = "relay.parked" if verdict.retry_in_seconds is None else "relay.refused"
+                log.warning(event, **names, attempt=row.attempts + 1, reason=refusal.reason)
 
     async def _release(self, token: UUID, claimed: Sequence[outbox.Claimed]) -> None:
         try:

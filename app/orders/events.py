@@ -19,12 +19,16 @@ TYPES: Mapping[Status, str] = {
 
 
 def event_for(order: Order, trace: Mapping[str, str]) -> Envelope | None:
-    """Return the event that tells of the order's present status; COMPENSATING is nobody's business but ours."""
+    """Return the event that tells of the order's present status; COMPENSATING is nobody's business but ours.
+
+    That it was placed happens to an order once, so that event has the order's own id: who has the order can find the
+    event, and an index from one to the other need not be kept.
+    """
     event_type = TYPES.get(order.status)
     if event_type is None:
         return None
     return Envelope(
-        id=uuid7(),
+        id=order.id if order.status is Status.PENDING else uuid7(),
         type=event_type,
         subject=str(order.id),
         sequence=order.version,

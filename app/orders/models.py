@@ -42,7 +42,8 @@ class Order:
     version: int
     placed_at: datetime
     updated_at: datetime
-    cancel_requested_at: datetime | None = None  # by the customer, of an order whose saga runs: it must turn back
+    cancel_requested_at: datetime | None = None  # of an order whose saga runs: it must turn back
+    cancel_reason: Reason | None = None  # who asked for that
 
     @property
     def total_minor(self) -> int:

@@ -34,6 +34,8 @@ class PlaceOrder:
 
 Render = Callable[[Order], keys.Answer]
 
+BEFORE_OPERATORS = Reason.CANCELLED_BY_CUSTOMER  # a release that knew no other cancel leaves `cancel_reason` null
+
 
 async def place(
     pool: db.Pool,
@@ -125,7 +127,9 @@ async def load(conn: db.Connection, order_id: UUID, *, lock: bool = False) -> Or
     """Read one order with its lines; with `lock`, hold its row until the caller's transaction ends."""
     rows = await conn.fetch(
         f"""
-        SELECT o.*, l.sku, l.quantity, l.unit_price_minor
+        SELECT o.id, o.tenant, o.status, o.status_reason, o.customer_id, o.currency, o.payment_method,
+               o.shipping_address, o.metadata, o.tracking_id, o.version, o.placed_at, o.updated_at,
+               o.cancel_requested_at, o.cancel_reason, l.sku, l.quantity, l.unit_price_minor
         FROM orders o JOIN order_lines l ON l.order_id = o.id
         WHERE o.id = $1 ORDER BY l.number
         {"FOR UPDATE OF o" if lock else ""}
@@ -170,13 +174,16 @@ async def change_status(
     return updated
 
 
-async def request_cancel(conn: db.Connection, order: Order) -> Order:
+async def request_cancel(conn: db.Connection, order: Order, reason: Reason) -> Order:
     """Leave word for the saga of an order that the caller has locked: it must turn back. The first word counts."""
+    if order.cancel_requested_at is not None:
+        return order
     query = """
-        UPDATE orders SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+        UPDATE orders SET cancel_requested_at = clock_timestamp(), cancel_reason = $2
         WHERE id = $1 RETURNING cancel_requested_at
     """
-    return dataclasses.replace(order, cancel_requested_at=await conn.fetchval(query, order.id))
+    at = await conn.fetchval(query, order.id, reason)
+    return dataclasses.replace(order, cancel_requested_at=at, cancel_reason=reason)
 
 
 def _order(rows: list[asyncpg.Record]) -> Order:
@@ -197,6 +204,7 @@ def _order(rows: list[asyncpg.Record]) -> Order:
         placed_at=row["placed_at"],
         updated_at=row["updated_at"],
         cancel_requested_at=row["cancel_requested_at"],
+        cancel_reason=Reason(row["cancel_reason"] or BEFORE_OPERATORS) if row["cancel_requested_at"] else None,
     )
 
 

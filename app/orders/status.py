@@ -22,6 +22,19 @@ class Reason(StrEnum):
     HOLD_EXPIRED = "hold-expired"
     TIMED_OUT = "timed-out"
     CANCELLED_BY_CUSTOMER = "cancelled-by-customer"
+    COMPENSATED_BY_OPERATOR = "compensated-by-operator"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason | None":
+        """Keep as it is what was written by a newer release, which runs beside this one during a rollout.
+
+        A saga that turned for it is undone by either, and ends rejected.
+        """
+        if not isinstance(value, str):
+            return None
+        reason = str.__new__(cls, value)
+        reason._name_, reason._value_ = "UNKNOWN", value
+        return reason
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {

@@ -40,6 +40,7 @@ orders = Table(
     Column("placed_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
     Column("cancel_requested_at", DateTime(timezone=True)),
+    Column("cancel_reason", Text),
     Index("orders_tenant_placed_at_id_idx", "tenant", "placed_at", "id"),
     Index(
         "orders_tenant_customer_id_placed_at_id_idx",

@@ -5,24 +5,24 @@ Everything else is `Unknown`, which is always safe: every call may be sent again
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from json import loads
 from typing import Any
 
 import aiohttp
 
-from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import Done, Health, NotSent, Outcome, Refused, Unknown
 
 MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT_CHARACTERS = 200
-MAX_RETRY_AFTER_SECONDS = 3600.0  # longer, and a partner's slip could put a saga off for years
+MAX_RETRY_AFTER_SECONDS = 300.0  # longer, and a partner's slip could put an undo off until nobody believes in it
 
-# Our own defects, never the customer's: wrong credentials, or a request that the partner cannot read.
-OUR_FAULT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY})
+# Of the 4xx, those that say nothing about the request: the partner has too much to do, or is at it already.
+NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 NEVER_LEFT = (
     aiohttp.ClientConnectorError,  # no route, refused, no such name, TLS failed
@@ -54,12 +54,25 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """A complete answer; `body` is None where it is not one JSON object of an acceptable size."""
 
     status: int
+    headers: Mapping[str, str]
     body: Mapping[str, Any] | None
-    retry_after_seconds: float | None
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """The partner's wish to be left alone for so long, if it stated one."""
+        return _retry_after(self.headers.get("Retry-After"))
+
+    @property
+    def health(self) -> Health:
+        """What it tells of the partner, given that it was not agreed on."""
+        if HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES:
+            return Health.BROKEN
+        at_fault = HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        return Health.WORKING if at_fault and self.status not in NOT_NOW else Health.FAILING
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -98,25 +111,32 @@ class PartnerClient:
 
     async def call(self, path: str, key: str, body: Mapping[str, Any], agreed: Agreement) -> Outcome:
         """Send `body` once with its Idempotency-Key; aiohttp by itself repeats a GET, but never a POST."""
-        answer = await self._attempt("POST", path, {"Idempotency-Key": key}, body)
-        return _judged(answer, agreed) if isinstance(answer, _Answer) else answer
+        answer = await self.attempt("POST", path, {"Idempotency-Key": key}, json=body)
+        return _judged(answer, agreed) if isinstance(answer, Answer) else answer
 
     async def state(self, path: str, states: Collection[str]) -> str | Unknown | None:
         """What the partner says of a saga: one of `states`, or None: never seen. Unknown: it did not say."""
-        answer = await self._attempt("GET", path, {}, None)
-        if not isinstance(answer, _Answer):
+        answer = await self.attempt("GET", path, {})
+        if not isinstance(answer, Answer):
             return Unknown(answer.detail)
         state = (answer.body or {}).get("state")
         if answer.status == HTTPStatus.OK and isinstance(state, str) and state in states:
             return state
         return None if answer.status == HTTPStatus.NOT_FOUND else _unknown(answer)
 
-    async def _attempt(
-        self, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
-    ) -> _Answer | NotSent | Unknown:
+    async def attempt(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        json: Mapping[str, Any] | None = None,
+        form: Mapping[str, str] | None = None,
+    ) -> Answer | NotSent | Unknown:
+        """Send one request, with a body as JSON or as a form, for the caller to judge the answer."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await self._exchange(method, path, headers, body)
+                return await self._exchange(method, path, headers, json, form)
         except NEVER_LEFT as error:
             return NotSent(_described(error))
         except TimeoutError:
@@ -127,12 +147,18 @@ class PartnerClient:
             return Unknown(_described(error), our_fault=True)
 
     async def _exchange(
-        self, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
-    ) -> _Answer:
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        json: Mapping[str, Any] | None,
+        form: Mapping[str, str] | None,
+    ) -> Answer:
         async with self._session.request(
             method,
             self._base_url + path,
-            json=body,
+            json=json,
+            data=form,
             headers={**self._extra_headers(), **headers},
             timeout=self._timeout,
             allow_redirects=False,
@@ -144,14 +170,14 @@ class PartnerClient:
                     break
             # An undo or a commit may be answered by its status alone; what is there must be what was agreed.
             body_of_answer = _json_object(raw) if raw else {}
-            return _Answer(response.status, body_of_answer, _retry_after(response.headers.get("Retry-After")))
+            return Answer(response.status, response.headers, body_of_answer)
 
 
-def _judged(answer: _Answer, agreed: Agreement) -> Outcome:
+def _judged(answer: Answer, agreed: Agreement) -> Outcome:
     body = answer.body
     if body is None:
         return _unknown(answer)
-    if agreed.done_by(answer.status) and all(_is_text(body.get(name)) for name in agreed.reply):
+    if agreed.done_by(answer.status) and all(is_text(body.get(name)) for name in agreed.reply):
         return Done({name: body[name] for name in agreed.reply})
     code = body.get("code")
     if isinstance(code, str) and (answer.status, code) in agreed.refusals:
@@ -159,13 +185,15 @@ def _judged(answer: _Answer, agreed: Agreement) -> Outcome:
     return _unknown(answer)
 
 
-def _unknown(answer: _Answer) -> Unknown:
+def _unknown(answer: Answer) -> Unknown:
     code = (answer.body or {}).get("code")
-    what = "unreadable answer" if answer.body is None else code if _is_text(code) else "unexpected answer"
-    return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, answer.status in OUR_FAULT)
+    what = "unreadable answer" if answer.body is None else code if is_text(code) else "unexpected answer"
+    # A conflict is about the saga's state; anything else about our credentials, address or body, and no retry mends it.
+    our_fault = answer.health is Health.WORKING and answer.status != HTTPStatus.CONFLICT
+    return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, our_fault, answer.health)
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether a field is short, printable text, as ids and codes are (PostgreSQL cannot even store a NUL)."""
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()
 
@@ -174,7 +202,7 @@ def _json_object(raw: bytearray) -> Mapping[str, Any] | None:
     if len(raw) > MAX_REPLY_BYTES:
         return None
     try:
-        value = json.loads(raw)
+        value = loads(raw)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -13,18 +13,17 @@ STATES = frozenset({"held", "committed", "released", "expired"})
 
 
 class HttpInventory:
-    """The `Inventory` of the ports; what it holds is held for `hold_seconds`."""
+    """The `Inventory` of the ports."""
 
-    def __init__(self, client: PartnerClient, hold_seconds: int) -> None:
+    def __init__(self, client: PartnerClient) -> None:
         self._client = client
-        self._hold_seconds = hold_seconds
 
-    async def hold(self, saga_id: UUID, items: Sequence[Item]) -> Outcome:
-        """Reserve all items or none."""
+    async def hold(self, saga_id: UUID, items: Sequence[Item], seconds: int) -> Outcome:
+        """Reserve all items or none, for so long."""
         body = {
             "saga_id": str(saga_id),
             "items": [{"item_id": item.sku, "qty": item.quantity} for item in items],
-            "ttl_seconds": self._hold_seconds,
+            "ttl_seconds": seconds,
         }
         return await self._client.call("/v1/inventory/hold", f"{saga_id}:reserve_inventory", body, HOLD)
 

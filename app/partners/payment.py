@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from app.partners.client import Agreement, PartnerClient
-from app.partners.ports import Outcome, Unknown
+from app.partners.ports import Charge, Outcome, Unknown
 
 CHARGE = Agreement(201, ("payment_id",), {(402, "card-declined")})
 REFUND = Agreement(None)
@@ -16,20 +16,20 @@ class HttpPayment:
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
 
-    async def charge(self, saga_id: UUID, amount_minor: int, currency: str, payment_method: str | None) -> Outcome:
+    async def charge(self, charge: Charge) -> Outcome:
         """Charge the amount, in the currency's smallest unit."""
         body = {
-            "saga_id": str(saga_id),
-            "amount_minor": amount_minor,
-            "currency": currency,
-            "payment_method": payment_method,
+            "saga_id": str(charge.saga_id),
+            "amount_minor": charge.amount_minor,
+            "currency": charge.currency,
+            "payment_method": charge.payment_method,
         }
-        return await self._client.call("/v1/payments/charge", f"{saga_id}:charge_payment", body, CHARGE)
+        return await self._client.call("/v1/payments/charge", f"{charge.saga_id}:charge_payment", body, CHARGE)
 
-    async def refund(self, saga_id: UUID) -> Outcome:
+    async def refund(self, charge: Charge) -> Outcome:
         """Give back whatever was charged."""
-        body = {"saga_id": str(saga_id)}
-        return await self._client.call("/v1/payments/refund", f"{saga_id}:charge_payment:undo", body, REFUND)
+        body = {"saga_id": str(charge.saga_id)}
+        return await self._client.call("/v1/payments/refund", f"{charge.saga_id}:charge_payment:undo", body, REFUND)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
         """`charged`, `declined` or `refunded`; None if never seen, which proves nothing."""

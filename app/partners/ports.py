@@ -6,6 +6,8 @@ A partner call never raises for what the partner did: it returns an `Outcome`. T
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -31,17 +33,32 @@ class NotSent:
     detail: str
 
 
+class Health(StrEnum):
+    """What an unclear outcome tells of the partner itself."""
+
+    FAILING = "failing"  # no answer, or one that says: not now (5xx, 408, 425, 429)
+    BROKEN = "broken"  # an answer of success that is none we agreed on
+    WORKING = "working"  # an answer that it means: to this request, no; or: not yet
+
+
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """The partner may or may not have acted: a timeout, a reset, or any answer other than the agreed ones.
 
-    `retry_after_seconds` is the partner's own wish, if it stated one. `our_fault` is true for 401, 403 and 422: the
-    request itself was wrong, which is a defect of this service or of its configuration and must alert.
+    `retry_after_seconds` is the partner's own wish, if it stated one. `our_fault`: the request itself was wrong, which
+    is a defect of this service or of its configuration (4xx, but for 409 and those that say: not now). `health` is
+    about the partner and not about the order, so it makes no other outcome.
     """
 
     detail: str
     retry_after_seconds: float | None = None
     our_fault: bool = False
+    health: Health = field(default=Health.FAILING, compare=False)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether a person must look at it: a defect, ours or the partner's, that no retry mends."""
+        return self.our_fault or self.health is Health.BROKEN
 
 
 Outcome = Done | Refused | NotSent | Unknown
@@ -55,10 +72,26 @@ class Item:
     quantity: int
 
 
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """The money of a saga: an amount in ISO 4217's smallest unit, to be charged once and, if need be, given back.
+
+    `started_at` is when the saga started: no charge of it is older. Some providers forget keys after a time.
+    `payment_id` is what the provider called the charge, if its answer is on record; for the refund alone.
+    """
+
+    saga_id: UUID
+    amount_minor: int
+    currency: str
+    payment_method: str | None
+    started_at: datetime
+    payment_id: str | None = None
+
+
 class Inventory(Protocol):
     """Holds stock for a saga, turns the hold into a sale, or takes everything back."""
 
-    async def hold(self, saga_id: UUID, items: Sequence[Item]) -> Outcome:
+    async def hold(self, saga_id: UUID, items: Sequence[Item], seconds: int) -> Outcome:
         """Reserve all items or none. Refused: `out-of-stock`. Reply: `reservation_id`."""
 
     async def commit(self, saga_id: UUID) -> Outcome:
@@ -71,10 +104,10 @@ class Inventory(Protocol):
 class Payment(Protocol):
     """Charges a customer's payment method once per saga, or gives the money back."""
 
-    async def charge(self, saga_id: UUID, amount_minor: int, currency: str, payment_method: str | None) -> Outcome:
-        """Charge `amount_minor` of `currency` (ISO 4217). Refused: `card-declined`. Reply: `payment_id`."""
+    async def charge(self, charge: Charge) -> Outcome:
+        """Charge the amount. Refused: `card-declined`. Reply: `payment_id`."""
 
-    async def refund(self, saga_id: UUID) -> Outcome:
+    async def refund(self, charge: Charge) -> Outcome:
         """Give back whatever was charged for the saga, and block any later charge."""
 
 

@@ -1,4 +1,4 @@
-"""Cancelling an order: at once while no saga has started, else a word that the saga turns back on.
+"""Cancelling an order, for its customer or by an operator: at once while no saga has started, else a word for the saga.
 
 The order's row decides. Starting the saga, cancelling, and the saga's last step forward (the transaction that records
 the shipment and `confirmed`) all lock it first, so each sees what the others committed:
@@ -25,14 +25,19 @@ from app.saga import store
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What a cancel came to: the order as it is now, and whether it was this cancel that ended it."""
+    """What a cancel came to: the order as it is now, and whether this cancel changed it."""
 
     order: Order
-    ended_now: bool = False
+    changed: bool = False
+
+    @property
+    def ended_now(self) -> bool:
+        """Whether it was this cancel that ended the order."""
+        return self.changed and self.order.status is Status.CANCELLED
 
 
 async def cancel(conn: db.Connection, tenant: str, order_id: UUID, trace: Mapping[str, str]) -> Cancelled:
-    """Cancel the order in the caller's transaction; after its commit the order never becomes confirmed.
+    """Cancel the customer's order in the caller's transaction; after its commit the order never becomes confirmed.
 
     CANCELLED in the answer: it has ended. PENDING or COMPENSATING: its saga turns back. Doing it again changes nothing.
     Raises OrderNotFound (for another tenant's order too) and OrderNotCancellable (it was confirmed or rejected before).
@@ -40,13 +45,21 @@ async def cancel(conn: db.Connection, tenant: str, order_id: UUID, trace: Mappin
     order = await service.load(conn, order_id, lock=True)
     if order is None or order.tenant != tenant:
         raise OrderNotFound(f"there is no order {order_id}")
+    return await cancel_locked(conn, order, Reason.CANCELLED_BY_CUSTOMER, trace)
+
+
+async def cancel_locked(conn: db.Connection, order: Order, reason: Reason, trace: Mapping[str, str]) -> Cancelled:
+    """Cancel, for this reason, an order that the caller has locked. Raises OrderNotCancellable."""
     match order.status:
+        case Status.REJECTED if order.status_reason is reason:
+            return Cancelled(order)  # rejected by such a cancel: an operator's
         case Status.CONFIRMED | Status.REJECTED:
             raise OrderNotCancellable(f"the order is {order.status}")
         case Status.COMPENSATING | Status.CANCELLED:
             return Cancelled(order)
         case Status.PENDING:
-            if await store.hurry(conn, order_id):
-                return Cancelled(await service.request_cancel(conn, order))
-            reason = Reason.CANCELLED_BY_CUSTOMER
-            return Cancelled(await service.change_status(conn, order, Status.CANCELLED, reason, trace), ended_now=True)
+            if await store.hurry(conn, order.id):
+                asked = await service.request_cancel(conn, order, reason)
+                return Cancelled(asked, changed=asked is not order)
+            ended = await service.change_status(conn, order, Status.CANCELLED, reason, trace)
+            return Cancelled(ended, changed=True)

@@ -15,7 +15,9 @@ Where it may die, and who recovers:
   of the partner meanwhile is what the new runner asked too.
 
 An unclear answer is never guessed at: forward it is asked again until the deadline, then the saga turns back; backward
-it is asked again without end. Waiting is `next_attempt_at`, never a sleeping task.
+it is asked again without end. Waiting is `next_attempt_at`, never a sleeping task. While a partner is left alone (see
+`partners.circuit`) its sagas wait in the same way, with no attempt recorded and none spent; the deadline still turns
+them back. An undo that fails for long, or a call that no retry mends, needs an operator: it is said, and tried on.
 
 A cancel (see `saga.cancellation`) is on the order's row. Every record brings news of it, and then nothing further is
 asked for but undoing; the record that would confirm the order, or would leave the saga to wait, locks the order first.
@@ -24,7 +26,7 @@ asked for but undoing; the record that would confirm the order, or would leave t
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -35,15 +37,41 @@ from app.errors import DatabaseUnavailable, StaleLease
 from app.loops import Loop, full_jitter
 from app.orders import service
 from app.orders.models import Order
-from app.orders.status import Reason, Status
-from app.partners.ports import Done, Inventory, Item, NotSent, Outcome, Payment, Refused, Shipping, Unknown
-from app.saga import plan, store
-from app.saga.plan import Action, Call, Step
+from app.orders.status import Status
+from app.partners.ports import Done, Outcome, Unknown
+from app.saga import calls, plan, store
+from app.saga.calls import Calls
+from app.saga.plan import Action, Call, Direction, Step
 from app.telemetry import Metrics, trace_context
 
 log = structlog.get_logger(__name__)
 
 POOL_WAIT_SECONDS = 5.0  # nobody waits for an answer here, so rather wait than leave the saga to its lease
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One saga's turn with this process; no two are the same to a circuit. `deadline`: on `time.monotonic`."""
+
+    deadline: float
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Until the saga must turn back if it still goes forward; never negative."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.remaining_seconds == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The saga has to wait before its present call; `alarming`: because of an answer that no retry mends."""
+
+    seconds: float
+    alarming: bool = False
 
 
 class Orchestrator:
@@ -52,9 +80,7 @@ class Orchestrator:
     def __init__(
         self,
         pool: db.Pool,
-        inventory: Inventory,
-        payment: Payment,
-        shipping: Shipping,
+        calls: Calls,
         metrics: Metrics,
         *,
         owner: str,
@@ -63,19 +89,19 @@ class Orchestrator:
         lease_seconds: float,
         retry_base_seconds: float,
         retry_cap_seconds: float,
+        needs_operator_seconds: float,
         on_event: Callable[[], None],
         checkpoint: Callable[[str], None],
         on_finished: Callable[[UUID], None] = lambda _: None,
     ) -> None:
         self._pool = pool
-        self._inventory = inventory
-        self._payment = payment
-        self._shipping = shipping
+        self._calls = calls
         self._metrics = metrics
         self._owner = owner
         self._concurrency = concurrency
         self._lease_seconds = lease_seconds
         self._retry = (retry_base_seconds, retry_cap_seconds)
+        self._needs_operator_seconds = needs_operator_seconds
         self._on_event = on_event
         self._checkpoint = checkpoint
         self._on_finished = on_finished
@@ -123,83 +149,97 @@ class Orchestrator:
             return await store.claim(conn, self._owner, plan.PLANS, limit, self._lease_seconds)
 
     async def _drive(self, saga: store.Saga) -> None:
+        turn = Turn(time.monotonic() + saga.remaining_seconds)
         with trace_context(saga.trace), structlog.contextvars.bound_contextvars(order_id=str(saga.id)):
             try:
-                await self._run(saga)
+                await self._run(turn, saga)
             except StaleLease:
                 log.info("saga.lease_lost")
             except DatabaseUnavailable as error:
                 log.warning("saga.interrupted", error=str(error), resumes="when the lease ends")
             except Exception:
                 log.exception("saga.failed", resumes="when the lease ends")
+            finally:
+                self._calls.leave(turn)
 
-    async def _run(self, saga: store.Saga) -> None:
-        deadline = time.monotonic() + saga.remaining_seconds
+    async def _run(self, turn: Turn, saga: store.Saga) -> None:
         async with db.connection(self._pool, POOL_WAIT_SECONDS) as conn:
             order = await service.load(conn, saga.id)
         if order is None:
             raise AssertionError(f"bug: saga {saga.id} has no order")
-        saga = replace(saga, cancelled=order.cancel_requested_at is not None)
-        state, entries, pause = saga.state, list[store.Entry](), None
+        saga = replace(saga, cancelled=order.cancel_reason)
+        state, entries, wait = saga.state, list[store.Entry](), None
         while True:
-            late = time.monotonic() >= deadline
-            ours = await self._record(saga, state, entries, late=late, pause_seconds=pause)
+            ours = await self._record(turn, saga, state, entries, wait)
             if ours is None:
                 return
-            saga, state, entries = ours, ours.state, []
+            saga, state, entries, wait = ours, ours.state, [], None
             if saga.must_turn:
                 continue  # the partner has not been asked yet, and need not be
             call = plan.decide(state)
             assert isinstance(call, Call)  # noqa: S101 - bug: what has ended is not ours any more
             self._checkpoint(f"saga.{call.step}.{call.action}.attempted")
-            outcome = await self._call(call, order, state.attempts)
+            outcome = await self._calls.make(call, turn, order, saga)
             self._checkpoint(f"saga.{call.step}.{call.action}.answered")
             entries = [_entry(call, state.attempts, outcome)]
             following = plan.advance(state, outcome)
-            pause = self._pause(state.attempts, outcome) if following == state else None
+            wait = self._wait(state.attempts, outcome) if following == state else None
             state = following
 
     async def _record(
-        self,
-        saga: store.Saga,
-        reached: plan.State,
-        entries: Sequence[store.Entry],
-        *,
-        late: bool,
-        pause_seconds: float | None,
+        self, turn: Turn, saga: store.Saga, reached: plan.State, entries: Sequence[store.Entry], wait: Wait | None
     ) -> store.Saga | None:
         """Write what was reached, and the attempt that follows; None when the saga has ended or was given back.
 
         Only the step from one call to the next does without the order. Whatever changes its status, or leaves the saga
         to wait, locks it first, and then knows for certain whether it was cancelled. Raises StaleLease.
         """
-        state = plan.heed(reached, cancelled=saga.cancelled, late=late)
-        if state.direction is saga.state.direction and self._goes_on(state, pause_seconds):
+        state = plan.heed(reached, cancelled=saga.cancelled, late=turn.late)
+        pause = self._pause(turn, saga, state, wait)
+        if state.direction is saga.state.direction and self._goes_on(state, pause):
             async with db.connection(self._pool, POOL_WAIT_SECONDS) as conn:
-                return await self._attempt(conn, saga, state, entries)
+                ours = await self._attempt(conn, saga, state, entries)
+            _tell_operator(saga, ours)
+            return ours
         async with db.transaction(self._pool, POOL_WAIT_SECONDS) as conn:
             order = await service.load(conn, saga.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
-            state = plan.heed(reached, cancelled=order.cancel_requested_at is not None, late=late)
-            turned = state.direction is not saga.state.direction
-            pause_seconds = None if turned else pause_seconds  # turning back need not wait
-            if goes_on := self._goes_on(state, pause_seconds):
+            known = plan.heed(reached, cancelled=order.cancel_reason, late=turn.late)
+            if known != state:
+                self._calls.leave(turn)  # the call is another one, now that more is known
+                state, pause = known, self._pause(turn, saga, known, wait)
+            if goes_on := self._goes_on(state, pause):
                 ours = await self._attempt(conn, saga, state, entries)
             else:
-                ours = await store.save(conn, saga, state, entries, due_in_seconds=pause_seconds or 0, owner=None)
-            if turned:
+                ours = await self._give_back(conn, saga, state, entries, pause)
+            if state.direction is not saga.state.direction:
                 order = await service.change_status(conn, order, Status.COMPENSATING, state.reason, saga.trace)
             if isinstance(end := plan.decide(state), plan.Finish):
                 tracking_id = _tracking_id(entries)
                 order = await service.change_status(conn, order, end.status, state.reason, saga.trace, tracking_id)
         if isinstance(end, plan.Finish):
             self._finished(saga, order)
-        if pause_seconds is not None:
-            self._loop.wake_in(pause_seconds)
+        _tell_operator(saga, ours)
+        if pause is not None:
+            self._loop.wake_in(pause.seconds)
         return ours if goes_on else None
 
-    def _goes_on(self, state: plan.State, pause_seconds: float | None) -> bool:
-        return isinstance(plan.decide(state), Call) and pause_seconds is None and not self._stopping
+    def _pause(self, turn: Turn, saga: store.Saga, state: plan.State, wait: Wait | None) -> Wait | None:
+        """Return the wait after the last answer, or the one that the circuit of the next call wants.
+
+        Turning back need not wait for what was asked before. Forward, no pause is longer than the time to the deadline.
+        """
+        pause = wait if state.direction is saga.state.direction else None
+        call = plan.decide(state)
+        if pause is None and isinstance(call, Call) and not self._stopping:
+            seconds = self._calls.delay(call, state.attempts, turn)
+            pause = None if seconds is None else Wait(seconds)
+        if pause is None or state.direction is Direction.BACKWARD:
+            return pause
+        return replace(pause, seconds=min(pause.seconds, turn.remaining_seconds))
+
+    def _goes_on(self, state: plan.State, pause: Wait | None) -> bool:
+        return isinstance(plan.decide(state), Call) and pause is None and not self._stopping
 
     async def _attempt(
         self, conn: db.Connection, saga: store.Saga, state: plan.State, entries: Sequence[store.Entry]
@@ -209,7 +249,38 @@ class Orchestrator:
         assert isinstance(call, Call)  # noqa: S101 - bug: the callers looked
         state = plan.attempted(state)
         entries = [*entries, store.Entry(call.step, call.action, state.attempts, "attempted")]
-        return await store.save(conn, saga, state, entries, due_in_seconds=self._lease_seconds, owner=self._owner)
+        ours = await store.save(conn, saga, state, entries, due_in_seconds=self._lease_seconds, owner=self._owner)
+        if call == Call(Step.CHARGE_PAYMENT, Action.UNDO):
+            # Read after the write, which may have been the one that recorded the charge.
+            return replace(ours, payment_id=await store.payment_id(conn, saga.id))
+        return ours
+
+    async def _give_back(
+        self,
+        conn: db.Connection,
+        saga: store.Saga,
+        state: plan.State,
+        entries: Sequence[store.Entry],
+        pause: Wait | None,
+    ) -> store.Saga:
+        """Write the state and leave the saga to whoever comes when it is due.
+
+        An undo has `needs_operator_seconds` from the first time that it has to wait; what no retry mends has none.
+        """
+        patience = None
+        if pause is not None and (pause.alarming or state.direction is Direction.BACKWARD):
+            patience = 0.0 if pause.alarming else self._needs_operator_seconds
+        seconds = 0.0 if pause is None else pause.seconds
+        return await store.save(
+            conn, saga, state, entries, due_in_seconds=seconds, owner=None, operator_in_seconds=patience
+        )
+
+    def _wait(self, attempts: int, outcome: Outcome) -> Wait:
+        """Full jitter, on top of what the partner wished for: those whom it told the same do not come together."""
+        jitter = full_jitter(attempts, *self._retry)
+        if isinstance(outcome, Unknown):
+            return Wait((outcome.retry_after_seconds or 0.0) + jitter, outcome.alarming)
+        return Wait(jitter)
 
     def _finished(self, saga: store.Saga, order: Order) -> None:
         self._checkpoint("saga.finished")
@@ -219,76 +290,17 @@ class Orchestrator:
         self._metrics.saga_duration.observe(max(0.0, (datetime.now(UTC) - saga.started_at).total_seconds()))
         log.info("saga.finished", status=order.status, reason=order.status_reason)
 
-    async def _call(self, call: Call, order: Order, attempt: int) -> Outcome:
-        began = time.perf_counter()
-        outcome = await self._ask(call, order)
-        label = _label(outcome)
-        self._metrics.saga_step_duration.labels(call.step, call.action, label).observe(time.perf_counter() - began)
-        if not isinstance(outcome, Done):
-            if outcome == Refused(Reason.HOLD_EXPIRED):
-                self._metrics.inventory_holds_expired.inc()
-            if call.action is Action.UNDO:
-                self._metrics.compensation_failed.labels(call.step).inc()
-            wrong = isinstance(outcome, Unknown) and outcome.our_fault
-            (log.error if wrong else log.info)(
-                "saga.step",
-                step=call.step,
-                action=call.action,
-                attempt=attempt,
-                outcome=label,
-                detail=_detail(outcome),
-            )
-        return outcome
 
-    async def _ask(self, call: Call, order: Order) -> Outcome:
-        items = [Item(line.sku, line.quantity) for line in order.lines]
-        match call.step, call.action:
-            case Step.RESERVE_INVENTORY, Action.DO:
-                return await self._inventory.hold(order.id, items)
-            case Step.CHARGE_PAYMENT, Action.DO:
-                return await self._payment.charge(order.id, order.total_minor, order.currency, order.payment_method)
-            case Step.COMMIT_INVENTORY, Action.DO:
-                return await self._inventory.commit(order.id)
-            case Step.CREATE_SHIPMENT, Action.DO:
-                return await self._shipping.create(order.id, items, order.shipping_address)
-            case Step.CREATE_SHIPMENT, Action.UNDO:
-                return await self._shipping.cancel(order.id)
-            case Step.CHARGE_PAYMENT, Action.UNDO:
-                return await self._payment.refund(order.id)
-            case Step.RESERVE_INVENTORY, Action.UNDO:
-                return await self._inventory.release(order.id)
-        raise AssertionError(f"bug: nobody to ask for {call}")
-
-    def _pause(self, attempts: int, outcome: Outcome) -> float:
-        wished = outcome.retry_after_seconds if isinstance(outcome, Unknown) else None
-        return max(full_jitter(attempts, *self._retry), min(wished or 0.0, self._retry[1]))
-
-
-def _label(outcome: Outcome) -> str:
-    match outcome:
-        case Done():
-            return "done"
-        case Refused():
-            return "refused"
-        case NotSent():
-            return "not-sent"
-        case Unknown():
-            return "unknown"
-
-
-def _detail(outcome: Outcome) -> str | None:
-    match outcome:
-        case Done():
-            return None
-        case Refused(code=code):
-            return code
-        case NotSent(detail=detail) | Unknown(detail=detail):
-            return detail
+def _tell_operator(before: store.Saga, saga: store.Saga) -> None:
+    """Say it once: with the first write that finds it so."""
+    if saga.needs_operator and not before.needs_operator:
+        state = saga.state
+        log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
 
 
 def _entry(call: Call, attempt: int, outcome: Outcome) -> store.Entry:
     reply = outcome.reply if isinstance(outcome, Done) else None
-    return store.Entry(call.step, call.action, attempt, _label(outcome), _detail(outcome), reply)
+    return store.Entry(call.step, call.action, attempt, calls.label(outcome), calls.detail(outcome), reply)
 
 
 def _tracking_id(entries: Sequence[store.Entry]) -> str | None:

@@ -1,10 +1,10 @@
 """The saga's plan: a table of steps and pure functions on its state. No I/O, no clock, no chance.
 
 Forward, the steps run in order; an unclear answer means: ask again, with the same idempotency key. On a refusal, at
-the deadline, or when the customer cancels, the saga turns back and undoes every step it ever attempted, in reverse, the
-refused one too (the undo of what never happened succeeds and blocks a late arrival). Undoing never gives up. The last
-step is the point of no return: the transaction that records its success also records the order as confirmed, unless
-that transaction finds the order cancelled.
+the deadline, or when the customer or an operator cancels, the saga turns back and undoes every step it ever attempted,
+in reverse, the refused one too (the undo of what never happened succeeds and blocks a late arrival). Undoing never
+gives up. The last step is the point of no return: the transaction that records its success also records the order as
+confirmed, unless that transaction finds the order cancelled.
 """
 
 from dataclasses import dataclass, replace
@@ -136,13 +136,13 @@ def turn_back(state: State, reason: Reason) -> State:
     return _step_back(turned, _index(state) if state.attempts else _index(state) - 1)
 
 
-def heed(state: State, *, cancelled: bool, late: bool) -> State:
-    """Turn a forward saga back that the customer cancelled or whose deadline has passed; the customer's word is first.
+def heed(state: State, *, cancelled: Reason | None, late: bool) -> State:
+    """Turn a forward saga back that was cancelled (by whom, the reason says) or is late; a cancel comes first.
 
     Not to be asked once the end is on record: a confirmed order stays confirmed.
     """
-    if cancelled:
-        state = turn_back(state, Reason.CANCELLED_BY_CUSTOMER)
+    if cancelled is not None:
+        state = turn_back(state, cancelled)
     return turn_back(state, Reason.TIMED_OUT) if late else state
 
 

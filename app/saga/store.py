@@ -3,6 +3,12 @@
 `next_attempt_at` is when a process may take the saga on; taking it moves that to the end of the lease, and so does
 every write of its runner. `version` is the fencing token: it grows with every write and every takeover, and a write
 with an older one changes nothing.
+
+`needs_operator_at` is when its present call will have failed for so long that a person must look, or the time of an
+answer that no retry mends; NULL as soon as the saga goes on to another call. It is shown, and changes nothing.
+
+`deadline_at` and `hold_seconds` are those of the start, whatever the settings are by now: every attempt to hold stock
+must ask for the same, and for longer than the saga may take. NULL in the latter: started by an older release.
 """
 
 import json
@@ -32,6 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
+from app.orders.service import BEFORE_OPERATORS
 from app.orders.status import Reason, Status
 from app.saga import plan
 
@@ -58,6 +65,8 @@ sagas = Table(
     Column("started_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
     Column("finished_at", DateTime(timezone=True)),
+    Column("needs_operator_at", DateTime(timezone=True)),
+    Column("hold_seconds", Integer),
     Index("sagas_next_attempt_at_idx", "next_attempt_at", postgresql_where=text("finished_at IS NULL")),
 )
 
@@ -77,6 +86,9 @@ saga_steps = Table(
 )
 
 
+HOLD_MARGIN_SECONDS = 300  # for the last call before the deadline, and clocks that differ
+
+
 @dataclass(frozen=True, slots=True)
 class Saga:
     """A saga that this process holds the lease of."""
@@ -86,14 +98,17 @@ class Saga:
     state: plan.State
     remaining_seconds: float  # until its deadline, when it was claimed
     started_at: datetime
+    hold_seconds: int
     traceparent: str | None
     tracestate: str | None
-    cancelled: bool = False  # the customer has asked to cancel, as far as this process knows
+    needs_operator: bool = False  # as of its last write
+    cancelled: Reason | None = None  # who has asked for it to turn back, as far as this process knows
+    payment_id: str | None = None  # of the charge that is about to be undone, if its answer is on record
 
     @property
     def must_turn(self) -> bool:
         """Whether it still goes forward although it was cancelled."""
-        return self.cancelled and self.state.direction is plan.Direction.FORWARD
+        return self.cancelled is not None and self.state.direction is plan.Direction.FORWARD
 
     @property
     def trace(self) -> dict[str, str]:
@@ -114,7 +129,9 @@ class Entry:
     reply: Mapping[str, Any] | None = None
 
 
-async def start(conn: db.Connection, envelope: Envelope, deadline_seconds: float) -> None:
+async def start(
+    conn: db.Connection, envelope: Envelope, deadline_seconds: float, hold_seconds: int | None = None
+) -> None:
     """Start the saga of a placed order, at most once per order: the handler of `order.placed`.
 
     The order is locked first, so that starting and cancelling it exclude each other. An order that is no longer
@@ -134,8 +151,9 @@ async def start(conn: db.Connection, envelope: Envelope, deadline_seconds: float
     await conn.execute(
         """
         INSERT INTO sagas (id, plan_version, direction, step, attempts, version, next_attempt_at, deadline_at,
-                           traceparent, tracestate, started_at, updated_at)
-        SELECT $1, $2, $3, $4, 0, 1, now.at, now.at + make_interval(secs => $5), $6, $7, now.at, now.at
+                           traceparent, tracestate, started_at, updated_at, hold_seconds)
+        SELECT $1, $2, $3, $4, 0, 1, now.at, now.at + make_interval(secs => $5), $6, $7, now.at, now.at,
+               coalesce($8, ceil($5) + $9)::int
         FROM (SELECT clock_timestamp() AS at) AS now
         ON CONFLICT (id) DO NOTHING
         """,
@@ -146,6 +164,8 @@ async def start(conn: db.Connection, envelope: Envelope, deadline_seconds: float
         deadline_seconds,
         envelope.traceparent,
         envelope.tracestate,
+        hold_seconds,
+        HOLD_MARGIN_SECONDS,
     )
 
 
@@ -155,12 +175,14 @@ async def claim(
     """Take up to `limit` due sagas for `lease_seconds`, the longest due first, of plans that this release knows.
 
     MATERIALIZED holds the limit: as a subquery of IN, the planner may run it once for each row, each time locking more.
+    The time is asked for once: asked for each row, it would be no condition of the index, and every saga that waits be
+    read by every claim.
     """
     rows = await conn.fetch(
         """
         WITH due AS MATERIALIZED (
             SELECT id FROM sagas
-            WHERE finished_at IS NULL AND next_attempt_at <= clock_timestamp() AND plan_version = ANY($2)
+            WHERE finished_at IS NULL AND next_attempt_at <= (SELECT clock_timestamp()) AND plan_version = ANY($2)
             ORDER BY next_attempt_at
             LIMIT $3
             FOR UPDATE SKIP LOCKED
@@ -170,13 +192,16 @@ async def claim(
             next_attempt_at = clock_timestamp() + make_interval(secs => $4)
         FROM due WHERE sagas.id = due.id
         RETURNING sagas.id, version, plan_version, direction, step, attempts, reason, started_at,
+                  coalesce(hold_seconds, ceil(extract(epoch FROM deadline_at - started_at)) + $5)::int AS hold_seconds,
                   extract(epoch FROM deadline_at - clock_timestamp())::float8 AS remaining_seconds,
+                  coalesce(needs_operator_at <= updated_at, false) AS needs_operator,
                   traceparent, tracestate
         """,
         owner,
         list(plan_versions),
         limit,
         lease_seconds,
+        HOLD_MARGIN_SECONDS,
     )
     return [_saga(row) for row in rows]
 
@@ -189,22 +214,29 @@ async def save(
     *,
     due_in_seconds: float,
     owner: str | None,
+    operator_in_seconds: float | None = None,
 ) -> Saga:
     """Write the new state and append to the log, in one statement. Returns the saga as it is now.
 
     With an `owner` the lease is renewed until `due_in_seconds` from now; without one the saga is given back and due
-    again then. The same statement brings news of a cancel, as of its beginning: who must know for certain locks the
-    order first. Raises StaleLease when another process has taken the saga over; then nothing is written.
+    again then. `operator_in_seconds`: the call must wait, and needs an operator from then on if not sooner.
+
+    The same statement brings news of a cancel, as of its beginning: who must know for certain locks the order first.
+    Raises StaleLease when another process has taken the saga over; then nothing is written.
     """
     row = await conn.fetchrow(
         """
         WITH saved AS (
             UPDATE sagas
             SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
-                next_attempt_at = clock_timestamp() + make_interval(secs => $8), updated_at = clock_timestamp(),
-                finished_at = CASE WHEN $4::text IS NULL THEN clock_timestamp() END
+                next_attempt_at = now.at + make_interval(secs => $8), updated_at = now.at,
+                finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
+                needs_operator_at = least(
+                    CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
+                    now.at + make_interval(secs => $15))
+            FROM (SELECT clock_timestamp() AS at) AS now
             WHERE id = $1 AND version = $2
-            RETURNING id, version
+            RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator
         ), logged AS (
             INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
             SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
@@ -213,7 +245,9 @@ async def save(
                 WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
             ORDER BY entry.number
         )
-        SELECT saved.version, orders.cancel_requested_at IS NOT NULL AS cancelled FROM saved JOIN orders USING (id)
+        SELECT saved.version, saved.needs_operator, orders.cancel_requested_at IS NOT NULL AS cancelled,
+               orders.cancel_reason
+        FROM saved JOIN orders USING (id)
         """,
         saga.id,
         saga.version,
@@ -229,10 +263,22 @@ async def save(
         [entry.outcome for entry in entries],
         [entry.detail for entry in entries],
         [None if entry.reply is None else json.dumps(dict(entry.reply)) for entry in entries],
+        operator_in_seconds,
     )
     if row is None:
         raise StaleLease(f"saga {saga.id} was taken over")
-    return replace(saga, version=row["version"], state=state, cancelled=row["cancelled"])
+    cancelled = Reason(row["cancel_reason"] or BEFORE_OPERATORS) if row["cancelled"] else None
+    return replace(saga, version=row["version"], state=state, needs_operator=row["needs_operator"], cancelled=cancelled)
+
+
+async def payment_id(conn: db.Connection, saga_id: UUID) -> str | None:
+    """Return what the payment partner called the saga's charge; None when its answer was never recorded."""
+    query = """
+        SELECT reply ->> 'payment_id' FROM saga_steps
+        WHERE saga_id = $1 AND step = $2 AND action = $3 AND outcome = 'done' LIMIT 1
+    """
+    found: str | None = await conn.fetchval(query, saga_id, plan.Step.CHARGE_PAYMENT, plan.Action.DO)
+    return found
 
 
 async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
@@ -244,6 +290,19 @@ async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
         UPDATE sagas
         SET next_attempt_at = CASE WHEN lease_owner IS NULL THEN clock_timestamp() ELSE next_attempt_at END
         WHERE id = $1 RETURNING true
+    """
+    return await conn.fetchval(query, saga_id) is True
+
+
+async def end_pause(conn: db.Connection, saga_id: UUID) -> bool:
+    """Make a saga that waits due at once; False: it has ended, is under way, is due already, or is not there.
+
+    The caller has locked the order.
+    """
+    query = """
+        UPDATE sagas SET next_attempt_at = clock_timestamp()
+        WHERE id = $1 AND finished_at IS NULL AND lease_owner IS NULL AND next_attempt_at > clock_timestamp()
+        RETURNING true
     """
     return await conn.fetchval(query, saga_id) is True
 
@@ -262,18 +321,8 @@ def _saga(row: Any) -> Saga:
         state=state,
         remaining_seconds=row["remaining_seconds"],
         started_at=row["started_at"],
+        hold_seconds=row["hold_seconds"],
         traceparent=row["traceparent"],
         tracestate=row["tracestate"],
+        needs_operator=row["needs_operator"],
     )
-
-
-async def stats(conn: db.Connection) -> tuple[dict[str, int], float]:
-    """Return the number of unfinished sagas by their order's status, and the age in seconds of the oldest of them."""
-    rows = await conn.fetch(
-        """
-        SELECT o.status, count(*) AS unfinished,
-               extract(epoch FROM clock_timestamp() - min(s.started_at))::float8 AS age
-        FROM sagas s JOIN orders o USING (id) WHERE s.finished_at IS NULL GROUP BY o.status
-        """
-    )
-    return {row["status"]: row["unfinished"] for row in rows}, max((row["age"] for row in rows), default=0.0)

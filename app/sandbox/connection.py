@@ -33,7 +33,7 @@ class Connection:
 
     def close(self, *, reset: bool) -> None:
         """End the connection at once: by TCP reset, or in the ordinary way."""
-        if reset:
+        if reset and not self._transport.is_closing():  # the client may have gone first
             linger = (socket.SOL_SOCKET, socket.SO_LINGER, RESET_INSTEAD_OF_FIN)
             self._transport.get_extra_info("socket").setsockopt(*linger)
         self._transport.abort()

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.partners.ports import Item, Outcome
-from tests.harness.sandboxes import AMPLE_SECONDS, Partners
+from tests.harness.sandboxes import AMPLE_SECONDS, HOLD_SECONDS, Partners, charge_of
 
 SERVER = """
 import socket, sys, uvicorn
@@ -29,14 +29,14 @@ uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
 Act = Callable[[Partners, UUID, Item], Awaitable[Outcome]]
 
 DO: dict[str, Act] = {
-    "inventory.hold": lambda to, saga, item: to.inventory.hold(saga, [item]),
+    "inventory.hold": lambda to, saga, item: to.inventory.hold(saga, [item], HOLD_SECONDS),
     "inventory.commit": lambda to, saga, _: to.inventory.commit(saga),
-    "payment.charge": lambda to, saga, _: to.payment.charge(saga, 700, "EUR", "pm_card_visa"),
+    "payment.charge": lambda to, saga, _: to.payment.charge(charge_of(saga, 700, "EUR", "pm_card_visa")),
     "shipping.create": lambda to, saga, item: to.shipping.create(saga, [item], None),
 }
 UNDO: dict[str, Act] = {
     "inventory.release": lambda to, saga, _: to.inventory.release(saga),
-    "payment.refund": lambda to, saga, _: to.payment.refund(saga),
+    "payment.refund": lambda to, saga, _: to.payment.refund(charge_of(saga)),
     "shipping.cancel": lambda to, saga, _: to.shipping.cancel(saga),
 }
 ACTS = {**DO, **UNDO}
@@ -116,8 +116,8 @@ async def post(http: httpx.AsyncClient, path: str, key: str | None, body: Any) -
 async def prepare(partners: Partners, saga: UUID, item: Item, operation: str) -> None:
     """Do what must be there before an operation makes sense."""
     if operation in ("inventory.commit", "inventory.release"):
-        await partners.inventory.hold(saga, [item])
+        await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     if operation == "payment.refund":
-        await partners.payment.charge(saga, 700, "EUR", "pm_card_visa")
+        await partners.payment.charge(charge_of(saga, 700, "EUR", "pm_card_visa"))
     if operation == "shipping.cancel":
         await partners.shipping.create(saga, [item], None)

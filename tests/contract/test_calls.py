@@ -8,7 +8,7 @@ import pytest
 
 from app.partners.ports import Done, Item, Refused, Unknown
 from tests.contract.conftest import post
-from tests.harness.sandboxes import Partners, decisions, entries, summary
+from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of, decisions, entries, summary
 
 ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "Oslo", "postal_code": "0150", "country": "NO"}
 
@@ -30,7 +30,7 @@ async def test_an_item_never_seen_has_a_million(http: httpx.AsyncClient, item: I
 async def test_a_hold_takes_stock_and_names_its_end(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
-    outcome = await partners.inventory.hold(saga, [item])
+    outcome = await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert isinstance(outcome, Done)
     assert set(outcome.reply) == {"reservation_id", "expires_at"}
     assert await stock(http, item.sku) == (999_998, 2, 0)
@@ -41,15 +41,15 @@ async def test_lines_of_one_item_are_added_up(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
     await http.put(f"/stock/{item.sku}", json={"quantity": 3})
-    assert await partners.inventory.hold(saga, [item, item]) == Refused("out-of-stock")
-    assert isinstance(await partners.inventory.hold(uuid4(), [item, Item(item.sku, 1)]), Done)
+    assert await partners.inventory.hold(saga, [item, item], HOLD_SECONDS) == Refused("out-of-stock")
+    assert isinstance(await partners.inventory.hold(uuid4(), [item, Item(item.sku, 1)], HOLD_SECONDS), Done)
     assert await stock(http, item.sku) == (0, 3, 0)
 
 
 async def test_a_hold_takes_all_items_or_none(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
-    outcome = await partners.inventory.hold(saga, [item, Item("OUT-OF-STOCK", 1)])
+    outcome = await partners.inventory.hold(saga, [item, Item("OUT-OF-STOCK", 1)], HOLD_SECONDS)
     assert outcome == Refused("out-of-stock")
     assert await stock(http, item.sku) == (1_000_000, 0, 0)
     assert await partners.inventory.state(saga) is None
@@ -58,7 +58,7 @@ async def test_a_hold_takes_all_items_or_none(
 async def test_a_commit_turns_the_hold_into_a_sale(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
-    await partners.inventory.hold(saga, [item])
+    await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert await partners.inventory.commit(saga) == Done()
     assert await stock(http, item.sku) == (999_998, 0, 2)
     assert await partners.inventory.state(saga) == "committed"
@@ -68,8 +68,8 @@ async def test_a_commit_turns_the_hold_into_a_sale(
 async def test_a_commit_without_a_hold_is_unknown_and_leaves_the_key_free(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
-    assert await partners.inventory.commit(saga) == Unknown("404 no-hold")
-    await partners.inventory.hold(saga, [item])
+    assert await partners.inventory.commit(saga) == Unknown("404 no-hold", our_fault=True)
+    await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert await partners.inventory.commit(saga) == Done()
     assert await decisions(http, saga, "inventory.commit") == [("error", False), ("done", True)]
 
@@ -78,7 +78,7 @@ async def test_a_commit_without_a_hold_is_unknown_and_leaves_the_key_free(
 async def test_a_release_returns_what_is_held_or_sold(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, *, committed: bool
 ) -> None:
-    await partners.inventory.hold(saga, [item])
+    await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     if committed:
         await partners.inventory.commit(saga)
     assert await partners.inventory.release(saga) == Done()
@@ -89,11 +89,11 @@ async def test_a_release_returns_what_is_held_or_sold(
 async def test_a_charge_moves_its_amount_and_a_refund_all_of_it_back(
     http: httpx.AsyncClient, partners: Partners, saga: UUID
 ) -> None:
-    outcome = await partners.payment.charge(saga, 2997, "USD", "pm_card_visa")
+    outcome = await partners.payment.charge(charge_of(saga, 2997, "USD", "pm_card_visa"))
     assert isinstance(outcome, Done)
     assert set(outcome.reply) == {"payment_id"}
     assert await partners.payment.state(saga) == "charged"
-    assert await partners.payment.refund(saga) == Done()
+    assert await partners.payment.refund(charge_of(saga)) == Done()
     assert await partners.payment.state(saga) == "refunded"
     amounts = [(each["operation"], each["amount_minor"], each["applied"]) for each in await entries(http, saga)]
     assert amounts == [("payment.charge", 2997, True), ("payment.refund", 2997, True)]
@@ -107,15 +107,15 @@ async def test_a_charge_moves_its_amount_and_a_refund_all_of_it_back(
 
 
 async def test_a_charge_without_a_method_uses_the_customers_default(partners: Partners, saga: UUID) -> None:
-    assert isinstance(await partners.payment.charge(saga, 1, "JPY", None), Done)
+    assert isinstance(await partners.payment.charge(charge_of(saga, 1, "JPY", None)), Done)
 
 
 async def test_a_declined_card_moves_nothing_and_stays_declined_when_undone(
     http: httpx.AsyncClient, partners: Partners, saga: UUID
 ) -> None:
-    assert await partners.payment.charge(saga, 500, "USD", "pm_card_declined") == Refused("card-declined")
+    assert await partners.payment.charge(charge_of(saga, 500, "USD", "pm_card_declined")) == Refused("card-declined")
     assert await partners.payment.state(saga) == "declined"
-    assert await partners.payment.refund(saga) == Done()
+    assert await partners.payment.refund(charge_of(saga)) == Done()
     assert await partners.payment.state(saga) == "declined"
     assert await decisions(http, saga, "payment.charge") == [("refused", False)]
     assert await decisions(http, saga, "payment.refund") == [("nothing-to-undo", False)]
@@ -126,8 +126,8 @@ async def test_the_silent_card_is_charged_and_only_a_second_call_hears_it(
     http: httpx.AsyncClient, partners: Partners, partners_at: Any, sandbox_url: str, saga: UUID
 ) -> None:
     hasty = partners_at(sandbox_url, timeout_seconds=0.3).payment
-    assert await hasty.charge(saga, 500, "USD", "pm_timeout_after") == Unknown("no answer within 0.3 s")
-    assert isinstance(await partners.payment.charge(saga, 500, "USD", "pm_timeout_after"), Done)
+    assert await hasty.charge(charge_of(saga, 500, "USD", "pm_timeout_after")) == Unknown("no answer within 0.3 s")
+    assert isinstance(await partners.payment.charge(charge_of(saga, 500, "USD", "pm_timeout_after")), Done)
     assert await decisions(http, saga, "payment.charge") == [("done", True), ("replayed", False)]
 
 
@@ -146,7 +146,7 @@ async def test_a_shipment_is_created_and_cancelled(
 
 async def test_an_undeliverable_item_is_held_but_not_shipped(partners: Partners, saga: UUID) -> None:
     item = Item("UNDELIVERABLE", 1)
-    assert isinstance(await partners.inventory.hold(saga, [item]), Done)
+    assert isinstance(await partners.inventory.hold(saga, [item], HOLD_SECONDS), Done)
     assert await partners.shipping.create(saga, [item], None) == Refused("undeliverable")
     assert await partners.shipping.state(saga) == "refused"
 
@@ -223,7 +223,7 @@ async def test_setting_stock_sets_what_is_free_and_leaves_what_is_held(
     http: httpx.AsyncClient, partners: Partners, saga: UUID
 ) -> None:
     item_id = f"a thing/№{saga.hex[:8]}"
-    await partners.inventory.hold(saga, [Item(item_id, 4)])
+    await partners.inventory.hold(saga, [Item(item_id, 4)], HOLD_SECONDS)
     answer = await http.put(f"/stock/{item_id}", json={"quantity": 7})
     assert answer.json() == {"free": 7, "held": 4, "sold": 0}
     assert (await http.put(f"/stock/{item_id}", json={"quantity": -1})).status_code == 422

@@ -13,7 +13,7 @@ import pytest
 
 from app.partners.ports import Done, Item, Outcome, Refused, Unknown
 from tests.contract.conftest import ACTS, DO, REFUSALS, SandboxProcess, prepare
-from tests.harness.sandboxes import AMPLE_SECONDS, Partners, decisions, entries, plain_http, set_faults
+from tests.harness.sandboxes import AMPLE_SECONDS, Partners, charge_of, decisions, entries, plain_http, set_faults
 from tests.harness.wait import wait_until
 
 DONE, NOT_DONE = [("done", True)], [("error", False)]
@@ -68,7 +68,7 @@ async def test_a_timeout_is_silence_until_the_clients_own_deadline(
     partners_at: Callable[..., Partners], http: httpx.AsyncClient, sandbox_url: str, saga: UUID, kind: str
 ) -> None:
     await set_faults(http, {"target": "payment.charge", "kind": kind})
-    outcome = await partners_at(sandbox_url, timeout_seconds=0.3).payment.charge(saga, 1, "USD", None)
+    outcome = await partners_at(sandbox_url, timeout_seconds=0.3).payment.charge(charge_of(saga, 1, "USD", None))
     assert outcome == Unknown("no answer within 0.3 s")
 
 
@@ -100,14 +100,14 @@ async def test_a_slow_answer_takes_its_time_and_is_done_though_the_client_gave_u
     await set_faults(http, {"target": "payment.charge", "kind": "slow", "delay_seconds": 0.4})
     started = time.monotonic()
     outcomes = await asyncio.gather(
-        partners.payment.charge(patient, 1, "USD", None),
-        partners_at(sandbox_url, timeout_seconds=0.2).payment.charge(hasty, 1, "USD", None),
+        partners.payment.charge(charge_of(patient, 1, "USD", None)),
+        partners_at(sandbox_url, timeout_seconds=0.2).payment.charge(charge_of(hasty, 1, "USD", None)),
     )
     assert time.monotonic() - started >= 0.4
     assert isinstance(outcomes[0], Done)
     assert outcomes[1] == Unknown("no answer within 0.2 s")
     await set_faults(http)
-    assert isinstance(await partners.payment.charge(hasty, 1, "USD", None), Done)
+    assert isinstance(await partners.payment.charge(charge_of(hasty, 1, "USD", None)), Done)
     assert Counter(await decisions(http, hasty, "payment.charge")) == Counter([("done", True), ("replayed", False)])
 
 
@@ -122,14 +122,14 @@ async def test_the_first_rule_that_fits_with_times_left_applies(
         {"target": "payment.charge", "kind": "error", "times": 1},
         {"target": "payment.charge", "kind": "unavailable", "times": 1},
     )
-    outcomes = [await partners.payment.charge(saga, 1, "USD", None) for _ in range(3)]
+    outcomes = [await partners.payment.charge(charge_of(saga, 1, "USD", None)) for _ in range(3)]
     assert [str(getattr(each, "detail", "done")) for each in outcomes] == [
         "500 partner-error",
         "503 partner-unavailable",
         "done",
     ]
     assert [rule["times"] for rule in (await http.get("/faults")).json()] == [None, None, 0, 0]
-    assert isinstance(await partners.payment.charge(other, 1, "USD", None), Unknown)
+    assert isinstance(await partners.payment.charge(charge_of(other, 1, "USD", None)), Unknown)
     assert [each["detail"] for each in await entries(http, other)] == ["reset_before"]
 
 
@@ -147,7 +147,7 @@ async def test_a_rule_matches_only_when_every_field_is_equal(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, match: dict[str, Any], *, applies: bool
 ) -> None:
     await set_faults(http, {"target": "payment.charge", "kind": "error", "match": match})
-    outcome = await partners.payment.charge(saga, 1, "USD", "pm_a")
+    outcome = await partners.payment.charge(charge_of(saga, 1, "USD", "pm_a"))
     assert isinstance(outcome, Unknown if applies else Done)
 
 
@@ -155,7 +155,7 @@ async def test_probability_is_the_share_of_calls_that_go_wrong(http: httpx.Async
     rule = {"target": "payment.refund", "kind": "error"}
     for probability, low, high in ((0.0, 0, 0), (0.5, 50, 150), (1.0, 200, 200)):
         await set_faults(http, {**rule, "probability": probability})
-        outcomes = await asyncio.gather(*(partners.payment.refund(uuid4()) for _ in range(200)))
+        outcomes = await asyncio.gather(*(partners.payment.refund(charge_of(uuid4())) for _ in range(200)))
         assert low <= sum(isinstance(each, Unknown) for each in outcomes) <= high
 
 
@@ -214,8 +214,8 @@ async def test_a_server_that_stops_lets_go_of_silent_and_slow_calls(
             {"target": "shipping.cancel", "kind": "reset_after", "times": 1},
         )
         assert isinstance(await partners.shipping.cancel(saga), Unknown)
-        silent = asyncio.create_task(partners.payment.charge(saga, 1, "USD", None))
-        slow = asyncio.create_task(partners.payment.refund(uuid4()))
+        silent = asyncio.create_task(partners.payment.charge(charge_of(saga, 1, "USD", None)))
+        slow = asyncio.create_task(partners.payment.refund(charge_of(uuid4())))
 
         async def all_have_met_their_fault() -> bool:
             return [rule["times"] for rule in (await http.get("/faults")).json()] == [0, 0, 0]

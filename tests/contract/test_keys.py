@@ -8,7 +8,7 @@ import pytest
 
 from app.partners.ports import Done, Item, Refused, Unknown
 from tests.contract.conftest import ACTS, DO, REFUSALS, UNDO, UNDONE_BY, post, prepare
-from tests.harness.sandboxes import Partners, decisions, entries, set_faults, summary
+from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of, decisions, entries, set_faults, summary
 
 
 @pytest.mark.parametrize("operation", ACTS)
@@ -72,7 +72,7 @@ async def test_a_do_sent_again_after_its_undo_is_undone_though_it_once_succeeded
 async def test_the_one_undo_of_inventory_blocks_a_commit_of_the_released_hold(
     partners: Partners, saga: UUID, item: Item
 ) -> None:
-    await partners.inventory.hold(saga, [item])
+    await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     await partners.inventory.release(saga)
     assert await partners.inventory.commit(saga) == Unknown("409 undone")
 
@@ -88,11 +88,11 @@ async def test_what_a_tombstone_stands_for_is_told_as_undone(partners: Partners,
 async def test_a_key_with_another_body_is_a_422_and_our_fault_and_leaves_the_first_answer(
     http: httpx.AsyncClient, partners: Partners, saga: UUID
 ) -> None:
-    first = await partners.payment.charge(saga, 700, "EUR", None)
-    assert await partners.payment.charge(saga, 701, "EUR", None) == Unknown(
+    first = await partners.payment.charge(charge_of(saga, 700, "EUR", None))
+    assert await partners.payment.charge(charge_of(saga, 701, "EUR", None)) == Unknown(
         "422 idempotency-key-reused", our_fault=True
     )
-    assert await partners.payment.charge(saga, 700, "EUR", None) == first
+    assert await partners.payment.charge(charge_of(saga, 700, "EUR", None)) == first
     assert await decisions(http, saga, "payment.charge") == [
         ("done", True),
         ("error", False),

@@ -16,7 +16,17 @@ import pytest
 from app.partners.ports import Done, Item, Outcome, Refused
 from app.sandbox import create_app
 from tests.contract.conftest import ACTS, SandboxProcess, post
-from tests.harness.sandboxes import AMPLE_SECONDS, Partners, decisions, entries, plain_http, set_faults, summary
+from tests.harness.sandboxes import (
+    AMPLE_SECONDS,
+    HOLD_SECONDS,
+    Partners,
+    charge_of,
+    decisions,
+    entries,
+    plain_http,
+    set_faults,
+    summary,
+)
 from tests.harness.wait import wait_until
 
 Start = Callable[..., SandboxProcess]
@@ -39,8 +49,8 @@ async def expire_a_hold(http: httpx.AsyncClient, partners: Partners, saga: UUID,
 async def test_an_entry_tells_who_did_what_when_by_which_key_and_how_it_ended(
     http: httpx.AsyncClient, partners: Partners, saga: UUID
 ) -> None:
-    await partners.payment.charge(saga, 1050, "USD", "pm_card_visa")
-    await partners.payment.charge(saga, 1050, "USD", "pm_card_visa")
+    await partners.payment.charge(charge_of(saga, 1050, "USD", "pm_card_visa"))
+    await partners.payment.charge(charge_of(saga, 1050, "USD", "pm_card_visa"))
     done, replayed = await entries(http, saga)
     assert done["seq"] < replayed["seq"]
     assert datetime.fromisoformat(done["at"]).utcoffset() == timedelta(0)
@@ -65,7 +75,7 @@ async def test_entries_are_read_in_pages_without_a_gap_or_a_repeat(
     http: httpx.AsyncClient, partners: Partners, saga: UUID
 ) -> None:
     for _ in range(7):
-        await partners.payment.refund(saga)
+        await partners.payment.refund(charge_of(saga))
     whole, after = [], 0
     while page := (await http.get("/ledger", params={"saga_id": str(saga), "after": after, "limit": 3})).json()[
         "entries"
@@ -81,7 +91,7 @@ async def test_the_whole_ledger_is_every_sagas_and_an_empty_parameter_means_all(
 ) -> None:
     sagas = [uuid4(), uuid4()]
     for saga in sagas:
-        await partners.payment.refund(saga)
+        await partners.payment.refund(charge_of(saga))
     told = (await http.get("/ledger?saga_id=")).json()["entries"]
     assert {str(saga) for saga in sagas} <= {each["saga_id"] for each in told}
     assert {str(saga) for saga in sagas} <= set((await http.get("/ledger/summary")).json()["sagas"])
@@ -125,7 +135,7 @@ async def test_stock_of_an_expired_hold_is_free_for_the_next(
 ) -> None:
     await http.put(f"/stock/{item.sku}", json={"quantity": item.quantity})
     await expire_a_hold(http, partners, saga, item)
-    assert isinstance(await partners.inventory.hold(uuid4(), [item]), Done)
+    assert isinstance(await partners.inventory.hold(uuid4(), [item], HOLD_SECONDS), Done)
 
 
 async def test_everything_is_as_before_after_a_kill(
@@ -135,7 +145,7 @@ async def test_everything_is_as_before_after_a_kill(
     partners, other = partners_at(sandbox.url), uuid4()
     async with plain_http(sandbox.url) as http:
         replies = [await act(partners, saga, item) for act in ACTS.values()]
-        await partners.inventory.hold(other, [item])
+        await partners.inventory.hold(other, [item], HOLD_SECONDS)
         await set_faults(http, {"target": "payment.charge", "kind": "error", "times": 3})
         paths = ["/ledger", "/ledger/summary", "/faults", f"/v1/inventory/stock/{item.sku}"]
         before = [(await http.get(path)).json() for path in paths]
@@ -156,7 +166,7 @@ async def test_a_kill_amid_calls_loses_no_answer_and_repeats_no_deed(
     first: dict[UUID, Outcome] = {}
 
     async def charge(saga: UUID) -> None:
-        first[saga] = await partners.payment.charge(saga, 100, "USD", None)
+        first[saga] = await partners.payment.charge(charge_of(saga, 100, "USD", None))
 
     calls = [asyncio.create_task(charge(saga)) for saga in sagas]
 
@@ -164,7 +174,7 @@ async def test_a_kill_amid_calls_loses_no_answer_and_repeats_no_deed(
     sandbox.kill()
     sandbox.start()
     await asyncio.gather(*calls)
-    again = {saga: await partners.payment.charge(saga, 100, "USD", None) for saga in sagas}
+    again = {saga: await partners.payment.charge(charge_of(saga, 100, "USD", None)) for saga in sagas}
     assert all(isinstance(each, Done) for each in again.values())
     assert all(again[saga] == outcome for saga, outcome in first.items() if isinstance(outcome, Done))
     async with plain_http(sandbox.url) as http:

@@ -1,6 +1,8 @@
 """The whole system as a user runs it: service processes, real Postgres and RabbitMQ, the sandbox as a process."""
 
 import asyncio
+import contextlib
+import itertools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,20 +13,23 @@ import httpx
 import pytest
 
 from tests.harness.checker import FINAL, Answers, is_too_late, violations
+from tests.harness.messages import everything_heard, start_hearing
 from tests.harness.processes import Service
 from tests.harness.wait import wait_until
 
 StartService = Callable[..., Awaitable[Service]]
 
 ENDED_SECONDS = 60.0
-# A dead process's work is taken over when its lease ends: short ones, so that the tests need not wait long.
+# A dead process's work is taken over when its lease ends, and one call at a time finds out that a partner is back:
+# short times, so that the tests need not wait long.
 SETTINGS = {
-    "ORDERS_OUTBOX_LEASE_SECONDS": "3",
-    "ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS": "2",
-    "ORDERS_SAGA_LEASE_SECONDS": "3",
-    "ORDERS_PARTNER_TIMEOUT_SECONDS": "1",
+    "ORDERS_OUTBOX_LEASE_SECONDS": "1.5",
+    "ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS": "1",
+    "ORDERS_SAGA_LEASE_SECONDS": "1.5",
+    "ORDERS_PARTNER_TIMEOUT_SECONDS": "0.5",
     "ORDERS_PARTNER_RETRY_BASE_SECONDS": "0.05",
     "ORDERS_PARTNER_RETRY_CAP_SECONDS": "0.5",
+    "ORDERS_PARTNER_CIRCUIT_OPEN_SECONDS": "0.1",
     "ORDERS_LOG_FORMAT": "console",
 }
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
@@ -50,6 +55,7 @@ class System:
     sandbox: httpx.AsyncClient
     sandbox_process: Service
     answers: Answers = field(default_factory=Answers)
+    hears: bool = False
 
     async def start(self, **more: str) -> Service:
         """Start one more `orders serve`; `more` are settings, such as `roles="api"`."""
@@ -60,6 +66,41 @@ class System:
     async def start_crashing(self, point: str) -> Service:
         """Start a service that kills itself at the checkpoint."""
         return await self.start_service(dict(self.env), (point,), "tests.harness.crashing")
+
+    async def start_freezing(self, point: str) -> Service:
+        """Start a relay that freezes when it first passes the checkpoint, until it gets SIGCONT."""
+        env = {**self.env, "ORDERS_ROLES": "relay"}
+        return await self.start_service(env, (point, "SIGSTOP"), "tests.harness.crashing")
+
+    async def hear(self) -> None:
+        """Keep every event from now on, for `violations` to judge."""
+        await start_hearing(self.env["ORDERS_RABBITMQ_URL"])
+        self.hears = True
+
+    @contextlib.asynccontextmanager
+    async def load(self, service: Service, per_second: float) -> AsyncIterator[list[str]]:
+        """Place orders at a steady rate, each with one request that must be answered with 201; lend their keys."""
+        keys: list[str] = []
+        over = asyncio.Event()
+
+        async def place_one(http: httpx.AsyncClient, key: str) -> None:
+            self.answers.add(key, await http.post("/orders", json=order(), headers={"Idempotency-Key": key}))
+            keys.append(key)
+
+        async def place_many() -> None:
+            async with client(service.url) as http, asyncio.TaskGroup() as group:
+                for number in itertools.count():
+                    if over.is_set():
+                        return
+                    group.create_task(place_one(http, f"load-{number}"))
+                    await asyncio.sleep(1 / per_second)
+
+        placing = asyncio.create_task(place_many())
+        try:
+            yield keys
+        finally:
+            over.set()
+            await placing
 
     async def faults(self, *rules: Mapping[str, Any]) -> None:
         (await self.sandbox.put("/faults", json=rules)).raise_for_status()
@@ -113,8 +154,13 @@ class System:
         rows = await self.pool.fetch("SELECT DISTINCT status, status_reason FROM orders")
         return {(row["status"], row["status_reason"]) for row in rows}
 
-    async def violations(self) -> list[str]:
-        return await violations(self.env["ORDERS_DATABASE_URL"], self.sandbox, self.answers)
+    async def violations(self, free_at_first: Mapping[str, int] | None = None) -> list[str]:
+        heard = await everything_heard(self.env["ORDERS_RABBITMQ_URL"]) if self.hears else None
+        return await violations(self.env["ORDERS_DATABASE_URL"], self.sandbox, self.answers, heard, free_at_first)
+
+    async def parked(self) -> int:
+        parked: int = await self.pool.fetchval("SELECT count(*) FROM outbox WHERE parked_at IS NOT NULL")
+        return parked
 
 
 @pytest.fixture

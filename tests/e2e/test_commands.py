@@ -1,36 +1,26 @@
 """The commands, as a user types them: what they say, how they exit, and that nothing stays behind."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+import asyncpg
 import httpx
 import psutil
 import pytest
 
+from app.telemetry import PRUNED_TABLES
 from tests.e2e.conftest import StartService, client, order
 from tests.harness.checker import FINAL, Answers, violations
+from tests.harness.commands import orders
+from tests.harness.history import lived_through
 from tests.harness.processes import REPOSITORY, is_alive
 from tests.harness.wait import wait_until
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
-
-
-async def orders(*args: str, **settings: str) -> tuple[int, str, str]:
-    """Run `orders …`; return exit code, stdout and stderr."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", *args),
-        cwd=REPOSITORY,
-        env={**inherited, **{f"ORDERS_{name.upper()}": value for name, value in settings.items()}},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +50,40 @@ async def test_migrate_says_whether_the_schema_is_behind_and_brings_it_up(databa
     )
     for args in (["migrate"], ["migrate", "--check"]):
         assert await orders(*args, database_url=database_url) == (0, "the schema is current\n", "")
+
+
+@pytest.mark.parametrize("name", ["openapi", "asyncapi"])
+async def test_the_committed_documents_are_those_that_the_commands_print(name: str) -> None:
+    committed = await asyncio.to_thread((REPOSITORY / "docs" / f"{name}.json").read_text)
+    assert await orders(name) == (0, committed, "")
+
+
+async def test_prune_makes_one_pass_and_says_what_it_removed(database_url: str, pool: asyncpg.Pool) -> None:
+    await lived_through(pool, 3, "8 days")
+    code, out, err = await orders("prune", "--json", database_url=database_url, saga_retention_seconds="604800")
+    assert (code, json.loads(out), err) == (0, {"outbox": 3, "inbox": 3, "sagas": 3, "idempotency_keys": 0}, "")
+    code, out, err = await orders("prune", database_url=database_url)
+    assert (code, [line.split() for line in out.splitlines()], err) == (
+        0,
+        [["0", table] for table in PRUNED_TABLES],
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "args", "expected"),
+    [
+        ({"database_url": NOBODY}, [], 3),
+        ({}, ["--data-dir", "nowhere"], 3),
+        ({}, [], 2),
+        ({"database_url": NOBODY, "inbox_retention_seconds": "0"}, [], 2),
+    ],
+)
+async def test_prune_tells_a_server_out_of_reach_from_a_bad_setting(
+    settings: dict[str, str], args: list[str], expected: int
+) -> None:
+    code, out, err = await orders("prune", *args, **settings)
+    assert (code, out, err.count("\n")) == (expected, "", 1)
 
 
 @pytest.mark.parametrize("args", [["migrate"], ["migrate", "--check"]])

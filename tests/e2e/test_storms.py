@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import StartService, System, client, order
+from tests.harness import servers
 from tests.harness.processes import Service
-from tests.harness.servers import RabbitMQ
 from tests.harness.wait import wait_until
 
 
@@ -64,14 +64,14 @@ async def test_a_hundred_keys_posted_twenty_times_each_at_once_make_a_hundred_or
 
 
 @pytest.fixture
-async def broker(server_directory: Path) -> AsyncIterator[RabbitMQ]:
+async def broker(server_directory: Path) -> AsyncIterator[servers.Broker]:
     """A broker of this test's own, to be killed."""
-    async with RabbitMQ(server_directory) as server:
+    async with servers.rabbitmq(server_directory) as server:
         yield server
 
 
 async def test_orders_are_taken_while_the_broker_is_dead_and_confirmed_when_it_is_back(
-    system: System, broker: RabbitMQ
+    system: System, broker: servers.Broker
 ) -> None:
     system.env = {**system.env, "ORDERS_RABBITMQ_URL": broker.url()}
     services = [await system.start(), await system.start()]

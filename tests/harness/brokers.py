@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,18 +9,18 @@ from pathlib import Path
 import aiormq
 import filelock
 
-from tests.harness.run import Run
+from tests.harness.run import Run, given
 
-QUEUES = ("orders.saga", "orders.saga.dlq")
+QUEUES = ("orders.saga", "orders.saga.dlq", "orders.heard")
 EXCHANGES = ("orders.events", "orders.dlx")
 
 
 @contextlib.asynccontextmanager
 async def clean(run: Run) -> AsyncIterator[str]:
     """Lend the URL of a vhost without any of the service's queues and exchanges."""
-    given = os.environ.get("TEST_RABBITMQ_URL")
-    with alone_on(given) if given else contextlib.nullcontext():
-        url = given or run.server("rabbitmq") + run.worker.replace("gw", "w")
+    shared = given("TEST_RABBITMQ_URL", 5672)
+    with alone_on(shared) if shared else contextlib.nullcontext():
+        url = shared or run.server("rabbitmq") + run.worker.replace("gw", "w")
         await remove_topology(url)
         yield url
 
@@ -33,7 +32,7 @@ def alone_on(url: str) -> filelock.BaseFileLock:
 
 
 async def remove_topology(url: str) -> None:
-    """Remove what the service declares. RabbitMQ answers the same when there is nothing to remove."""
+    """Remove what the service and our listener declare. RabbitMQ answers the same when there is nothing to remove."""
     connection = await aiormq.connect(url)
     try:
         channel = await connection.channel()

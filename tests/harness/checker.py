@@ -4,6 +4,8 @@ The invariants (docs/invariants.md), once every order has ended:
 
 - I2: a key has one order and one answer, to the byte; every order that was answered is there;
 - I3: each order's events are out: one that it was placed, one that tells its end, with its version as their sequence;
+  what is marked published was heard, where somebody listened, always under the same id, and nobody heard of an order's
+  later event before its earlier one (a repeat may come late);
 - I4: each message took effect once: one saga an order (none for one that was cancelled before its saga started, and no
   partner heard of it), and nothing moved twice at any partner;
 - I5: charged − refunded is the total of a confirmed order, and zero for every other; never two live charges;
@@ -14,12 +16,14 @@ And what a cancel was answered holds: after a 200 or 202 the order is not confir
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
 import httpx
+
+from tests.harness.messages import Heard
 
 FREE_AT_FIRST = 1_000_000  # what the sandbox has of an item that it has never seen
 CANCEL_ACCEPTED = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
@@ -68,18 +72,32 @@ class Facts:
     lines: Mapping[str, Counter[str]]  # by order: quantity of each sku
     sagas: Collection[str]
     events: Mapping[str, list[tuple[str, int]]]  # by order: type and sequence of each published event, in order
+    published: Collection[Heard]  # as anybody who listened must have heard it
     unhandled: Collection[str]  # ids of `order.placed` events without an inbox row that says they took effect
     entries: list[dict[str, Any]]
     summary: Mapping[str, Mapping[str, Any]]
     stock: Mapping[str, Mapping[str, int]]
 
 
-async def violations(database_url: str, sandbox: httpx.AsyncClient, answers: Answers | None = None) -> list[str]:
-    """Return what does not hold, one line each; every order must have ended by now."""
+async def violations(
+    database_url: str,
+    sandbox: httpx.AsyncClient,
+    answers: Answers | None = None,
+    heard: Sequence[Heard] | None = None,
+    free_at_first: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Return what does not hold, one line each; every order must have ended by now.
+
+    `heard`: what a queue that was bound to everything from the start on has received, in its order. `free_at_first`:
+    how much there was of items whose stock was set.
+    """
     facts = await _read(database_url, sandbox)
     found = [f"I6: order {id_} is {order['status']}" for id_, order in facts.orders.items() if not _ended(order)]
-    for invariant in (_events, _effects, _money, _stock):
+    for invariant in (_events, _effects, _money):
         found += invariant(facts)
+    found += _stock(facts, {"OUT-OF-STOCK": 0, **(free_at_first or {})})
+    if heard is not None:
+        found += _heard(facts, heard)
     return [*found, *(_answers(facts, answers) if answers else ())]
 
 
@@ -94,9 +112,10 @@ async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
             lines[str(row["order_id"])][row["sku"]] += row["quantity"]
         sagas = [str(row["id"]) for row in await conn.fetch("SELECT id FROM sagas")]
         events: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in orders}
-        published = "SELECT subject, type, sequence FROM outbox WHERE published_at IS NOT NULL ORDER BY sequence"
-        for row in await conn.fetch(published):
-            events[row["subject"]].append((row["type"], row["sequence"]))
+        query = "SELECT id::text, type, subject, sequence FROM outbox WHERE published_at IS NOT NULL ORDER BY sequence"
+        published = [Heard(**row) for row in await conn.fetch(query)]
+        for event in published:
+            events[event.subject].append((event.type, event.sequence))
         unhandled = await conn.fetch(
             """
             SELECT id FROM outbox WHERE type = 'orders.order.placed.v1' AND NOT EXISTS (
@@ -111,6 +130,7 @@ async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
         lines=lines,
         sagas=sagas,
         events=events,
+        published=published,
         unhandled=[str(row["id"]) for row in unhandled],
         entries=[each async for each in _entries(sandbox)],
         summary=(await _get(sandbox, "/ledger/summary"))["sagas"],
@@ -160,6 +180,17 @@ def _events(facts: Facts) -> Iterator[str]:
             yield f"I3: order {id_} is {order['status']}, and its events are {facts.events[id_]}"
 
 
+def _heard(facts: Facts, heard: Sequence[Heard]) -> Iterator[str]:
+    first_heard = list(dict.fromkeys(heard))
+    yield from (f"I3: {event} is marked published, and nobody heard of it" for event in {*facts.published} - {*heard})
+    yield from (f"I3: {event} was heard, and is no event of ours" for event in {*heard} - {*facts.published})
+    latest: dict[str, int] = {}
+    for event in first_heard:
+        if event.sequence <= latest.get(event.subject, 0):
+            yield f"I3: {event} was heard after number {latest[event.subject]}"
+        latest[event.subject] = event.sequence
+
+
 def _effects(facts: Facts) -> Iterator[str]:
     yield from (f"I4: event {id_} never took effect" for id_ in facts.unhandled)
     for id_, order in facts.orders.items():
@@ -191,7 +222,7 @@ def _money(facts: Facts) -> Iterator[str]:
                 yield f"I5: {live[entry['saga_id'], what]} live {what} for {entry['saga_id']} at entry {entry['seq']}"
 
 
-def _stock(facts: Facts) -> Iterator[str]:
+def _stock(facts: Facts, free_at_first: Mapping[str, int]) -> Iterator[str]:
     taken: Counter[str] = Counter()
     for id_, order in facts.orders.items():
         confirmed = order["status"] == "confirmed"
@@ -200,6 +231,6 @@ def _stock(facts: Facts) -> Iterator[str]:
         if (row["held"], row["committed"], row["shipped"]) != (False, confirmed, confirmed):
             yield f"I7: order {id_} is {order['status']}, but at the partners it is {dict(row)}"
     for sku, stock in facts.stock.items():
-        known = 0 if sku == "OUT-OF-STOCK" else FREE_AT_FIRST
+        known = free_at_first.get(sku, FREE_AT_FIRST)
         if stock != {"free": known - taken[sku], "held": 0, "sold": taken[sku]}:
             yield f"I7: of {sku} there is {stock}, with {taken[sku]} in confirmed orders"

@@ -1,4 +1,4 @@
-"""`orders serve` that dies by SIGKILL at one instant: `python -m tests.harness.crashing POINT`.
+"""`orders serve` that dies or freezes at one instant: `python -m tests.harness.crashing POINT [SIGKILL or SIGSTOP]`.
 
 POINT is a checkpoint of the service, such as `saga.charge_payment.do.attempted`. The composition root takes what to do
 at a checkpoint as an argument and no setting can give it one, so only a program like this one can arm it.
@@ -13,12 +13,14 @@ import uvloop
 from app import main, server, settings, telemetry
 
 
-def serve(point: str) -> None:
-    """Run the service until it passes the point."""
+def serve(point: str, number: signal.Signals = signal.SIGKILL) -> None:
+    """Run the service until it first passes the point; once it is thawed, it passes it as any other."""
+    ahead = {point}
 
     def checkpoint(passed: str) -> None:
-        if passed == point:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if passed in ahead:
+            ahead.remove(passed)
+            os.kill(os.getpid(), number)
 
     configured = settings.load(settings.Settings)
     telemetry.configure_logging(configured.log_format, configured.log_level)
@@ -26,4 +28,4 @@ def serve(point: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], *(signal.Signals[name] for name in sys.argv[2:]))

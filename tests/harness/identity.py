@@ -12,13 +12,14 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 SECRET = "a shared secret of more than 32 bytes"
+DAY_SECONDS = 86_400  # many tokens are made when their module is imported: longer than any run of the tests takes
 ALGORITHMS: dict[str, Any] = {"RS256": jwt.algorithms.RSAAlgorithm, "ES256": jwt.algorithms.ECAlgorithm,
               "EdDSA": jwt.algorithms.OKPAlgorithm}  # fmt: skip
 
 
 def claims(**changes: Any) -> dict[str, Any]:
     """What a good token says; a claim that is changed to None is left out."""
-    good = {"sub": "ada", "tenant": "acme", "scope": "orders:read orders:write", "exp": time.time() + 600}
+    good = {"sub": "ada", "tenant": "acme", "scope": "orders:read orders:write", "exp": time.time() + DAY_SECONDS}
     return {name: value for name, value in (good | changes).items() if value is not None}
 
 

@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.harness import databases
-from tests.harness.run import Run
-from tests.harness.servers import Postgres, RabbitMQ, Redis
+from tests.harness import containers, databases, servers
+from tests.harness.run import OWN, Run, given
 
 VHOSTS = 16  # one for each worker, and for those that replace a crashed one
 
@@ -21,26 +21,25 @@ VHOSTS = 16  # one for each worker, and for those that replace a crashed one
 @contextlib.asynccontextmanager
 async def postgres(run: Run) -> AsyncIterator[str]:
     """Keep a private server; or clean up after the run in the one that TEST_DATABASE_URL names."""
-    given = os.environ.get("TEST_DATABASE_URL")
-    if given:
-        yield given
-        await databases.drop_all(given, run)
+    if url := given("TEST_DATABASE_URL", 5432):
+        yield url
+        await databases.drop_all(url, run)
         return
-    async with Postgres(run.directory) as server:
+    async with servers.postgres(run.directory) as server:
         yield server.url
 
 
 @contextlib.asynccontextmanager
 async def rabbitmq(run: Run) -> AsyncIterator[str]:
     """Keep a private server with a vhost for each worker (`w0`, `w1`, …); the URL ends before the vhost."""
-    async with RabbitMQ(run.directory, [f"w{number}" for number in range(VHOSTS)]) as server:
+    async with servers.rabbitmq(run.directory, [f"w{number}" for number in range(VHOSTS)]) as server:
         yield server.url("")
 
 
 @contextlib.asynccontextmanager
 async def redis(run: Run) -> AsyncIterator[str]:
     """Keep a private server; every worker has a database of its own in it."""
-    async with Redis(run.directory) as server:
+    async with servers.redis(run.directory) as server:
         yield server.url.rpartition("/")[0] + "/"
 
 
@@ -58,5 +57,22 @@ async def keep(name: str, directory: Path) -> None:
         await asyncio.to_thread(os.read, alive, 1)
 
 
+def remove(directory: Path, pattern: str) -> None:
+    """Remove what a server leaves behind: the controller may have been killed, and the data may be in memory."""
+    for data in directory.glob(pattern):
+        shutil.rmtree(data, ignore_errors=True)  # several keepers may be at it
+
+
+def main(name: str, directory: Path) -> None:
+    """Keep the server until the run is over, then clear up."""
+    try:
+        asyncio.run(keep(name, directory))
+    finally:
+        remove(directory, f"{name}*/")
+    remove(directory, f"{OWN}*/")
+    if Run(directory).has_containers:
+        containers.remove_all(directory)
+
+
 if __name__ == "__main__":
-    asyncio.run(keep(sys.argv[1], Path(sys.argv[2])))
+    main(sys.argv[1], Path(sys.argv[2]))

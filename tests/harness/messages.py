@@ -2,15 +2,29 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from app.messaging.rabbitmq import EXCHANGE, declare_topology
+from app.messaging.rabbitmq import EXCHANGE, RabbitTransport, declare_topology
+from tests.harness.events import PLACED
 from tests.harness.wait import wait_until
 
 ROUTING_KEYS = ("order.placed",)
+AMPLE_SECONDS = 30.0
+HEARD = "orders.heard"  # a queue that hears every event and outlives its broker's death
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One message as it arrived."""
+
+    id: str
+    type: str
+    subject: str
+    sequence: int
 
 
 @contextlib.asynccontextmanager
@@ -18,8 +32,20 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
     """Open a channel to a broker that has the topology."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await declare_topology(channel, ROUTING_KEYS)
+        await declare_topology(connection, channel, ROUTING_KEYS)
         yield channel
+
+
+@contextlib.asynccontextmanager
+async def publishing(
+    url: str, timeout_seconds: float = AMPLE_SECONDS, routing_keys: tuple[str, ...] = ROUTING_KEYS
+) -> AsyncIterator[RabbitTransport]:
+    """Lend a transport that publishes as the relay's does."""
+    transport = RabbitTransport(url, (PLACED,), routing_keys, timeout_seconds)
+    try:
+        yield transport
+    finally:
+        await transport.close()
 
 
 async def listen(channel: AbstractChannel, routing_key: str = "#", **arguments: Any) -> AbstractQueue:
@@ -27,6 +53,24 @@ async def listen(channel: AbstractChannel, routing_key: str = "#", **arguments: 
     queue = await channel.declare_queue(exclusive=True, arguments=arguments)
     await queue.bind(EXCHANGE, routing_key)
     return queue
+
+
+async def start_hearing(url: str) -> None:
+    """Have everything that is published from now on kept, in the order of its arrival."""
+    async with open_channel(url) as channel:
+        queue = await channel.declare_queue(HEARD, durable=True, arguments={"x-queue-type": "quorum"})
+        await queue.bind(EXCHANGE, "#")
+
+
+async def everything_heard(url: str) -> list[Heard]:
+    """Return what has arrived since `start_hearing`, a message that was sent twice as often as it came."""
+    heard = []
+    async with open_channel(url) as channel:
+        while message := await take(channel, HEARD):
+            told = {name: str(message.headers[f"cloudEvents_{name}"]) for name in ("id", "type", "subject", "sequence")}
+            assert message.message_id == told["id"]
+            heard.append(Heard(told["id"], told["type"], told["subject"], int(told["sequence"])))
+    return heard
 
 
 async def take(channel: AbstractChannel, name: str) -> AbstractIncomingMessage | None:

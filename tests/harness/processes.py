@@ -3,8 +3,8 @@
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -13,12 +13,14 @@ import httpx
 import psutil
 
 from app.embedded import dying_with_parent, free_port
+from tests.harness.forked import Forked
 from tests.harness.wait import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 START_SECONDS = 30.0
 KILL_SECONDS = 10.0
 LOG_TAIL_LINES = 60
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
 
 
 class ProcessTree:
@@ -27,7 +29,7 @@ class ProcessTree:
     A process group is not enough: Postgres and Erlang put their children into groups of their own.
     """
 
-    def __init__(self, *leaders: subprocess.Popen[bytes]) -> None:
+    def __init__(self, *leaders: "subprocess.Popen[bytes] | Forked") -> None:
         self.leaders = leaders
         self._frozen: list[psutil.Process] = []
 
@@ -107,7 +109,7 @@ class Service:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
         self._env = {**inherited, "ORDERS_PORT": str(self.port), **env}
         by_option = ["--port", str(self.port)] if args[0] in {"sandbox", "demo"} else []
-        self._command = [sys.executable, "-m", module, *args, *by_option]
+        self._program = (module, [*args, *by_option])
         self._tree: ProcessTree | None = None
 
     async def __aenter__(self) -> Self:
@@ -119,9 +121,9 @@ class Service:
 
     async def start(self) -> None:
         """Return when `/livez` answers 200. AssertionError, with the end of the log, if it does not."""
-        self._tree = ProcessTree(start_process(self._command, REPOSITORY, self._env, self.log))
+        self._tree = ProcessTree(Forked(*self._program, self._env, REPOSITORY, self.log, self.log))
         try:
-            async with httpx.AsyncClient(base_url=self.url, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS) as client:
                 await wait_until(lambda: self._is_live(client), START_SECONDS, "200 from /livez")
         except BaseException as error:
             await self.kill()
@@ -136,7 +138,7 @@ class Service:
         return False
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> "subprocess.Popen[bytes] | Forked":
         """The running process."""
         return self._running().leaders[0]
 
@@ -152,7 +154,7 @@ class Service:
         await wait_until(
             lambda: process.poll() is not None, deadline_seconds, f"end of the service after {number.name}"
         )
-        return process.returncode
+        return process.wait()
 
     async def kill(self) -> None:
         """SIGKILL, wait until it is gone. Does nothing when it is not running."""

@@ -13,17 +13,31 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import filelock
 import psutil
 
+from tests.harness import containers
 from tests.harness.processes import REPOSITORY, is_alive, tail
 from tests.harness.wait import wait_until
 
 VARIABLE = "ORDERS_TEST_RUN"  # workers learn the directory from it
+OWN = "test-"  # what the directories begin with that tests have for servers of their own
 STOP_SECONDS = 40.0
+MEMORY = Path("/dev/shm")  # noqa: S108 - what the run makes there is a directory of its own
+AMPLE_BYTES = 4 * 2**30
 
 _keepers: list[subprocess.Popen[str]] = []  # referred to as long as we live: a lost one warns of itself
+
+
+def given(variable: str, port: int) -> str | None:
+    """Return the URL in an environment variable, if there is one, with its port named: a proxy needs to know it."""
+    url = os.environ.get(variable)
+    if not url or urlsplit(url).port:
+        return url or None
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.removesuffix(':')}:{port}"))
 
 
 class Run:
@@ -46,6 +60,17 @@ class Run:
     def lock(self, name: str) -> filelock.BaseFileLock:
         """Return a lock between the processes of the run."""
         return filelock.FileLock(self.directory / f"{name}.lock")
+
+    @property
+    def has_containers(self) -> bool:
+        """Whether servers run in containers: decided when the first one is wanted, and then the same for all."""
+        with self.lock("containers"):
+            decision = self.directory / "containers"
+            if not decision.exists():
+                # A process of its own: a client that found no engine would leave its socket for ours to warn of.
+                asked = subprocess.run([sys.executable, "-m", "tests.harness.containers"], cwd=REPOSITORY, check=False)
+                decision.write_text("no" if asked.returncode else "yes")
+            return decision.read_text() == "yes"
 
     def server(self, name: str) -> str:
         """Return the URL of the shared server `name`, one of the keeper's; the first to ask starts it."""
@@ -80,7 +105,7 @@ class ControllerRun(Run):
     """The run as its controller opens and closes it."""
 
     def __init__(self) -> None:
-        super().__init__(Path(tempfile.mkdtemp(prefix="orders-test-")))
+        super().__init__(Path(tempfile.mkdtemp(prefix="orders-test-", dir=_quick_place())))
         self.directory.chmod(0o711)  # Postgres may have to run as another user: let it reach its own place
         os.mkfifo(self.directory / "alive")
         self._alive = os.open(self.directory / "alive", os.O_RDWR)
@@ -95,4 +120,17 @@ class ControllerRun(Run):
             asyncio.run(wait_until(lambda: not any(map(is_alive, keepers)), STOP_SECONDS, "end of the servers"))
         for log in self.directory.glob("*.log"):
             sys.stderr.write(log.read_text())  # of a keeper: empty, unless it failed
-        shutil.rmtree(self.directory)
+        try:
+            if (self.directory / "containers").exists() and self.has_containers:
+                containers.remove_all(self.directory)
+        finally:
+            shutil.rmtree(self.directory)
+
+
+def _quick_place() -> Path | None:
+    """Return where data is in memory, if there is ample room: a database for each test is made in a fifth of the time.
+
+    It is as safe from a killed server there as on a disk; nothing in a run outlives the machine.
+    """
+    roomy = MEMORY.is_dir() and min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) >= AMPLE_BYTES
+    return MEMORY if roomy and os.access(MEMORY, os.W_OK) else None

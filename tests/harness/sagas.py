@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,8 @@ import httpx
 
 from app.orders import service
 from app.orders.models import Order
-from app.partners.ports import Outcome, Payment
+from app.partners.ports import Charge, Outcome, Payment
+from app.saga.calls import Calls
 from app.saga.orchestrator import Orchestrator
 from app.telemetry import Metrics
 from tests.harness import sandboxes
@@ -21,6 +23,7 @@ from tests.harness.sandboxes import Partners
 
 ROUNDS = 40  # far more than any saga needs: one that has not ended by then never will
 LEASE_SECONDS = 30.0
+NEVER = 1_000_000  # failures in a row: circuits stay closed, unless a test is about them
 
 
 def dies_at(point: str) -> Callable[[str], None]:
@@ -53,16 +56,38 @@ class GatedPayment:
         self.gate = asyncio.Event()
         self.waiting = 0
 
-    async def charge(self, saga_id: UUID, amount_minor: int, currency: str, payment_method: str | None) -> Outcome:
+    async def charge(self, charge: Charge) -> Outcome:
         """Wait for the gate, then charge."""
         self.waiting += 1
         self.arrived.set()
         await self.gate.wait()
-        return await self._payment.charge(saga_id, amount_minor, currency, payment_method)
+        return await self._payment.charge(charge)
 
-    async def refund(self, saga_id: UUID) -> Outcome:
+    async def refund(self, charge: Charge) -> Outcome:
         """Refund at once."""
-        return await self._payment.refund(saga_id)
+        return await self._payment.refund(charge)
+
+
+class ScriptedPayment:
+    """The payment partner, which first gives these answers (or breaks), whatever it is asked."""
+
+    def __init__(self, payment: Payment, *answers: Outcome | Exception) -> None:
+        self._payment = payment
+        self._answers = list(answers)
+
+    async def charge(self, charge: Charge) -> Outcome:
+        """Answer, or charge."""
+        return self._answer() if self._answers else await self._payment.charge(charge)
+
+    async def refund(self, charge: Charge) -> Outcome:
+        """Answer, or refund."""
+        return self._answer() if self._answers else await self._payment.refund(charge)
+
+    def _answer(self) -> Outcome:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @dataclass
@@ -83,16 +108,27 @@ class Stage:
         payment: Payment | None = None,
         concurrency: int = 10,
         retry_cap_seconds: float = 30,
+        circuit_failures: int = NEVER,
+        circuit_open_seconds: float = 10,
+        clock: Callable[[], float] = time.monotonic,
+        needs_operator_seconds: float = 300,
         checkpoint: Callable[[str], None] = lambda _: None,
         on_finished: Callable[[UUID], None] = lambda _: None,
     ) -> Orchestrator:
         """Make one that retries at once, and by itself looks again only after an hour."""
         asked = partners or self.partners
-        return Orchestrator(
-            self.pool,
+        calls = Calls(
             asked.inventory,
             payment or asked.payment,
             asked.shipping,
+            self.metrics,
+            circuit_failures=circuit_failures,
+            circuit_open_seconds=circuit_open_seconds,
+            clock=clock,
+        )
+        return Orchestrator(
+            self.pool,
+            calls,
             self.metrics,
             owner=owner,
             concurrency=concurrency,
@@ -100,6 +136,7 @@ class Stage:
             lease_seconds=LEASE_SECONDS,
             retry_base_seconds=0.001,
             retry_cap_seconds=retry_cap_seconds,
+            needs_operator_seconds=needs_operator_seconds,
             on_event=self._count_event,
             checkpoint=checkpoint,
             on_finished=on_finished,
@@ -112,9 +149,10 @@ class Stage:
         """Let every pause and every lease end."""
         await self.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() WHERE finished_at IS NULL")
 
-    async def let_the_deadline_pass(self) -> None:
-        """Let every unfinished saga be late."""
-        await self.pool.execute("UPDATE sagas SET deadline_at = clock_timestamp() WHERE finished_at IS NULL")
+    async def let_the_deadline_pass(self, in_seconds: float = 0) -> None:
+        """Let every unfinished saga be late, or so nearly."""
+        query = "UPDATE sagas SET deadline_at = clock_timestamp() + make_interval(secs => $1) WHERE finished_at IS NULL"
+        await self.pool.execute(query, in_seconds)
 
     async def drive(self, orchestrator: Orchestrator | None = None) -> None:
         """Run until every saga has ended."""

@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +17,12 @@ import uvicorn
 from app.partners.client import PartnerClient
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
+from app.partners.ports import Charge
 from app.partners.shipping import HttpShipping
 from app.sandbox import create_app, http_protocol
 
 AMPLE_SECONDS = 20.0  # for what must happen, on however busy a machine
-HOLD_SECONDS = 600
+HOLD_SECONDS = 1200  # as for a saga with 900 s
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,18 @@ class Partners:
     shipping: HttpShipping
 
     @classmethod
-    def at(
-        cls,
-        session: aiohttp.ClientSession,
-        url: str,
-        timeout_seconds: float = AMPLE_SECONDS,
-        hold_seconds: int = HOLD_SECONDS,
-    ) -> "Partners":
+    def at(cls, session: aiohttp.ClientSession, url: str, timeout_seconds: float = AMPLE_SECONDS) -> "Partners":
         """Return the clients of the one sandbox that plays all three."""
         client = PartnerClient(session, url, timeout_seconds)
-        return cls(HttpInventory(client, hold_seconds), HttpPayment(client), HttpShipping(client))
+        return cls(HttpInventory(client), HttpPayment(client), HttpShipping(client))
+
+
+def charge_of(
+    saga: UUID, amount_minor: int = 1, currency: str = "USD", payment_method: str | None = None, age_hours: float = 0
+) -> Charge:
+    """The money of a saga that started so long ago."""
+    started_at = datetime.now(UTC) - timedelta(hours=age_hours)
+    return Charge(saga, amount_minor, currency, payment_method, started_at)
 
 
 @contextlib.contextmanager

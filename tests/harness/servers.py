@@ -1,226 +1,71 @@
-"""Real servers as private processes that a test may kill, freeze and start again on the same data and port."""
+"""Servers of a test's own, or of the whole run: containers where there is an engine for them, else installed programs.
 
-import asyncio
-import json
-import os
-import shutil
+Both kinds have one interface and can be killed, frozen and started again, on the same data and port. Which kind it is
+is decided once in a run.
+"""
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
-from app.embedded import EmbeddedPostgres, find_binaries, free_port
-from tests.harness.processes import ProcessTree, start_process, tail
-from tests.harness.wait import wait_until
-
-# The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is.
-POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
-RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
-RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
-REDIS_START_SECONDS = 30.0
-RABBITMQ_START_SECONDS = 90.0  # about 5 s of processor time, which two workers may have to share
-RABBITMQ_STOP_SECONDS = 20.0
+from tests.harness import containers, installed
+from tests.harness.run import Run
 
 
-class Postgres(EmbeddedPostgres):
-    """A private PostgreSQL below `directory`."""
+class Server(Protocol):
+    """A server that a test may do anything to. Leaving its context ends it; its data stays until the run ends."""
 
-    def __init__(self, directory: Path) -> None:
-        binaries = find_binaries(os.environ.get("ORDERS_PG_BIN"))
-        super().__init__(directory, binaries, settings=POSTGRES_SETTINGS)
-        self._tree = ProcessTree()
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *_: object) -> None: ...
 
     async def start(self) -> None:
-        """Start it, or start it again."""
-        await super().start()
-        self._tree = ProcessTree(self.process)
-
-    async def stop(self) -> None:
-        """End it in good order."""
-        self._tree.thaw()
-        await super().stop()
-
-    async def kill(self) -> None:
-        """SIGKILL every process of it, and wait for them."""
-        await self._tree.kill()
-        await super().stop()
-
-    def freeze(self) -> None:
-        """Stop every process of it where it is (SIGSTOP)."""
-        self._tree.freeze()
-
-    def thaw(self) -> None:
-        """Let them go on (SIGCONT)."""
-        self._tree.thaw()
-
-
-class Redis:
-    """A private Redis below `directory`, which keeps nothing on disk."""
-
-    def __init__(self, directory: Path) -> None:
-        self.home = directory.resolve() / "redis"
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._tree = ProcessTree()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.kill()
-
-    async def start(self) -> None:
-        """Return when it accepts connections; start it, or start it again, empty."""
-        binary = shutil.which("redis-server")
-        if binary is None:
-            remedy = "run scripts/install-servers, or `apt-get install redis-server`, or set TEST_REDIS_URL"
-            raise FileNotFoundError(f"Redis is not installed: {remedy}")
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", str(self.home)]
-        self._tree = ProcessTree(start_process([binary, *options], self.home, os.environ, self.home / "log"))
-        try:
-            await wait_until(self._answers, REDIS_START_SECONDS, "PONG from Redis")
-        except BaseException as error:
-            await self.kill()
-            error.add_note(tail(self.home / "log"))
-            raise
+        """Return when it serves; start it, or start it again."""
 
     async def kill(self) -> None:
         """SIGKILL, and wait for its end."""
-        tree, self._tree = self._tree, ProcessTree()
-        await tree.kill()
 
     def freeze(self) -> None:
-        """Stop it where it is (SIGSTOP)."""
-        self._tree.freeze()
+        """Stop every process of it where it is."""
 
     def thaw(self) -> None:
-        """Let it go on (SIGCONT)."""
-        self._tree.thaw()
-
-    async def _answers(self) -> bool:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except ConnectionRefusedError:
-            return False
-        writer.write(b"PING\r\n")
-        answer = await reader.readline()
-        writer.close()
-        return answer == b"+PONG\r\n"
+        """Let them go on."""
 
 
-class RabbitMQ:
-    """A private RabbitMQ below `directory`, with its own Erlang cookie and port mapper, and these vhosts."""
+class Addressed(Server, Protocol):
+    """A server with one address."""
 
-    def __init__(self, directory: Path, vhosts: Sequence[str] = ("w0",)) -> None:
-        self.home = directory.resolve() / "rabbitmq"
-        self.log = self.home / "output"
-        self.port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
-        self._vhosts = vhosts
-        self._tree = ProcessTree()
+    @property
+    def url(self) -> str:
+        """With user and password, where it has any."""
+
+
+class Broker(Server, Protocol):
+    """RabbitMQ."""
 
     def url(self, vhost: str = "w0") -> str:
         """Return the URL of one vhost, with user and password."""
-        return f"amqp://orders:orders@127.0.0.1:{self.port}/{vhost}"
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
-        """Return when it accepts AMQP connections; start it, or start it again."""
-        self._configure()
-        # Foreground and ours: the daemon that Erlang would start by itself belongs to nobody and stays.
-        epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-        commands = (epmd, [str(RABBITMQ_SCRIPT)])
-        self._tree = ProcessTree(*(start_process(c, self.home, self._environment(), self.log) for c in commands))
-        try:
-            await wait_until(self._accepts_connections, RABBITMQ_START_SECONDS, "connection to RabbitMQ")
-        except BaseException as error:
-            await self.kill()
-            error.add_note(tail(self.log))
-            raise
-
-    async def stop(self) -> None:
-        """End it in good order."""
-        self._tree.thaw()
-        if self._tree.leaders:
-            _, server = self._tree.leaders
-            server.terminate()
-            await wait_until(lambda: server.poll() is not None, RABBITMQ_STOP_SECONDS, "end of RabbitMQ")
-        await self.kill()
 
     async def sync(self) -> None:
-        """Have the declarations so far written to disk; otherwise that takes RabbitMQ about a second.
+        """Have the declarations so far written to disk; see `installed.RabbitMQ.sync`."""
 
-        Killed before, it has forgotten a queue, or brings a quorum queue back without a leader and its messages.
-        """
-        tables = "ok = mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()]."
-        control = await asyncio.create_subprocess_exec(
-            RABBITMQ_CONTROL, "eval", tables, cwd=self.home, env=self._environment(), stdout=asyncio.subprocess.DEVNULL
-        )
-        if await control.wait():
-            raise RuntimeError(f"rabbitmqctl ended with {control.returncode}")
 
-    async def kill(self) -> None:
-        """SIGKILL every process of it, and wait for them."""
-        tree, self._tree = self._tree, ProcessTree()
-        await tree.kill()
+def postgres(directory: Path) -> Addressed:
+    """Return a private PostgreSQL, not yet started."""
+    run = Run.current()
+    return containers.Postgres(run.directory) if run.has_containers else installed.Postgres(directory)
 
-    def freeze(self) -> None:
-        """Stop every process of it where it is (SIGSTOP)."""
-        self._tree.freeze()
 
-    def thaw(self) -> None:
-        """Let them go on (SIGCONT)."""
-        self._tree.thaw()
+def redis(directory: Path) -> Addressed:
+    """Return a private Redis, not yet started, which keeps nothing on disk."""
+    run = Run.current()
+    return containers.Redis(run.directory) if run.has_containers else installed.Redis(directory)
 
-    def _configure(self) -> None:
-        if not RABBITMQ_SCRIPT.exists():
-            remedy = "run scripts/install-servers, or `apt-get install rabbitmq-server`, or set TEST_RABBITMQ_URL"
-            raise FileNotFoundError(f"RabbitMQ is not installed: {remedy}")
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        every = {"configure": ".*", "write": ".*", "read": ".*"}
-        definitions = {
-            "users": [{"name": "orders", "password": "orders", "tags": "administrator"}],
-            "vhosts": [{"name": vhost} for vhost in self._vhosts],
-            "permissions": [{"user": "orders", "vhost": vhost, **every} for vhost in self._vhosts],
-        }
-        (self.home / "definitions.json").write_text(json.dumps(definitions))
-        (self.home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nload_definitions = {self.home}/definitions.json\n"
-        )
 
-    def _environment(self) -> dict[str, str]:
-        return {
-            "PATH": os.environ["PATH"],
-            "LANG": "C.UTF-8",
-            "HOME": str(self.home),  # Erlang keeps its cookie there
-            "ERL_EPMD_PORT": str(self._epmd_port),
-            "detached": "1",  # makes the script become the server instead of its parent
-            "RABBITMQ_NODENAME": "orders@localhost",
-            "RABBITMQ_DIST_PORT": str(self._distribution_port),
-            "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
-            "RABBITMQ_CONF_ENV_FILE": str(self.home / "none"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "plugins"),
-            "RABBITMQ_MNESIA_BASE": str(self.home / "mnesia"),
-            "RABBITMQ_PID_FILE": str(self.home / "pid"),
-            "RABBITMQ_LOG_BASE": str(self.home / "logs"),
-            "RABBITMQ_LOGS": "-",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-        }
-
-    async def _accepts_connections(self) -> bool:
-        if any(process.poll() is not None for process in self._tree.leaders):
-            raise RuntimeError("RabbitMQ ended while starting")
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except ConnectionRefusedError:
-            return False
-        writer.write(b"AMQP\x00\x00\x09\x01")
-        greeting = await reader.read(1)  # of the frame Connection.Start; nothing while it closes connections
-        writer.close()
-        return bool(greeting)
+def rabbitmq(directory: Path, vhosts: Sequence[str] = ("w0",)) -> Broker:
+    """Return a private RabbitMQ, not yet started, with these vhosts."""
+    run = Run.current()
+    return containers.RabbitMQ(run.directory, vhosts) if run.has_containers else installed.RabbitMQ(directory, vhosts)

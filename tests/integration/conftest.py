@@ -1,12 +1,18 @@
 """What the tests of several rooms work with."""
 
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
 import pytest
+from aio_pika.abc import AbstractChannel
 
+from chaos import amqp
+from chaos.proxy import Proxy
 from tests.harness.api import serving
+from tests.harness.events import Effects
+from tests.harness.messages import open_channel
 from tests.harness.proxied import Proxied, proxied_to
 from tests.harness.sagas import Stage
 from tests.harness.sandboxes import Partners
@@ -28,3 +34,22 @@ async def api(database_url: str) -> AsyncIterator[httpx.AsyncClient]:
 async def proxied(database_url: str) -> AsyncIterator[Proxied]:
     async with proxied_to(database_url) as proxied:
         yield proxied
+
+
+@pytest.fixture
+async def channel(rabbitmq_url: str) -> AsyncIterator[AbstractChannel]:
+    """A channel to the broker itself, which has the topology."""
+    async with open_channel(rabbitmq_url) as channel:
+        yield channel
+
+
+@pytest.fixture
+async def broker_proxy(rabbitmq_url: str) -> AsyncIterator[Proxy]:
+    parts = urlsplit(rabbitmq_url)
+    async with Proxy(parts.hostname or "", parts.port or 0, frames=amqp) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def effects(pool: asyncpg.Pool) -> Effects:
+    return await Effects.on(pool)

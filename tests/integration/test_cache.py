@@ -10,7 +10,7 @@ from redis.asyncio import Redis as Client
 
 from app.cache import Cache
 from app.errors import CacheUnavailable
-from tests.harness.servers import Redis
+from tests.harness import servers
 from tests.harness.wait import wait_until
 
 AMPLE_SECONDS = 20.0
@@ -32,9 +32,9 @@ async def cache(redis_url: str) -> AsyncIterator[Cache]:
 
 
 @pytest.fixture
-async def server(server_directory: Path) -> AsyncIterator[Redis]:
+async def server(server_directory: Path) -> AsyncIterator[servers.Addressed]:
     """A server of this test's own, to be killed and frozen."""
-    async with Redis(server_directory) as server:
+    async with servers.redis(server_directory) as server:
         yield server
 
 
@@ -88,7 +88,7 @@ async def test_a_server_that_speaks_another_protocol_is_an_absent_copy(postgres_
 
 @pytest.mark.parametrize("way", ["kill", "freeze"])
 async def test_a_server_that_dies_or_freezes_is_skipped_and_asked_again_when_it_is_back(
-    server: Redis, way: str
+    server: servers.Addressed, way: str
 ) -> None:
     async with cache_at(server.url) as cache:
         cache.put("name", b"value", 60)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app import server
 from tests.harness.api import serving
 from tests.harness.sandboxes import AMPLE_SECONDS
 from tests.harness.wait import wait_until
@@ -211,3 +212,10 @@ async def test_a_client_that_does_not_read_its_answers_is_cut_off_and_its_place_
             ended = select.POLLHUP | select.POLLERR
             await wait_until(lambda: any(event & ended for _, event in poller.poll(0)), AMPLE_SECONDS, "end of it")
         assert (await api.get("/livez")).status_code == 200
+
+
+def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged() -> None:
+    with server.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

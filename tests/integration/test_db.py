@@ -10,7 +10,7 @@ import pytest
 
 from app import db
 from app.errors import DatabaseUnavailable
-from tests.harness.servers import Postgres
+from tests.harness import servers
 from tests.harness.wait import wait_until
 
 SHORT_SECONDS = 0.05
@@ -26,9 +26,9 @@ async def pool_of(url: str, size: int) -> AsyncIterator[db.Pool]:
 
 
 @pytest.fixture
-async def server(server_directory: Path) -> AsyncIterator[Postgres]:
+async def server(server_directory: Path) -> AsyncIterator[servers.Addressed]:
     """A server of this test's own, to be killed and frozen."""
-    async with Postgres(server_directory) as server:
+    async with servers.postgres(server_directory) as server:
         yield server
 
 
@@ -62,7 +62,7 @@ async def test_waiting_for_a_connection_ends_with_unavailable_and_the_connection
 
 
 async def test_a_pool_can_be_made_before_its_server_is_there(server_directory: Path) -> None:
-    server = Postgres(server_directory)
+    server = servers.postgres(server_directory)
     async with server:
         url = server.url
     async with pool_of(url, 1) as pool:
@@ -73,7 +73,7 @@ async def test_a_pool_can_be_made_before_its_server_is_there(server_directory: P
 
 
 async def test_a_killed_server_is_unavailable_until_it_is_back_to_idle_and_to_busy_connections_alike(
-    server: Postgres,
+    server: servers.Addressed,
 ) -> None:
     async def busy_at_the_kill(pool: db.Pool) -> None:
         async with db.transaction(pool) as conn:
@@ -92,7 +92,7 @@ async def test_a_killed_server_is_unavailable_until_it_is_back_to_idle_and_to_bu
 
 
 async def test_a_frozen_server_is_unavailable_until_it_thaws_to_idle_and_to_new_connections_alike(
-    server: Postgres,
+    server: servers.Addressed,
 ) -> None:
     async with pool_of(server.url, 2) as pool:
         assert await answer(pool) == 42
@@ -198,4 +198,4 @@ async def test_a_cancelled_statement_does_not_reach_the_next_user_of_its_connect
 
 async def test_a_process_that_froze_inside_a_transaction_does_not_hold_its_locks_for_ever(pool: db.Pool) -> None:
     async with db.connection(pool) as conn:
-        assert await conn.fetchval("SELECT current_setting('idle_in_transaction_session_timeout')") == "30s"
+        assert await conn.fetchval("SELECT current_setting('idle_in_transaction_session_timeout')") == "10s"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import aio_pika
 
-from tests.harness.servers import RabbitMQ
+from tests.harness import servers
 
 QUEUE = "survivors"
 
@@ -27,11 +27,12 @@ async def take(url: str) -> bytes:
         queue = await channel.get_queue(QUEUE)
         message = await queue.get(timeout=5)
         await message.ack()
+        await queue.delete(if_empty=False)  # the broker may be somebody's
         return message.body
 
 
 async def test_a_confirmed_persistent_message_survives_kill_and_start(server_directory: Path) -> None:
-    async with RabbitMQ(server_directory) as broker:
+    async with servers.rabbitmq(server_directory) as broker:
         await publish(broker.url(), b"confirmed")
         await broker.sync()
         await broker.kill()

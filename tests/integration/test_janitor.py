@@ -1,11 +1,25 @@
-"""The janitor: expired keys go, a batch at a time, and nothing else does."""
+"""The janitor: what has served its time goes, a batch at a time, and nothing goes that anybody could still need."""
+
+from functools import partial
+from uuid import UUID
 
 import asyncpg
+import pytest
 
+from app.messaging.consumer import Consumer, Handled
 from app.operations.janitor import BATCH, Janitor
 from app.orders.keys import Key
-from tests.harness.orders import TENANT, place
+from app.roles import CONSUMER
+from app.saga import store
+from app.telemetry import Metrics
+from tests.harness.events import PLACED, nothing
+from tests.harness.history import lived_through, rows
+from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, place, placed
+from tests.harness.plans import buffers, full_scans, indexes, plans_of
+from tests.harness.sagas import Stage
 
+DAY_SECONDS = 86_400.0
+KEPT = {"orders": 3, "outbox": 3, "inbox": 3, "sagas": 3, "saga_steps": 6, "idempotency_keys": 0}
 KEYS = """
     INSERT INTO idempotency_keys
     SELECT 'default', 'made-' || n, '', 1, 201, '/orders/1', '', clock_timestamp() - interval '2 days',
@@ -14,35 +28,173 @@ KEYS = """
 """
 
 
+def janitor(pool: asyncpg.Pool, metrics: Metrics | None = None, retention_seconds: float | None = None) -> Janitor:
+    week, quarter = 7 * DAY_SECONDS, 90 * DAY_SECONDS
+    return Janitor(
+        pool,
+        metrics or Metrics(),
+        CONSUMER,
+        outbox_retention_seconds=week if retention_seconds is None else retention_seconds,
+        inbox_retention_seconds=week if retention_seconds is None else retention_seconds,
+        saga_retention_seconds=quarter if retention_seconds is None else retention_seconds,
+    )
+
+
+def consumer_of(pool: asyncpg.Pool, metrics: Metrics) -> Consumer:
+    """Make the consumer of placed orders, as the service does."""
+    start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
+    return Consumer(pool, CONSUMER, {PLACED: start}, metrics, max_attempts=1, after_commit=nothing, checkpoint=nothing)
+
+
+async def sweep(pool: asyncpg.Pool) -> dict[str, int]:
+    """Make one pass; return what was removed, by table."""
+    removed: dict[str, int] = {}
+    async for table, count in janitor(pool).sweep():
+        removed[table] = removed.get(table, 0) + count
+    return removed
+
+
 async def keys(pool: asyncpg.Pool) -> list[str]:
     return [row["key"] for row in await pool.fetch("SELECT key FROM idempotency_keys ORDER BY key")]
 
 
-async def test_expired_keys_are_removed_and_living_ones_and_orders_are_kept(pool: asyncpg.Pool) -> None:
+@pytest.mark.parametrize(
+    ("age", "left"),
+    [
+        ("6 days", KEPT),
+        ("8 days", KEPT | {"outbox": 0, "inbox": 0}),
+        ("91 days", KEPT | {"outbox": 0, "inbox": 0, "sagas": 0, "saga_steps": 0}),
+    ],
+)
+async def test_what_is_past_its_retention_is_removed_and_orders_are_kept_for_ever(
+    pool: asyncpg.Pool, age: str, left: dict[str, int]
+) -> None:
+    await lived_through(pool, 3, age)
+    await sweep(pool)
+    assert await rows(pool) == left
+
+
+@pytest.mark.parametrize("status", ["pending", "compensating"])
+async def test_nothing_of_an_order_that_has_not_ended_is_removed_but_the_memory_of_its_message(
+    pool: asyncpg.Pool, status: str
+) -> None:
+    await lived_through(pool, 3, "91 days", status)
+    await sweep(pool)
+    assert await rows(pool) == KEPT | {"inbox": 0}
+
+
+@pytest.mark.parametrize(
+    "unfinished",
+    [
+        "UPDATE outbox SET published_at = NULL",
+        "UPDATE outbox SET published_at = NULL, parked_at = clock_timestamp()",
+        "UPDATE outbox SET published_at = clock_timestamp() - interval '6 days'",
+        "UPDATE inbox SET processed_at = NULL, attempts = 1",
+        "UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp() - interval '80 days'",
+        "UPDATE inbox SET processed_at = clock_timestamp() - interval '6 days'",
+        "UPDATE sagas SET finished_at = NULL",
+        "UPDATE sagas SET finished_at = clock_timestamp() - interval '89 days'",
+    ],
+)
+async def test_a_row_that_could_still_be_needed_stays_whatever_its_age(pool: asyncpg.Pool, unfinished: str) -> None:
+    await lived_through(pool, 3, "100 days")
+    await pool.execute(unfinished)
+    table = unfinished.split()[1]
+    await sweep(pool)
+    assert (await rows(pool))[table] == 3
+
+
+async def test_rows_that_stay_are_stepped_over_however_many_they_are(pool: asyncpg.Pool) -> None:
+    await lived_through(pool, BATCH + 1, "101 days", "compensating")
+    await pool.execute("UPDATE inbox SET processed_at = NULL")
+    await lived_through(pool, 3, "100 days")
+    assert await sweep(pool) == {"outbox": 3, "inbox": 3, "sagas": 3, "idempotency_keys": 0}
+
+
+async def test_a_pass_goes_batch_by_batch_and_says_when_it_is_over(pool: asyncpg.Pool) -> None:
+    await lived_through(pool, BATCH + 1, "8 days")
+    metrics, left = Metrics(), []
+    one = janitor(pool, metrics)
+    while await one.run_once():
+        left.append((await rows(pool))["outbox"])
+    assert left[:2] == [1, 0]
+    assert (await rows(pool))["inbox"] == 0
+    assert metrics.registry.get_sample_value("janitor_pruned_total", {"table": "outbox"}) == BATCH + 1
+    await lived_through(pool, 1, "8 days")
+    assert await one.run_once()  # the next pass begins
+    assert (await rows(pool))["outbox"] == 0
+
+
+@pytest.mark.parametrize("forgotten", [("inbox",), ("inbox", "sagas")])
+async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
+    stage: Stage, forgotten: tuple[str, ...]
+) -> None:
+    order, metrics = await placed(stage.pool), Metrics()
+    consumer = consumer_of(stage.pool, metrics)
+    for times in (1, 2):
+        assert await consumer.handle(event_of(order)) == Handled()
+        await stage.drive()
+        assert metrics.registry.get_sample_value("consumer_processed_total") == times  # not: seen before
+        assert await stage.outcome(order.id) == "confirmed"
+        assert (await stage.ledger(order.id)).count("payment.charge done") == 1
+        assert len(await stage.log(order.id)) == (0 if times == 2 and "sagas" in forgotten else 8)
+        for table in forgotten:
+            async with stage.pool.acquire() as conn:
+                at_once = janitor(stage.pool, retention_seconds=0)
+                assert (await at_once.prunes[table](conn, UUID(int=0)))[0] == (
+                    1 if times == 1 or table == "inbox" else 0
+                )
+
+
+async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: asyncpg.Pool) -> None:
     for name in ("living", "expired"):
         await place(pool, Key(TENANT, name, b"", 1))
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE key = 'expired'")
-    assert await Janitor(pool).run_once() == 0
+    await sweep(pool)
     assert await keys(pool) == ["living"]
     assert await pool.fetchval("SELECT count(*) FROM orders") == 2
 
 
-async def test_a_pass_removes_one_batch_and_says_that_there_is_more(pool: asyncpg.Pool) -> None:
+async def test_more_expired_keys_than_a_batch_has_go_in_one_pass(pool: asyncpg.Pool) -> None:
     await pool.execute(KEYS, BATCH + 1)
-    janitor = Janitor(pool)
-    assert await janitor.run_once() == BATCH
-    assert await keys(pool) == ["made-1"]  # the one that expired last
-    assert await janitor.run_once() == 0
-    assert await keys(pool) == []
+    assert (await sweep(pool))["idempotency_keys"] == BATCH + 1
 
 
-async def test_a_key_that_somebody_takes_over_at_this_moment_is_left_alone(pool: asyncpg.Pool) -> None:
+async def test_living_keys_are_not_looked_at(pool: asyncpg.Pool) -> None:
+    await pool.execute(KEYS, 20_000)
+    await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '1 day'")
+    await pool.execute("VACUUM ANALYZE idempotency_keys")
+    one = janitor(pool)
+    plans = await plans_of(pool, lambda conn: one.prunes["idempotency_keys"](conn, UUID(int=0)))
+    assert len(plans) == 1
+    assert buffers(plans) < 20
+
+
+async def test_rows_that_somebody_holds_at_this_moment_are_left_alone(pool: asyncpg.Pool) -> None:
+    await lived_through(pool, 3, "100 days")
     await pool.execute(KEYS, 3)
     async with pool.acquire() as conn, conn.transaction():
-        await conn.execute("SELECT FROM idempotency_keys WHERE key = 'made-2' FOR UPDATE")
-        await Janitor(pool).run_once()
-        assert await keys(pool) == ["made-2"]
+        for table in ("outbox", "inbox", "sagas", "idempotency_keys"):
+            await conn.execute(f"SELECT FROM {table} LIMIT 1 FOR UPDATE")
+        await sweep(pool)
+        left = await rows(pool)
+    assert left == {"orders": 3, "outbox": 1, "inbox": 1, "sagas": 1, "saga_steps": 2, "idempotency_keys": 1}
 
 
 async def test_with_nothing_to_do_it_does_nothing(pool: asyncpg.Pool) -> None:
-    assert await Janitor(pool).run_once() == 0
+    await lived_through(pool, 3, "1 day")
+    assert set((await sweep(pool)).values()) == {0}
+
+
+@pytest.mark.parametrize("table", ["outbox", "inbox", "sagas"])
+async def test_old_rows_are_found_without_reading_a_table_whatever_the_planner_knows(
+    pool: asyncpg.Pool, table: str
+) -> None:
+    await lived_through(pool, 20_000, "1 day")
+    await lived_through(pool, 2_000, "100 days")
+    one = janitor(pool)
+    for _ in range(2):
+        plans = await plans_of(pool, lambda conn: one.prunes[table](conn, UUID(int=0)))
+        assert table not in full_scans(plans)
+        assert f"{table}_pkey" in indexes(plans)
+        await pool.execute("ANALYZE")

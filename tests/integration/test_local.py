@@ -15,11 +15,6 @@ from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
 
 
-@pytest.fixture
-async def effects(pool: db.Pool) -> Effects:
-    return await Effects.on(pool)
-
-
 def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
     return Relay(
         pool,

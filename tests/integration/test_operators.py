@@ -8,8 +8,10 @@ import asyncpg
 import httpx
 import pytest
 
-from app.api.operators import OutboxAnswer, StatsAnswer
+from app.api.operators import StatsAnswer
+from app.api.views import OutboxAnswer
 from app.messaging import outbox
+from app.messaging.outbox import Verdict
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import placed, start_saga
 
@@ -112,9 +114,9 @@ async def test_parked_rows_come_first_with_their_reason_and_then_the_longest_due
     async with pool.acquire() as conn:
         await outbox.claim(conn, token, 5, lease_seconds=60)
         await outbox.release(conn, token, [ids[0], ids[1]])
-        await outbox.refuse(conn, token, ids[4], "returned: 312 NO_ROUTE", None)
-        await outbox.refuse(conn, token, ids[3], "nack", 3600)
-        await outbox.mark_published(conn, token, [])
+        await outbox.settle(conn, token, [Verdict(ids[4], "returned: 312 NO_ROUTE")])
+        await outbox.settle(conn, token, [Verdict(ids[3], "nack", 3600)])
+        await outbox.settle(conn, token, [])
     await pool.execute("UPDATE outbox SET next_attempt_at = next_attempt_at - interval '1 day' WHERE id = $1", ids[1])
     shown = await rows(ops)
     assert [row["id"] for row in shown] == [str(ids[number]) for number in (4, 1, 0, 2, 3)]
@@ -175,17 +177,22 @@ async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, p
     turned, ended = await start_saga(pool), await placed(pool)
     await pool.execute("UPDATE orders SET status = 'compensating' WHERE id = $1", turned)
     await pool.execute("UPDATE orders SET status = 'confirmed' WHERE id = $1", ended.id)
-    await pool.execute("UPDATE sagas SET started_at = clock_timestamp() - interval '1 hour' WHERE id = $1", turned)
+    await pool.execute(
+        "UPDATE sagas SET started_at = started_at - interval '1 hour', needs_operator_at = started_at WHERE id = $1",
+        turned,
+    )
     answer = await ops.get("/ops/stats")
     told = answer.json()
     StatsAnswer.model_validate(told, strict=True)
     assert told["orders"] == {"compensating": 1, "pending": 2}
     assert told["sagas"]["in_flight"] == {"compensating": 1, "pending": 1}
     assert told["sagas"]["oldest_age_seconds"] >= 3600
+    assert told["sagas"]["needs_operator"] == 1
     assert (told["outbox"]["pending"], told["outbox"]["parked"]) == (4, 0)
     assert {name: (pool["in_use"], pool["max"]) for name, pool in told["pools"].items()} == {
         "requests": (0, 10),
         "work": (0, 10),
+        "relay": (0, 4),
     }
     assert answer.headers["cache-control"] == "no-store"
 
@@ -193,7 +200,7 @@ async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, p
 async def test_the_stats_of_an_empty_service_are_zeroes(ops: httpx.AsyncClient) -> None:
     told = (await ops.get("/ops/stats")).json()
     assert told["orders"] == told["sagas"]["in_flight"] == {"compensating": 0, "pending": 0}
-    assert told["sagas"]["oldest_age_seconds"] == 0
+    assert told["sagas"]["oldest_age_seconds"] == told["sagas"]["needs_operator"] == 0
     assert told["outbox"] == {"pending": 0, "oldest_pending_age_seconds": 0, "parked": 0}
 
 

@@ -7,7 +7,7 @@ import pytest
 from app.orders.models import Line
 from app.saga.plan import Action, Step
 from tests.harness.orders import start_saga
-from tests.harness.sagas import GatedPayment, Stage, dies_at, running
+from tests.harness.sagas import LEASE_SECONDS, GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
 from tests.harness.wait import wait_until
 
@@ -29,6 +29,7 @@ async def test_whichever_point_forward_a_runner_dies_at_another_goes_on_from_the
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     row = await stage.saga(saga)
     assert (row["lease_owner"], row["due"], row["finished_at"]) == ("first", False, None)
+    assert row["pause_seconds"] <= LEASE_SECONDS  # then it is anybody's
     assert await stage.orchestrator("second").run_once() == 0  # the lease still runs
     await stage.drive(stage.orchestrator("second"))
     assert await stage.outcome(saga) == "confirmed"
@@ -183,3 +184,14 @@ async def test_no_more_sagas_are_driven_at_a_time_than_allowed_and_the_others_fo
             return await stage.pool.fetchval("SELECT count(*) = 5 FROM orders WHERE status = 'confirmed'") is True
 
         await wait_until(all_are_confirmed, AMPLE_SECONDS, "end of every saga")
+
+
+async def test_a_saga_that_turned_for_a_reason_of_a_newer_release_is_undone_and_keeps_it(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await stage.orchestrator(checkpoint=dies_at("saga.charge_payment.do.answered")).run_once()
+    await stage.pool.execute(
+        "UPDATE orders SET cancel_requested_at = clock_timestamp(), cancel_reason = 'of-a-newer-release'"
+    )
+    await stage.drive()
+    assert await stage.outcome(saga) == "rejected: of-a-newer-release"
+    assert await stage.standing(saga) == UNDONE

@@ -127,7 +127,7 @@ def frame(kind: bytes, body: bytes) -> bytes:
     return kind + struct.pack("!i", len(body) + 4) + body
 
 
-class Crumbs:
+class Crumbs(Watcher):
     """A protocol whose every byte is a segment of its own."""
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:

@@ -1,7 +1,7 @@
 """Publishing to RabbitMQ: confirmed, durable, named by its id; what the broker says is told apart from its absence."""
 
 import asyncio
-import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,31 +17,14 @@ from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
 from app.messaging.relay import Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, PLACED, counted, event, nothing, put
-from tests.harness.messages import ROUTING_KEYS, listen, open_channel, take
+from tests.harness.messages import listen, publishing, take
 
 LONG_SECONDS = 30.0
 
 
 @pytest.fixture
-async def channel(rabbitmq_url: str) -> AsyncIterator[AbstractChannel]:
-    async with open_channel(rabbitmq_url) as channel:
-        yield channel
-
-
-@contextlib.asynccontextmanager
-async def transport_to(
-    url: str, routing_keys: tuple[str, ...] = ROUTING_KEYS, timeout_seconds: float = LONG_SECONDS
-) -> AsyncIterator[RabbitTransport]:
-    transport = RabbitTransport(url, (PLACED,), routing_keys, timeout_seconds)
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
-
-@pytest.fixture
 async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
-    async with transport_to(rabbitmq_url) as transport:
+    async with publishing(rabbitmq_url) as transport:
         yield transport
 
 
@@ -84,8 +67,20 @@ async def test_a_large_batch_is_confirmed_as_a_whole(transport: RabbitTransport,
     assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(each.id) for each in batch}
 
 
+async def test_a_busy_process_needs_few_turns_of_its_loop_for_a_batch(transport: RabbitTransport) -> None:
+    """With some for each message a batch would take seconds, and be given up for an outage."""
+    await transport.publish([event()])  # connects
+    turns, publishing = 0, asyncio.create_task(transport.publish([event() for _ in range(200)]))
+    while not publishing.done():
+        turns += 1
+        time.sleep(0.005)  # noqa: ASYNC251 - the work of others
+        await asyncio.sleep(0)
+    assert publishing.result() == [None] * 200
+    assert turns < 300
+
+
 async def test_a_message_that_somebody_must_consume_is_returned_when_no_queue_takes_it(rabbitmq_url: str) -> None:
-    async with transport_to(rabbitmq_url, routing_keys=()) as transport:
+    async with publishing(rabbitmq_url, routing_keys=()) as transport:
         returned, nobodys = await transport.publish([event(), event(event_type=CONFIRMED)])
     assert returned == Refusal("returned: no queue is bound for order.placed", returned=True)
     assert nobodys is None
@@ -124,7 +119,7 @@ async def test_a_broker_that_cannot_be_used_is_unavailable(rabbitmq_url: str, wr
     url = yarl.URL(rabbitmq_url)
     for part, value in wrong.items():
         url = getattr(url, f"with_{part}")(value)
-    async with transport_to(str(url)) as transport:
+    async with publishing(str(url)) as transport:
         with pytest.raises(BrokerUnavailable):
             await transport.publish([event()])
 
@@ -136,7 +131,7 @@ async def test_a_broker_that_says_nothing_is_unavailable_when_the_time_is_up() -
     writers: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
         url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        async with transport_to(url, timeout_seconds=0.2) as transport:
+        async with publishing(url, timeout_seconds=0.2) as transport:
             with pytest.raises(BrokerUnavailable):
                 await transport.publish([event()])
         for writer in writers:
@@ -164,7 +159,7 @@ async def test_the_relay_parks_what_comes_back_too_often_and_publishes_the_rest(
 ) -> None:
     metrics, returned, fine = Metrics(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
-    async with transport_to(rabbitmq_url, routing_keys=()) as transport:
+    async with publishing(rabbitmq_url, routing_keys=()) as transport:
         relay = Relay(
             pool,
             transport,

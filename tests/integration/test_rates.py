@@ -9,9 +9,9 @@ from redis.asyncio import BlockingConnectionPool
 
 from app.api.rates import RateLimit, open_pool
 from app.errors import TooManyRequests
+from tests.harness import servers
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
-from tests.harness.servers import Redis
 
 NOWHERE = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
 JWT = {"auth_mode": "jwt", "auth_jwt_secret": SECRET}
@@ -91,7 +91,7 @@ async def test_the_next_window_brings_a_whole_quota_just_when_it_was_promised(
 
 
 async def test_while_redis_is_out_each_process_counts_for_itself_and_comes_back(server_directory: Path) -> None:
-    async with Redis(server_directory) as redis:
+    async with servers.redis(server_directory) as redis:
         pool = open_pool(redis.url)
         limit = RateLimit("3/day", pool, clock=lambda: NOON, breaker_seconds=0.001)
         assert [(await limit.count("acme")).count for _ in range(2)] == [1, 2]
@@ -108,7 +108,7 @@ async def test_while_redis_is_out_each_process_counts_for_itself_and_comes_back(
 async def test_while_the_breaker_is_open_nobody_waits_for_redis(server_directory: Path) -> None:
     asked = 0
 
-    async with Redis(server_directory) as redis:
+    async with servers.redis(server_directory) as redis:
         pool = open_pool(redis.url)
         limit = RateLimit("3/day", pool, clock=lambda: NOON, breaker_seconds=3600)
         await redis.kill()

@@ -46,6 +46,15 @@ async def test_an_order_is_answered_with_a_strong_etag_of_its_version(
     assert "preference-applied" not in first.headers
 
 
+async def test_a_reason_of_a_newer_release_is_shown_as_it_is(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    order = await placed(pool)
+    query = "UPDATE orders SET status = 'rejected', status_reason = 'of-a-newer-release', version = 3 WHERE id = $1"
+    await pool.execute(query, order.id)
+    answer = (await api.get(f"/orders/{order.id}")).raise_for_status().json()
+    assert (answer["status"], answer["status_reason"]) == ("rejected", "of-a-newer-release")
+    assert answer in (await api.get("/orders")).raise_for_status().json()["orders"]
+
+
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"x", {}', "*"])
 async def test_who_has_the_present_version_is_told_so_without_a_body(
     api: httpx.AsyncClient, pool: asyncpg.Pool, form: str

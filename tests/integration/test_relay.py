@@ -179,6 +179,25 @@ async def test_a_row_that_recovers_is_published_after_its_refusals(pool: db.Pool
     assert (published["attempts"], published["last_error"]) == (1, None)
 
 
+async def test_a_batch_costs_two_statements_whatever_became_of_its_rows(
+    pool: db.Pool, database_url: str, broker: Broker
+) -> None:
+    statements: list[str] = []
+    narrow = await db.create_pool(database_url, 1)
+    await put(pool, event())
+    await relay(narrow, broker).run_once()  # asyncpg asks once on each connection what the types of arrays are
+    async with db.connection(narrow) as conn:
+        conn.add_query_logger(lambda query: statements.append(query.query.split()[0]))
+    events = [event() for _ in range(90)]
+    await put(pool, *events)
+    broker.refusals = {each.id: (NACK, RETURN, FINAL)[n % 3] for n, each in enumerate(events[:60])}
+    assert await relay(narrow, broker).run_once() == 90
+    narrow.terminate()
+    assert statements == ["WITH", "UPDATE"]
+    assert len(await rows(pool, "published_at IS NOT NULL")) == 31
+    assert len(await rows(pool, "parked_at IS NOT NULL")) == 20
+
+
 @pytest.mark.parametrize(("crash_at", "sent_before"), [("relay.claimed", 0), ("relay.published", 1)])
 async def test_a_relay_that_dies_before_marking_costs_time_until_the_lease_ends_and_sends_the_same_id(
     pool: db.Pool, broker: Broker, crash_at: str, sent_before: int

@@ -13,7 +13,7 @@ from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.status import Reason, Status
-from app.saga import plan, store
+from app.saga import plan, store, upkeep
 from app.saga.plan import Action, Direction, State, Step
 from app.saga.store import Entry, Saga
 from tests.harness.cancelling import cancel
@@ -107,6 +107,21 @@ async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: a
     assert await claim(pool) == []
 
 
+async def test_sagas_that_fail_all_the_time_keep_no_other_from_its_turn(pool: asyncpg.Pool) -> None:
+    """Due again at once, and more than are ever taken at a time: a new one comes when all before it had one turn."""
+    for _ in range(20):
+        await start_saga(pool)
+    new, turns = None, []
+    for number in range(15):
+        for saga in await claim(pool, limit=4):
+            turns.append(saga.id)
+            await save(pool, saga, saga.state)
+        if number == 4:
+            assert len(set(turns)) == 20
+            new = await start_saga(pool)
+    assert new in turns[20 : 2 * 20 + 1]
+
+
 async def test_a_claim_tells_all_that_its_runner_needs(pool: asyncpg.Pool) -> None:
     order = await placed(pool)
     await start(pool, event_of(order, **TRACE))
@@ -116,6 +131,28 @@ async def test_a_claim_tells_all_that_its_runner_needs(pool: asyncpg.Pool) -> No
     stored = await row(pool, order.id)
     assert (stored["version"], stored["lease_owner"], stored["due"]) == (2, "one", False)
     assert saga.started_at == stored["started_at"]
+
+
+@pytest.mark.parametrize(
+    ("deadline_seconds", "hold_seconds", "held_seconds"), [(900, None, 1200), (0.25, None, 301), (900, 901, 901)]
+)
+async def test_stock_is_held_for_longer_than_the_saga_may_take_and_for_the_same_time_at_every_attempt(
+    pool: asyncpg.Pool, deadline_seconds: float, hold_seconds: int | None, held_seconds: int
+) -> None:
+    order = await placed(pool)
+    async with pool.acquire() as conn, conn.transaction():
+        await store.start(conn, event_of(order), deadline_seconds, hold_seconds)
+    for _ in range(2):
+        [saga] = await claim(pool)
+        assert saga.hold_seconds == held_seconds
+        await make_due(pool)
+
+
+async def test_a_saga_that_an_older_release_started_holds_as_that_did_by_default(pool: asyncpg.Pool) -> None:
+    await start_saga(pool)
+    await pool.execute("UPDATE sagas SET hold_seconds = NULL")
+    [saga] = await claim(pool)
+    assert saga.hold_seconds == 1200
 
 
 async def test_a_finished_saga_is_never_claimed(pool: asyncpg.Pool) -> None:
@@ -199,7 +236,58 @@ async def test_a_write_brings_news_of_a_cancel(pool: asyncpg.Pool) -> None:
     assert not saga.cancelled
     await cancel(pool, saga_id)
     saga = await save(pool, saga, saga.state, [ANSWERED], owner="one")
-    assert (saga.cancelled, saga.must_turn) == (True, True)
+    assert (saga.cancelled, saga.must_turn) == (Reason.CANCELLED_BY_CUSTOMER, True)
+
+
+async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_none(pool: asyncpg.Pool) -> None:
+    saga_id, other = await start_saga(pool), await start_saga(pool)
+    saga = next(each for each in await claim(pool) if each.id == saga_id)
+    unknown = Entry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
+    saga = await save(pool, saga, saga.state, [ANSWERED, unknown], owner="one")
+    async with pool.acquire() as conn:
+        assert await store.payment_id(conn, saga_id) is None
+        charged = Entry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
+        await save(pool, saga, saga.state, [charged, Entry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})])
+        assert [await store.payment_id(conn, each) for each in (saga_id, other)] == ["pay_1", None]
+
+
+async def needs_operator(pool: asyncpg.Pool) -> int:
+    async with pool.acquire() as conn:
+        return (await upkeep.stats(conn)).needs_operator
+
+
+async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_goes_on(pool: asyncpg.Pool) -> None:
+    saga_id = await start_saga(pool)
+    [saga] = await claim(pool)
+
+    async def failed(saga: Saga, operator_in_seconds: float) -> Saga:
+        async with pool.acquire() as conn:
+            return await store.save(
+                conn, saga, saga.state, [], due_in_seconds=0, owner="one", operator_in_seconds=operator_in_seconds
+            )
+
+    saga = await failed(saga, 300)
+    first = (await row(pool, saga_id))["needs_operator_at"]
+    assert (saga.needs_operator, await needs_operator(pool)) == (False, 0)
+    saga = await failed(saga, 300)
+    assert (await row(pool, saga_id))["needs_operator_at"] == first  # it counts from the first failure
+    saga = await failed(saga, 0)
+    assert (saga.needs_operator, await needs_operator(pool)) == (True, 1)
+    saga = await failed(saga, 300)  # as another failure may be
+    assert (saga.needs_operator, await needs_operator(pool)) == (True, 1)
+    await make_due(pool)
+    [saga] = await claim(pool)
+    assert saga.needs_operator
+    saga = await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, Step.CHARGE_PAYMENT))
+    assert (saga.needs_operator, await needs_operator(pool)) == (False, 0)
+    assert (await row(pool, saga_id))["needs_operator_at"] is None
+
+
+async def test_a_call_whose_time_has_come_needs_an_operator_though_nobody_tries_it(pool: asyncpg.Pool) -> None:
+    await start_saga(pool)
+    await pool.execute("UPDATE sagas SET needs_operator_at = clock_timestamp()")
+    [saga] = await claim(pool)
+    assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write says it, once
 
 
 async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: asyncpg.Pool) -> None:
@@ -216,11 +304,11 @@ async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: asyncpg.Pool
 
 async def test_statistics_count_the_unfinished_by_their_orders_status(pool: asyncpg.Pool) -> None:
     async with pool.acquire() as conn:
-        assert await store.stats(conn) == ({}, 0.0)
+        assert await upkeep.stats(conn) == ({}, 0.0, 0)
         ids = [await start_saga(pool) for _ in range(3)]
         await pool.execute("UPDATE orders SET status = 'compensating' WHERE id = $1", ids[0])
         await pool.execute("UPDATE sagas SET finished_at = clock_timestamp() WHERE id = $1", ids[1])
         await pool.execute("UPDATE sagas SET started_at = started_at - interval '1 hour' WHERE id = $1", ids[2])
-        unfinished, oldest = await store.stats(conn)
+        unfinished, oldest, _ = await upkeep.stats(conn)
     assert unfinished == {"compensating": 1, "pending": 1}
     assert oldest == pytest.approx(3600, abs=60)

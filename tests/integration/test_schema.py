@@ -19,12 +19,13 @@ from sqlalchemy.pool import NullPool
 from app import db
 from app.errors import ConfigurationError, DatabaseUnavailable
 from app.messaging import inbox, outbox
+from app.operations import audit
 from app.orders import tables
 from app.saga import store
 from tests.harness.processes import REPOSITORY
 from tests.harness.wait import wait_until
 
-DESCRIBED_BY = (outbox, inbox, tables, store)  # importing them fills db.metadata
+DESCRIBED_BY = (outbox, inbox, tables, store, audit)  # importing them fills db.metadata
 SCRIPTS = ScriptDirectory(REPOSITORY / "migrations")
 REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()]  # newest first
 
@@ -114,6 +115,24 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     assert await differences(empty_url) == []
 
 
+async def test_a_migration_that_must_wait_for_a_table_keeps_no_other_table_locked(database_url: str) -> None:
+    """0004 changes sagas, 0005 orders: one transaction for both would deadlock with who locks them the other way."""
+    await alembic(command.downgrade, database_url, "0003")
+
+    async def first_is_done() -> bool:
+        return await revision(database_url) == "0004"
+
+    conn = await asyncpg.connect(database_url)
+    async with conn.transaction():
+        await conn.execute("LOCK TABLE orders IN SHARE MODE")
+        migrating = asyncio.create_task(asyncio.to_thread(db.migrate, database_url))
+        await wait_until(first_is_done, 60, "the first of two migrations")
+        await conn.execute("LOCK TABLE sagas IN ACCESS EXCLUSIVE MODE")
+    await conn.close()
+    await migrating
+    assert await revision(database_url) == REVISIONS[0]
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 async def test_every_spelling_of_the_url_can_be_migrated_and_inspected(empty_url: str, scheme: str) -> None:
     url = f"{scheme}://{empty_url.partition('://')[2]}"
@@ -153,7 +172,7 @@ async def test_the_service_refuses_a_database_that_may_lose_acknowledged_commits
         await db.check(database_url)
 
 
-@pytest.mark.parametrize("change", [{"port": "1"}, {"password": "wrong"}, {"database": "nowhere"}])
+@pytest.mark.parametrize("change", [{"port": "1"}, {"username": "stranger"}, {"database": "nowhere"}])
 async def test_a_database_that_cannot_be_asked_is_unavailable_not_wrong(
     database_url: str, change: dict[str, str]
 ) -> None:

@@ -16,7 +16,7 @@ TOKENS = Tokens(SharedSecret(SECRET))
 
 
 def operated(guard: security.Security) -> httpx.AsyncClient:
-    """An application with one route for operators, guarded as those of the service are."""
+    """An application with one route for operators, which asks who they are."""
     app = FastAPI()
     problems.install(app)
 

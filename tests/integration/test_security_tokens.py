@@ -12,7 +12,7 @@ from app.api import jwks
 from app.api.tokens import Tokens
 from app.errors import IssuerUnavailable, Unauthorized
 from tests.harness.api import assert_problem, serving
-from tests.harness.identity import SECRET, Issuer, bearer, claims, private_key, serving_keys, token
+from tests.harness.identity import DAY_SECONDS, SECRET, Issuer, bearer, claims, private_key, serving_keys, token
 
 LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
 NOWHERE = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
@@ -59,7 +59,7 @@ REFUSED = {
     "expired": token(**good(exp=time.time() - 1)),
     "without exp": token(**good(exp=None)),
     "with an exp that is no time": token(**good(exp="tomorrow")),
-    "not valid yet": token(**good(nbf=time.time() + 300)),
+    "not valid yet": token(**good(nbf=time.time() + DAY_SECONDS)),
     "of another issuer": token(**good(iss="other")),
     "of no issuer": token(**good(iss=None)),
     "for another audience": token(**good(aud="billing")),

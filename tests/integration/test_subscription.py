@@ -16,10 +16,11 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE, RabbitTransport, Subscription
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.subscription import Subscription
+from tests.harness import servers
 from tests.harness.events import CONFIRMED, PLACED, Effects, event
-from tests.harness.messages import ROUTING_KEYS, next_message, open_channel, take
-from tests.harness.servers import RabbitMQ
+from tests.harness.messages import ROUTING_KEYS, next_message, open_channel, publishing, take
 from tests.harness.wait import wait_until
 
 DEADLINE_SECONDS = 30.0
@@ -37,30 +38,10 @@ async def consuming(url: str, consumer: Consumer, prefetch: int = 10) -> AsyncIt
         await task
 
 
-@contextlib.asynccontextmanager
-async def publishing(url: str) -> AsyncIterator[RabbitTransport]:
-    transport = RabbitTransport(url, (PLACED,), ROUTING_KEYS, DEADLINE_SECONDS)
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
-
-@pytest.fixture
-async def channel(rabbitmq_url: str) -> AsyncIterator[AbstractChannel]:
-    async with open_channel(rabbitmq_url) as channel:
-        yield channel
-
-
 @pytest.fixture
 async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
     async with publishing(rabbitmq_url) as transport:
         yield transport
-
-
-@pytest.fixture
-async def effects(pool: db.Pool) -> Effects:
-    return await Effects.on(pool)
 
 
 async def applied(effects: Effects, *messages: Envelope) -> None:
@@ -254,6 +235,29 @@ async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledg
     assert await take(channel, QUEUE) is None
 
 
+async def test_stopping_takes_no_further_message_which_then_goes_to_another_consumer_as_new(
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+) -> None:
+    may_end, started = asyncio.Event(), asyncio.Event()
+
+    async def slow(conn: db.Connection, envelope: Envelope) -> None:
+        started.set()
+        await may_end.wait()
+        await effects(conn, envelope)
+
+    under_way, waiting, consumer = event(), event(), effects.consumer()
+    consumer.handlers = {PLACED: slow}
+    await transport.publish([under_way])
+    await transport.publish([waiting])
+    async with consuming(rabbitmq_url, consumer, prefetch=1) as subscription:
+        await started.wait()
+        subscription.stop()
+        may_end.set()
+    assert await effects.committed() == [under_way.id]
+    left = await next_message(channel, QUEUE)
+    assert (left.message_id, left.redelivered) == (str(waiting.id), False)
+
+
 async def test_it_is_connected_from_the_first_message_on_until_it_is_stopped(
     rabbitmq_url: str, effects: Effects
 ) -> None:
@@ -279,7 +283,7 @@ async def test_a_queue_that_was_deleted_is_restored_and_consumed_again(
 async def test_a_broker_that_was_killed_is_used_again_as_soon_as_it_is_back_and_loses_nothing(
     server_directory: Path, effects: Effects
 ) -> None:
-    async with RabbitMQ(server_directory) as broker, publishing(broker.url()) as transport:
+    async with servers.rabbitmq(server_directory) as broker, publishing(broker.url()) as transport:
         before, waiting, after = event(), event(), event()
         async with consuming(broker.url(), effects.consumer()):
             await transport_works(transport, before)

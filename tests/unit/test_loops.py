@@ -16,14 +16,14 @@ NEVER_SECONDS = 3600.0  # a poll that no test lives to see: whatever happens, so
 class Work:
     """Does what the script says, one entry a call; then there is nothing more to do."""
 
-    def __init__(self, *script: int | Exception) -> None:
+    def __init__(self, *script: int | BaseException) -> None:
         self.calls = 0
         self._script = iter(script)
 
     async def run_once(self) -> int:
         self.calls += 1
         match next(self._script, 0):
-            case Exception() as error:
+            case BaseException() as error:
                 raise error
             case done:
                 return done
@@ -66,6 +66,17 @@ async def test_work_is_done_without_a_pause_while_there_is_some() -> None:
     assert work.calls == 4
 
 
+async def test_a_loop_that_is_cancelled_ends() -> None:
+    task = asyncio.create_task(Loop("test", Work().run_once, NEVER_SECONDS).run())
+    blocked = asyncio.create_task(Loop("test", asyncio.Event().wait, NEVER_SECONDS).run())
+    await asyncio.sleep(0)
+    for each in (task, blocked):
+        each.cancel()
+    await asyncio.wait([task, blocked])
+    assert task.cancelled()
+    assert blocked.cancelled()
+
+
 async def test_without_work_it_looks_again_at_the_next_poll() -> None:
     work = Work()
     async with running(work.run_once, poll_seconds=0.001):
@@ -103,8 +114,10 @@ async def test_a_wake_up_can_be_set_for_later() -> None:
         await work.called(2)
 
 
-@pytest.mark.parametrize("error", [BrokerUnavailable("out"), ValueError("a bug"), TimeoutError()])
-async def test_no_error_ends_the_loop(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [BrokerUnavailable("out"), ValueError("a bug"), TimeoutError(), asyncio.CancelledError()]
+)
+async def test_no_error_ends_the_loop(error: BaseException) -> None:
     work = Work(error, error, 1)
     async with running(work.run_once):
         await work.called(4)

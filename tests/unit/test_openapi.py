@@ -6,10 +6,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from app.api.cursors import read_cursor
-from app.api.operators import OutboxAnswer, StatsAnswer
-from app.api.queries import Limited, ListOrders
+from app.api.operators import StatsAnswer
+from app.api.queries import Limited, ListOrders, ListSagas, PeekDeadLetters
 from app.api.reading import OrdersAnswer
+from app.api.saga_views import SagaAnswer, SagasAnswer
 from app.api.schemas import OrderAnswer, Problem
+from app.api.views import DeadLettersAnswer, OutboxAnswer
 from app.main import create_app
 from app.settings import Settings, load
 
@@ -21,6 +23,13 @@ ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
         {"order_id", "If-None-Match", "Prefer"},
     ),
     "/ops/outbox": (OutboxAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set(Limited.model_fields)),
+    "/ops/dlq": (
+        DeadLettersAnswer,
+        {"200", "401", "403", "404", "409", "422", "429", "500", "503"},
+        set(PeekDeadLetters.model_fields),
+    ),
+    "/ops/sagas": (SagasAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set(ListSagas.model_fields)),
+    "/ops/sagas/{order_id}": (SagaAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, {"order_id"}),
     "/ops/stats": (StatsAnswer, {"200", "401", "403", "404", "429", "500", "503"}, set()),
 }
 

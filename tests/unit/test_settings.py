@@ -54,6 +54,7 @@ def env(environment: pytest.MonkeyPatch) -> Environment:
 
 DEFAULTS = {
     "rabbitmq_url": "",
+    "payment_provider": "http",
     "roles": ALL_ROLES,
     "admin_token": "",
     "port": 8000,
@@ -71,6 +72,9 @@ DEFAULTS = {
     "outbox_publish_timeout_seconds": 5,
     "outbox_max_attempts": 10,
     "inbox_max_attempts": 7,
+    "outbox_retention_seconds": 7 * 86400,
+    "inbox_retention_seconds": 7 * 86400,
+    "saga_retention_seconds": 90 * 86400,
     "redis_url": "",
     "rate_limit": "",
     "auth_mode": "none",
@@ -81,7 +85,10 @@ DEFAULTS = {
     "partner_timeout_seconds": 10,
     "partner_retry_base_seconds": 0.25,
     "partner_retry_cap_seconds": 30,
-    "hold_seconds": 1200,
+    "partner_circuit_failures": 5,
+    "partner_circuit_open_seconds": 10,
+    "saga_needs_operator_seconds": 300,
+    "inventory_hold_seconds": None,
 }
 
 
@@ -143,6 +150,9 @@ BAD = [
     ("RATE_LIMIT", "200/fortnight"),
     ("RATE_LIMIT", "1/second; 2/hour"),
     ("ADMIN_TOKEN", "hunter2 and more"),
+    ("PAYMENT_PROVIDER", "cash"),
+    ("STRIPE_API_KEY", "pk_test_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_hunter2\n"),
     ("AUTH_MODE", "basic"),
     ("AUTH_JWKS_URL", "ftp://issuer/keys"),
     ("AUTH_JWKS_URL", "https://"),
@@ -176,6 +186,7 @@ BAD = [
     ("INBOX_MAX_ATTEMPTS", "-7"),
     ("CONSUMER_PREFETCH", "65536"),
     ("SAGA_CONCURRENCY", ""),
+    ("PARTNER_CIRCUIT_FAILURES", "0"),
     ("IDEMPOTENCY_REQUIRED", "maybe"),
     ("INVENTORY_HOLD_SECONDS", ""),
     *[
@@ -224,6 +235,15 @@ def test_the_consumer_needs_every_partner_and_nobody_else_needs_one(env: Environ
     assert env.read(ROLES="api,relay,janitor", **BROKER, **{name: ""}).roles == {"api", "relay", "janitor"}
 
 
+def test_stripe_needs_a_key_and_no_address_and_only_where_sagas_run(env: Environment) -> None:
+    stripe = {"PAYMENT_PROVIDER": "stripe", "PAYMENT_URL": ""}
+    assert env.complaint(**stripe) == "ORDERS_STRIPE_API_KEY is needed with ORDERS_PAYMENT_PROVIDER=stripe"
+    assert env.complaint(**stripe, INVENTORY_URL="").startswith("ORDERS_INVENTORY_URL")
+    assert env.read(**stripe, ROLES="api", INVENTORY_URL="").payment_provider == "stripe"
+    settings = env.read(**stripe, ROLES="consumer,relay", STRIPE_API_KEY="rk_live_hunter2")
+    assert "hunter2" not in repr(settings)
+
+
 def test_a_partner_call_fits_three_times_into_the_lease_of_its_saga(env: Environment) -> None:
     assert env.complaint(SAGA_LEASE_SECONDS="29.9").startswith("ORDERS_PARTNER_TIMEOUT_SECONDS")
     assert env.read(SAGA_LEASE_SECONDS="30").partner_timeout_seconds == 10
@@ -235,8 +255,7 @@ def test_a_batch_is_given_up_before_its_lease_ends(env: Environment) -> None:
 
 
 def test_a_hold_outlives_its_saga(env: Environment) -> None:
-    assert env.read(SAGA_DEADLINE_SECONDS="60").hold_seconds == 360
-    assert env.read(SAGA_DEADLINE_SECONDS="60", INVENTORY_HOLD_SECONDS="61").hold_seconds == 61
+    assert env.read(SAGA_DEADLINE_SECONDS="60", INVENTORY_HOLD_SECONDS="61").inventory_hold_seconds == 61
     assert env.complaint(INVENTORY_HOLD_SECONDS="60").startswith("ORDERS_INVENTORY_HOLD_SECONDS")
 
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from app.orders import events
-from app.orders.status import FINAL, TRANSITIONS, Status, may_become
+from app.orders.status import FINAL, TRANSITIONS, Reason, Status, may_become
 
 ALLOWED = {
     (Status.PENDING, Status.CONFIRMED),
@@ -36,3 +36,12 @@ def test_every_order_that_has_not_ended_can_end() -> None:
 def test_every_status_but_compensating_is_told_by_an_event_of_its_own() -> None:
     assert set(events.TYPES) == set(Status) - {Status.COMPENSATING}
     assert len(set(events.TYPES.values())) == len(events.TYPES)
+
+
+def test_a_reason_of_a_newer_release_is_kept_as_it_is() -> None:
+    newer = Reason("of-a-newer-release")
+    assert (str(newer), newer.value, newer == Reason("of-a-newer-release")) == (newer, "of-a-newer-release", True)
+    assert newer not in list(Reason)
+    assert Reason("timed-out") is Reason.TIMED_OUT
+    with pytest.raises(ValueError, match="7"):
+        Reason(7)  # type: ignore[arg-type]

@@ -1,0 +1,205 @@
+"""The AsyncAPI 3 document: what the service says over RabbitMQ, and what it listens to.
+
+Its names come from where they are used, its schema of an order from the model of the HTTP answers: an event's data is
+the order as `GET /orders/{id}` would have shown it at that moment.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.api import openapi
+from app.api.schemas import OrderAnswer
+from app.messaging.envelope import CONTENT_TYPE, HEADER_PREFIX, SOURCE, SPEC_VERSION
+from app.messaging.rabbitmq import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, EXCHANGE, QUEUE
+from app.orders.events import TYPES
+from app.orders.status import Reason, Status
+
+Json = dict[str, Any]
+
+BINDING_VERSION = "0.3.0"
+TENSES: Mapping[Status, str] = {
+    Status.PENDING: "An order was placed; it is durable, and its saga is about to start.",
+    Status.CONFIRMED: "Everything an order needs has been done: stock sold, card charged, shipment created.",
+    Status.REJECTED: "An order came to nothing, as `status_reason` says, and everything is undone.",
+    Status.CANCELLED: "An order was cancelled, and everything is undone.",
+}
+DESCRIPTION = """\
+Events of orders, as CloudEvents 1.0 in binary mode: attributes in headers, the data as JSON in the body.
+
+A message may come more than once, always with the same id, and a late repeat may come after newer events: judge by
+`cloudEvents_sequence`, the order's version. First deliveries of one order's events come in order. New fields may be
+added to the data at any time; what would break a reader becomes a new type."""
+
+
+def document() -> Json:
+    """Return the document."""
+    kinds = {status: _name(kind) for status, kind in TYPES.items()}
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Orders",
+            "version": openapi.VERSION,
+            "description": DESCRIPTION,
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": CONTENT_TYPE,
+        "servers": {
+            "rabbitmq": {
+                "host": "{broker}",
+                "protocol": "amqp",
+                "protocolVersion": "0-9-1",
+                "description": "The one in `ORDERS_RABBITMQ_URL`. Without it nothing leaves the process.",
+                "variables": {"broker": {"default": "localhost:5672"}},
+            }
+        },
+        "channels": {name: _event_channel(status) for status, name in kinds.items()} | _queues(),
+        "operations": {
+            **{f"tell_{name}": _operation("send", name, name) for name in kinds.values()},
+            "start_saga": _operation("receive", "saga", kinds[Status.PENDING]),
+            "set_aside": _operation("send", "dead_letters", "dead_letter"),
+        },
+        "components": {
+            "messages": {name: _event(status) for status, name in kinds.items()} | {"dead_letter": _dead_letter()},
+            "schemas": {"order": openapi.self_contained_schema(OrderAnswer)},
+        },
+    }
+
+
+def _name(kind: str) -> str:
+    """`orders.order.placed.v1` is called `order_placed`."""
+    return "_".join(kind.split(".")[1:3])
+
+
+def _routing_key(status: Status) -> str:
+    return ".".join(TYPES[status].split(".")[1:3])
+
+
+def _event_channel(status: Status) -> Json:
+    return _channel(
+        _routing_key(status),
+        _name(TYPES[status]),
+        f"Bind a queue of your own to the exchange `{EXCHANGE}` with this routing key.",
+        {"is": "routingKey", "exchange": {"name": EXCHANGE, "type": "topic", "durable": True, "autoDelete": False}},
+    )
+
+
+MANDATORY = {"order_placed", "dead_letter"}  # a queue must take them
+
+
+def _queues() -> Json:
+    durable = {"durable": True, "exclusive": False, "autoDelete": False}
+    return {
+        "saga": _channel(
+            QUEUE,
+            _name(TYPES[Status.PENDING]),
+            f"The service's own queue: a quorum queue, bound to `{EXCHANGE}` with `{_routing_key(Status.PENDING)}`."
+            f" After {DELIVERY_LIMIT} deliveries that were not acknowledged the broker itself sets a message aside.",
+            {"is": "queue", "queue": {"name": QUEUE, **durable}},
+        ),
+        "dead_letters": _channel(
+            DEAD_LETTER_QUEUE,
+            "dead_letter",
+            "What could not be handled waits here for an operator: a quorum queue, bound to the direct exchange"
+            f" `{DEAD_LETTER_EXCHANGE}` with `{QUEUE}`.",
+            {"is": "queue", "queue": {"name": DEAD_LETTER_QUEUE, **durable}},
+        ),
+    }
+
+
+def _channel(address: str, message: str, description: str, binding: Json) -> Json:
+    return {
+        "address": address,
+        "description": description,
+        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "bindings": {"amqp": binding | {"bindingVersion": BINDING_VERSION}},
+    }
+
+
+def _operation(action: str, channel: str, message: str) -> Json:
+    binding = {"deliveryMode": 2, "mandatory": message in MANDATORY} if action == "send" else {"ack": True}
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "messages": [{"$ref": f"#/channels/{channel}/messages/{message}"}],
+        "bindings": {"amqp": binding | {"bindingVersion": BINDING_VERSION}},
+    }
+
+
+def _event(status: Status) -> Json:
+    return {
+        "name": TYPES[status],
+        "title": _routing_key(status),
+        "summary": TENSES[status],
+        "contentType": CONTENT_TYPE,
+        "headers": _headers(TYPES[status]),
+        "payload": {
+            "allOf": [{"$ref": "#/components/schemas/order"}, {"properties": {"status": {"const": status.value}}}]
+        },
+        "bindings": {"amqp": {"messageType": TYPES[status], "bindingVersion": BINDING_VERSION}},
+        "examples": [_example(status)],
+    }
+
+
+def _headers(kind: str) -> Json:
+    attributes: dict[str, Json] = {
+        "specversion": {"type": "string", "const": SPEC_VERSION},
+        "id": {"type": "string", "format": "uuid", "description": "the same on every repeat; `message_id` too"},
+        "source": {"type": "string", "const": SOURCE},
+        "type": {"type": "string", "const": kind},
+        "subject": {"type": "string", "format": "uuid", "description": "the order"},
+        "time": {"type": "string", "format": "date-time", "description": "when it happened, in UTC"},
+        "sequence": {"type": "string", "pattern": "^[1-9][0-9]*$", "description": "the order's version"},
+        "tenant": {"type": "string", "minLength": 1, "description": "whose order it is"},
+    }
+    named = {HEADER_PREFIX + name: schema for name, schema in attributes.items()}
+    trace = {name: {"type": "string", "description": "W3C Trace Context"} for name in ("traceparent", "tracestate")}
+    return {"type": "object", "required": list(named), "properties": named | trace}
+
+
+def _dead_letter() -> Json:
+    instant = {"type": "string", "format": "date-time"}
+    told: dict[str, Json] = {
+        "x-reason": {"type": "string", "description": "why, in one line"},
+        "x-attempts": {"type": "integer", "minimum": 1, "description": "how often it was tried"},
+        "x-first-failure-at": instant,
+        "x-last-failure-at": instant,
+    }
+    headers = {
+        "type": "object",
+        "description": "Those that it came with, and these; or `x-death`, where the broker itself has set it aside.",
+        "properties": told,
+        "anyOf": [{"required": list(told)}, {"required": ["x-death"]}],
+    }
+    example = {"x-reason": "unknown type orders.order.placed.v9", "x-attempts": 1}
+    at = dict.fromkeys(("x-first-failure-at", "x-last-failure-at"), "2026-11-21T03:47:27.401020+00:00")
+    return {
+        "name": "dead_letter",
+        "title": "dead letter",
+        "summary": "A message that could not be handled: to the byte as it came, with the reason.",
+        "headers": headers,
+        "payload": {},
+        "examples": [{"headers": example | at, "payload": {}}],
+    }
+
+
+def _example(status: Status) -> Json:
+    order = openapi.ORDER
+    unfinished = {"version": 1, "updated_at": order["placed_at"], "tracking_id": None}
+    changes: Mapping[Status, Json] = {
+        Status.PENDING: unfinished,
+        Status.CONFIRMED: {},
+        Status.REJECTED: {"version": 3, "tracking_id": None, "status_reason": Reason.CARD_DECLINED.value},
+        Status.CANCELLED: {"version": 3, "tracking_id": None, "status_reason": Reason.CANCELLED_BY_CUSTOMER.value},
+    }
+    data = {**order, "status": status.value, **changes[status]}
+    attributes = {
+        "specversion": SPEC_VERSION,
+        "id": order["id"] if status is Status.PENDING else "01890a5d-ae2b-7d3c-8f65-0d1c0e9a7b42",
+        "source": SOURCE,
+        "type": TYPES[status],
+        "subject": order["id"],
+        "time": data["updated_at"],
+        "sequence": str(data["version"]),
+        "tenant": "default",
+    }
+    return {"headers": {HEADER_PREFIX + name: value for name, value in attributes.items()}, "payload": data}

@@ -1,0 +1,206 @@
+"""`/ops/sagas`, for operators: which sagas have not ended, one with its log; ending a pause, turning one back.
+
+The writes need no Idempotency-Key: done a second time, each finds what the first one left, and says so.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from app import db
+from app.api import openapi, security
+from app.api.bodies import read_body
+from app.api.operators import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who
+from app.api.queries import ListSagas, Query, Reasoned, read_query
+from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
+from app.api.schemas import parse_json, validated
+from app.operations import sagas
+from app.operations.audit import Operator
+from app.operations.sagas import Action, Outcome
+from app.orders.status import Reason, Status
+from app.telemetry import trace_headers
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/ops/sagas", tags=["operators"], dependencies=OPERATORS_ONLY)
+
+ORDER_ID = openapi.ORDER["id"]
+SAGA: Mapping[str, Any] = {
+    "order_id": ORDER_ID,
+    "tenant": "default",
+    "status": "compensating",
+    "direction": "backward",
+    "step": "charge_payment",
+    "attempts": 12,
+    "reason": "timed-out",
+    "age_seconds": 1260.5,
+    "next_attempt_in_seconds": 17.2,
+    "lease_owner": None,
+    "deadline_at": "2026-11-21T04:02:27.123456Z",
+    "stuck": True,
+}
+LISTED: Mapping[str, Any] = {"sagas": [{**SAGA, "last_outcome": "unknown", "last_detail": "HTTP 500"}]}
+SHOWN: Mapping[str, Any] = {
+    "order_id": ORDER_ID,
+    "tenant": "default",
+    "status": "compensating",
+    "status_reason": "timed-out",
+    "version": 2,
+    "placed_at": openapi.ORDER["placed_at"],
+    "updated_at": "2026-11-21T04:02:27.401020Z",
+    "saga": SAGA,
+    "log": [
+        {
+            "at": "2026-11-21T04:08:11.000000Z",
+            "action": "undo",
+            "step": "charge_payment",
+            "attempt": 12,
+            "outcome": "unknown",
+            "detail": "HTTP 500",
+            "reply": None,
+        }
+    ],
+    "operator_actions": [
+        {
+            "at": "2026-11-21T04:08:10.000000Z",
+            "actor": "admin-token",
+            "action": "retry",
+            "reason": "the payment provider is back",
+            "outcome": "due",
+        }
+    ],
+}
+RETRIED: Mapping[str, Any] = {
+    "order_id": ORDER_ID, "action": "retry", "outcome": "due", "message": f"{ORDER_ID} is due at once",
+}  # fmt: skip
+TURNED: Mapping[str, Any] = {
+    "order_id": ORDER_ID, "action": "compensate", "outcome": "turns-back", "message": f"{ORDER_ID} turns back",
+}  # fmt: skip
+WRITE_REFUSALS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": openapi.self_contained_schema(Reasoned),
+                "example": {"reason": "the payment provider is back"},
+            }
+        },
+    }
+}
+
+
+@router.get(
+    "",
+    summary="Sagas that have not ended",
+    response_model=SagasAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first of them", LISTED, "Cache-Control"),
+        **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, examples=NOT_OFFERED),
+    },
+    openapi_extra={"parameters": openapi.query_parameters(ListSagas)},
+)
+async def list_sagas(request: Request) -> JSONResponse:
+    """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first."""
+    operators: Operators = request.state.operators
+    asked = read_query(ListSagas, request.query_params.multi_items())
+    async with db.connection(operators.pool) as conn:
+        answer = await SagasAnswer.read(conn, asked.limit, asked.status, stuck=asked.stuck)
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+@router.get(
+    "/{order_id}",
+    summary="A saga with its log",
+    response_model=SagaAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagaAnswer, "All of it", SHOWN, "Cache-Control"),
+        **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+async def show(request: Request, order_id: UUID) -> JSONResponse:
+    """Show an order's saga, every call to a partner with what came of it, and what operators did."""
+    operators: Operators = request.state.operators
+    read_query(Query, request.query_params.multi_items())
+    async with db.connection(operators.pool) as conn:
+        answer = await SagaAnswer.read(conn, order_id)
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+@router.post(
+    "/{order_id}/retry",
+    summary="Have a saga that waits taken on at once",
+    response_model=SagaChanged,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", RETRIED, "Cache-Control"),
+        **openapi.problems(
+            *WRITE_REFUSALS,
+            examples={HTTPStatus.CONFLICT: ("saga-not-retriable", "the order is confirmed")},
+        ),
+    },
+    openapi_extra=BODY,
+)
+async def retry(request: Request, who: Who, order_id: UUID) -> JSONResponse:
+    """End the saga's pause, in whatever direction it goes; one that a process is at is left alone.
+
+    It needs no Idempotency-Key: a saga that is due is not more so the second time.
+    """
+    operator = await _operator(request, who)
+    operators: Operators = request.state.operators
+    outcome = await sagas.retry(operators.pool, order_id, operator)
+    return _changed(operators, operator, order_id, Action.RETRY, outcome)
+
+
+@router.post(
+    "/{order_id}/compensate",
+    summary="Turn a saga back",
+    response_model=SagaChanged,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", TURNED, "Cache-Control"),
+        **openapi.problems(
+            *WRITE_REFUSALS,
+            examples={HTTPStatus.CONFLICT: ("order-not-cancellable", "the order is confirmed")},
+        ),
+    },
+    openapi_extra=BODY,
+)
+async def compensate(request: Request, who: Who, order_id: UUID) -> JSONResponse:
+    """Have everything undone that was done for the order: once this is answered it never becomes confirmed.
+
+    It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
+    It needs no Idempotency-Key: a saga turns back once.
+    """
+    operator = await _operator(request, who)
+    operators: Operators = request.state.operators
+    outcome = await sagas.compensate(operators.pool, order_id, operator, trace_headers())
+    if outcome is Outcome.CANCELLED:
+        operators.metrics.orders_finished.labels(Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR).inc()
+    return _changed(operators, operator, order_id, Action.COMPENSATE, outcome)
+
+
+async def _operator(request: Request, who: security.Operator) -> Operator:
+    """Return who asks, and the reason that the body gives."""
+    operators: Operators = request.state.operators
+    read_query(Query, request.query_params.multi_items())
+    body = await read_body(request, operators.body_timeout_seconds)
+    return Operator(who.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
+
+
+def _changed(
+    operators: Operators, operator: Operator, order_id: UUID, action: Action, outcome: Outcome
+) -> JSONResponse:
+    operators.on_saga()
+    log.info("saga.operated", action=action, operator=operator.actor, order_id=str(order_id), outcome=outcome)
+    return JSONResponse(SagaChanged.of(order_id, action, outcome).model_dump(), headers=NO_STORE)

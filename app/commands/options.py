@@ -1,0 +1,50 @@
+"""What the commands for operators share: where the servers are, how durations are written, a pool for one command."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import db, embedded, settings, telemetry
+from app.api import queries
+from app.errors import ConfigurationError
+
+DataDir = Annotated[Path | None, typer.Option(help="Take the database of the demo that runs on this directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+POOL_SIZE = 2
+
+
+def servers(data_dir: Path | None) -> tuple[str, str]:
+    """Return the URLs of database and broker, the latter empty without one. Raises ConfigurationError, Unavailable."""
+    telemetry.configure_logging("console", "WARNING")
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # what it has to say of an error is in our own one line
+    if data_dir is not None:
+        try:
+            return embedded.running_url(data_dir), ""
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {data_dir}: {error.strerror}") from error
+    configured = settings.load(settings.Operations)
+    return configured.database_url.get_secret_value(), configured.rabbitmq_url.get_secret_value()
+
+
+@contextlib.asynccontextmanager
+async def open_pool(url: str) -> AsyncIterator[db.Pool]:
+    """Lend connections to a database with this release's schema. Raises ConfigurationError, DatabaseUnavailable."""
+    await db.check(url)
+    pool = await db.create_pool(url, POOL_SIZE)
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+def duration(text: str, option: str) -> float:
+    """Read seconds, or a number with s, m, h or d behind it. Raises typer.BadParameter."""
+    try:
+        return queries.seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error

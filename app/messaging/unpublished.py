@@ -1,0 +1,161 @@
+"""What is not out yet, as metrics count it and operators see and mend it; the relay's half of the table is `outbox`."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from app import db
+from app.db import Connection
+from app.messaging.outbox import PENDING
+
+
+async def stats(conn: Connection) -> tuple[int, float, int]:
+    """Return how many rows are pending, the age in seconds of the oldest of them, how many are parked."""
+    row = await conn.fetchrow(
+        f"""
+        SELECT count(*) FILTER (WHERE {PENDING}) AS pending,
+               coalesce(
+                   extract(
+                       epoch FROM clock_timestamp() - min(coalesce(pending_since, occurred_at)) FILTER (WHERE {PENDING})
+                   ), 0
+               )::float8 AS age,
+               count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked
+        FROM outbox WHERE published_at IS NULL
+        """  # noqa: S608 - a constant
+    )
+    assert row is not None  # noqa: S101 - bug: an aggregate always has its row
+    return row["pending"], max(0.0, row["age"]), row["parked"]
+
+
+async def depths(conn: Connection, types: Collection[str]) -> tuple[int, int]:
+    """Return how many rows of these types are pending, and how many are parked."""
+    row = await conn.fetchrow(
+        f"""
+        SELECT count(*) FILTER (WHERE {PENDING}) AS pending, count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked
+        FROM outbox WHERE published_at IS NULL AND type = ANY($1)
+        """,  # noqa: S608 - a constant
+        list(types),
+    )
+    assert row is not None  # noqa: S101 - bug: an aggregate always has its row
+    return row["pending"], row["parked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """A row that is not out. `claimed`: a relay has it. `behind`: the lowest unpublished sequence before its own."""
+
+    id: UUID
+    type: str
+    subject: str
+    sequence: int
+    tenant: str
+    occurred_at: datetime
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime
+    parked_at: datetime | None
+    claimed: bool
+    behind: int | None
+
+
+async def first(conn: Connection, limit: int) -> list[Unpublished]:
+    """Return up to `limit` rows that are not out: parked ones first, then pending ones, the longest due first."""
+    rows = await conn.fetch(
+        f"""
+        SELECT id, type, subject, sequence, tenant, occurred_at, attempts, last_error, next_attempt_at, parked_at,
+               claim_token IS NOT NULL AND next_attempt_at > clock_timestamp() AS claimed,
+               (
+                   SELECT min(earlier.sequence) FROM outbox AS earlier
+                   WHERE earlier.subject = first.subject AND earlier.sequence < first.sequence
+                     AND earlier.published_at IS NULL
+               ) AS behind
+        FROM (
+            (SELECT * FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL ORDER BY parked_at, id LIMIT $1)
+            UNION ALL
+            (SELECT * FROM outbox WHERE {PENDING} ORDER BY next_attempt_at, id LIMIT $1)
+        ) AS first
+        ORDER BY parked_at NULLS LAST, next_attempt_at, id LIMIT $1
+        """,  # noqa: S608 - a constant
+        limit,
+    )
+    return [Unpublished(**row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked row: why, and since when."""
+
+    id: UUID
+    type: str
+    subject: str
+    tenant: str
+    attempts: int
+    last_error: str
+    parked_at: datetime
+
+
+async def count_parked(conn: Connection, types: Collection[str]) -> tuple[int, datetime]:
+    """Return how many rows of these types are parked, and the instant of counting, on Postgres's clock."""
+    row = await conn.fetchrow(
+        """
+        SELECT count(*) AS number, clock_timestamp() AS at
+        FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL AND type = ANY($1::text[])
+        """,
+        list(types),
+    )
+    assert row is not None  # noqa: S101 - bug: an aggregate always has its row
+    return row["number"], row["at"]
+
+
+async def parked(
+    conn: Connection, types: Collection[str], until: datetime, after: tuple[datetime, UUID] | None, limit: int
+) -> list[Parked]:
+    """Return the next `limit` rows of these types that were parked at `until` or before, the longest parked first.
+
+    `after`: `parked_at` and id of the row to go on behind.
+    """
+    parked_at, row_id = after or (None, None)
+    rows = await conn.fetch(
+        """
+        SELECT id, type, subject, tenant, attempts, coalesce(last_error, '') AS last_error, parked_at
+        FROM outbox
+        WHERE published_at IS NULL AND parked_at <= $1 AND type = ANY($2::text[])
+          AND ($3::timestamptz IS NULL OR (parked_at, id) > ($3, $4::uuid))
+        ORDER BY parked_at, id LIMIT $5
+        """,
+        until,
+        list(types),
+        parked_at,
+        row_id,
+        limit,
+    )
+    return [Parked(**row) for row in rows]
+
+
+async def requeue(conn: Connection, ids: Collection[UUID]) -> int:
+    """Let parked rows be published again, from the first attempt on. Returns how many of them were parked.
+
+    The last error stays on the row until it is published.
+    """
+    return db.affected(
+        await conn.execute(
+            """
+            UPDATE outbox
+            SET parked_at = NULL, attempts = 0, next_attempt_at = clock_timestamp(), claim_token = NULL,
+                pending_since = clock_timestamp()
+            WHERE id = ANY($1::uuid[]) AND parked_at IS NOT NULL AND published_at IS NULL
+            """,
+            list(ids),
+        )
+    )
+
+
+async def remove_parked(conn: Connection, ids: Collection[UUID]) -> int:
+    """Delete parked rows, for good. Returns how many of them were parked."""
+    return db.affected(
+        await conn.execute(
+            "DELETE FROM outbox WHERE id = ANY($1::uuid[]) AND parked_at IS NOT NULL AND published_at IS NULL",
+            list(ids),
+        )
+    )

@@ -1,0 +1,127 @@
+"""What operators read of sagas: those that have not ended, and one with all that was asked of partners for it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from app import db
+
+GRACE_SECONDS = 60.0  # past its deadline, or past the time at which anybody could have taken it on
+MAX_STEPS = 1000  # lines of one saga's log that are read: an undo may have failed for weeks
+
+# What needs a look. It stands first in a listing, and alone in one of `stuck` sagas.
+STUCK = f"""(
+    least(s.deadline_at, s.next_attempt_at) < clock_timestamp() - interval '{GRACE_SECONDS:g} s'
+    OR coalesce(s.needs_operator_at <= clock_timestamp(), false)
+)"""
+
+COLUMNS = f"""
+    s.id, o.tenant, o.status, s.direction, s.step, s.attempts, coalesce(s.reason, o.cancel_reason) AS reason,
+    s.lease_owner, s.started_at, s.deadline_at, s.next_attempt_at, s.finished_at,
+    {STUCK} AND s.finished_at IS NULL AS stuck,
+    extract(epoch FROM coalesce(s.finished_at, clock_timestamp()) - s.started_at)::float8 AS age_seconds,
+    extract(epoch FROM s.next_attempt_at - clock_timestamp())::float8 AS next_attempt_in_seconds
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SagaRow:
+    """A saga as it stands.
+
+    `next_attempt_in_seconds`: until it is due, or with a `lease_owner` until the lease ends; negative: since then.
+    `reason`: why it turned back, or is about to. `stuck`: it needs an operator, or is a
+    minute past its deadline or past being due.
+    """
+
+    id: UUID
+    tenant: str
+    status: str
+    direction: str
+    step: str | None
+    attempts: int
+    reason: str | None
+    lease_owner: str | None
+    started_at: datetime
+    deadline_at: datetime
+    next_attempt_at: datetime
+    finished_at: datetime | None
+    stuck: bool
+    age_seconds: float
+    next_attempt_in_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A saga of a listing. `outcome` and `detail`: of the last answer, or want of one; None: nothing was asked yet."""
+
+    saga: SagaRow
+    outcome: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a saga's log. `outcome`: attempted (a call was about to be made), done, refused, not-sent, unknown."""
+
+    at: datetime
+    step: str
+    action: str
+    attempt: int
+    outcome: str
+    detail: str | None
+    reply: Mapping[str, Any] | None
+
+
+async def unfinished(conn: db.Connection, limit: int, status: str | None, *, stuck: bool) -> list[Listed]:
+    """Return up to `limit` sagas that have not ended: first those that are stuck, and of each the oldest first.
+
+    `status`: of their orders. The limit comes before the logs are looked at.
+    """
+    rows = await conn.fetch(
+        f"""
+        WITH listed AS MATERIALIZED (
+            SELECT {COLUMNS} FROM sagas s JOIN orders o USING (id)
+            WHERE s.finished_at IS NULL AND ($1::text IS NULL OR o.status = $1) AND ({STUCK} OR NOT $2)
+            ORDER BY {STUCK} DESC, s.started_at, s.id LIMIT $3
+        )
+        SELECT listed.*, answer.outcome, answer.detail FROM listed LEFT JOIN LATERAL (
+            SELECT outcome, detail FROM saga_steps
+            WHERE saga_id = listed.id AND outcome <> 'attempted' ORDER BY id DESC LIMIT 1
+        ) AS answer ON true
+        ORDER BY listed.stuck DESC, listed.started_at, listed.id
+        """,  # noqa: S608 - constants
+        status,
+        stuck,
+        limit,
+    )
+    return [Listed(_saga(row), row["outcome"], row["detail"]) for row in rows]
+
+
+async def find(conn: db.Connection, saga_id: UUID) -> SagaRow | None:
+    """Return one saga, ended or not; None: it never started, or was removed after its retention."""
+    row = await conn.fetchrow(
+        f"SELECT {COLUMNS} FROM sagas s JOIN orders o USING (id) WHERE s.id = $1",  # noqa: S608 - constants
+        saga_id,
+    )
+    return None if row is None else _saga(row)
+
+
+async def log(conn: db.Connection, saga_id: UUID) -> list[Line]:
+    """Return the last lines of a saga's log, in order, `MAX_STEPS` at most."""
+    rows = await conn.fetch(
+        f"""
+        SELECT at, step, action, attempt, outcome, detail, reply FROM saga_steps
+        WHERE saga_id = $1 ORDER BY id DESC LIMIT {MAX_STEPS:d}
+        """,  # noqa: S608 - a number
+        saga_id,
+    )
+    lines = [{**row, "reply": None if row["reply"] is None else json.loads(row["reply"])} for row in rows]
+    return [Line(**line) for line in reversed(lines)]
+
+
+def _saga(row: Any) -> SagaRow:
+    values = {name: row[name] for name in SagaRow.__slots__}
+    return SagaRow(**values | {"id": UUID(int=row["id"].int)})

@@ -1,0 +1,31 @@
+"""What operators do to sagas: who asked for an order to be cancelled, and the record of every action."""
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE orders ADD COLUMN cancel_reason text")
+    op.execute(
+        """
+        CREATE TABLE operator_actions (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            at timestamptz NOT NULL DEFAULT clock_timestamp(),
+            actor text NOT NULL,
+            action text NOT NULL,
+            order_id uuid NOT NULL REFERENCES orders (id),
+            reason text NOT NULL,
+            outcome text NOT NULL
+        )
+        """
+    )
+    op.execute("CREATE INDEX operator_actions_order_id_idx ON operator_actions (order_id)")
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE operator_actions")
+    op.execute("ALTER TABLE orders DROP COLUMN cancel_reason")

@@ -1,0 +1,16 @@
+"""How long stock is held for a saga: as its start has it, since every attempt must ask for the same."""
+
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE sagas ADD COLUMN hold_seconds integer")
+
+
+def downgrade() -> None:
+    op.execute("ALTER TABLE sagas DROP COLUMN hold_seconds")

@@ -1,0 +1,349 @@
+"""The payment port over Stripe's API: charged once and undone for good, whatever is lost, late or forgotten."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+import aiohttp
+import pytest
+
+from app.partners.circuit import is_failure
+from app.partners.client import PartnerClient
+from app.partners.ports import Charge, Done, NotSent, Refused, Unknown
+from app.partners.stripe_payment import API_VERSION, StripePayment
+from tests.harness import stripe_fake
+from tests.harness.sandboxes import AMPLE_SECONDS, charge_of
+from tests.harness.stripe_fake import API_KEY, AUTHENTICATION, DECLINES, PROCESSING, REDIRECT, SINGLE_USE, StripeFake
+from tests.harness.wait import wait_until
+
+DECLINED = Refused("card-declined")
+LOST = ("error", "busy", "timeout_before", "timeout_after", "reset_before", "reset_after", "garbage")
+DAY_AND_MORE = 30.0
+Client = Callable[..., StripePayment]
+
+
+@pytest.fixture
+def client(session: aiohttp.ClientSession, stripe: StripeFake) -> Client:
+    def client(timeout_seconds: float = AMPLE_SECONDS) -> StripePayment:
+        return stripe_fake.client_of(session, stripe.url, timeout_seconds)
+
+    return client
+
+
+@pytest.fixture
+def payment(client: Client) -> StripePayment:
+    return client()
+
+
+@pytest.fixture
+def charge(saga: UUID) -> Charge:
+    return charge_of(saga, 2997, "USD", "pm_card_visa")
+
+
+def aged(charge: Charge, hours: float) -> Charge:
+    """The same charge, of a saga that started so long ago."""
+    return charge_of(charge.saga_id, charge.amount_minor, charge.currency, charge.payment_method, hours)
+
+
+def patience(kind: str) -> float:
+    return 0.3 if kind.startswith("timeout") else AMPLE_SECONDS
+
+
+async def test_a_charge_is_an_intent_with_the_sagas_key_which_is_then_confirmed(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    assert await payment.charge(charge) == Done({"payment_id": "pi_fake0"})
+    assert stripe.ledger == [(str(charge.saga_id), "charge", 2997)]
+    [(_, fields, headers), (_, confirmed, confirming)] = stripe.requests
+    # Never to be changed: the key of a saga under way refuses other fields.
+    assert fields == {
+        "amount": "2997",
+        "currency": "usd",
+        "payment_method_types[]": "card",
+        "metadata[saga_id]": str(charge.saga_id),
+    }
+    assert confirmed == {"payment_method": "pm_card_visa", "error_on_requires_action": "true"}
+    assert headers["Idempotency-Key"] == f"{charge.saga_id}:charge_payment"
+    assert confirming["Idempotency-Key"] == f"{charge.saga_id}:charge_payment:confirm"
+    assert (headers["Stripe-Version"], headers["Content-Type"]) == (API_VERSION, "application/x-www-form-urlencoded")
+
+
+async def test_a_charge_sent_again_is_the_same_charge(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    first = await payment.charge(charge)
+    assert [await payment.charge(charge) for _ in range(2)] == [first, first]
+    assert stripe.charged(charge.saga_id) == [2997]
+
+
+async def test_charges_of_one_saga_that_arrive_together_charge_once(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    stripe.fail("slow", "create")
+    first = asyncio.create_task(payment.charge(charge))
+    await wait_until(stripe.waiting.is_set, AMPLE_SECONDS, "the first charge")
+    assert await payment.charge(charge) == Unknown("409 idempotency_key_in_use")
+    stripe.gate.set()
+    assert isinstance(await first, Done)
+    assert stripe.charged(charge.saga_id) == [2997]
+
+
+@pytest.mark.parametrize("method", [*DECLINES, AUTHENTICATION, REDIRECT, "not-a-method", f"{SINGLE_USE}used"])
+async def test_a_card_that_is_declined_is_refused_and_its_undo_leaves_nothing_to_charge(
+    payment: StripePayment, stripe: StripeFake, saga: UUID, method: str
+) -> None:
+    await payment.charge(charge_of(uuid4(), 500, "USD", f"{SINGLE_USE}used"))
+    charge = charge_of(saga, 2997, "USD", method)
+    assert [await payment.charge(charge) for _ in range(2)] == [DECLINED, DECLINED]
+    assert await payment.refund(charge) == Done()
+    assert (stripe.charged(saga), stripe.states(saga)) == ([], ["canceled"])
+
+
+@pytest.mark.parametrize(
+    ("amount_minor", "currency", "method"),
+    [(49, "USD", "pm_card_visa"), (10**12, "USD", "pm_card_visa"), (5124, "KWD", "pm_card_visa"), (500, "USD", None)],
+)
+async def test_what_stripe_can_never_charge_is_refused_and_undone_at_once(
+    payment: StripePayment, stripe: StripeFake, saga: UUID, amount_minor: int, currency: str, method: str | None
+) -> None:
+    charge = charge_of(saga, amount_minor, currency, method)
+    assert await payment.charge(charge) == DECLINED
+    assert await payment.refund(charge) == Done()
+    assert (stripe.charged(saga), stripe.states(saga)) == ([], ["canceled"] if method is None else [])
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("operation", ["create", "confirm"])
+async def test_a_charge_without_a_clear_answer_is_unknown_and_sent_again_charges_once(
+    client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
+) -> None:
+    stripe.fail(kind, operation)
+    outcome = await client(patience(kind)).charge(charge)
+    if (operation, kind) == ("confirm", "garbage"):  # the intent is there to be looked at, and has been charged
+        assert isinstance(outcome, Done)
+    else:
+        assert isinstance(outcome, Unknown)
+        assert not outcome.our_fault
+    assert isinstance(await client().charge(charge), Done)
+    assert stripe.charged(charge.saga_id) == [2997]
+
+
+@pytest.mark.parametrize("method", ["pm_card_visa", f"{SINGLE_USE}card", "pm_card_visa_chargeDeclined"])
+@pytest.mark.parametrize("kind", ["timeout_after", "reset_after", "garbage", "broken"])
+async def test_what_was_decided_on_a_card_is_told_again_after_its_answer_was_lost(
+    client: Client, stripe: StripeFake, saga: UUID, method: str, kind: str
+) -> None:
+    stripe.fail(kind, "confirm")
+    charge = charge_of(saga, 2997, "USD", method)
+    await client(patience(kind)).charge(charge)
+    expected = DECLINED if method in DECLINES else Done({"payment_id": "pi_fake0"})
+    assert await client().charge(charge) == expected
+    assert stripe.charged(saga) == ([] if method in DECLINES else [2997])
+
+
+async def test_a_failure_that_stripe_repeats_for_the_key_has_charged_nothing_and_is_undone(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    stripe.fail("broken", "create")
+    for _ in range(2):
+        assert await payment.charge(charge) == Unknown("500 api_error")
+    assert await payment.refund(charge) == Done()
+    assert stripe.charged(charge.saga_id) == []
+
+
+async def test_a_payment_that_is_being_processed_is_unknown_until_it_is_not(
+    payment: StripePayment, stripe: StripeFake, saga: UUID
+) -> None:
+    charge = charge_of(saga, 2997, "USD", PROCESSING)
+    assert await payment.charge(charge) == Unknown("200 processing")
+    assert await payment.refund(charge) == Unknown("400 payment_intent_unexpected_state")
+    stripe.finish()
+    assert isinstance(await payment.charge(charge), Done)
+    assert await payment.refund(charge) == Done()
+    assert (stripe.charged(saga), stripe.kept(saga)) == ([2997], 0)
+
+
+async def test_a_wish_to_be_left_alone_is_passed_on(payment: StripePayment, stripe: StripeFake, charge: Charge) -> None:
+    busy = Unknown("429 rate_limit", retry_after_seconds=1.0)
+    for operation in ("create", "confirm"):
+        stripe.fail("busy", operation)
+        assert await payment.charge(charge) == busy
+    for operation in ("create", "look", "cancel"):
+        stripe.fail("busy", operation)
+        assert await payment.refund(charge) == busy
+
+
+async def test_what_stripe_holds_against_the_request_itself_is_our_fault(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    await payment.charge(charge)
+    another_amount, another_currency = replace(charge, amount_minor=2998), charge_of(uuid4(), 3000, "IQD", "pm_a")
+    assert await payment.charge(another_amount) == Unknown("400 idempotency_error", our_fault=True)
+    assert await payment.charge(another_currency) == Unknown("400 invalid_request_error", our_fault=True)
+    assert stripe.charged(charge.saga_id) == [2997]
+
+
+async def test_what_stripe_would_never_have_accepted_has_nothing_to_undo(
+    payment: StripePayment, stripe: StripeFake, saga: UUID
+) -> None:
+    assert await payment.refund(charge_of(saga, 3000, "IQD", "pm_card_visa")) == Done()
+    assert stripe.intents == {}
+
+
+async def test_an_undo_that_stripe_does_not_accept_for_another_reason_is_not_done(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    await payment.charge(charge)
+    stripe.is_closed = True
+    assert await payment.refund(charge) == Unknown("400 invalid_request_error", our_fault=True)
+    stripe.is_closed = False
+    assert await payment.refund(charge) == Done()
+    assert stripe.kept(charge.saga_id) == 0
+
+
+async def test_a_wrong_key_is_our_fault_and_undoes_nothing(
+    session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    wrong = StripePayment(PartnerClient(session, stripe.url, AMPLE_SECONDS), "sk_test_other", AMPLE_SECONDS)
+    refused = Unknown("401 invalid_request_error", our_fault=True)
+    assert await payment.charge(charge) != await wrong.charge(charge) == refused
+    assert await wrong.refund(charge) == refused
+    assert stripe.kept(charge.saga_id) == 2997
+
+
+async def test_an_undo_gives_everything_back_once_however_often_it_is_asked_for(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    await payment.charge(charge)
+    assert await payment.refund(charge) == await payment.refund(charge) == Done()
+    await asyncio.gather(*(payment.refund(charge) for _ in range(5)))
+    assert stripe.ledger == [(str(charge.saga_id), what, 2997) for what in ("charge", "refund")]
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("operation", ["create", "look", "cancel", "refund", "refunds"])
+async def test_an_undo_without_a_clear_answer_is_not_done_and_sent_again_ends_it(
+    client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
+) -> None:
+    if operation != "cancel":
+        await client().charge(charge)
+    if operation == "refunds":
+        await client().refund(charge)
+    repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp does, once, by itself: they read
+    stripe.fail(kind, operation, times=2 if repeats else 1)
+    outcome = await client(patience(kind)).refund(charge)
+    assert isinstance(outcome, Unknown)
+    assert not outcome.our_fault
+    assert await client().refund(charge) == Done()
+    assert stripe.kept(charge.saga_id) == 0
+    assert stripe.states(charge.saga_id) == ["canceled" if operation == "cancel" else "succeeded"]
+
+
+@pytest.mark.parametrize("operation", ["create", "confirm"])
+async def test_a_charge_that_arrives_after_its_undo_charges_nothing(
+    client: Client, stripe: StripeFake, charge: Charge, operation: str
+) -> None:
+    stripe.fail("late", operation)
+    late = asyncio.create_task(client().charge(charge))
+    await wait_until(stripe.waiting.is_set, AMPLE_SECONDS, "the charge on its way")
+    assert await client().refund(charge) == Done()
+    stripe.gate.set()
+    assert await late == Unknown("400 payment_intent_unexpected_state")
+    assert (stripe.charged(charge.saga_id), stripe.states(charge.saga_id)) == ([], ["canceled"])
+
+
+async def test_a_refund_is_done_only_when_it_has_succeeded(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    await payment.charge(charge)
+    stripe.refund_status = "pending"
+    for _ in range(2):
+        assert await payment.refund(charge) == Unknown("the refund is pending")
+    stripe.finish()
+    assert await payment.refund(charge) == Done()
+    assert (len(stripe.refunds), stripe.kept(charge.saga_id)) == (1, 0)
+
+
+async def test_a_refund_that_failed_is_made_again(payment: StripePayment, stripe: StripeFake, charge: Charge) -> None:
+    await payment.charge(charge)
+    stripe.refund_status = "failed"
+    assert await payment.refund(charge) == Unknown("200 failed")
+    stripe.refund_status = "succeeded"
+    assert await payment.refund(charge) == await payment.refund(charge) == Done()
+    assert stripe.kept(charge.saga_id) == 0
+
+
+@pytest.mark.parametrize("kind", LOST)
+async def test_an_undo_after_stripe_forgot_the_key_finds_the_charge_by_its_saga(
+    client: Client, payment: StripePayment, stripe: StripeFake, charge: Charge, kind: str
+) -> None:
+    await payment.charge(charge)
+    await payment.charge(charge_of(uuid4(), 500, "USD", "pm_card_visa"))
+    stripe.forget_keys()
+    stripe.index()
+    stripe.fail(kind, "search", times=2 if kind.startswith("reset") else 1)  # aiohttp repeats it once
+    old = aged(charge, DAY_AND_MORE)
+    assert isinstance(await client(patience(kind)).refund(old), Unknown)
+    assert await payment.refund(old) == await payment.refund(old) == Done()
+    assert sum(amount if what == "charge" else -amount for _, what, amount in stripe.ledger) == 500
+    assert (stripe.kept(charge.saga_id), len(stripe.intents)) == (0, 2)
+
+
+async def test_an_old_undo_of_what_never_happened_finds_nothing_and_is_done(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    assert await payment.refund(aged(charge, DAY_AND_MORE)) == Done()
+    assert stripe.asked() == ["search"]
+
+
+@pytest.mark.parametrize("hours", [0, 1, 12, 22.9])
+async def test_an_undo_within_a_day_never_relies_on_search_which_may_not_know_yet(
+    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float
+) -> None:
+    await payment.charge(charge)
+    assert await payment.refund(aged(charge, hours)) == Done()
+    assert (stripe.kept(charge.saga_id), "search" in stripe.asked()) == (0, False)
+
+
+@pytest.mark.parametrize("hours", [0, DAY_AND_MORE])
+async def test_an_undo_of_a_charge_on_record_asks_for_its_intent_and_for_no_other_however_old_it_is(
+    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float
+) -> None:
+    await payment.charge(charge)
+    stripe.forget_keys()
+    recorded = replace(aged(charge, hours), payment_id="pi_fake0")
+    assert await payment.refund(recorded) == await payment.refund(recorded) == Done()
+    assert stripe.asked() == ["create", "confirm", "look", "refund", "look", "refund", "refunds"]
+    assert stripe.kept(charge.saga_id) == 0
+
+
+@pytest.mark.parametrize("hours", [0, DAY_AND_MORE])
+@pytest.mark.parametrize("payment_id", ["pi_elsewhere", "pay_1", "pi_/.."])
+async def test_a_charge_on_record_that_the_account_does_not_know_is_not_undone_and_is_our_fault(
+    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float, payment_id: str
+) -> None:
+    for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # the latter Stripe cannot charge
+        outcome = await payment.refund(replace(aged(each, hours), payment_id=payment_id))
+        assert isinstance(outcome, Unknown)
+        assert (outcome.our_fault, is_failure(outcome)) == (True, False)
+    assert set(stripe.asked()) <= {"look"}
+
+
+async def test_a_process_that_wakes_up_after_stripe_forgot_the_key_charges_nothing(
+    payment: StripePayment, stripe: StripeFake, charge: Charge
+) -> None:
+    await payment.charge(charge)
+    stripe.forget_keys()
+    assert isinstance(await payment.charge(aged(charge, 12.1)), NotSent)
+    assert stripe.charged(charge.saga_id) == [2997]
+
+
+async def test_all_requests_of_a_call_together_keep_to_its_deadline(
+    session: aiohttp.ClientSession, stripe: StripeFake, charge: Charge
+) -> None:
+    patient = PartnerClient(session, stripe.url, AMPLE_SECONDS)
+    hasty = StripePayment(patient, API_KEY, 0.3)
+    stripe.fail("late", "confirm", "look")
+    late = Unknown("no answer within 0.3 s")
+    assert [await hasty.charge(charge), await hasty.refund(charge)] == [late, late]

@@ -1,0 +1,110 @@
+"""Whatever goes wrong with each call to a partner, and with two of an order's, every order ends, and ends right."""
+
+import asyncio
+import random
+from itertools import combinations_with_replacement, product
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import System, order
+from tests.harness.processes import Service
+from tests.harness.wait import wait_until
+
+Fault = tuple[str, str]  # target, kind
+Case = tuple[Fault, ...]
+
+# Every order has faults of its own, which say nothing of its partners: no circuit is to hold up the others.
+PATIENT = {"partner_circuit_failures": "1000000"}
+DO = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
+UNDO = ("shipping.cancel", "payment.refund", "inventory.release")
+KINDS = (
+    "timeout_after",
+    "timeout_before",
+    "reset_after",
+    "reset_before",
+    "garbage",
+    "error",
+    "unavailable",
+    "duplicate",  # the last: it is answered well, so that of two for one call it must be the second
+)
+FAULTS = sorted(product((*DO, *UNDO), KINDS), key=lambda fault: KINDS.index(fault[1]))
+SINGLES: list[Case] = [(fault,) for fault in FAULTS]
+PAIRS: list[Case] = [
+    (one, other)
+    for one, other in combinations_with_replacement(FAULTS, 2)
+    if not (one == other and one[1] == "duplicate")
+]
+SAMPLE = random.Random(6).sample(PAIRS, 60)  # noqa: S311 - the same sample every time, not a secret
+
+# What an order is like, how it ends, and which calls are made on its way.
+WAYS: dict[str, tuple[dict[str, Any], tuple[str, str | None], tuple[str, ...]]] = {
+    "confirmed": (order(), ("confirmed", None), DO),
+    "declined": (
+        order(payment_method="pm_card_declined"), ("rejected", "card-declined"), (*DO[:2], *UNDO[1:]),
+    ),
+    "cancelled": (order(), ("cancelled", "cancelled-by-customer"), (*DO, *UNDO)),
+    "undeliverable": (order("UNDELIVERABLE"), ("rejected", "undeliverable"), (*DO, *UNDO)),
+}  # fmt: skip
+
+
+async def cancel_at_the_last_step(system: System, api: Service, order_id: str, case: Case) -> None:
+    """Cancel when its faults there are behind it, whose attempts a kill may have cut short once."""
+    query = "SELECT count(*) > $2 FROM saga_steps WHERE (saga_id, step, outcome) = ($1, 'create_shipment', 'attempted')"
+    await wait_until(lambda: system.pool.fetchval(query, order_id, len(case) + 1), 60, f"last step of {order_id}")
+    assert (await system.cancel([api], f"cancel-{order_id}", order_id)).status_code == httpx.codes.ACCEPTED
+
+
+def possible_ways(case: Case) -> list[str]:
+    """Return the ways on which all of these calls are made; one that is to be cancelled must not get its shipment."""
+    possible = [way for way, (_, _, calls) in WAYS.items() if {target for target, _ in case} <= {*calls}]
+    return [way for way in possible if way != "cancelled" or ("shipping.create", "duplicate") not in case]
+
+
+def rules_of(case: Case, way: str, order_id: str) -> list[dict[str, Any]]:
+    """Make each fault happen to the order once; one that is to be cancelled never gets its shipment."""
+    match = {"saga_id": order_id}
+    endless = [{"target": "shipping.create", "kind": "unavailable", "match": match}] if way == "cancelled" else []
+    return [*({"target": target, "kind": kind, "times": 1, "match": match} for target, kind in case), *endless]
+
+
+async def go_through(system: System, cases: list[Case]) -> None:
+    """Give each case an order of its own, on each way in turn that makes its calls; kill the service in the middle."""
+    api = await system.start(roles="api")
+    ways = []
+    for number, case in enumerate(cases):
+        possible = possible_ways(case)
+        ways.append(possible[number % len(possible)])
+    placed = [await system.place([api], f"order-{number}", WAYS[way][0]) for number, way in enumerate(ways)]
+    ids = [answer.json()["id"] for answer in placed]
+    rules = [rules_of(*of_it) for of_it in zip(cases, ways, ids, strict=True)]
+    await system.faults(*(rule for of_it in rules for rule in of_it))
+    doomed = await system.start(roles="relay,consumer", **PATIENT)
+    to_cancel = [(id_, case) for id_, way, case in zip(ids, ways, cases, strict=True) if way == "cancelled"]
+    cancelling = asyncio.gather(*(cancel_at_the_last_step(system, api, *of_it) for of_it in to_cancel))
+    await wait_until(lambda: under_way(system, len(cases)), 60, "the middle of it")
+    await doomed.kill()
+    await system.start(roles="relay,consumer", **PATIENT)
+    await cancelling
+    await system.all_ended()
+    assert await system.violations() == []
+    rows = await system.pool.fetch("SELECT id::text, status, status_reason FROM orders")
+    ended = {row["id"]: (row["status"], row["status_reason"]) for row in rows}
+    assert [(case, ended[id_]) for case, id_ in zip(cases, ids, strict=True)] == [
+        (case, WAYS[way][1]) for case, way in zip(cases, ways, strict=True)
+    ]
+    left = (await system.sandbox.get("/faults")).json()
+    assert [rule for rule in left if rule["times"]] == []  # each of them has happened
+
+
+async def under_way(system: System, orders: int) -> bool:
+    query = "SELECT count(*) >= 3 * $1 AND count(*) FILTER (WHERE action = 'undo') > 0 FROM saga_steps"
+    return bool(await system.pool.fetchval(query, orders))
+
+
+@pytest.mark.parametrize("cases", [SINGLES, SAMPLE], ids=["each fault alone", "two faults"])
+async def test_whatever_goes_wrong_with_calls_and_a_kill_between_every_order_ends_and_ends_right(
+    system: System, cases: list[Case]
+) -> None:
+    await go_through(system, cases)

@@ -1,0 +1,27 @@
+"""`orders dlq replay` that dies by SIGKILL at one instant: `python -m tests.harness.crashing_replay POINT`."""
+
+import asyncio
+import os
+import signal
+import sys
+
+from app.commands.options import open_pool, servers
+from app.operations.dead_letters import Action, Selection
+from app.roles import dead_letters_of
+
+
+async def replay(point: str) -> None:
+    """Replay all until the pass comes to the point."""
+
+    def checkpoint(passed: str) -> None:
+        if passed == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    url, broker_url = servers(None)
+    async with open_pool(url) as pool:
+        letters = dead_letters_of(pool, broker_url, checkpoint)
+        await letters.go_over(Action.REPLAY, Selection(), lambda _: None)
+
+
+if __name__ == "__main__":
+    asyncio.run(replay(sys.argv[1]))

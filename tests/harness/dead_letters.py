@@ -1,0 +1,101 @@
+"""Dead letters as the consumer makes them, and the queue as another of its users sees it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, HeadersType
+
+from app import db
+from app.messaging.consumer import Consumer
+from app.messaging.envelope import Envelope
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE
+from app.messaging.subscription import Subscription
+from app.operations.dead_letters import Action, DeadLetters, Finding, InQueue, Selection, Summary
+from tests.harness.events import event, nothing
+from tests.harness.messages import ROUTING_KEYS, take
+from tests.harness.wait import wait_until
+
+REASON = "ValueError: no such thing"
+SETTLED_SECONDS = 20.0
+
+
+def in_queue(pool: db.Pool, url: str, consumer: str = "effects") -> DeadLetters:
+    """Return the dead letters of the consumer that `Effects` makes."""
+    return DeadLetters(pool, consumer, InQueue(pool, consumer, url, ROUTING_KEYS, nothing))
+
+
+async def go_over(
+    letters: DeadLetters, action: Action, *, dry_run: bool = False, **selection: Any
+) -> tuple[Summary, list[Finding]]:
+    """Make one pass; return what it told of."""
+    findings: list[Finding] = []
+    summary = await letters.go_over(action, Selection(**selection), findings.append, dry_run=dry_run)
+    return summary, findings
+
+
+async def ids(letters: DeadLetters, **selection: Any) -> list[str]:
+    """Peek, and return the ids."""
+    _, findings = await go_over(letters, Action.PEEK, **selection)
+    return [each.letter.id for each in findings]
+
+
+@contextlib.asynccontextmanager
+async def consuming(url: str, consumer: Consumer) -> AsyncIterator[None]:
+    """Run a subscription until the end of the block."""
+    subscription = Subscription(url, consumer, ROUTING_KEYS, prefetch=10)
+    task = asyncio.create_task(subscription.run())
+    try:
+        yield
+    finally:
+        subscription.stop()
+        await task
+
+
+async def set_aside(channel: AbstractChannel, envelope: Envelope, minutes_ago: float = 0, **properties: Any) -> None:
+    """Put a dead letter into the queue, as the consumer would after seven failures."""
+    at = (datetime.now(UTC) - timedelta(minutes=minutes_ago)).isoformat()
+    story: HeadersType = {"x-reason": REASON, "x-attempts": 7, "x-first-failure-at": at, "x-last-failure-at": at}
+    message = aio_pika.Message(
+        envelope.body(),
+        headers={**envelope.headers(), **story},
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        **{"message_id": str(envelope.id), "type": envelope.type, **properties},
+    )
+    await channel.default_exchange.publish(message, DEAD_LETTER_QUEUE)
+
+
+async def send(channel: AbstractChannel, body: bytes, **properties: Any) -> None:
+    """Publish what may or may not be a message of ours, as anybody can."""
+    exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+    await exchange.publish(aio_pika.Message(body, **properties), "order.placed")
+
+
+async def holds(channel: AbstractChannel, number: int, name: str = DEAD_LETTER_QUEUE) -> None:
+    """Wait until so many messages are in the queue: what a closed connection held comes back a moment later."""
+
+    async def counted() -> bool:
+        queue = await channel.declare_queue(name, passive=True)
+        return queue.declaration_result.message_count == number
+
+    await wait_until(counted, SETTLED_SECONDS, f"{number} messages in {name}")
+
+
+async def drained(channel: AbstractChannel, name: str = DEAD_LETTER_QUEUE) -> list[str | None]:
+    """Take everything off the queue; return the ids, in order."""
+    found = []
+    while message := await take(channel, name):
+        found.append(message.message_id)
+    return found
+
+
+async def put_many(channel: AbstractChannel, number: int) -> list[str]:
+    """Put so many into the queue, as `set_aside` does; return their ids."""
+    events = [event() for _ in range(number)]
+    for each in events:
+        await set_aside(channel, each)
+    await holds(channel, number)
+    return [str(each.id) for each in events]

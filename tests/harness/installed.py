@@ -1,0 +1,250 @@
+"""Installed servers as private processes that a test may kill, freeze and start again on the same data and port."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import asyncpg
+
+from app.embedded import EmbeddedPostgres, find_binaries, free_port
+from tests.harness.processes import ProcessTree, start_process, tail
+from tests.harness.wait import wait_until
+
+# The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is.
+# WAL is small, because it may be in memory.
+POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300", "max_wal_size": "256MB"}
+RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
+RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
+REDIS_START_SECONDS = 30.0
+RABBITMQ_START_SECONDS = 90.0  # about 5 s of processor time, which two workers may have to share
+RABBITMQ_STOP_SECONDS = 20.0
+# From 4.2 on, declarations are in Khepri, which writes them to disk before it answers.
+SYNC_DECLARATIONS = """
+case lists:keymember(mnesia, 1, application:which_applications()) of
+    true -> ok = mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()];
+    false -> ok
+end.
+"""
+
+
+class Killable:
+    """A server of which a test has every process in its hand."""
+
+    _tree: ProcessTree
+
+    async def kill(self) -> None:
+        """SIGKILL every process of it, and wait for them."""
+        tree, self._tree = self._tree, ProcessTree()
+        await tree.kill()
+
+    def freeze(self) -> None:
+        """Stop every process of it where it is (SIGSTOP)."""
+        self._tree.freeze()
+
+    def thaw(self) -> None:
+        """Let them go on (SIGCONT)."""
+        self._tree.thaw()
+
+
+class Postgres(Killable, EmbeddedPostgres):
+    """A private PostgreSQL below `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        binaries = find_binaries(os.environ.get("ORDERS_PG_BIN"))
+        super().__init__(directory, binaries, settings=POSTGRES_SETTINGS)
+        self._tree = ProcessTree()
+
+    async def start(self) -> None:
+        """Start it, or start it again."""
+        await super().start()
+        self._tree = ProcessTree(self.process)
+
+    async def stop(self) -> None:
+        """End it in good order."""
+        self._tree.thaw()
+        await super().stop()
+
+    async def kill(self) -> None:
+        """SIGKILL every process of it, and wait for them."""
+        await super().kill()
+        await super().stop()
+
+
+class Redis(Killable):
+    """A private Redis below `directory`, which keeps nothing on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.home = directory.resolve() / "redis"
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._tree = ProcessTree()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    async def start(self) -> None:
+        """Return when it accepts connections; start it, or start it again, empty."""
+        binary = shutil.which("redis-server")
+        if binary is None:
+            remedy = "run scripts/install-servers, or `apt-get install redis-server`, or set TEST_REDIS_URL"
+            raise FileNotFoundError(f"Redis is not installed: {remedy}")
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", str(self.home)]
+        self._tree = ProcessTree(start_process([binary, *options], self.home, os.environ, self.home / "log"))
+        try:
+            await wait_until(lambda: redis_answers(self.port), REDIS_START_SECONDS, "PONG from Redis")
+        except BaseException as error:
+            await self.kill()
+            error.add_note(tail(self.home / "log"))
+            raise
+
+
+class RabbitMQ(Killable):
+    """A private RabbitMQ below `directory`, with its own Erlang cookie and port mapper, and these vhosts."""
+
+    def __init__(self, directory: Path, vhosts: Sequence[str] = ("w0",)) -> None:
+        self.home = directory.resolve() / "rabbitmq"
+        self.log = self.home / "output"
+        self.port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._vhosts = vhosts
+        self._tree = ProcessTree()
+
+    def url(self, vhost: str = "w0") -> str:
+        """Return the URL of one vhost, with user and password."""
+        return rabbitmq_url(self.port, vhost)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Return when it accepts AMQP connections; start it, or start it again."""
+        self._configure()
+        # Foreground and ours: the daemon that Erlang would start by itself belongs to nobody and stays.
+        epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        commands = (epmd, [str(RABBITMQ_SCRIPT)])
+        self._tree = ProcessTree(*(start_process(c, self.home, self._environment(), self.log) for c in commands))
+        try:
+            await wait_until(self._accepts_connections, RABBITMQ_START_SECONDS, "connection to RabbitMQ")
+        except BaseException as error:
+            await self.kill()
+            error.add_note(tail(self.log))
+            raise
+
+    async def stop(self) -> None:
+        """End it in good order."""
+        self._tree.thaw()
+        if self._tree.leaders:
+            _, server = self._tree.leaders
+            server.send_signal(signal.SIGTERM)
+            await wait_until(lambda: server.poll() is not None, RABBITMQ_STOP_SECONDS, "end of RabbitMQ")
+        await self.kill()
+
+    async def sync(self) -> None:
+        """Have the declarations so far written to disk; otherwise that takes RabbitMQ about a second.
+
+        Killed before, it has forgotten a queue, or brings a quorum queue back without a leader and its messages.
+        """
+        command = [str(RABBITMQ_CONTROL), "eval", SYNC_DECLARATIONS]
+        control = await asyncio.create_subprocess_exec(
+            *command, cwd=self.home, env=self._environment(), stdout=asyncio.subprocess.DEVNULL
+        )
+        if await control.wait():
+            raise RuntimeError(f"rabbitmqctl ended with {control.returncode}")
+
+    def _configure(self) -> None:
+        if not RABBITMQ_SCRIPT.exists():
+            remedy = "run scripts/install-servers, or `apt-get install rabbitmq-server`, or set TEST_RABBITMQ_URL"
+            raise FileNotFoundError(f"RabbitMQ is not installed: {remedy}")
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.home / "definitions.json").write_text(json.dumps(rabbitmq_definitions(self._vhosts)))
+        (self.home / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nload_definitions = {self.home}/definitions.json\n"
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(self.home),  # Erlang keeps its cookie there
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "detached": "1",  # makes the script become the server instead of its parent
+            "RABBITMQ_NODENAME": "orders@localhost",
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.home / "none"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.home / "mnesia"),
+            "RABBITMQ_PID_FILE": str(self.home / "pid"),
+            "RABBITMQ_LOG_BASE": str(self.home / "logs"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    async def _accepts_connections(self) -> bool:
+        if any(process.poll() is not None for process in self._tree.leaders):
+            raise RuntimeError("RabbitMQ ended while starting")
+        return await rabbitmq_answers(self.port)
+
+
+def rabbitmq_url(port: int, vhost: str) -> str:
+    """Return the URL of one vhost for the user of `rabbitmq_definitions`."""
+    return f"amqp://orders:orders@127.0.0.1:{port}/{vhost}"
+
+
+def rabbitmq_definitions(vhosts: Sequence[str]) -> Mapping[str, Any]:
+    """Return what a RabbitMQ for tests has when it starts: one user, who may do everything in these vhosts."""
+    every = {"configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [{"name": "orders", "password": "orders", "tags": "administrator"}],
+        "vhosts": [{"name": vhost} for vhost in vhosts],
+        "permissions": [{"user": "orders", "vhost": vhost, **every} for vhost in vhosts],
+    }
+
+
+async def rabbitmq_answers(port: int) -> bool:
+    """Tell whether an AMQP connection would be accepted."""
+    # The first byte of the frame Connection.Start; nothing comes while the server closes connections.
+    return bool(await _answer(port, b"AMQP\x00\x00\x09\x01", 1))
+
+
+async def redis_answers(port: int) -> bool:
+    """Tell whether there is a Redis without a password."""
+    return await _answer(port, b"PING\r\n", 7) == b"+PONG\r\n"
+
+
+async def postgres_answers(url: str) -> bool:
+    """Tell whether statements would be executed."""
+    try:
+        conn = await asyncpg.connect(url)
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
+        return False
+    await conn.close()
+    return True
+
+
+async def _answer(port: int, question: bytes, length: int) -> bytes:
+    """Return up to `length` bytes; fewer when nobody listens or the connection is closed before, as by a proxy."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionError:
+        return b""
+    try:
+        writer.write(question)
+        return await reader.readexactly(length)
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return b""
+    finally:
+        writer.close()

@@ -1,0 +1,181 @@
+"""The broker, or what lies before it, misbehaves when messages are consumed: each takes effect once."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
+from app.messaging.subscription import Subscription
+from app.telemetry import Metrics
+from chaos import amqp
+from chaos.faults import Block, Double, Eat, Lose, Overtake
+from chaos.proxy import Proxy
+from tests.harness.dead_letters import drained
+from tests.harness.events import Effects, counted, event
+from tests.harness.messages import ROUTING_KEYS, listen, next_message, publishing
+from tests.harness.wait import wait_until
+
+AMPLE_SECONDS = 30.0
+WATCH_SECONDS = 0.2
+
+
+@pytest.fixture
+async def consume(
+    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects
+) -> AsyncIterator[Callable[..., Awaitable[Subscription]]]:
+    """Start a subscription through the proxy; it ends with the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(metrics: Metrics | None = None, watch_seconds: float = WATCH_SECONDS) -> Subscription:
+            url = broker_proxy.url(rabbitmq_url)
+            subscription = Subscription(url, effects.consumer(metrics), ROUTING_KEYS, 10, watch_seconds)
+            task = asyncio.create_task(subscription.run())
+            stack.push_async_callback(asyncio.wait, [task])
+            stack.callback(subscription.stop)
+            await wait_until(lambda: subscription.connected, AMPLE_SECONDS, "connection")
+            return subscription
+
+        yield start
+
+
+async def send(rabbitmq_url: str, count: int) -> list[str]:
+    """Publish past the proxy; return the ids, sorted."""
+    events = [event() for _ in range(count)]
+    async with publishing(rabbitmq_url) as transport:
+        assert set(await transport.publish(events)) == {None}
+    return sorted(str(each.id) for each in events)
+
+
+async def applied(effects: Effects) -> list[str]:
+    return sorted(map(str, await effects.committed()))
+
+
+async def test_messages_that_are_doubled_and_overtaken_take_effect_once_each(
+    broker_proxy: Proxy,
+    rabbitmq_url: str,
+    channel: AbstractChannel,
+    effects: Effects,
+    consume: Callable[..., Awaitable[Subscription]],
+) -> None:
+    metrics, double = Metrics(), Double(amqp.DELIVERY, probability=0.5)
+    broker_proxy.arm(Overtake(amqp.DELIVERY, probability=0.5, times=10))
+    broker_proxy.arm(double)
+    ids = await send(rabbitmq_url, 50)
+    await consume(metrics)
+    await wait_until(lambda: arrived(effects, 50), AMPLE_SECONDS, "effects")
+    broker_proxy.disarm()
+    await wait_until(lambda: done_with(metrics, 50 + broker_proxy.struck[double]), AMPLE_SECONDS, "doubles")
+    assert broker_proxy.struck[double]
+    assert await applied(effects) == ids
+    assert await drained(channel, QUEUE) == []
+
+
+async def arrived(effects: Effects, count: int) -> bool:
+    return len(await effects.committed()) >= count
+
+
+def done_with(metrics: Metrics, count: int) -> bool:
+    processed, repeated = (counted(metrics, f"consumer_{what}_total") for what in ("processed", "dedup_hits"))
+    return (processed or 0) + (repeated or 0) == count
+
+
+async def test_messages_whose_acknowledgement_is_eaten_come_again_and_take_effect_once(
+    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[Subscription]]
+) -> None:
+    metrics, eaten = Metrics(), Eat(amqp.ACKNOWLEDGEMENT)
+    broker_proxy.arm(eaten)
+    ids = await send(rabbitmq_url, 5)
+    await consume(metrics)
+    await wait_until(lambda: broker_proxy.struck[eaten] == 5, AMPLE_SECONDS, "acknowledgements")
+    broker_proxy.disarm()
+    broker_proxy.cut()
+    await wait_until(lambda: done_with(metrics, 10), AMPLE_SECONDS, "redelivery")
+    assert await applied(effects) == ids
+    assert counted(metrics, "consumer_dedup_hits_total") == 5
+
+
+async def test_a_consumer_that_the_broker_forgot_notices_that_messages_wait_and_connects_anew(
+    broker_proxy: Proxy,
+    rabbitmq_url: str,
+    channel: AbstractChannel,
+    effects: Effects,
+    consume: Callable[..., Awaitable[Subscription]],
+) -> None:
+    """The queue is deleted, the notice of it lost; then the queue is there again, without the consumer."""
+    cancellation = Eat(amqp.CANCELLATION)
+    subscription = await consume()
+    broker_proxy.arm(cancellation)
+    await channel.queue_delete(QUEUE)
+    await wait_until(lambda: broker_proxy.struck[cancellation], AMPLE_SECONDS, "notice")
+    assert subscription.connected
+    ids = await send(rabbitmq_url, 3)
+    await wait_until(lambda: arrived(effects, 3), AMPLE_SECONDS, "effects")
+    assert await applied(effects) == ids
+
+
+async def test_a_connection_that_fell_silent_is_replaced(
+    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[Subscription]]
+) -> None:
+    await consume()
+    broker_proxy.arm(Lose(amqp.DELIVERY, silent=True, times=1))
+    ids = await send(rabbitmq_url, 3)
+    await wait_until(lambda: arrived(effects, 3), 2 * AMPLE_SECONDS, "effects")
+    assert await applied(effects) == ids
+
+
+async def test_a_binding_that_is_deleted_is_restored_though_nothing_is_returned(
+    channel: AbstractChannel, effects: Effects, consume: Callable[..., Awaitable[Subscription]]
+) -> None:
+    """Another queue takes the events too, so nobody is told that the saga's does not."""
+    await listen(channel)
+    await consume()
+    await (await channel.get_queue(QUEUE)).unbind(EXCHANGE, "order.placed")
+    exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+
+    async def takes_effect() -> bool:
+        sent = event()
+        await exchange.publish(aio_pika.Message(sent.body(), headers=dict(sent.headers())), sent.routing_key)
+        return await arrived(effects, 1)
+
+    assert not await takes_effect()
+    await wait_until(takes_effect, AMPLE_SECONDS, "effect")
+
+
+async def test_a_dead_letter_that_cannot_be_published_keeps_nothing_else_from_being_acknowledged(
+    broker_proxy: Proxy,
+    rabbitmq_url: str,
+    channel: AbstractChannel,
+    effects: Effects,
+    consume: Callable[..., Awaitable[Subscription]],
+) -> None:
+    """An alarm blocks the connection that publishes; thirty messages are three times what the consumer may hold."""
+    metrics, block = Metrics(), Block(amqp.PUBLISHED)
+    subscription = await consume(metrics)
+    broker_proxy.arm(block)
+    exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+    await exchange.publish(aio_pika.Message(b"not JSON", message_id="unreadable"), ROUTING_KEYS[0])
+    await wait_until(lambda: broker_proxy.struck[block], AMPLE_SECONDS, "a dead letter on its way")
+    ids = await send(rabbitmq_url, 30)
+    await wait_until(lambda: arrived(effects, 30), AMPLE_SECONDS, "effects")
+    assert await applied(effects) == ids
+    assert subscription.connected
+    assert counted(metrics, "dlq_messages_total") == 0
+    broker_proxy.disarm()
+    assert (await next_message(channel, DEAD_LETTER_QUEUE)).message_id == "unreadable"
+    await wait_until(lambda: counted(metrics, "dlq_messages_total") == 1, AMPLE_SECONDS, "acknowledgement")
+
+
+async def test_a_dead_letter_queue_with_the_arguments_of_an_earlier_release_is_used_as_it_is(
+    rabbitmq_url: str, consume: Callable[..., Awaitable[Subscription]], effects: Effects
+) -> None:
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(DEAD_LETTER_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+        await consume()
+        ids = await send(rabbitmq_url, 1)
+        await wait_until(lambda: arrived(effects, 1), AMPLE_SECONDS, "effects")
+        assert await applied(effects) == ids

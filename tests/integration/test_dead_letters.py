@@ -1,0 +1,257 @@
+"""Dead letters in RabbitMQ: looked at without a trace, sent again without acting twice, removed when told to."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel, HeadersType
+
+from app import db
+from app.messaging.envelope import Envelope
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, QUEUE
+from app.operations.dead_letters import Action, DeadLetters
+from tests.harness.dead_letters import (
+    REASON,
+    consuming,
+    drained,
+    go_over,
+    holds,
+    ids,
+    in_queue,
+    put_many,
+    send,
+    set_aside,
+)
+from tests.harness.events import PLACED, Effects, event
+from tests.harness.messages import next_message, take
+
+
+@pytest.fixture
+def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
+    return in_queue(pool, rabbitmq_url)
+
+
+async def send_all(channel: AbstractChannel, *events: Envelope) -> None:
+    for each in events:
+        await send(channel, each.body(), headers=dict(each.headers()), message_id=str(each.id))
+
+
+async def story(pool: db.Pool, message_id: str) -> tuple[int, bool, bool]:
+    async with db.connection(pool) as conn:
+        row = await conn.fetchrow("SELECT * FROM inbox WHERE message_id = $1", message_id)
+    assert row is not None
+    return row["attempts"], row["dead_at"] is not None, row["processed_at"] is not None
+
+
+def without_count(headers: HeadersType) -> HeadersType:
+    """Leave out what the broker adds to every message of a quorum queue."""
+    return {name: value for name, value in headers.items() if name != "x-delivery-count"}
+
+
+async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and_a_replay_acts_once(
+    rabbitmq_url: str, channel: AbstractChannel, effects: Effects, letters: DeadLetters
+) -> None:
+    """Three unreadable messages and one that always fails, among others; each replayed twice."""
+    failing, fine = event(), [event() for _ in range(20)]
+
+    async def handler(conn: db.Connection, envelope: Envelope) -> None:
+        await effects(conn, envelope)
+        if envelope.id == failing.id and not repaired:
+            raise ValueError("no such thing")
+
+    repaired = False
+    consumer = effects.consumer(max_attempts=2)
+    consumer.handlers = {PLACED: handler}
+    async with consuming(rabbitmq_url, consumer):
+        await send(channel, b"not json", message_id="one")
+        await send_all(channel, *fine[:10], failing)
+        await send(channel, b"[]", message_id="two")
+        await send(channel, b"{}", message_id="three")
+        await send_all(channel, *fine[10:])
+        await holds(channel, 4)
+        assert len(await effects.committed()) == len(fine)
+        _, findings = await go_over(letters, Action.PEEK)
+        told = {each.letter.id: (each.letter.reason, each.letter.attempts, each.verdict) for each in findings}
+        assert {name: verdict for name, (_, _, verdict) in told.items()} == {
+            **dict.fromkeys(("one", "two", "three"), "unreadable"),
+            str(failing.id): f"failed 2 times, last error: {REASON}",
+        }
+        assert told[str(failing.id)][:2] == (REASON, 2)
+        assert told["one"][0].startswith("unreadable: the body is not JSON")
+        assert told["three"][0].startswith("unreadable: its attributes")
+        await holds(channel, 4)
+        repaired = True
+        for name in (str(failing.id), "one", "two", "three"):
+            summary, _ = await go_over(letters, Action.REPLAY, id=name)
+            assert (summary.meant, summary.depth) == (1, 4 if name == str(failing.id) else 3)
+            await holds(channel, 3)
+        summary, _ = await go_over(letters, Action.REPLAY, id=str(failing.id))
+        assert summary.meant == 0
+        await send_all(channel, failing)  # the copy that a replay leaves behind when it is killed
+        for name in ("one", "two", "three"):
+            await go_over(letters, Action.REPLAY, id=name)
+            await holds(channel, 3)
+        await holds(channel, 0, QUEUE)
+    assert sorted(await effects.committed()) == sorted(each.id for each in (*fine, failing))
+
+
+async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on_it(
+    channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    sent = event(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    await set_aside(
+        channel,
+        sent,
+        content_type="application/json",
+        correlation_id="c",
+        app_id="a",
+        timestamp=datetime(2026, 1, 2, tzinfo=UTC),
+    )
+    await holds(channel, 1)
+    await ids(letters)  # so that the broker counts a delivery on it
+    await go_over(letters, Action.REPLAY)
+    again = await next_message(channel, QUEUE)
+    assert (again.message_id, again.type, again.body) == (str(sent.id), PLACED, sent.body())
+    assert without_count(again.headers) == sent.headers()
+    assert again.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert (again.content_type, again.correlation_id, again.app_id) == ("application/json", "c", "a")
+    assert again.timestamp == datetime(2026, 1, 2, tzinfo=UTC)
+    assert await take(channel, DEAD_LETTER_QUEUE) is None
+
+
+async def test_a_replay_gives_all_attempts_again_unless_the_message_took_effect(
+    pool: db.Pool, channel: AbstractChannel, effects: Effects, letters: DeadLetters
+) -> None:
+    failed, done = event(), event()
+    effects.failure = ValueError("no such thing")
+    await effects.consumer(max_attempts=1).handle(failed)
+    await effects.consumer(max_attempts=2).handle(done)
+    effects.failure = None
+    await effects.consumer(max_attempts=2).handle(done)
+    for each in (failed, done):
+        await set_aside(channel, each)
+    await holds(channel, 2)
+    assert await story(pool, str(failed.id)) == (1, True, False)
+    _, (first, second) = await go_over(letters, Action.REPLAY)
+    assert (first.verdict, first.replay) == (
+        f"failed once, last error: {REASON}",
+        "is tried again, with all attempts",
+    )
+    assert second.verdict.startswith("took effect at 20")
+    assert second.replay.startswith("nothing happens a second time")
+    assert await story(pool, str(failed.id)) == (0, False, False)
+    assert await story(pool, str(done.id)) == (1, False, True)
+    assert await drained(channel, QUEUE) == [str(failed.id), str(done.id)]
+
+
+async def test_peeking_fifty_times_loses_nothing_and_keeps_the_order(
+    channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    """A broker of release 4 would drop a message that was given back more than twenty times, unless told otherwise."""
+    expected = await put_many(channel, 100)
+    for number in range(50):
+        assert await ids(letters, limit=100 if number % 2 else 7) == expected[: 100 if number % 2 else 7]
+        await holds(channel, 100)
+    assert await drained(channel) == expected
+
+
+async def test_what_is_not_meant_goes_back_in_order_and_what_is_meant_is_gone(
+    channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    expected = await put_many(channel, 90)
+    for number in (0, 44, 88):
+        summary, _ = await go_over(letters, Action.PURGE, id=expected[number])
+        assert (summary.meant, summary.kept) == (1, 0)
+        await holds(channel, 89 - number // 44)
+    summary, _ = await go_over(letters, Action.REPLAY, limit=2)
+    assert (summary.looked_at, summary.meant) == (2, 2)
+    await holds(channel, 85)
+    assert await drained(channel, QUEUE) == expected[1:3]
+    assert await drained(channel) == [each for each in expected[3:] if each not in {expected[44], expected[88]}]
+
+
+@pytest.mark.parametrize("action", [Action.REPLAY, Action.PURGE])
+async def test_every_one_of_many_is_done_when_all_are_meant(
+    channel: AbstractChannel, letters: DeadLetters, action: Action
+) -> None:
+    expected = await put_many(channel, 500)
+    summary, findings = await go_over(letters, action)
+    assert (summary.depth, summary.looked_at, summary.meant, summary.kept) == (500, 500, 500, 0)
+    assert [each.letter.id for each in findings] == expected
+    await holds(channel, 0)
+    assert sorted(filter(None, await drained(channel, QUEUE))) == (sorted(expected) if action is Action.REPLAY else [])
+
+
+async def test_since_means_those_that_failed_lately(channel: AbstractChannel, letters: DeadLetters) -> None:
+    old, recent, silent = event(), event(), event()
+    await set_aside(channel, old, minutes_ago=20)
+    await set_aside(channel, recent, minutes_ago=10)
+    message = aio_pika.Message(silent.body(), headers=dict(silent.headers()), message_id=str(silent.id))
+    await channel.default_exchange.publish(message, DEAD_LETTER_QUEUE)
+    await holds(channel, 3)
+    assert await ids(letters, since_seconds=900) == [str(recent.id)]
+    assert await ids(letters, since_seconds=900, id=str(old.id)) == []
+    assert await ids(letters, since_seconds=1800, limit=1) == [str(old.id)]
+    summary, _ = await go_over(letters, Action.PURGE, since_seconds=900)
+    assert (summary.looked_at, summary.meant) == (3, 1)
+    await holds(channel, 2)
+    assert await drained(channel) == [str(old.id), str(silent.id)]
+
+
+async def test_what_the_broker_gave_up_by_itself_says_so(
+    rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    sent = event()
+    await send_all(channel, sent)
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        rejecting = await (await connection.channel()).get_queue(QUEUE, ensure=False)
+        await (await rejecting.get(timeout=10)).reject(requeue=False)
+    await holds(channel, 1)
+    _, [finding] = await go_over(letters, Action.PEEK)
+    letter = finding.letter
+    assert letter.reason == "rejected of orders.saga, as the broker says"
+    assert letter.last_failure_at is not None
+    assert (letter.attempts, finding.verdict) == (None, "never seen")
+    await go_over(letters, Action.REPLAY)
+    again = await next_message(channel, QUEUE)
+    assert without_count(again.headers) == sent.headers()
+
+
+async def test_a_dry_run_changes_nothing(
+    pool: db.Pool, channel: AbstractChannel, effects: Effects, letters: DeadLetters
+) -> None:
+    failed = event()
+    effects.failure = ValueError("no such thing")
+    await effects.consumer(max_attempts=1).handle(failed)
+    await set_aside(channel, failed)
+    await set_aside(channel, event())
+    await holds(channel, 2)
+    for action in (Action.REPLAY, Action.PURGE):
+        summary, findings = await go_over(letters, action, dry_run=True)
+        assert (summary.meant, len(findings)) == (2, 2)
+        await holds(channel, 2)
+    assert await story(pool, str(failed.id)) == (1, True, False)
+    assert await take(channel, QUEUE) is None
+    assert (await drained(channel))[0] == str(failed.id)
+
+
+async def test_headers_that_nobody_foresaw_are_shown_all_the_same(
+    channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    odd: list[dict[str, Any]] = [
+        {"x-reason": 7, "x-attempts": "many", "x-first-failure-at": "yesterday", "x-last-failure-at": 12},
+        {"x-reason": "a\x1b[31mred\n", "x-last-failure-at": "2026-01-01T00:00:00"},
+        {"x-death": "gone"},
+        {"x-death": [{"reason": "expired"}]},
+    ]
+    for headers in odd:
+        await channel.default_exchange.publish(aio_pika.Message(b"\xff", headers=headers), DEAD_LETTER_QUEUE)
+    await holds(channel, 4)
+    _, findings = await go_over(letters, Action.PEEK)
+    assert [(each.letter.reason, each.letter.attempts, each.letter.last_failure_at) for each in findings] == [
+        ("7", None, None),
+        ("a [31mred ", None, None),
+        ("not told: neither x-reason nor x-death is there", None, None),
+        ("expired of , as the broker says", None, None),
+    ]

@@ -1,0 +1,122 @@
+"""Passes over dead letters that something disturbs or cuts short: nothing is lost, nothing acts twice."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from app import db
+from app.errors import BrokerUnavailable, DeadLettersBusy
+from app.messaging import dead_letters
+from app.messaging.envelope import UnreadableMessage
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, QUEUE
+from app.operations.dead_letters import Action, DeadLetters, InQueue
+from tests.harness import servers
+from tests.harness.dead_letters import consuming, drained, go_over, holds, ids, in_queue, put_many
+from tests.harness.events import Effects
+from tests.harness.messages import ROUTING_KEYS, open_channel
+from tests.harness.wait import wait_until
+
+DEADLINE_SECONDS = 30.0
+
+
+@pytest.fixture
+def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
+    return in_queue(pool, rabbitmq_url)
+
+
+async def test_what_comes_back_meanwhile_is_left_for_the_next_time(
+    rabbitmq_url: str, channel: AbstractChannel, effects: Effects, letters: DeadLetters
+) -> None:
+    await put_many(channel, 70)
+    effects.failure = UnreadableMessage("no such thing")
+    async with consuming(rabbitmq_url, effects.consumer(max_attempts=1)):
+        summary, _ = await go_over(letters, Action.REPLAY)
+        assert (summary.depth, summary.meant) == (70, 70)
+        await wait_until(lambda: effects.calls >= 70, DEADLINE_SECONDS, "another failure of each")
+        await holds(channel, 70)
+
+
+@pytest.mark.parametrize("point", ["dlq.rearmed", "dlq.published"])
+async def test_a_replay_that_is_cut_off_loses_nothing_and_the_next_one_acts_once(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, effects: Effects, point: str
+) -> None:
+    class Cut(Exception):
+        pass
+
+    def cut(passed: str) -> None:
+        if passed == point:
+            raise Cut
+
+    expected = await put_many(channel, 3)
+    place = InQueue(pool, "effects", rabbitmq_url, ROUTING_KEYS, cut)
+    with pytest.raises(Cut):
+        await go_over(DeadLetters(pool, "effects", place), Action.REPLAY)
+    await holds(channel, 3)
+    await holds(channel, 3 if point == "dlq.published" else 0, QUEUE)
+    async with consuming(rabbitmq_url, effects.consumer()):
+        assert (await go_over(in_queue(pool, rabbitmq_url), Action.REPLAY))[0].meant == 3
+        await holds(channel, 0)
+        await holds(channel, 0, QUEUE)
+    assert sorted(str(each) for each in await effects.committed()) == sorted(expected)
+
+
+async def test_one_pass_at_a_time_sees_all_there_are(
+    rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    await put_many(channel, 2)
+    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS) as other:
+        assert len(await other.take(10)) == 2
+        with pytest.raises(DeadLettersBusy):
+            await ids(letters)
+    assert len(await ids(letters)) == 2
+
+
+async def test_a_message_that_was_counted_and_never_comes_ends_the_pass(
+    channel: AbstractChannel, rabbitmq_url: str
+) -> None:
+    expected = await put_many(channel, 3)
+    dlq = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
+    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS) as one:
+        assert len(await one.take(2)) == 2
+        await dlq.purge()
+        assert len(await one.take(2)) == 1
+        one.depth = 4
+        assert await one.take(2) == []
+    await holds(channel, 3)
+    assert await drained(channel) == expected
+
+
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1:1/", "amqp://orders:wrong@{}"])
+async def test_a_broker_out_of_reach_is_unavailable(pool: db.Pool, rabbitmq_url: str, url: str) -> None:
+    with pytest.raises(BrokerUnavailable):
+        await ids(in_queue(pool, url.format(rabbitmq_url.rpartition("@")[2])))
+
+
+async def test_a_broker_that_dies_in_the_middle_of_a_pass_keeps_everything(
+    pool: db.Pool, server_directory: Path
+) -> None:
+    async with servers.rabbitmq(server_directory) as broker:
+
+        async def cut_short() -> None:
+            async with dead_letters.opened(broker.url(), ROUTING_KEYS) as one:
+                assert len(await one.take(1)) == 1
+                await broker.kill()
+                while await one.take(1):
+                    pass
+
+        async with open_channel(broker.url()) as channel:
+            expected = await put_many(channel, 3)
+            await broker.sync()
+        with pytest.raises(BrokerUnavailable):
+            await cut_short()
+        await broker.start()
+        letters = in_queue(pool, broker.url())
+
+        async def all_back() -> bool:
+            with contextlib.suppress(BrokerUnavailable):
+                return await ids(letters) == expected
+            return False
+
+        await wait_until(all_back, DEADLINE_SECONDS, "all dead letters")

@@ -1,0 +1,125 @@
+"""Without a broker the parked rows of what has a handler are the dead letters, and the same operations act on them."""
+
+import asyncpg
+import pytest
+
+from app import db
+from app.messaging.consumer import Consumer
+from app.messaging.envelope import Envelope
+from app.messaging.local import LocalTransport
+from app.messaging.relay import Relay
+from app.operations.dead_letters import NEEDED, Action, DeadLetters, ParkedRows
+from app.telemetry import Metrics
+from tests.harness.dead_letters import REASON, go_over, ids
+from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
+from tests.harness.orders import event_of, placed
+
+
+@pytest.fixture
+def letters(pool: db.Pool) -> DeadLetters:
+    return DeadLetters(pool, "effects", ParkedRows(pool, "effects", (PLACED,)))
+
+
+def relay(pool: db.Pool, consumer: Consumer) -> Relay:
+    return Relay(
+        pool,
+        LocalTransport(consumer),
+        Metrics(),
+        batch_size=1000,
+        lease_seconds=3600,
+        backoff_base_seconds=600,
+        backoff_cap_seconds=600,
+        max_attempts=10,
+        checkpoint=nothing,
+    )
+
+
+async def park(pool: db.Pool, effects: Effects, *events: Envelope) -> list[str]:
+    """Have each fail for good, one after the other."""
+    effects.failure = ValueError("no such thing")
+    for each in events:
+        await put(pool, each)
+        await relay(pool, effects.consumer(max_attempts=1)).run_once()
+    effects.failure = None
+    return [str(each.id) for each in events]
+
+
+async def test_they_are_told_with_their_story_the_longest_parked_first(
+    pool: db.Pool, effects: Effects, letters: DeadLetters
+) -> None:
+    expected = await park(pool, effects, *(event() for _ in range(3)))
+    await put(pool, event())
+    await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x' WHERE type = $1", CONFIRMED)
+    summary, findings = await go_over(letters, Action.PEEK)
+    assert (summary.depth, [each.letter.id for each in findings]) == (3, expected)
+    letter = findings[0].letter
+    assert (letter.reason, letter.attempts, letter.type, letter.tenant) == (REASON, 1, PLACED, "default")
+    assert letter.first_failure_at is not None
+    assert letter.last_failure_at is not None
+    assert letter.first_failure_at <= letter.last_failure_at
+    assert findings[0].verdict == f"failed once, last error: {REASON}"
+    assert await ids(letters, limit=2) == expected[:2]
+    assert await ids(letters, id=expected[1]) == expected[1:2]
+
+
+async def test_since_means_those_that_were_parked_lately(
+    pool: asyncpg.Pool, effects: Effects, letters: DeadLetters
+) -> None:
+    expected = await park(pool, effects, event(), event())
+    await pool.execute("UPDATE outbox SET parked_at = parked_at - interval '20 min' WHERE id::text = $1", expected[0])
+    assert await ids(letters, since_seconds=900) == expected[1:]
+
+
+async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_nothing(
+    pool: asyncpg.Pool, effects: Effects, letters: DeadLetters
+) -> None:
+    events = [event() for _ in range(250)]
+    await put(pool, *events)
+    await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x', attempts = 10")
+    for meant in (250, 0):
+        summary, _ = await go_over(letters, Action.REPLAY)
+        assert (summary.depth, summary.meant) == (meant, meant)
+    await relay(pool, effects.consumer(max_attempts=2)).run_once()
+    assert sorted(await effects.committed()) == sorted(each.id for each in events)
+    assert await ids(letters) == []
+
+
+async def test_a_replay_gives_all_attempts_again(pool: asyncpg.Pool, effects: Effects, letters: DeadLetters) -> None:
+    await park(pool, effects, event())
+    await go_over(letters, Action.REPLAY)
+    effects.failure = ValueError("no such thing")
+    consumer = effects.consumer(max_attempts=3)
+    for _ in range(2):
+        await relay(pool, consumer).run_once()
+        await pool.execute("UPDATE outbox SET next_attempt_at = clock_timestamp()")
+    assert await ids(letters) == []
+    await relay(pool, consumer).run_once()
+    assert len(await ids(letters)) == 1
+
+
+async def test_a_dry_run_changes_nothing(pool: asyncpg.Pool, effects: Effects, letters: DeadLetters) -> None:
+    await park(pool, effects, event(), event())
+    tables = ("SELECT * FROM outbox ORDER BY id", "SELECT * FROM inbox ORDER BY message_id")
+    before = [await pool.fetch(table) for table in tables]
+    for action in (Action.REPLAY, Action.PURGE):
+        summary, _ = await go_over(letters, action, dry_run=True)
+        assert (summary.meant, summary.kept) == (2, 0)
+    assert [await pool.fetch(table) for table in tables] == before
+
+
+async def test_the_last_copy_of_what_an_order_waits_for_is_not_purged(
+    pool: asyncpg.Pool, effects: Effects, letters: DeadLetters
+) -> None:
+    order = await placed(pool)
+    effects.failure = ValueError("no such thing")
+    await relay(pool, effects.consumer(max_attempts=1)).run_once()
+    [nobodys] = await park(pool, effects, event())
+    waiting = str(await pool.fetchval("SELECT id FROM outbox WHERE subject = $1", event_of(order).subject))
+    for dry_run in (True, False):
+        summary, findings = await go_over(letters, Action.PURGE, dry_run=dry_run)
+        assert (summary.meant, summary.kept) == (2, 1)
+        assert {each.letter.id: each.kept for each in findings} == {waiting: NEEDED, nobodys: None}
+    assert await ids(letters) == [waiting]
+    await pool.execute("UPDATE orders SET status = 'cancelled' WHERE id = $1", order.id)
+    assert (await go_over(letters, Action.PURGE))[0].kept == 0
+    assert await ids(letters) == []

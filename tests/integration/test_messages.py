@@ -1,0 +1,105 @@
+"""Messages as others read them: by the document that we publish, and by the CloudEvents project's own SDK."""
+
+import asyncio
+import json
+from datetime import UTC
+
+import aio_pika
+import asyncpg
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from cloudevents.core.bindings import amqp
+from cloudevents.core.formats.json import JSONFormat
+
+from app import db
+from app.messaging.consumer import Consumer
+from app.messaging.envelope import Envelope
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, RabbitTransport
+from app.messaging.subscription import Subscription
+from app.orders import service
+from app.orders.status import Reason, Status
+from app.roles import CONSUMED_TYPES, ROUTING_KEYS
+from app.telemetry import Metrics
+from tests.harness.asyncapi import check
+from tests.harness.events import nothing
+from tests.harness.messages import listen, next_message, open_channel
+from tests.harness.orders import event_of, placed
+
+TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
+ENDS: dict[Status, tuple[Status | None, Reason | None]] = {
+    Status.PENDING: (None, None),
+    Status.CONFIRMED: (None, None),
+    Status.REJECTED: (Status.COMPENSATING, Reason.CARD_DECLINED),
+    Status.CANCELLED: (None, Reason.CANCELLED_BY_CUSTOMER),
+}
+
+
+async def event_at(pool: asyncpg.Pool, status: Status) -> Envelope:
+    """Bring a new order to this status; return the event that tells of it."""
+    order = await placed(pool, customer_id="Zoë ✓")
+    before, reason = ENDS[status]
+    async with db.transaction(pool) as conn:
+        for step in (before, status):
+            if step is not None and step is not order.status:
+                order = await service.change_status(conn, order, step, reason, {}, tracking_id=None)
+    return event_of(order, **TRACE)
+
+
+async def sent(url: str, event: Envelope) -> AbstractIncomingMessage:
+    """Publish as the relay does; return the message as a listener of its own gets it."""
+    transport = RabbitTransport(url, CONSUMED_TYPES, ROUTING_KEYS, 5)
+    async with open_channel(url) as channel:
+        queue = await listen(channel, event.routing_key)
+        assert await transport.publish([event]) == [None]
+        message = await next_message(channel, queue.name)
+    await transport.close()
+    return message
+
+
+@pytest.mark.parametrize("status", ENDS)
+async def test_every_event_is_as_the_document_says(pool: asyncpg.Pool, rabbitmq_url: str, status: Status) -> None:
+    event = await event_at(pool, status)
+    message = await sent(rabbitmq_url, event)
+    check(message.routing_key.replace(".", "_"), message.headers, json.loads(message.body))  # type: ignore[union-attr]
+    assert (message.exchange, message.routing_key, message.content_type, message.type) == (
+        EXCHANGE,
+        event.routing_key,
+        "application/json",
+        event.type,
+    )
+
+
+@pytest.mark.parametrize("status", ENDS)
+async def test_every_event_is_what_we_meant_to_the_official_sdk(
+    pool: asyncpg.Pool, rabbitmq_url: str, status: Status
+) -> None:
+    event = await event_at(pool, status)
+    message = await sent(rabbitmq_url, event)
+    read = amqp.from_amqp(
+        amqp.AMQPMessage({"content-type": message.content_type}, dict(message.headers), message.body), JSONFormat()
+    )
+    assert read.get_attributes() == {
+        "specversion": "1.0",
+        "id": str(event.id),
+        "source": "/orders",
+        "type": event.type,
+        "subject": event.subject,
+        "time": event.time.astimezone(UTC),
+        "sequence": str(event.sequence),
+        "tenant": event.tenant,
+        "datacontenttype": "application/json",
+    }
+    assert read.get_data() == event.data
+
+
+async def test_a_dead_letter_is_as_the_document_says(pool: asyncpg.Pool, rabbitmq_url: str) -> None:
+    consumer = Consumer(pool, "saga", {}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing)
+    subscription = Subscription(rabbitmq_url, consumer, ROUTING_KEYS, 10)
+    task = asyncio.create_task(subscription.run())
+    async with open_channel(rabbitmq_url) as channel:
+        exchange = await channel.get_exchange(EXCHANGE)
+        await exchange.publish(aio_pika.Message(b'{"no": "event"}'), ROUTING_KEYS[0])
+        message = await next_message(channel, DEAD_LETTER_QUEUE)
+    subscription.stop()
+    await task
+    check("dead_letter", message.headers, json.loads(message.body))

@@ -1,0 +1,164 @@
+"""The broker, or what lies before it, misbehaves when events are published: every event arrives."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from app import db
+from app.errors import BrokerUnavailable
+from app.loops import Loop
+from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.relay import Relay
+from app.telemetry import Metrics
+from chaos import amqp
+from chaos.faults import Blackhole, Block, Eat, Fault, Lose
+from chaos.proxy import Proxy
+from tests.harness.dead_letters import drained
+from tests.harness.events import CONFIRMED, counted, event, nothing, put
+from tests.harness.messages import next_message, publishing
+from tests.harness.wait import wait_until
+
+AMPLE_SECONDS = 30.0
+DEADLINE_SECONDS = 0.5  # of a batch's confirms: short, so that a test need not wait long for it to pass
+
+
+@pytest.fixture
+async def transport(broker_proxy: Proxy, rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
+    """A transport that publishes through the proxy, and has connected."""
+    async with publishing(broker_proxy.url(rabbitmq_url), DEADLINE_SECONDS) as transport:
+        await wait_until(lambda: connects(transport), AMPLE_SECONDS, "connection")
+        yield transport
+
+
+async def connects(transport: RabbitTransport) -> bool:
+    with contextlib.suppress(BrokerUnavailable):  # its deadline is short
+        return await transport.publish([]) == []
+    return False
+
+
+def relay_over(pool: db.Pool, transport: RabbitTransport, metrics: Metrics | None = None) -> Relay:
+    return Relay(
+        pool,
+        transport,
+        metrics or Metrics(),
+        batch_size=10,
+        lease_seconds=60,
+        backoff_base_seconds=0.05,
+        backoff_cap_seconds=0.05,
+        max_attempts=3,
+        checkpoint=nothing,
+    )
+
+
+async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
+    """Return of each row that is not out: how many attempts it spent, and whether any relay may claim it now."""
+    query = """
+        SELECT attempts, claim_token IS NULL AND parked_at IS NULL AND next_attempt_at <= clock_timestamp() AS due
+        FROM outbox WHERE published_at IS NULL
+    """
+    async with db.connection(pool) as conn:
+        return [(row["attempts"], row["due"]) for row in await conn.fetch(query)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Eat(amqp.CONFIRM), Lose(amqp.CONFIRM), Lose(amqp.CONFIRM, silent=True)],
+    ids=["eaten", "cut", "silent"],
+)
+async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spend_no_attempt(
+    pool: db.Pool, broker_proxy: Proxy, transport: RabbitTransport, channel: AbstractChannel, fault: Fault
+) -> None:
+    events = [event() for _ in range(5)]
+    await put(pool, *events)
+    relay = relay_over(pool, transport)
+    broker_proxy.arm(fault)
+    with pytest.raises(BrokerUnavailable):
+        await relay.run_once()
+    assert broker_proxy.struck[fault]
+    assert await unpublished(pool) == [(0, True)] * 5
+    broker_proxy.disarm()
+    assert await relay.run_once() == 5
+    assert await unpublished(pool) == []
+    ids = await drained(channel, QUEUE)
+    assert set(ids) == {str(each.id) for each in events}
+    assert len(ids) > 5
+
+
+async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and_one_batch_waits_at_the_broker(
+    pool: db.Pool, broker_proxy: Proxy, transport: RabbitTransport, channel: AbstractChannel
+) -> None:
+    block, sent = Block(amqp.PUBLISHED), event()
+    await put(pool, sent)
+    relay = relay_over(pool, transport)
+    broker_proxy.arm(block)
+    for _ in range(3):
+        with pytest.raises(BrokerUnavailable):
+            await relay.run_once()
+        assert await unpublished(pool) == [(0, True)]
+        with pytest.raises(BrokerUnavailable):
+            await transport.check()
+    assert broker_proxy.struck == {block: 1}
+    assert await drained(channel, QUEUE) == []
+    broker_proxy.disarm()
+    await wait_until(lambda: carried(relay), AMPLE_SECONDS, "the end of the block")
+    await transport.check()
+    assert await unpublished(pool) == []
+    assert await drained(channel, QUEUE) == [str(sent.id)] * 2
+
+
+async def carried(relay: Relay) -> bool:
+    with contextlib.suppress(BrokerUnavailable):
+        return await relay.run_once() > 0
+    return False
+
+
+async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, transport: RabbitTransport) -> None:
+    broker_proxy.arm(Block(amqp.PUBLISHED, times=1))
+    with pytest.raises(BrokerUnavailable):
+        await transport.publish([event()])
+    broker_proxy.cut()
+    with pytest.raises(BrokerUnavailable):
+        await transport.publish([event()])
+    assert await transport.publish([event()]) == [None]
+
+
+@pytest.mark.parametrize("lost", ["binding", "queue"])
+async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_is_sent_again(
+    pool: db.Pool, transport: RabbitTransport, channel: AbstractChannel, lost: str
+) -> None:
+    metrics, returned, fine = Metrics(), event(), event(event_type=CONFIRMED)
+    relay = relay_over(pool, transport, metrics)
+    if lost == "binding":
+        await (await channel.get_queue(QUEUE)).unbind(EXCHANGE, "order.placed")
+    else:
+        await channel.queue_delete(QUEUE)
+    await put(pool, returned, fine)
+    assert await relay.run_once() == 2
+    assert [attempts for attempts, _ in await unpublished(pool)] == [1]
+    await wait_until(relay.run_once, AMPLE_SECONDS, "the row, due again")
+    assert await unpublished(pool) == []
+    assert counted(metrics, "outbox_returned_total") == 1
+    assert (await next_message(channel, QUEUE)).message_id == str(returned.id)
+
+
+async def test_a_relay_that_is_cut_short_gives_its_rows_back_at_once(
+    pool: db.Pool, broker_proxy: Proxy, rabbitmq_url: str, channel: AbstractChannel
+) -> None:
+    only = event()
+    await put(pool, only)
+    async with publishing(broker_proxy.url(rabbitmq_url)) as stuck, publishing(rabbitmq_url) as works:
+        assert await stuck.publish([]) == []
+        broker_proxy.arm(Blackhole())
+        task = asyncio.create_task(Loop("relay", relay_over(pool, stuck).run_once, 1).run())
+        await wait_until(lambda: is_claimed(pool), AMPLE_SECONDS, "claim")
+        task.cancel()
+        await asyncio.wait([task])
+        assert await relay_over(pool, works).run_once() == 1
+    assert (await next_message(channel, QUEUE)).message_id == str(only.id)
+
+
+async def is_claimed(pool: db.Pool) -> bool:
+    return await unpublished(pool) == [(0, False)]

@@ -1,0 +1,202 @@
+"""A placed order whose event was lost on the way is started all the same, once; all others are left in peace."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from app import db
+from app.messaging import inbox, outbox
+from app.messaging.outbox import Verdict
+from app.messaging.rabbitmq import QUEUE, RabbitTransport
+from app.messaging.relay import Relay
+from app.operations.dead_letters import Action
+from app.operations.janitor import BATCH, FEW_WAITING, Resender
+from app.orders import service
+from app.roles import CONSUMED_TYPES, CONSUMER, ROUTING_KEYS
+from app.saga import cancellation, store, upkeep
+from app.telemetry import Metrics
+from tests.harness.dead_letters import go_over, holds, ids, in_queue, set_aside
+from tests.harness.events import counted, event, nothing
+from tests.harness.history import lived_through
+from tests.harness.messages import next_message, open_channel
+from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed
+from tests.harness.plans import full_scans, indexes, plans_of
+
+MINUTE = 60
+
+
+def resender(pool: asyncpg.Pool, metrics: Metrics | None = None, waiting: int = 0) -> Resender:
+    async def depths() -> tuple[int, int]:
+        return waiting, 0
+
+    return Resender(pool, metrics or Metrics(), CONSUMER, depths, nothing)
+
+
+async def placed_and_published(pool: asyncpg.Pool, seconds_ago: float, resends: int = 0) -> UUID:
+    """Place an order whose event a broker confirmed then, and whose saga has not started."""
+    order = await placed(pool)
+    await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 day' WHERE id = $1", order.id)
+    await pool.execute(
+        """
+        UPDATE outbox SET published_at = clock_timestamp() - make_interval(secs => $2), resends = $3, attempts = 2
+        WHERE subject = $1
+        """,
+        str(order.id),
+        seconds_ago,
+        resends,
+    )
+    return order.id
+
+
+async def pending(pool: asyncpg.Pool) -> list[UUID]:
+    return [row["id"] for row in await pool.fetch("SELECT id FROM outbox WHERE published_at IS NULL")]
+
+
+async def look(pool: asyncpg.Pool) -> list[UUID]:
+    """Look at all pending orders; return the events that are to be sent again."""
+    one = resender(pool)
+    while await one.run_once():
+        pass
+    return await pending(pool)
+
+
+@pytest.mark.parametrize(
+    ("resends", "seconds_ago", "again"),
+    [(0, 55, False), (0, 65, True), (1, 115, False), (1, 125, True), (5, 31 * MINUTE, False), (5, 33 * MINUTE, True)],
+)
+async def test_an_event_whose_order_did_not_start_is_sent_again_after_a_minute_then_two_then_four(
+    pool: asyncpg.Pool, resends: int, seconds_ago: float, again: bool
+) -> None:
+    order_id = await placed_and_published(pool, seconds_ago, resends)
+    assert await look(pool) == ([order_id] if again else [])
+    row = dict(await pool.fetchrow("SELECT * FROM outbox") or {})
+    assert (row["resends"], row["attempts"]) == ((resends + 1, 0) if again else (resends, 2))
+
+
+async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: asyncpg.Pool) -> None:
+    metrics = Metrics()
+    order_id = await placed_and_published(pool, 3600)
+    one = resender(pool, metrics)
+    for _ in range(3):
+        await one.run_once()
+        assert await pending(pool) == [order_id]
+    assert await pool.fetchval("SELECT resends FROM outbox") == 1
+    assert counted(metrics, "outbox_resent_total") == 1
+
+
+async def test_an_order_that_has_started_or_ended_is_left_alone(pool: asyncpg.Pool) -> None:
+    started, cancelled = [await placed_and_published(pool, 3600) for _ in range(2)]
+    async with pool.acquire() as conn, conn.transaction():
+        order = await service.load(conn, started)
+        assert order
+        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        await cancellation.cancel(conn, TENANT, cancelled, {})
+    await pool.execute("UPDATE outbox SET published_at = clock_timestamp() - interval '1 hour'")
+    assert await look(pool) == []
+
+
+@pytest.mark.parametrize("parked", [False, True])
+async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: asyncpg.Pool, *, parked: bool) -> None:
+    order_id = await placed_and_published(pool, 3600)
+    await pool.execute("UPDATE outbox SET published_at = NULL")
+    if parked:
+        await pool.execute("UPDATE outbox SET parked_at = clock_timestamp()")
+    before = await pool.fetchrow("SELECT * FROM outbox")
+    assert await look(pool) == [order_id]
+    assert await pool.fetchrow("SELECT * FROM outbox") == before
+
+
+async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: asyncpg.Pool) -> None:
+    dead, lost = [await placed_and_published(pool, 3600) for _ in range(2)]
+    async with db.connection(pool) as conn:
+        await inbox.failed(conn, CONSUMER, str(dead), "bug")
+        await inbox.dead(conn, CONSUMER, str(dead))
+    assert await look(pool) == [lost]
+
+
+async def test_an_order_whose_dead_letter_was_purged_is_not_forgotten(pool: asyncpg.Pool, rabbitmq_url: str) -> None:
+    order_id = await placed_and_published(pool, 3600)
+    async with db.transaction(pool) as conn:
+        await inbox.failed(conn, CONSUMER, str(order_id), "broken")
+        await inbox.dead(conn, CONSUMER, str(order_id))
+    letters = in_queue(pool, rabbitmq_url, CONSUMER)
+    await ids(letters)  # declares the queue
+    async with open_channel(rabbitmq_url) as channel:
+        await set_aside(channel, replace(event(), id=order_id))
+        await holds(channel, 1)
+    assert await look(pool) == []
+    summary, _ = await go_over(letters, Action.PURGE)
+    assert (summary.meant, summary.kept) == (1, 0)
+    assert await look(pool) == [order_id]
+
+
+async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstarted_are_counted(
+    pool: asyncpg.Pool,
+) -> None:
+    metrics, order_id = Metrics(), await placed_and_published(pool, 3600)
+    one = resender(pool, metrics, waiting=FEW_WAITING + 1)
+    assert await one.run_once() == 0
+    assert await pending(pool) == []
+    assert metrics.registry.get_sample_value("orders_unstarted") == 1
+    await resender(pool, metrics, waiting=FEW_WAITING).run_once()
+    assert await pending(pool) == [order_id]
+
+
+async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are(pool: asyncpg.Pool) -> None:
+    await lived_through(pool, BATCH + 1, "2 days", "pending")
+    await pool.execute("UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp()")
+    await pool.execute("TRUNCATE sagas CASCADE")
+    lost = await placed_and_published(pool, 3600)
+    assert await look(pool) == [lost]
+
+
+async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_planner_knows(
+    pool: asyncpg.Pool,
+) -> None:
+    await lived_through(pool, 20_000, "1 day")
+    for _ in range(100):
+        await placed_and_published(pool, 3600)
+    for _ in range(2):
+        plans = await plans_of(pool, lambda conn: upkeep.unstarted(conn, upkeep.FIRST, BATCH, 60))
+        assert full_scans(plans) == set()
+        assert indexes(plans) == {"orders_status_tenant_placed_at_id_idx", "sagas_pkey"}
+        await pool.execute("ANALYZE")
+
+
+async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_again_with_its_id(
+    pool: asyncpg.Pool, rabbitmq_url: str
+) -> None:
+    order = await placed(pool)
+    transport = RabbitTransport(rabbitmq_url, CONSUMED_TYPES, ROUTING_KEYS, 5)
+    relay = Relay(
+        pool,
+        transport,
+        Metrics(),
+        batch_size=10,
+        lease_seconds=30,
+        backoff_base_seconds=1,
+        backoff_cap_seconds=1,
+        max_attempts=3,
+        checkpoint=nothing,
+    )
+    async with open_channel(rabbitmq_url) as channel:
+        assert await relay.run_once() == 1
+        await (await channel.get_queue(QUEUE)).purge()
+        await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 hour'")
+        await pool.execute("UPDATE outbox SET published_at = published_at - interval '1 hour'")
+        assert await look(pool) == [order.id]
+        assert await relay.run_once() == 1
+        assert (await next_message(channel, QUEUE)).message_id == str(order.id)
+    await transport.close()
+
+
+async def test_a_row_that_a_relay_holds_or_has_marked_meanwhile_is_not_touched(pool: asyncpg.Pool) -> None:
+    order_id = await placed_and_published(pool, 3600)
+    async with db.connection(pool) as conn:
+        assert await outbox.repend(conn, [order_id], MINUTE) == [order_id]
+        [claimed] = await outbox.claim(conn, order_id, 10, 30)
+        assert await outbox.repend(conn, [order_id], 0) == []
+        assert await outbox.settle(conn, order_id, [Verdict(claimed.envelope.id)]) == {order_id}
+        assert await outbox.repend(conn, [order_id], MINUTE) == []

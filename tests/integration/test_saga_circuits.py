@@ -1,0 +1,272 @@
+"""A partner that fails is left alone, by doing and by undoing apart: its sagas wait, and that is all that changes."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from uuid import UUID
+
+import pytest
+
+from app.orders.models import Line
+from app.saga.calls import VISITS_PER_SECOND
+from app.saga.orchestrator import Orchestrator
+from tests.harness.orders import start_saga
+from tests.harness.sagas import GatedPayment, Stage, dies_at
+from tests.harness.sandboxes import AMPLE_SECONDS, entries, set_faults
+from tests.harness.wait import wait_until
+
+FAILURES, OPEN_SECONDS = 5, 10.0
+SHORT_SECONDS = 0.05
+DEAD = {"target": "payment.charge", "kind": "error"}
+UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
+
+
+@dataclass
+class Clock:
+    """What the circuits take for the time."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
+    """Make an orchestrator with circuits as they are by default, and with room for all."""
+    return partial(
+        stage.orchestrator,
+        concurrency=50,
+        circuit_failures=FAILURES,
+        circuit_open_seconds=OPEN_SECONDS,
+        clock=clock,
+    )
+
+
+async def asked(stage: Stage, sagas: list[UUID], operation: str) -> int:
+    """How often the partner was asked."""
+    return sum([len(await entries(stage.http, saga, operation)) for saga in sagas])
+
+
+def state(stage: Stage, partner: str) -> float | None:
+    return stage.metrics.registry.get_sample_value("partner_circuit_state", {"partner": partner})
+
+
+async def look(stage: Stage, orchestrator: Orchestrator) -> None:
+    """Let every pause end, and the orchestrator look."""
+    await stage.let_time_pass()
+    await orchestrator.run_once()
+
+
+async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
+    """Let five sagas fail at payment, twice each: the circuit for the first try is open, and that for those who retry.
+
+    All five come at once, so none of them learns of the others in time.
+    """
+    sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
+    await set_faults(stage.http, DEAD)
+    for tried in (1, 2):
+        assert state(stage, "payment") == (0 if tried == 1 else 2)
+        await look(stage, orchestrator)
+        assert await asked(stage, sagas, "payment.charge") == tried * FAILURES
+    return sagas
+
+
+async def test_a_partner_that_fails_is_asked_no_more_and_its_sagas_wait_without_an_attempt(
+    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+) -> None:
+    orchestrator = one()
+    sagas = await opened(stage, orchestrator)
+    others = [await start_saga(stage.pool) for _ in range(10)]
+    for _ in range(3):
+        await look(stage, orchestrator)
+    assert state(stage, "payment") == 2
+    assert await asked(stage, [*sagas, *others], "payment.charge") == 2 * FAILURES
+    for saga, attempts in [*((saga, 2) for saga in sagas), *((saga, 0) for saga in others)]:
+        row = await stage.saga(saga)
+        assert (row["step"], row["attempts"], row["lease_owner"]) == ("charge_payment", attempts, None)
+        assert await stage.outcome(saga) == "pending"
+        assert OPEN_SECONDS < row["pause_seconds"] < 2 * OPEN_SECONDS + 1
+    assert len({(await stage.saga(saga))["pause_seconds"] for saga in others}) == len(others)  # not all at once
+    clock.now += OPEN_SECONDS
+    assert state(stage, "payment") == 1
+    await set_faults(stage.http)
+    await stage.drive(orchestrator)
+    assert {await stage.outcome(saga) for saga in [*sagas, *others]} == {"confirmed"}
+    assert state(stage, "payment") == 0
+
+
+async def test_however_many_wait_they_come_by_no_faster_than_the_database_bears(
+    stage: Stage, one: Callable[..., Orchestrator]
+) -> None:
+    orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # all jitter is shorter than what the crowd makes of it
+    await opened(stage, orchestrator)
+    crowd = [await start_saga(stage.pool) for _ in range(50)]
+    await look(stage, orchestrator)
+    pauses = sorted([(await stage.saga(saga))["pause_seconds"] for saga in crowd])
+    whole = (len(crowd) + FAILURES) / VISITS_PER_SECOND
+    assert len(crowd) / VISITS_PER_SECOND < pauses[-1] <= whole + 2 * SHORT_SECONDS
+
+
+async def test_one_saga_that_fails_again_and_again_is_enough(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, DEAD)
+    orchestrator = one()
+    for _ in range(2 * FAILURES):
+        await look(stage, orchestrator)
+    assert state(stage, "payment") == 2
+    assert await asked(stage, [saga], "payment.charge") == 1 + FAILURES
+
+
+async def test_orders_that_a_partner_fails_for_good_hold_up_no_other(
+    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+) -> None:
+    """They come again and again, and more of them than of any others."""
+    await set_faults(stage.http, {**DEAD, "match": {"payment_method": "pm_unlucky"}})
+    orchestrator = one()
+    bad = [await start_saga(stage.pool, payment_method="pm_unlucky") for _ in range(FAILURES)]
+    for _ in range(5):
+        await look(stage, orchestrator)
+    assert state(stage, "payment") == 2
+    clock.now += OPEN_SECONDS
+    first = await start_saga(stage.pool)  # to try whether the partner is back
+    await look(stage, orchestrator)
+    assert await stage.outcome(first) == "confirmed"
+    for _ in range(10):
+        bad.append(await start_saga(stage.pool, payment_method="pm_unlucky"))
+        well = await start_saga(stage.pool)
+        await look(stage, orchestrator)
+        assert await stage.outcome(well) == "confirmed"
+    assert {await stage.outcome(saga) for saga in bad} == {"pending"}
+    await set_faults(stage.http)
+    clock.now += OPEN_SECONDS
+    await stage.drive(orchestrator)
+    assert {await stage.outcome(saga) for saga in bad} == {"confirmed"}
+
+
+async def test_when_time_is_up_one_saga_tries_and_the_others_follow_when_it_succeeds(
+    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+) -> None:
+    payment = GatedPayment(stage.partners.payment)
+    payment.gate.set()
+    orchestrator = one(payment=payment)
+    sagas = await opened(stage, orchestrator)
+    await set_faults(stage.http)
+    payment.gate.clear()
+    payment.arrived.clear()
+    payment.waiting = 0
+    clock.now += OPEN_SECONDS
+    await stage.let_time_pass()
+    looking = asyncio.create_task(orchestrator.run_once())
+    await payment.arrived.wait()
+
+    async def the_others_wait() -> bool:
+        return await stage.pool.fetchval("SELECT count(*) = 1 FROM sagas WHERE lease_owner IS NOT NULL") is True
+
+    await wait_until(the_others_wait, AMPLE_SECONDS, "all others given back")
+    assert payment.waiting == 1
+    payment.gate.set()
+    await looking
+    assert [await stage.outcome(saga) for saga in sagas].count("confirmed") == 1
+    await look(stage, orchestrator)
+    assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
+
+
+@pytest.mark.parametrize("point", ["attempted", "answered"])
+async def test_a_saga_that_dies_while_it_tries_leaves_the_turn_to_another(
+    stage: Stage, clock: Clock, one: Callable[..., Orchestrator], point: str
+) -> None:
+    sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
+    await set_faults(stage.http, {**DEAD, "times": FAILURES})
+    deaths = [f"saga.charge_payment.do.{point}"]
+
+    def checkpoint(passed: str) -> None:
+        if clock.now > 1000 and deaths:
+            dies_at(deaths[0])(passed)
+
+    orchestrator = one(checkpoint=checkpoint)
+    await orchestrator.run_once()
+    assert state(stage, "payment") == 2
+    clock.now += OPEN_SECONDS
+    await look(stage, orchestrator)
+    deaths.clear()
+    await stage.drive(orchestrator)
+    assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
+
+
+async def test_a_saga_that_is_cut_short_while_it_tries_leaves_the_turn_to_another(
+    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+) -> None:
+    sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
+    await set_faults(stage.http, {**DEAD, "times": FAILURES})
+    payment = GatedPayment(stage.partners.payment)
+    payment.gate.set()
+    orchestrator = one(payment=payment)
+    await orchestrator.run_once()
+    payment.gate.clear()
+    payment.arrived.clear()
+    clock.now += OPEN_SECONDS
+    await stage.let_time_pass()
+    looking = asyncio.create_task(orchestrator.run_once())
+    await payment.arrived.wait()
+    looking.cancel()
+    await asyncio.wait([looking])
+    payment.gate.set()
+    await stage.drive(orchestrator)
+    assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
+
+
+async def test_a_saga_that_waits_for_a_partner_turns_back_at_its_deadline(
+    stage: Stage, one: Callable[..., Orchestrator]
+) -> None:
+    orchestrator = one(circuit_open_seconds=3600)
+    sagas = [*await opened(stage, orchestrator), late := await start_saga(stage.pool)]
+    await stage.let_the_deadline_pass(in_seconds=60)
+    await look(stage, orchestrator)
+    for saga in sagas:
+        row = await stage.saga(saga)
+        assert abs(row["next_attempt_at"] - row["deadline_at"]) < timedelta(seconds=5)
+    await stage.let_the_deadline_pass()
+    await look(stage, orchestrator)
+    assert state(stage, "payment") == 2
+    assert {await stage.outcome(saga) for saga in sagas} == {"rejected: timed-out"}
+    assert await stage.ledger(late) == ["inventory.hold done", "inventory.release done"]
+
+
+async def test_undoing_waits_too_and_is_never_given_up_while_doing_goes_on(
+    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+) -> None:
+    turned = [await start_saga(stage.pool, **UNDELIVERABLE) for _ in range(FAILURES)]
+    await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
+    orchestrator = one()
+    for _ in range(4):
+        await look(stage, orchestrator)
+    assert state(stage, "payment") == 2
+    assert await asked(stage, turned, "payment.refund") == 2 * FAILURES
+    well = await start_saga(stage.pool)
+    await look(stage, orchestrator)
+    assert await stage.outcome(well) == "confirmed"
+    await stage.let_the_deadline_pass()
+    for _ in range(3):
+        clock.now += OPEN_SECONDS
+        await look(stage, orchestrator)
+    assert {await stage.outcome(saga) for saga in turned} == {"compensating: undeliverable"}
+    assert await asked(stage, turned, "payment.refund") == 2 * FAILURES + 3
+    clock.now += OPEN_SECONDS
+    await set_faults(stage.http)
+    await stage.drive(orchestrator)
+    assert {await stage.outcome(saga) for saga in turned} == {"rejected: undeliverable"}
+
+
+async def test_refusals_open_no_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+    for _ in range(2 * FAILURES):
+        await start_saga(stage.pool, payment_method="pm_card_declined")
+    await stage.drive(one())
+    assert state(stage, "payment") == 0

@@ -1,0 +1,53 @@
+"""What taking sagas on costs: nothing for those that wait, and they are many while a partner is out."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from app import db
+from app.saga import plan, store
+from tests.harness.orders import start_saga
+from tests.harness.plans import buffers, full_scans, indexes, plans_of
+
+WAITING, BATCH = 20_000, 20
+MANY = """
+    WITH placed AS (
+        INSERT INTO orders (id, tenant, status, currency, total_minor, version, placed_at, updated_at)
+        SELECT gen_random_uuid(), tenant, status, currency, total_minor, version, placed_at, updated_at
+        FROM orders, generate_series(1, $2) WHERE id = $1
+        RETURNING id
+    )
+    INSERT INTO sagas (id, plan_version, direction, step, attempts, version, next_attempt_at, deadline_at, started_at,
+                       updated_at)
+    SELECT placed.id, plan_version, direction, step, attempts, sagas.version, sagas.next_attempt_at + $3::interval,
+           deadline_at, started_at, sagas.updated_at
+    FROM placed, sagas WHERE sagas.id = $1
+"""
+
+
+async def claim(conn: db.Connection) -> None:
+    await store.claim(conn, "one", plan.PLANS, BATCH, 30)
+
+
+async def touched(pool: asyncpg.Pool) -> int:
+    """Return the pages that a claim touches; of every table it reads what it needs."""
+    await pool.execute("VACUUM ANALYZE orders, sagas")
+    plans = await plans_of(pool, claim)
+    assert full_scans(plans) == set()
+    assert indexes(plans) >= {"sagas_next_attempt_at_idx"}
+    return buffers(plans)
+
+
+async def add(pool: asyncpg.Pool, saga: UUID, number: int, wait: timedelta) -> None:
+    """Add as many like this one, which wait for longer."""
+    await pool.execute(MANY, saga, number, wait)
+
+
+@pytest.mark.parametrize("due", [0, BATCH // 2, BATCH * 2])
+async def test_sagas_that_wait_are_not_looked_at(pool: asyncpg.Pool, due: int) -> None:
+    saga = await start_saga(pool)
+    await add(pool, saga, WAITING, timedelta(hours=1))
+    await add(pool, saga, due, timedelta())
+    assert await touched(pool) < 40 + 15 * min(due, BATCH)  # 340 more if it looked at those that wait

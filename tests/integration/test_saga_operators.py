@@ -1,0 +1,219 @@
+"""What operators do to sagas: a pause ended, a saga turned back with the limits of a cancel, each on record."""
+
+import asyncio
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
+from app.operations.sagas import Outcome
+from app.orders import events
+from app.saga.plan import Action, Step
+from tests.harness.cancelling import cancel, cancel_under_way
+from tests.harness.operating import OPERATOR, CompensateAt, audit_rows, compensate, recorded, retry
+from tests.harness.orders import placed, somebody_waits, start_saga
+from tests.harness.sagas import GatedPayment, Stage, dies_at
+from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
+from tests.harness.wait import wait_until
+
+COMPENSATED = "rejected: compensated-by-operator"
+DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
+UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
+CHARGE_FAILS = {"target": "payment.charge", "kind": "unavailable"}
+FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
+LONG_SECONDS = 3600
+
+
+async def pause(pool: asyncpg.Pool) -> None:
+    """Let every pause be a long one."""
+    await pool.execute(
+        f"UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '{LONG_SECONDS} s'"  # noqa: S608 - a number
+    )
+
+
+async def told(pool: asyncpg.Pool) -> list[str]:
+    return [row["type"] for row in await pool.fetch("SELECT type FROM outbox ORDER BY sequence")]
+
+
+@pytest.mark.parametrize(
+    ("failing", "turned", "end"),
+    [("payment.charge", False, "confirmed"), ("payment.refund", True, "rejected: timed-out")],
+    ids=["forward", "backward"],
+)
+async def test_a_retry_ends_a_long_pause_at_once_in_either_direction(
+    stage: Stage, failing: str, turned: bool, end: str
+) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, {"target": failing, "kind": "error"}, *([CHARGE_FAILS] if turned else []))
+    await stage.orchestrator().run_once()
+    if turned:
+        await stage.let_the_deadline_pass()
+        await stage.let_time_pass()
+        await stage.orchestrator().run_once()
+    await pause(stage.pool)
+    await set_faults(stage.http)
+    assert await stage.orchestrator().run_once() == 0
+    assert await retry(stage.pool, saga) is Outcome.DUE
+    assert await stage.orchestrator().run_once() == 1
+    assert await stage.outcome(saga) == end
+    assert await audit_rows(stage.pool) == [(OPERATOR.actor, "retry", saga, OPERATOR.reason, "due")]
+
+
+async def test_a_retry_of_what_is_due_changes_nothing_and_says_so(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    before = await stage.saga(saga)
+    assert await retry(stage.pool, saga) is Outcome.DUE_ALREADY
+    assert await stage.saga(saga) == before
+
+
+async def test_a_retry_leaves_a_live_lease_alone(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    payment = GatedPayment(stage.partners.payment)
+    driving = asyncio.create_task(stage.orchestrator("another", payment=payment).run_once())
+    await payment.arrived.wait()
+    before = await stage.saga(saga)
+    assert await retry(stage.pool, saga) is Outcome.UNDER_WAY
+    assert await stage.saga(saga) == before
+    assert before["lease_owner"] == "another"
+    assert await stage.orchestrator("one").run_once() == 0
+    payment.gate.set()
+    await driving
+    assert await stage.outcome(saga) == "confirmed"
+    assert await recorded(stage.pool) == ["retry under-way"]
+
+
+async def test_a_retry_of_a_saga_that_its_runner_left_for_dead_finds_it_due_when_the_lease_is_over(
+    stage: Stage,
+) -> None:
+    saga = await start_saga(stage.pool)
+    await stage.orchestrator("dead", checkpoint=dies_at(FORWARD[2])).run_once()
+    assert await retry(stage.pool, saga) is Outcome.UNDER_WAY
+    await stage.let_time_pass()
+    assert await retry(stage.pool, saga) is Outcome.DUE_ALREADY
+
+
+async def test_what_has_ended_or_never_started_cannot_be_retried_and_the_record_says_so(stage: Stage) -> None:
+    ended, unstarted = await start_saga(stage.pool), (await placed(stage.pool)).id
+    await stage.drive()
+    for order_id, why in ((ended, "the order is confirmed"), (unstarted, "the saga has not started")):
+        with pytest.raises(SagaNotRetriable, match=why):
+            await retry(stage.pool, order_id)
+    assert [row[2:] for row in await audit_rows(stage.pool)] == [
+        (order_id, OPERATOR.reason, "refused") for order_id in (ended, unstarted)
+    ]
+
+
+async def test_nobodys_order_is_not_found_and_leaves_no_record(stage: Stage) -> None:
+    for act in (retry, compensate):
+        with pytest.raises(OrderNotFound):
+            await act(stage.pool, uuid4())
+    assert await audit_rows(stage.pool) == []
+
+
+async def test_an_unstarted_order_is_cancelled_at_once_and_an_event_tells_of_it(stage: Stage) -> None:
+    order = await placed(stage.pool, tenant="default")
+    assert await compensate(stage.pool, order.id) is Outcome.CANCELLED
+    assert await stage.outcome(order.id) == "cancelled: compensated-by-operator"
+    assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "cancelled")]
+    assert await compensate(stage.pool, order.id) is Outcome.ENDED_BEFORE
+    assert await stage.pool.fetchval("SELECT count(*) FROM sagas") == 0
+
+
+@pytest.mark.parametrize("point", FORWARD)
+async def test_a_saga_is_turned_back_at_any_instant_of_a_step_and_undoes_all(
+    stage: Stage, database_url: str, point: str
+) -> None:
+    checkpoint = CompensateAt(database_url, point)
+    saga = checkpoint.order_id = await start_saga(stage.pool)
+    assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
+    assert checkpoint.outcome is Outcome.TURNS_BACK
+    assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
+    assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "rejected")]
+    value = stage.metrics.registry.get_sample_value
+    assert value("orders_finished_total", {"status": "rejected", "reason": "compensated-by-operator"}) == 1
+
+
+async def test_an_order_that_was_confirmed_an_instant_before_stays_so(stage: Stage, database_url: str) -> None:
+    checkpoint = CompensateAt(database_url, "saga.finished")
+    saga = checkpoint.order_id = await start_saga(stage.pool)
+    await stage.orchestrator(checkpoint=checkpoint).run_once()
+    assert isinstance(checkpoint.outcome, OrderNotCancellable)
+    assert (await stage.outcome(saga), await stage.standing(saga)) == ("confirmed", DONE)
+    assert await recorded(stage.pool) == ["compensate refused"]
+
+
+async def test_compensating_ends_a_long_pause(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, CHARGE_FAILS)
+    await stage.orchestrator().run_once()
+    await pause(stage.pool)
+    assert await compensate(stage.pool, saga) is Outcome.TURNS_BACK
+    assert await stage.orchestrator().run_once() == 1
+    assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
+
+
+async def test_compensating_again_changes_nothing_before_during_and_after_the_way_back(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await set_faults(stage.http, CHARGE_FAILS, {"target": "payment.refund", "kind": "error"})
+    await stage.orchestrator().run_once()
+    found = [await compensate(stage.pool, saga) for _ in range(2)]
+    await stage.orchestrator().run_once()
+    assert await stage.outcome(saga) == "compensating: compensated-by-operator"
+    found.append(await compensate(stage.pool, saga))
+    await set_faults(stage.http)
+    await stage.drive()
+    found.append(await compensate(stage.pool, saga))
+    assert found == [Outcome.TURNS_BACK, Outcome.TURNED_BEFORE, Outcome.TURNED_BEFORE, Outcome.ENDED_BEFORE]
+    assert await recorded(stage.pool) == [f"compensate {outcome}" for outcome in found]
+    assert (await stage.outcome(saga), (await stage.order(saga)).version) == (COMPENSATED, 3)
+
+
+@pytest.mark.parametrize("customer_first", [True, False])
+async def test_of_customer_and_operator_the_first_word_is_the_reason(stage: Stage, customer_first: bool) -> None:
+    saga = await start_saga(stage.pool)
+    if customer_first:
+        await cancel(stage.pool, saga)
+        assert await compensate(stage.pool, saga) is Outcome.TURNED_BEFORE
+    else:
+        await compensate(stage.pool, saga)
+        assert (await cancel(stage.pool, saga)).status == "pending"
+    await stage.drive()
+    assert await stage.outcome(saga) == ("cancelled: cancelled-by-customer" if customer_first else COMPENSATED)
+
+
+async def test_a_cancel_on_record_by_a_release_that_knew_no_operators_is_the_customers(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    await stage.pool.execute("UPDATE orders SET cancel_requested_at = clock_timestamp()")
+    assert await compensate(stage.pool, saga) is Outcome.TURNED_BEFORE
+    await stage.drive()
+    assert await stage.outcome(saga) == "cancelled: cancelled-by-customer"
+
+
+async def test_what_a_partner_refused_keeps_its_reason(stage: Stage) -> None:
+    saga = await start_saga(stage.pool, payment_method="pm_card_declined")
+    await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
+    await stage.orchestrator().run_once()
+    assert await compensate(stage.pool, saga) is Outcome.TURNED_BEFORE
+    await set_faults(stage.http)
+    await stage.drive()
+    assert await stage.outcome(saga) == "rejected: card-declined"
+    with pytest.raises(OrderNotCancellable):
+        await compensate(stage.pool, saga)
+
+
+async def test_an_operator_who_meets_a_cancel_waits_for_it(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    async with cancel_under_way(stage.pool, saga):
+        compensating = asyncio.create_task(compensate(stage.pool, saga))
+        await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the operator at the order")
+    assert await compensating is Outcome.TURNED_BEFORE
+
+
+async def test_many_operators_at_once_are_one_and_all_on_record(stage: Stage) -> None:
+    saga = await start_saga(stage.pool)
+    found = await asyncio.gather(*(compensate(stage.pool, saga) for _ in range(8)))
+    assert sorted(found) == sorted([Outcome.TURNS_BACK, *[Outcome.TURNED_BEFORE] * 7])
+    assert sorted(await recorded(stage.pool)) == sorted(f"compensate {outcome}" for outcome in found)
+    await stage.drive()
+    assert (await stage.outcome(saga), await stage.ledger(saga)) == (COMPENSATED, [])

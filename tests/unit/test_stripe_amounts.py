@@ -1,0 +1,42 @@
+"""An amount means the same to us, who count as ISO 4217 does, and to Stripe; or it is not sent."""
+
+from decimal import Decimal
+
+import pytest
+
+from app.orders.money import EXPONENTS, to_minor
+from app.partners.stripe_amounts import THREE_DECIMAL, ZERO_DECIMAL, stripe_amount
+
+# Of https://docs.stripe.com/currencies; each as Stripe's own examples have it, where it gives one.
+DOCUMENTED = [
+    ("10", "USD", 1000),
+    ("9.99", "EUR", 999),
+    ("10", "JPY", 10),
+    ("500", "KRW", 500),
+    ("5", "ISK", 500),
+    ("5", "UGX", 500),
+    ("10.45", "HUF", 1045),
+    ("800.45", "TWD", 80045),
+    ("7", "MGA", 7),
+    ("5.120", "KWD", 5120),
+]
+
+
+@pytest.mark.parametrize(("price", "currency", "amount"), DOCUMENTED)
+def test_an_amount_is_what_stripe_documents(price: str, currency: str, amount: int) -> None:
+    assert stripe_amount(to_minor(Decimal(price), currency), currency) == amount
+
+
+@pytest.mark.parametrize(("price", "currency"), [("5.124", "KWD"), ("0.001", "BHD"), ("7.20", "MGA"), ("1.005", "IQD")])
+def test_an_amount_that_stripe_cannot_charge_exactly_is_none_and_never_rounded(price: str, currency: str) -> None:
+    assert stripe_amount(to_minor(Decimal(price), currency), currency) is None
+
+
+@pytest.mark.parametrize("currency", EXPONENTS)
+def test_whole_units_of_every_currency_stay_what_they_are(currency: str) -> None:
+    decimals = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
+    assert stripe_amount(to_minor(Decimal(1234), currency), currency) == 1234 * 10**decimals
+
+
+def test_what_has_no_minor_unit_has_no_amount() -> None:
+    assert stripe_amount(5, "XAU") is None
