@@ -57,7 +57,7 @@ async def failed(conn: Connection, consumer: str, message_id: str, error: str) -
     row = await conn.fetchrow(
         """
         INSERT INTO inbox AS i (consumer, message_id, attempts, first_failure_at, last_failure_at, last_error)
-        VALUES ($1, $2, 1, clock_timestamp(), clock_timestamp(), left($3, 500))
+        VALUES ($1, $2, 1, statement_timestamp(), statement_timestamp(), left($3, 500))
         ON CONFLICT (consumer, message_id) DO UPDATE
         SET attempts = i.attempts + 1, last_error = excluded.last_error, last_failure_at = excluded.last_failure_at,
             first_failure_at = coalesce(i.first_failure_at, excluded.first_failure_at)
