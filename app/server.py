@@ -12,6 +12,9 @@ import uvicorn
 from app.errors import ConfigurationError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Longer than clients and proxies commonly keep a connection that idles (60 s): so they close it, and no request crosses
+# our close on its way, which its sender could not tell from one that was lost.
+KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
@@ -32,6 +35,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 # Half of the time for open requests, the rest for the roles, which stop after them.
                 timeout_graceful_shutdown=max(1, int(shutdown_seconds / 2)),
             )
