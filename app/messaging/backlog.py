@@ -1,6 +1,7 @@
 """Back-pressure: while too many events wait for the broker, intake takes no more orders than it can pass on."""
 
 import time
+from collections.abc import Callable
 
 from app import db
 from app.errors import OutboxFull
@@ -18,21 +19,22 @@ class Backlog:
     have been filled meanwhile, and never for more than a share of the time.
     """
 
-    def __init__(self, pool: db.Pool, max_pending: int) -> None:
+    def __init__(self, pool: db.Pool, max_pending: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._max_pending = max_pending
+        self._clock = clock
         self._full = False
         self._look_at = 0.0
 
     async def run_once(self) -> int:
         """Count, if it is time. Returns 0: there is nothing more to do before the next period."""
-        began = time.monotonic()
+        began = self._clock()
         if began < self._look_at:
             return 0
         async with db.connection(self._pool) as conn:
             pending = await outbox.count_pending(conn, self._max_pending + 1)
         self._full = pending > self._max_pending
-        ended = time.monotonic()
+        ended = self._clock()
         self._look_at = ended + max((self._max_pending - pending) / FASTEST_PER_SECOND, (ended - began) / SHARE)
         return 0
 
