@@ -13,15 +13,15 @@ import asyncpg
 import httpx
 import pytest
 
-from app.embedded import free_port as find_free_port
 from app.partners.client import open_session
-from tests.harness import brokers, caches, databases, sandboxes
+from tests.harness import brokers, caches, databases, ports, sandboxes
 from tests.harness.processes import Service, tail
 from tests.harness.run import OWN, ControllerRun, Run
 from tests.harness.sandboxes import Partners
 from tests.harness.stripe_fake import StripeFake, stripe_fake
 
 POOL_SIZE = 10
+STATEMENT_SECONDS = 60.0  # tests fill tables with a hundred thousand rows, on however slow a machine
 controller_run = pytest.StashKey[ControllerRun]()
 
 
@@ -57,7 +57,7 @@ async def database_url(postgres_url: str, run: Run) -> AsyncIterator[str]:
 async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     from app.db import create_pool  # noqa: PLC0415 - tests without a database do not need it
 
-    pool = await create_pool(database_url, POOL_SIZE)
+    pool = await create_pool(database_url, POOL_SIZE, STATEMENT_SECONDS)
     await pool.fetchval("SELECT 1")  # connects, however long that takes: a test's own calls give up after a second
     try:
         yield pool
@@ -81,7 +81,7 @@ async def redis_url(run: Run) -> AsyncIterator[str]:
 
 @pytest.fixture
 def free_port() -> int:
-    return find_free_port()
+    return ports.free_port()
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ async def start_service(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable
     async with contextlib.AsyncExitStack() as services:
 
         async def start(env: dict[str, str], args: tuple[str, ...] = ("serve",), module: str = "app") -> Service:
-            log = tmp_path / f"{args[0]}-{find_free_port()}.log"
+            log = tmp_path / f"{args[0]}-{ports.free_port()}.log"
             services.callback(lambda: sys.stdout.write(tail(log)))
             return await services.enter_async_context(Service(env, args, log=log, module=module))
 

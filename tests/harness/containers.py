@@ -23,8 +23,8 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
-from app.embedded import free_port
 from tests.harness import installed
+from tests.harness.ports import free_port
 from tests.harness.processes import REPOSITORY
 from tests.harness.wait import wait_until
 

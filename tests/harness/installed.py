@@ -11,18 +11,26 @@ from typing import Any, Self
 
 import asyncpg
 
-from app.embedded import EmbeddedPostgres, find_binaries, free_port
+from app.embedded import EmbeddedPostgres, find_binaries
+from tests.harness.ports import free_port
 from tests.harness.processes import ProcessTree, start_process, tail
 from tests.harness.wait import wait_until
 
 # The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is.
-# WAL is small, because it may be in memory.
-POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300", "max_wal_size": "256MB"}
+# WAL is small, because it may be in memory. Statistics and dead rows change when a test says so, not when the
+# autovacuum comes by: it would change plans, and its own snapshot keeps dead rows from a VACUUM.
+POSTGRES_SETTINGS = {
+    "autovacuum": "off",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "300",
+    "max_wal_size": "256MB",
+}
 RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
 RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
 REDIS_START_SECONDS = 30.0
 RABBITMQ_START_SECONDS = 90.0  # about 5 s of processor time, which two workers may have to share
-RABBITMQ_STOP_SECONDS = 20.0
+RABBITMQ_STOP_SECONDS = 60.0
 # From 4.2 on, declarations are in Khepri, which writes them to disk before it answers.
 SYNC_DECLARATIONS = """
 case lists:keymember(mnesia, 1, application:which_applications()) of
@@ -56,7 +64,7 @@ class Postgres(Killable, EmbeddedPostgres):
 
     def __init__(self, directory: Path) -> None:
         binaries = find_binaries(os.environ.get("ORDERS_PG_BIN"))
-        super().__init__(directory, binaries, settings=POSTGRES_SETTINGS)
+        super().__init__(directory, binaries, port=free_port(), settings=POSTGRES_SETTINGS)
         self._tree = ProcessTree()
 
     async def start(self) -> None:

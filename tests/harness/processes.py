@@ -12,13 +12,14 @@ from typing import Self
 import httpx
 import psutil
 
-from app.embedded import dying_with_parent, free_port
+from app.embedded import dying_with_parent
 from tests.harness.forked import Forked
+from tests.harness.ports import free_port
 from tests.harness.wait import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-START_SECONDS = 30.0
-KILL_SECONDS = 10.0
+START_SECONDS = 60.0
+KILL_SECONDS = 30.0
 LOG_TAIL_LINES = 60
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
 

@@ -24,7 +24,7 @@ from tests.harness.wait import wait_until
 
 VARIABLE = "ORDERS_TEST_RUN"  # workers learn the directory from it
 OWN = "test-"  # what the directories begin with that tests have for servers of their own
-STOP_SECONDS = 40.0
+STOP_SECONDS = 90.0
 MEMORY = Path("/dev/shm")  # noqa: S108 - what the run makes there is a directory of its own
 AMPLE_BYTES = 4 * 2**30
 

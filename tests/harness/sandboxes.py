@@ -22,6 +22,7 @@ from app.partners.shipping import HttpShipping
 from app.sandbox import create_app, http_protocol
 
 AMPLE_SECONDS = 20.0  # for what must happen, on however busy a machine
+IDLE_SECONDS = 2.0  # a connection goes long before the server closes it (uvicorn: after 5 s): no request runs into that
 HOLD_SECONDS = 1200  # as for a saga with 900 s
 
 
@@ -65,7 +66,8 @@ def in_a_thread() -> Iterator[str]:
 def plain_http(url: str) -> httpx.AsyncClient:
     """HTTP without a client's judgement; the empty TLS context spares loading certificates for each test."""
     no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return httpx.AsyncClient(base_url=url, timeout=AMPLE_SECONDS, verify=no_tls, trust_env=False)
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS)
+    return httpx.AsyncClient(base_url=url, timeout=AMPLE_SECONDS, limits=limits, verify=no_tls, trust_env=False)
 
 
 async def entries(http: httpx.AsyncClient, saga: UUID | str, operation: str | None = None) -> list[dict[str, Any]]:
