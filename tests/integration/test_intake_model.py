@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.harness.api import serving
+from tests.harness.sandboxes import AMPLE_SECONDS
 
 KEYS = st.sampled_from(["a", "b", '"c"', "c"])  # the last two are one and the same
 BODIES = [
@@ -35,7 +36,7 @@ class Callers(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         asyncio.run(execute(self.database_url, "TRUNCATE orders, order_lines, outbox, idempotency_keys CASCADE"))
-        self.http = httpx.Client(base_url=self.base_url, trust_env=False)
+        self.http = httpx.Client(base_url=self.base_url, timeout=AMPLE_SECONDS, trust_env=False)
         self.keys: dict[str, tuple[int, httpx.Response]] = {}
         self.statuses: dict[str, str] = {}
 

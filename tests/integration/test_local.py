@@ -14,6 +14,8 @@ from app.messaging.relay import Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
 
+YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
+
 
 def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
     return Relay(
@@ -22,8 +24,8 @@ def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay
         Metrics(),
         batch_size=100,
         lease_seconds=3600,
-        backoff_base_seconds=600,
-        backoff_cap_seconds=3600,
+        backoff_base_seconds=YEAR_SECONDS,
+        backoff_cap_seconds=YEAR_SECONDS,
         max_attempts=max_attempts,
         checkpoint=nothing,
     )

@@ -14,15 +14,15 @@ from cloudevents.core.formats.json import JSONFormat
 from app import db
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, RabbitTransport
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE
 from app.messaging.subscription import Subscription
 from app.orders import service
 from app.orders.status import Reason, Status
-from app.roles import CONSUMED_TYPES, ROUTING_KEYS
+from app.roles import ROUTING_KEYS
 from app.telemetry import Metrics
 from tests.harness.asyncapi import check
 from tests.harness.events import nothing
-from tests.harness.messages import listen, next_message, open_channel
+from tests.harness.messages import listen, next_message, open_channel, publishing
 from tests.harness.orders import event_of, placed
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
@@ -47,13 +47,10 @@ async def event_at(pool: asyncpg.Pool, status: Status) -> Envelope:
 
 async def sent(url: str, event: Envelope) -> AbstractIncomingMessage:
     """Publish as the relay does; return the message as a listener of its own gets it."""
-    transport = RabbitTransport(url, CONSUMED_TYPES, ROUTING_KEYS, 5)
-    async with open_channel(url) as channel:
+    async with open_channel(url) as channel, publishing(url) as transport:
         queue = await listen(channel, event.routing_key)
         assert await transport.publish([event]) == [None]
-        message = await next_message(channel, queue.name)
-    await transport.close()
-    return message
+        return await next_message(channel, queue.name)
 
 
 @pytest.mark.parametrize("status", ENDS)

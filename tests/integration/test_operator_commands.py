@@ -23,6 +23,8 @@ from tests.harness.commands import module, orders
 from tests.harness.dead_letters import REASON, consuming, drained, holds, set_aside
 from tests.harness.events import PLACED, nothing
 from tests.harness.orders import DEADLINE_SECONDS, event_of, placed
+from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import wait_until
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
 SOME_ID = "01890a5d-ac97-7001-8000-000000000000"
@@ -162,6 +164,7 @@ async def test_dead_letters_are_shown_replayed_and_purged(
         [first, second, third],
     )
     assert (answer.dead_letters[0].reason, answer.dead_letters[0].inbox) == (REASON, "never seen")
+    await holds(channel, 3)
     _, out, _ = await orders("dlq", "peek", "--limit", "1", "--since", "15m", **env)
     assert out.startswith(f"3 dead letters of orders.saga, 1 shown\n\n{first}  {PLACED}  order ")
     assert f"  reason  {REASON} (7 attempts, 20" in out
@@ -171,6 +174,7 @@ async def test_dead_letters_are_shown_replayed_and_purged(
     code, out, _ = await orders("dlq", "replay", "--dry-run", "--json", **env)
     treated = TreatedAnswer.model_validate_json(out)
     assert (code, treated.dry_run, treated.done, treated.kept) == (0, True, 3, {})
+    await holds(channel, 3)
     _, out, _ = await orders("dlq", "replay", "--dry-run", "--id", second, **env)
     assert out.startswith(f"would be replayed: 1 of 3 dead letters of orders.saga\n\n{second}  ")
     await holds(channel, 3)
@@ -180,8 +184,10 @@ async def test_dead_letters_are_shown_replayed_and_purged(
         "replayed: 1 of 3 dead letters of orders.saga\n",
         "",
     )
+    await holds(channel, 2)
     code, out, _ = await orders("dlq", "replay", "--id", second, **env)
     assert (code, out) == (1, "replayed: 0 of 2 dead letters of orders.saga\n")
+    await holds(channel, 2)
     assert await orders("dlq", "purge", **env) == (0, "purged: 2 of 2 dead letters of orders.saga\n", "")
     assert await orders("dlq", "purge", **env) == (0, "purged: 0 of 0 dead letters of orders.saga\n", "")
     await holds(channel, 0)
@@ -194,14 +200,20 @@ async def test_a_replay_killed_in_the_middle_and_run_again_starts_each_saga_once
 ) -> None:
     await put(pool, channel, 3)
     assert (await module("tests.harness.crashing_replay", point, **env))[0] == -9
+    await holds(channel, 3)
     assert (await orders("dlq", "replay", **env))[:2] == (0, "replayed: 3 of 3 dead letters of orders.saga\n")
     await holds(channel, 0)
     await holds(channel, 6 if point == "dlq.published" else 3, QUEUE)
     async with consuming(rabbitmq_url, saga_consumer(pool)):
+        await wait_until(lambda: all_started(pool), AMPLE_SECONDS, "start of every saga")
         await holds(channel, 0, QUEUE)
     assert await pool.fetchval("SELECT count(*) FROM sagas") == 3
     assert await pool.fetchval("SELECT count(*) FROM inbox WHERE processed_at IS NOT NULL") == 3
     await holds(channel, 0)
+
+
+async def all_started(pool: asyncpg.Pool) -> bool:
+    return bool(await pool.fetchval("SELECT count(*) >= 3 FROM sagas"))
 
 
 async def test_the_commands_find_the_database_of_a_running_demo_and_its_parked_rows(server_directory: Path) -> None:

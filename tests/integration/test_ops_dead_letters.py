@@ -65,7 +65,9 @@ async def test_dead_letters_are_shown_replayed_and_purged(ops: httpx.AsyncClient
     assert (dry.dry_run, dry.done, len(dry.dead_letters)) == (True, 5, 5)
     await holds(channel, 5)
     assert (await treat(ops, "replay", id=expected[3])).done == 1
+    await holds(channel, 4)
     assert (await treat(ops, "replay", id=expected[3])).done == 0
+    await holds(channel, 4)
     assert (await treat(ops, "replay", limit=1)).done == 1
     await holds(channel, 3)
     assert (await treat(ops, "purge", queue="orders.saga.dlq")).done == 3

@@ -188,7 +188,7 @@ async def test_no_wish_of_a_partner_keeps_a_saga_from_turning_back_at_its_deadli
     busy = ScriptedPayment(stage.partners.payment, Unknown("429 busy", retry_after_seconds=300))
     await stage.orchestrator(payment=busy).run_once()
     row = await stage.saga(saga)
-    assert abs(row["next_attempt_at"] - row["deadline_at"]) < timedelta(seconds=5)
+    assert timedelta(seconds=-1) < row["next_attempt_at"] - row["deadline_at"] < timedelta(seconds=60)  # not 240
 
 
 async def test_a_saga_that_is_late_before_it_began_asks_nobody_for_anything(stage: Stage) -> None:

@@ -87,6 +87,7 @@ async def test_a_publisher_whose_confirm_is_eaten_never_hears_of_a_message_that_
     proxied.proxy.arm(CONFIRM)
     publishing = asyncio.create_task(proxied.publish(b"unheard"))
     assert (await next_message(proxied.witness, QUEUE)).body == b"unheard"
+    await wait_until(lambda: proxied.proxy.struck[CONFIRM], AMPLE_SECONDS, "confirm")
     await proxied.works()
     assert not publishing.done()
     assert proxied.proxy.struck == {CONFIRM: 1}

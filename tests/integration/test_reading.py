@@ -148,7 +148,7 @@ async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool
 async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str, pool: asyncpg.Pool) -> None:
     order = await placed(pool)
     async with contextlib.AsyncExitStack() as until_answered:
-        async with serving(database_url) as api:
+        async with serving(database_url, shutdown_timeout_seconds=2 * AMPLE_SECONDS) as api:
             patient = await until_answered.enter_async_context(plain_http(str(api.base_url)))
             waiting = asyncio.create_task(patient.get(f"/orders/{order.id}", headers=LONG))
             await wait_until(lambda: somebody_polls(pool), AMPLE_SECONDS, "a poll for who waits")

@@ -16,6 +16,7 @@ from tests.harness.events import CONFIRMED, counted, event, nothing, put
 NACK = Refusal("nacked by the broker")
 RETURN = Refusal("returned: no queue is bound for order.placed", returned=True)
 FINAL = Refusal("cannot be written", final=True)
+YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
 
 
 class Crash(BaseException):
@@ -57,8 +58,8 @@ def relay(
         metrics or Metrics(),
         batch_size=batch_size,
         lease_seconds=3600,
-        backoff_base_seconds=600,
-        backoff_cap_seconds=3600,
+        backoff_base_seconds=YEAR_SECONDS,
+        backoff_cap_seconds=YEAR_SECONDS,
         max_attempts=3,
         checkpoint=checkpoint,
     )
