@@ -20,7 +20,7 @@ from tests.harness.messages import ROUTING_KEYS, take
 from tests.harness.wait import wait_until
 
 REASON = "ValueError: no such thing"
-SETTLED_SECONDS = 20.0
+SETTLED_SECONDS = 60.0
 
 
 def in_queue(pool: db.Pool, url: str, consumer: str = "effects") -> DeadLetters:

@@ -76,11 +76,11 @@ async def everything_heard(url: str) -> list[Heard]:
 async def take(channel: AbstractChannel, name: str) -> AbstractIncomingMessage | None:
     """Take one message off the queue, for good; None when there is none."""
     queue = await channel.get_queue(name, ensure=False)
-    return await queue.get(no_ack=True, fail=False, timeout=10)
+    return await queue.get(no_ack=True, fail=False, timeout=AMPLE_SECONDS)
 
 
 async def next_message(channel: AbstractChannel, name: str) -> AbstractIncomingMessage:
     """Take the next message off the queue, waiting for it."""
-    message = await wait_until(lambda: take(channel, name), 20, f"message in {name}")
+    message = await wait_until(lambda: take(channel, name), AMPLE_SECONDS, f"message in {name}")
     assert message is not None
     return message

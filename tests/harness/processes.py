@@ -18,8 +18,8 @@ from tests.harness.ports import free_port
 from tests.harness.wait import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-START_SECONDS = 60.0
-KILL_SECONDS = 30.0
+START_SECONDS = 90.0
+KILL_SECONDS = 60.0
 LOG_TAIL_LINES = 60
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
 

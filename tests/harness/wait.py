@@ -18,14 +18,16 @@ async def wait_until(condition: Callable[[], T], deadline_seconds: float, what: 
 async def wait_until(condition: Callable[[], object], deadline_seconds: float, what: str) -> object:
     """Poll `condition` (plain or async) until it is true, and return what it returned.
 
-    An exception that it raises goes through at once. Past the deadline: AssertionError, naming `what`.
+    An exception that it raises goes through at once. Past the deadline: AssertionError, naming `what`; but never
+    without a look after it, since the machine may have stood still between the last look and the deadline.
     """
     deadline = time.monotonic() + deadline_seconds
     while True:
+        late = time.monotonic() > deadline
         answer = condition()
         value = await answer if inspect.isawaitable(answer) else answer
         if value:
             return value
-        if time.monotonic() > deadline:
+        if late:
             raise AssertionError(f"not within {deadline_seconds:g} s: {what} (last seen: {value!r})")
         await asyncio.sleep(POLL_SECONDS)
