@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -28,9 +27,8 @@ POSTGRES_SETTINGS = {
 }
 RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
 RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
-REDIS_START_SECONDS = 30.0
+REDIS_START_SECONDS = 90.0
 RABBITMQ_START_SECONDS = 90.0  # about 5 s of processor time, which two workers may have to share
-RABBITMQ_STOP_SECONDS = 60.0
 # From 4.2 on, declarations are in Khepri, which writes them to disk before it answers.
 SYNC_DECLARATIONS = """
 case lists:keymember(mnesia, 1, application:which_applications()) of
@@ -135,7 +133,7 @@ class RabbitMQ(Killable):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+        await self.kill()
 
     async def start(self) -> None:
         """Return when it accepts AMQP connections; start it, or start it again."""
@@ -150,15 +148,6 @@ class RabbitMQ(Killable):
             await self.kill()
             error.add_note(tail(self.log))
             raise
-
-    async def stop(self) -> None:
-        """End it in good order."""
-        self._tree.thaw()
-        if self._tree.leaders:
-            _, server = self._tree.leaders
-            server.send_signal(signal.SIGTERM)
-            await wait_until(lambda: server.poll() is not None, RABBITMQ_STOP_SECONDS, "end of RabbitMQ")
-        await self.kill()
 
     async def sync(self) -> None:
         """Have the declarations so far written to disk; otherwise that takes RabbitMQ about a second.
