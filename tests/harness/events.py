@@ -9,9 +9,11 @@ from app.messaging import outbox
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
 from app.telemetry import Metrics
+from tests.harness.wait import wait_until
 
 PLACED = "orders.order.placed.v1"
 CONFIRMED = "orders.order.confirmed.v1"
+AMPLE_SECONDS = 60.0  # a connection that fell silent is given up after 10
 
 
 def event(subject: str | None = None, sequence: int = 1, event_type: str = PLACED, **attributes: Any) -> Envelope:
@@ -66,8 +68,15 @@ class Effects:
 
     async def committed(self) -> list[UUID]:
         """Return the messages that took effect, once for each time."""
-        async with db.connection(self._pool) as conn:
-            return [row["message_id"] for row in await conn.fetch("SELECT message_id FROM effects")]
+        return [row["message_id"] for row in await self._pool.fetch("SELECT message_id FROM effects")]
+
+    async def arrive(self, number: int) -> None:
+        """Wait until so many are committed."""
+
+        async def arrived() -> bool:
+            return len(await self.committed()) >= number
+
+        await wait_until(arrived, AMPLE_SECONDS, f"{number} effects")
 
     def consumer(self, metrics: Metrics | None = None, *, max_attempts: int = 3) -> Consumer:
         """Make a consumer of PLACED events with this handler."""

@@ -70,7 +70,8 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
         await send(channel, b"{}", message_id="three")
         await send_all(channel, *fine[10:])
         await holds(channel, 4)
-        assert len(await effects.committed()) == len(fine)
+        await effects.arrive(len(fine))
+        assert sorted(await effects.committed()) == sorted(each.id for each in fine)
         _, findings = await go_over(letters, Action.PEEK)
         told = {each.letter.id: (each.letter.reason, each.letter.attempts, each.verdict) for each in findings}
         assert {name: verdict for name, (_, _, verdict) in told.items()} == {
@@ -93,6 +94,7 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
             await go_over(letters, Action.REPLAY, id=name)
             await holds(channel, 3)
         await holds(channel, 0, QUEUE)
+        await effects.arrive(len(fine) + 1)
     assert sorted(await effects.committed()) == sorted(each.id for each in (*fine, failing))
 
 

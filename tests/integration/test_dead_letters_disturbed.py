@@ -18,7 +18,7 @@ from tests.harness.events import Effects
 from tests.harness.messages import ROUTING_KEYS, open_channel
 from tests.harness.wait import wait_until
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ async def test_a_replay_that_is_cut_off_loses_nothing_and_the_next_one_acts_once
         assert (await go_over(in_queue(pool, rabbitmq_url), Action.REPLAY))[0].meant == 3
         await holds(channel, 0)
         await holds(channel, 0, QUEUE)
+        await effects.arrive(3)
     assert sorted(str(each) for each in await effects.committed()) == sorted(expected)
 
 
@@ -115,7 +116,7 @@ async def test_a_broker_that_dies_in_the_middle_of_a_pass_keeps_everything(
         letters = in_queue(pool, broker.url())
 
         async def all_back() -> bool:
-            with contextlib.suppress(BrokerUnavailable):
+            with contextlib.suppress(BrokerUnavailable, DeadLettersBusy):  # the latter: by a look that was given up
                 return await ids(letters) == expected
             return False
 
