@@ -11,14 +11,15 @@ import pytest
 from app import db
 from app.errors import DatabaseUnavailable
 from tests.harness import servers
+from tests.harness.sandboxes import AMPLE_SECONDS
 from tests.harness.wait import wait_until
 
 SHORT_SECONDS = 0.05
 
 
 @contextlib.asynccontextmanager
-async def pool_of(url: str, size: int) -> AsyncIterator[db.Pool]:
-    pool = await db.create_pool(url, size)
+async def pool_of(url: str, size: int, command_seconds: float = db.COMMAND_TIMEOUT_SECONDS) -> AsyncIterator[db.Pool]:
+    pool = await db.create_pool(url, size, command_seconds)
     try:
         yield pool
     finally:
@@ -184,12 +185,11 @@ async def test_a_cancelled_statement_does_not_reach_the_next_user_of_its_connect
 
     async def is_running() -> bool:
         query = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%(3600)'"
-        async with db.connection(pool) as conn:
-            return await conn.fetchval(query) is True
+        return await pool.fetchval(query) is True
 
-    async with pool_of(database_url, 1) as narrow:
+    async with pool_of(database_url, 1, command_seconds=3600) as narrow:
         task = asyncio.create_task(endless(narrow))
-        await wait_until(is_running, 10, "the statement to run")
+        await wait_until(is_running, AMPLE_SECONDS, "the statement to run")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -13,6 +13,7 @@ from app.embedded import EmbeddedPostgres, find_binaries, running_url
 from app.errors import ConfigurationError, DatabaseUnavailable
 from tests.harness.installed import Postgres
 from tests.harness.processes import REPOSITORY, is_alive
+from tests.harness.sandboxes import AMPLE_SECONDS
 from tests.harness.wait import wait_until
 
 # What `orders demo` does, in a process that can be killed: the first line it prints is the postmaster's pid.
@@ -118,7 +119,7 @@ async def test_no_process_is_left_after_the_end(server_directory: Path) -> None:
 
 async def test_a_killed_owner_takes_its_server_along(server_directory: Path) -> None:
     postmaster = start_and_kill_owner(server_directory, dict(os.environ))
-    await wait_until(lambda: not is_alive(postmaster), 10, "end of the server")
+    await wait_until(lambda: not is_alive(postmaster), AMPLE_SECONDS, "end of the server")
 
 
 async def test_a_server_that_outlived_its_owner_is_stopped_by_the_next_run(server_directory: Path) -> None:
@@ -127,7 +128,7 @@ async def test_a_server_that_outlived_its_owner_is_stopped_by_the_next_run(serve
     assert is_alive(postmaster)
     await remember(running_url(server_directory), "by the former run")
     async with Postgres(server_directory) as server:
-        assert not is_alive(postmaster)
+        await wait_until(lambda: not is_alive(postmaster), AMPLE_SECONDS, "end of the former server")
         assert await recall(server.url) == ["by the former run"]
 
 

@@ -25,7 +25,7 @@ async def take(url: str) -> bytes:
     async with connection:
         channel = await connection.channel()
         queue = await channel.get_queue(QUEUE)
-        message = await queue.get(timeout=5)
+        message = await queue.get()
         await message.ack()
         await queue.delete(if_empty=False)  # the broker may be somebody's
         return message.body

@@ -12,11 +12,24 @@ import pytest
 from app.db import migrate
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
+from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 KEY = {"Idempotency-Key": "k"}
 READY = {"status": "ok", "checks": [{"name": "postgres", "status": "ok", "detail": "reachable, schema current"}]}
 DOWN = {"status": "down", "checks": [{"name": "postgres", "status": "down", "detail": "postgres is out of reach"}]}
+
+
+async def becomes_ready(process: httpx.AsyncClient, path: str = "/readyz") -> None:
+    """Wait for it: a look at a dependency is given up soon."""
+
+    async def ready() -> bool:
+        answer = await process.get(path)
+        return (answer.status_code, answer.json()) == (200, READY)
+
+    await wait_until(ready, AMPLE_SECONDS, "readiness")
+
 
 FROM_THE_START = (
     "outbox_pending",
@@ -62,15 +75,14 @@ async def test_a_process_that_answers_is_alive(api: httpx.AsyncClient, path: str
 
 @pytest.mark.parametrize("path", ["/readyz", "/health/ready"])
 async def test_a_process_with_its_database_is_ready(api: httpx.AsyncClient, path: str) -> None:
-    answer = await api.get(path)
-    assert (answer.status_code, answer.json()) == (200, READY)
+    await becomes_ready(api, path)
 
 
 async def test_a_process_on_a_schema_that_is_behind_is_not_ready_and_on_a_newer_one_is(
     api: httpx.AsyncClient, pool: asyncpg.Pool
 ) -> None:
     await pool.execute("UPDATE alembic_version SET version_num = 'of a later release'")
-    assert (await api.get("/readyz")).status_code == 200
+    await becomes_ready(api)
     await pool.execute("DELETE FROM alembic_version")
     answer = await api.get("/readyz")
     assert (answer.status_code, answer.json()) == (503, DOWN)
@@ -92,8 +104,12 @@ async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool
     for _ in range(3):
         await api.post("/orders", json=LINE)
     await pool.execute("UPDATE outbox SET occurred_at = occurred_at - interval '1 hour'")
-    lines = (await api.get("/metrics")).text.splitlines()
-    assert "outbox_pending 3.0" in lines
+
+    async def measured() -> list[str]:
+        lines = (await api.get("/metrics")).text.splitlines()
+        return lines if "outbox_pending 3.0" in lines else []
+
+    lines = await wait_until(measured, AMPLE_SECONDS, "three events in the metrics")
     [age] = [float(line.split()[1]) for line in lines if line.startswith("outbox_oldest_pending_age_seconds ")]
     assert age == pytest.approx(3600, abs=60)
 
@@ -128,7 +144,7 @@ async def test_without_postgres_every_request_is_a_503_with_a_time_to_come_again
             assert (await api.get("/livez")).status_code == 200
             assert "orders_placed_total 1.0" in (await api.get("/metrics")).text
             await postgres.start()
-            assert (await api.get("/readyz")).json() == READY
+            await becomes_ready(api)
             again = await api.post("/orders", json=LINE, headers=KEY)
             assert (again.content, again.headers["idempotent-replay"]) == (first.content, "true")
 
