@@ -84,12 +84,12 @@ class Subscription:
 
     async def _consume(self) -> int:
         connection = await connect(self._url, "orders consumer")
+        ended = asyncio.Event()
         try:
             async with asyncio.timeout(SETUP_SECONDS):
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.set_qos(prefetch_count=self._prefetch)
                 queue = await declare_topology(connection, channel, self._routing_keys)
-            ended = self._ended = asyncio.Event()
             channel.close_callbacks.add(lambda *_: ended.set())
             # A queue that was deleted takes its consumers along and leaves connection and channel open: silence.
             underlay = await channel.get_underlay_channel()
@@ -97,7 +97,10 @@ class Subscription:
             if self._stopping:
                 return 0
             tag = await queue.consume(partial(self._accept, ended), timeout=SETUP_SECONDS)
+            self._ended = ended
             log.info("consumer.started", queue=QUEUE)
+            if self._stopping:
+                ended.set()  # `stop` could not yet
             await self._watch(connection, channel, ended)
             if self._stopping:
                 await queue.cancel(tag, timeout=CONNECT_SECONDS)
@@ -107,7 +110,7 @@ class Subscription:
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
             raise unavailable(error) from error
         finally:
-            self._ended.set()
+            ended.set()
             await close(connection)
             await self._aside.close()
         raise BrokerUnavailable("rabbitmq: the connection was lost")
