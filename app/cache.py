@@ -1,8 +1,8 @@
 """The Redis door: concurrent reads and writes share one round trip; it never fails and never keeps a caller long.
 
-Redis holds copies only, so whatever is wrong with it looks like an absent copy. A call that does not answer within
-TIMEOUT_SECONDS opens the breaker: for PAUSE_SECONDS nobody asks at all, then one round trip tries again. redis-py's own
-retries are off: with them a frozen Redis would cost a caller seconds.
+Redis holds copies only, so whatever is wrong with it looks like an absent copy. A call that is not answered in time
+opens the breaker: for PAUSE_SECONDS nobody asks at all, then one round trip tries again. redis-py's own retries are
+off: with them a frozen Redis would cost a caller seconds.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from app.errors import CacheUnavailable
 
 log = structlog.get_logger(__name__)
 
-TIMEOUT_SECONDS = 0.2  # a healthy Redis answers in a millisecond
 PAUSE_SECONDS = 2.0
 MAX_WRITES_WAITING = 10_000  # beyond, copies are dropped: a copy is never owed
 
@@ -33,11 +32,12 @@ class _Write:
 class Cache:
     """Copies by name. Use it from one event loop, and `close` it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
         self._redis = Redis.from_url(
             url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
             client_name="orders",
         )
@@ -99,7 +99,7 @@ class Cache:
                     answer.set_result(value)
 
     async def _round_trip(self, names: list[str], writes: list[_Write]) -> Sequence[bytes | None]:
-        async with asyncio.timeout(TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as pipeline:
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for write in writes:
                 pipeline.set(write.name, write.value, px=write.ttl_milliseconds)
             if names:

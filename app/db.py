@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -20,7 +21,6 @@ from sqlalchemy.exc import DBAPIError
 
 from app.errors import ConfigurationError, DatabaseUnavailable
 
-Pool = asyncpg.Pool
 Connection = asyncpg.Connection | PoolConnectionProxy
 
 POOL_WAIT_SECONDS = 1.0  # longer than this and the caller is better served by a 503
@@ -58,12 +58,28 @@ def plain_url(url: str) -> str:
     return re.sub(r"([?&])ssl=", r"\1sslmode=", url).replace(spelling, plain, 1) if url.startswith(spelling) else url
 
 
-async def create_pool(url: str, size: int, command_seconds: float = COMMAND_TIMEOUT_SECONDS) -> Pool:
+class Pool(asyncpg.Pool):
+    """Connections, and how long a caller waits for a free one unless it says otherwise."""
+
+    wait_seconds = POOL_WAIT_SECONDS
+
+
+async def create_pool(
+    url: str,
+    size: int,
+    command_seconds: float = COMMAND_TIMEOUT_SECONDS,
+    wait_seconds: float = POOL_WAIT_SECONDS,
+    **options: Any,
+) -> Pool:
     """Make a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
-    pool = asyncpg.create_pool(
+    defaults = {"connection_class": asyncpg.Connection, "record_class": asyncpg.Record, "loop": None}
+    pool = Pool(
         plain_url(url),
+        **defaults | options,
         min_size=0,
         max_size=size,
+        max_queries=50_000,  # this and the next: asyncpg's own
+        max_inactive_connection_lifetime=300.0,
         timeout=5,
         command_timeout=command_seconds,
         init=_require_durability,
@@ -75,6 +91,7 @@ async def create_pool(url: str, size: int, command_seconds: float = COMMAND_TIME
             "idle_in_transaction_session_timeout": "10s",
         },
     )
+    pool.wait_seconds = wait_seconds
     await pool
     return pool
 
@@ -95,10 +112,10 @@ async def _leave_no_transaction(conn: Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connection(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> AsyncIterator[Connection]:
-    """Lend one connection. Raises DatabaseUnavailable when none is to be had within `wait_seconds`."""
+async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIterator[Connection]:
+    """Lend one connection. Raises DatabaseUnavailable when none is to be had within `wait_seconds` (the pool's)."""
     try:
-        conn = await pool.acquire(timeout=wait_seconds)
+        conn = await pool.acquire(timeout=pool.wait_seconds if wait_seconds is None else wait_seconds)
         try:
             yield conn
         except (TimeoutError, asyncio.CancelledError):
@@ -113,7 +130,7 @@ async def connection(pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS) -> Asy
 
 @contextlib.asynccontextmanager
 async def transaction(
-    pool: Pool, wait_seconds: float = POOL_WAIT_SECONDS, lock_seconds: float | None = None
+    pool: Pool, wait_seconds: float | None = None, lock_seconds: float | None = None
 ) -> AsyncIterator[Connection]:
     """Lend one connection inside a READ COMMITTED transaction, committed on leaving without an error.
 

@@ -45,7 +45,6 @@ from app.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 RELAY_POOL_SIZE = 4  # for the relay, the janitor, and counting
-REQUEST_STATEMENT_SECONDS = 2.0  # a caller is better served by a 503 than by a longer wait
 
 
 class State(TypedDict):
@@ -119,13 +118,12 @@ async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
 async def _start(
     stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, checkpoint: Checkpoint
 ) -> State:
-    url = settings.database_url.get_secret_value()
     # A pool each: requests must not wait for background work, nor the other way round, and the relay must not wait
     # behind a crowd of messages and sagas: they are many at a time, it asks twice for a whole batch.
-    request_pool = await _pool(stack, url, settings.database_pool_size, REQUEST_STATEMENT_SECONDS)
-    work_pool = await _pool(stack, url, settings.database_pool_size, db.COMMAND_TIMEOUT_SECONDS)
-    relay_pool = await _pool(stack, url, RELAY_POOL_SIZE, db.COMMAND_TIMEOUT_SECONDS)
-    cache = _cache(stack, settings.redis_url.get_secret_value())
+    request_pool = await _pool(stack, settings, settings.database_pool_size, settings.database_statement_seconds)
+    work_pool = await _pool(stack, settings, settings.database_pool_size)
+    relay_pool = await _pool(stack, settings, RELAY_POOL_SIZE)
+    cache = _cache(stack, settings)
     limit = backlog.Backlog(relay_pool, settings.outbox_max_pending)
     waiters = Waiters(request_pool)
     parts = Parts(settings, metrics, checkpoint, work_pool, relay_pool, waiters.wake)
@@ -184,24 +182,30 @@ async def _security(stack: contextlib.AsyncExitStack, settings: Settings) -> Sec
         tokens = Tokens(keys, settings.auth_issuer, settings.auth_audience)
     if settings.rate_limit:
         url = settings.redis_url.get_secret_value()
-        pool = rates.open_pool(url) if url else None
+        pool = rates.open_pool(url, settings.redis_timeout_seconds) if url else None
         if pool is not None:
             stack.push_async_callback(pool.aclose)
         rate_limit = rates.RateLimit(settings.rate_limit, pool)
     return Security(tokens, settings.auth_tenant_claim, settings.admin_token.get_secret_value(), rate_limit)
 
 
-async def _pool(stack: contextlib.AsyncExitStack, url: str, size: int, command_seconds: float) -> db.Pool:
-    pool = await db.create_pool(url, size, command_seconds)
+async def _pool(
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    size: int,
+    command_seconds: float = db.COMMAND_TIMEOUT_SECONDS,
+) -> db.Pool:
+    url = settings.database_url.get_secret_value()
+    pool = await db.create_pool(url, size, command_seconds, settings.database_pool_wait_seconds)
     # Terminate, not close: by then nobody uses it, and a server that does not answer must not hold the exit up.
     stack.callback(pool.terminate)
     return pool
 
 
-def _cache(stack: contextlib.AsyncExitStack, url: str) -> Cache | None:
-    if not url:
+def _cache(stack: contextlib.AsyncExitStack, settings: Settings) -> Cache | None:
+    if not (url := settings.redis_url.get_secret_value()):
         return None
-    cache = Cache(url)
+    cache = Cache(url, settings.redis_timeout_seconds)
     stack.push_async_callback(cache.close)
     return cache
 

@@ -102,9 +102,16 @@ class Settings(Operations, Retention, Auth):
         le=1000,
         description="connections for requests, as many again for messages and sagas, and 4 for the relay",
     )
+    database_pool_wait_seconds: Seconds = Field(default=1, description="for a free connection; beyond, 503")
+    database_statement_seconds: Seconds = Field(
+        default=2, description="a request's statement must be answered within; beyond, 503"
+    )
     redis_url: SecretStr = Field(
         default=SecretStr(""),
         description="`redis(s)://`, for copies of answers and counts of rates; empty: run without Redis",
+    )
+    redis_timeout_seconds: Seconds = Field(
+        default=0.2, description="Redis must answer within; else it is left alone for some seconds"
     )
     inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
     payment_provider: Literal["http", "stripe"] = Field(

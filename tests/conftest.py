@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-import asyncpg
 import httpx
 import pytest
 
+from app.db import Pool
 from app.partners.client import open_session
 from tests.harness import brokers, caches, databases, ports, sandboxes
 from tests.harness.processes import Service, tail
@@ -21,7 +21,6 @@ from tests.harness.sandboxes import Partners
 from tests.harness.stripe_fake import StripeFake, stripe_fake
 
 POOL_SIZE = 10
-STATEMENT_SECONDS = 60.0  # tests fill tables with a hundred thousand rows, on however slow a machine
 controller_run = pytest.StashKey[ControllerRun]()
 
 
@@ -54,15 +53,9 @@ async def database_url(postgres_url: str, run: Run) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    from app.db import create_pool  # noqa: PLC0415 - tests without a database do not need it
-
-    pool = await create_pool(database_url, POOL_SIZE, STATEMENT_SECONDS)
-    await pool.fetchval("SELECT 1")  # connects, however long that takes: a test's own calls give up after a second
-    try:
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    async with databases.patient_pool(database_url, POOL_SIZE) as pool:
         yield pool
-    finally:
-        pool.terminate()
 
 
 @pytest.fixture

@@ -24,8 +24,7 @@ log = structlog.get_logger(__name__)
 
 POLICY = "default"
 KEY_PREFIX = "orders:rate"
-TIMEOUT_SECONDS = 0.1  # a frozen Redis may cost a request this much, once in BREAKER_SECONDS
-BREAKER_SECONDS = 5.0
+BREAKER_SECONDS = 5.0  # a frozen Redis costs one request its timeout, once in this time
 MAX_CONNECTIONS = 32
 
 
@@ -54,14 +53,14 @@ class Quota:
             )
 
 
-def open_pool(url: str) -> BlockingConnectionPool:
+def open_pool(url: str, timeout_seconds: float) -> BlockingConnectionPool:
     """Make the connections to Redis, without connecting; `aclose` them. Every call fails fast, and never repeats."""
     return BlockingConnectionPool.from_url(
         url,
         max_connections=MAX_CONNECTIONS,
-        timeout=TIMEOUT_SECONDS,
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
+        timeout=timeout_seconds,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
     )
 
@@ -85,6 +84,7 @@ class RateLimit:
         self._item = limits.parse(limit)
         self._window_seconds = self._item.get_expiry()
         self._shared = None if pool is None else _storage(pool)
+        self._timeout_seconds = None if pool is None else pool.timeout
         self._local = MemoryStorage()
         self._clock = clock
         self._breaker_seconds = breaker_seconds
@@ -109,7 +109,7 @@ class RateLimit:
         if self._shared_again_at:
             self._shared_again_at = now + self._breaker_seconds  # one request tries; the others go on without meanwhile
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._timeout_seconds):
                 count = await self._shared.incr(key, self._window_seconds)
         except Exception as error:  # noqa: BLE001 - connecting raises more than RedisError
             self._shared_again_at = time.monotonic() + self._breaker_seconds

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from app.partners.ports import Item, Outcome
-from tests.harness.sandboxes import AMPLE_SECONDS, HOLD_SECONDS, Partners, charge_of
+from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of
+from tests.harness.wait import AMPLE_SECONDS
 
 SERVER = """
 import socket, sys, uvicorn

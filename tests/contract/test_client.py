@@ -19,8 +19,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from app.partners.client import MAX_REPLY_BYTES, PartnerClient, open_session
 from app.partners.payment import HttpPayment
 from app.partners.ports import Done, Health, NotSent, Refused, Unknown
-from tests.harness.sandboxes import AMPLE_SECONDS, Partners, charge_of
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import Partners, charge_of
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 PAID = b'{"payment_id": "pay_1"}'
 

@@ -13,8 +13,8 @@ import pytest
 
 from app.partners.ports import Done, Item, Outcome, Refused, Unknown
 from tests.contract.conftest import ACTS, DO, REFUSALS, SandboxProcess, prepare
-from tests.harness.sandboxes import AMPLE_SECONDS, Partners, charge_of, decisions, entries, plain_http, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import Partners, charge_of, decisions, entries, plain_http, set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 DONE, NOT_DONE = [("done", True)], [("error", False)]
 DECIDED = {

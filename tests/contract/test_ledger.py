@@ -17,7 +17,6 @@ from app.partners.ports import Done, Item, Outcome, Refused
 from app.sandbox import create_app
 from tests.contract.conftest import ACTS, SandboxProcess, post
 from tests.harness.sandboxes import (
-    AMPLE_SECONDS,
     HOLD_SECONDS,
     Partners,
     charge_of,
@@ -27,7 +26,7 @@ from tests.harness.sandboxes import (
     set_faults,
     summary,
 )
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 Start = Callable[..., SandboxProcess]
 

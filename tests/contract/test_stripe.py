@@ -13,9 +13,9 @@ from app.partners.client import PartnerClient
 from app.partners.ports import Charge, Done, NotSent, Refused, Unknown
 from app.partners.stripe_payment import API_VERSION, StripePayment
 from tests.harness import stripe_fake
-from tests.harness.sandboxes import AMPLE_SECONDS, charge_of
+from tests.harness.sandboxes import charge_of
 from tests.harness.stripe_fake import API_KEY, AUTHENTICATION, DECLINES, PROCESSING, REDIRECT, SINGLE_USE, StripeFake
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 DECLINED = Refused("card-declined")
 LOST = ("error", "busy", "timeout_before", "timeout_after", "reset_before", "reset_after", "garbage")

@@ -24,9 +24,8 @@ from tests.e2e.conftest import System, client, order
 from tests.harness import servers
 from tests.harness.messages import HEARD, open_channel
 from tests.harness.processes import Service
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 60.0
 PER_SECOND = 20  # orders
 CONFIRMED = ("confirmed", None)
 

@@ -7,11 +7,11 @@ import signal
 import sys
 from pathlib import Path
 
-import asyncpg
 import httpx
 import psutil
 import pytest
 
+from app.db import Pool
 from app.telemetry import PRUNED_TABLES
 from tests.e2e.conftest import StartService, client, order
 from tests.harness.checker import FINAL, Answers, violations
@@ -58,7 +58,7 @@ async def test_the_committed_documents_are_those_that_the_commands_print(name: s
     assert await orders(name) == (0, committed, "")
 
 
-async def test_prune_makes_one_pass_and_says_what_it_removed(database_url: str, pool: asyncpg.Pool) -> None:
+async def test_prune_makes_one_pass_and_says_what_it_removed(database_url: str, pool: Pool) -> None:
     await lived_through(pool, 3, "8 days")
     code, out, err = await orders("prune", "--json", database_url=database_url, saga_retention_seconds="604800")
     assert (code, json.loads(out), err) == (0, {"outbox": 3, "inbox": 3, "sagas": 3, "idempotency_keys": 0}, "")

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
@@ -10,14 +10,22 @@ import httpx
 from app import server
 from app.main import make_server
 from app.settings import Settings, load
-from tests.harness.sandboxes import AMPLE_SECONDS, plain_http
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import plain_http
+from tests.harness.wait import AMPLE_SECONDS, wait_until
+
+DEFAULTS: Mapping[str, Any] = {
+    "roles": "api",
+    "database_pool_wait_seconds": AMPLE_SECONDS,
+    "database_statement_seconds": AMPLE_SECONDS,
+    "redis_timeout_seconds": AMPLE_SECONDS,
+    "shutdown_timeout_seconds": 4,
+}
 
 
 @contextlib.asynccontextmanager
 async def serving(database_url: str, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client."""
-    settings = load(Settings, database_url=database_url, **({"roles": "api", "shutdown_timeout_seconds": 4} | values))
+    settings = load(Settings, database_url=database_url, **{**DEFAULTS, **values})
     with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
         one = make_server(settings, listener)
         task = asyncio.create_task(one.serve(sockets=[listener]))

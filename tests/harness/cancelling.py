@@ -6,23 +6,23 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
-import asyncpg
-
+from app.db import Pool
 from app.orders.models import Order
 from app.saga import cancellation
+from tests.harness.databases import patient_pool
 from tests.harness.orders import TENANT
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
 
-async def cancel(pool: asyncpg.Pool, order_id: UUID, tenant: str = TENANT) -> Order:
+async def cancel(pool: Pool, order_id: UUID, tenant: str = TENANT) -> Order:
     """Cancel as the API does, in a transaction of its own."""
     async with cancel_under_way(pool, order_id, tenant) as order:
         return order
 
 
 @contextlib.asynccontextmanager
-async def cancel_under_way(pool: asyncpg.Pool, order_id: UUID, tenant: str = TENANT) -> AsyncIterator[Order]:
+async def cancel_under_way(pool: Pool, order_id: UUID, tenant: str = TENANT) -> AsyncIterator[Order]:
     """Cancel; the commit comes with the end of the block."""
     async with pool.acquire() as conn, conn.transaction():
         yield (await cancellation.cancel(conn, tenant, order_id, TRACE)).order
@@ -53,7 +53,7 @@ class CancelAt:
 
     async def _cancel(self) -> Order | Exception:
         assert self.order_id is not None
-        async with asyncpg.create_pool(self._url, min_size=1, max_size=1) as pool:
+        async with patient_pool(self._url, 1) as pool:
             try:
                 return await cancel(pool, self.order_id)
             except Exception as error:  # noqa: BLE001 - it is for the test to judge

@@ -4,11 +4,24 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from app.db import Pool, create_pool, migrate
 from tests.harness.run import Run
+from tests.harness.wait import AMPLE_SECONDS
+
+
+@contextlib.asynccontextmanager
+async def patient_pool(url: str, size: int, **options: Any) -> AsyncIterator[Pool]:
+    """Lend a pool of the service's that waits for as long as it takes: only where that is the subject is it shorter."""
+    pool = await create_pool(url, size, AMPLE_SECONDS, AMPLE_SECONDS, **options)
+    try:
+        yield pool
+    finally:
+        pool.terminate()
 
 
 @contextlib.asynccontextmanager
@@ -36,8 +49,6 @@ async def drop_all(server_url: str, run: Run) -> None:
 
 def _migrated_template(server_url: str, run: Run) -> str:
     """Make the template, once in the run. Not for an event loop's thread: it runs loops of its own."""
-    from app.db import migrate  # noqa: PLC0415 - the harness itself needs nothing of the service
-
     name, done = f"{_prefix(run)}template", run.directory / "template.migrated"
     with run.lock("template"):
         if not done.exists():

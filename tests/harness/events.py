@@ -9,11 +9,10 @@ from app.messaging import outbox
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
 from app.telemetry import Metrics
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 PLACED = "orders.order.placed.v1"
 CONFIRMED = "orders.order.confirmed.v1"
-AMPLE_SECONDS = 60.0  # a connection that fell silent is given up after 10
 
 
 def event(subject: str | None = None, sequence: int = 1, event_type: str = PLACED, **attributes: Any) -> Envelope:

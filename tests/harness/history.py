@@ -1,8 +1,8 @@
 """Years of history at once: rows as the service leaves them behind, made by the thousand."""
 
-import asyncpg
-
 # As uuid7() makes them: the time in front, in milliseconds, then a number instead of chance.
+from app.db import Pool
+
 AN_ID = """
     CREATE OR REPLACE FUNCTION pg_temp.an_id(at timestamptz, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
         SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(n >> 60), 3, '0')
@@ -42,7 +42,7 @@ STEPS = """
 """
 
 
-async def lived_through(pool: asyncpg.Pool, orders: int, age: str, status: str = "confirmed") -> None:
+async def lived_through(pool: Pool, orders: int, age: str, status: str = "confirmed") -> None:
     """Leave behind what `orders` orders do that were placed `age` ago: events, inbox rows, sagas with their log."""
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute(AN_ID)
@@ -51,7 +51,7 @@ async def lived_through(pool: asyncpg.Pool, orders: int, age: str, status: str =
             await conn.execute(statement, ids)
 
 
-async def rows(pool: asyncpg.Pool) -> dict[str, int]:
+async def rows(pool: Pool) -> dict[str, int]:
     """Count what there is, by table."""
     tables = ("orders", "outbox", "inbox", "sagas", "saga_steps", "idempotency_keys")
     return {table: await pool.fetchval(f"SELECT count(*) FROM {table}") for table in tables}  # noqa: S608 - constants

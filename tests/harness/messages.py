@@ -10,10 +10,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from app.messaging.rabbitmq import EXCHANGE, RabbitTransport, declare_topology
 from tests.harness.events import PLACED
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ROUTING_KEYS = ("order.placed",)
-AMPLE_SECONDS = 30.0
 HEARD = "orders.heard"  # a queue that hears every event and outlives its broker's death
 
 

@@ -5,32 +5,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-
+from app.db import Pool
 from app.operations import sagas
 from app.operations.audit import Operator
 from app.operations.sagas import Outcome
+from tests.harness.databases import patient_pool
 
 OPERATOR = Operator("cli:ada", "the warehouse burns")
 
 
-async def compensate(pool: asyncpg.Pool, order_id: UUID) -> Outcome:
+async def compensate(pool: Pool, order_id: UUID) -> Outcome:
     """Turn a saga back."""
     return await sagas.compensate(pool, order_id, OPERATOR, {})
 
 
-async def retry(pool: asyncpg.Pool, order_id: UUID) -> Outcome:
+async def retry(pool: Pool, order_id: UUID) -> Outcome:
     """End a saga's pause."""
     return await sagas.retry(pool, order_id, OPERATOR)
 
 
-async def audit_rows(pool: asyncpg.Pool) -> list[tuple[Any, ...]]:
+async def audit_rows(pool: Pool) -> list[tuple[Any, ...]]:
     """Return what is on record: actor, action, order, reason, outcome."""
     rows = await pool.fetch("SELECT actor, action, order_id, reason, outcome FROM operator_actions ORDER BY id")
     return [tuple(row) for row in rows]
 
 
-async def recorded(pool: asyncpg.Pool) -> list[str]:
+async def recorded(pool: Pool) -> list[str]:
     """Return what is on record, in short: `retry due`."""
     return [f"{action} {outcome}" for _, action, _, _, outcome in await audit_rows(pool)]
 
@@ -54,7 +54,7 @@ class CompensateAt:
 
     async def _compensate(self) -> Outcome | Exception:
         assert self.order_id is not None
-        async with asyncpg.create_pool(self._url, min_size=1, max_size=1) as pool:
+        async with patient_pool(self._url, 1) as pool:
             try:
                 return await compensate(pool, self.order_id)
             except Exception as error:  # noqa: BLE001 - it is for the test to judge

@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from app.api.orders import render
+from app.db import Pool
 from app.messaging.envelope import Envelope
 from app.orders import events, keys, service
 from app.orders.keys import Answer, Key
@@ -26,7 +27,7 @@ def command(**changes: Any) -> PlaceOrder:
 
 
 async def place(
-    pool: asyncpg.Pool,
+    pool: Pool,
     key: Key | None = None,
     *,
     ttl_seconds: float = 86_400,
@@ -39,7 +40,7 @@ async def place(
     return await service.place(pool, wish, key, render, trace or {}, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds)
 
 
-async def placed(pool: asyncpg.Pool, **changes: Any) -> Order:
+async def placed(pool: Pool, **changes: Any) -> Order:
     """Place an order and return it."""
     answer = await place(pool, **changes)
     return await service.get(pool, changes.get("tenant", TENANT), UUID(answer.location.rpartition("/")[2]))
@@ -52,7 +53,7 @@ def event_of(order: Order, **trace: str) -> Envelope:
     return event
 
 
-async def start_saga(pool: asyncpg.Pool, **changes: Any) -> UUID:
+async def start_saga(pool: Pool, **changes: Any) -> UUID:
     """Place an order and start its saga, as the consumer does. Returns their id."""
     order = await placed(pool, **changes)
     async with pool.acquire() as conn, conn.transaction():
@@ -61,7 +62,7 @@ async def start_saga(pool: asyncpg.Pool, **changes: Any) -> UUID:
 
 
 @contextlib.asynccontextmanager
-async def request_under_way(pool: asyncpg.Pool, key: Key) -> AsyncIterator[asyncpg.transaction.Transaction]:
+async def request_under_way(pool: Pool, key: Key) -> AsyncIterator[asyncpg.transaction.Transaction]:
     """Hold the key as a request does that has not committed yet; a rollback unless the test commits."""
     async with pool.acquire() as conn:
         transaction = conn.transaction()
@@ -73,7 +74,7 @@ async def request_under_way(pool: asyncpg.Pool, key: Key) -> AsyncIterator[async
             await transaction.rollback()
 
 
-async def somebody_waits(pool: asyncpg.Pool) -> bool:
+async def somebody_waits(pool: Pool) -> bool:
     """Tell whether anybody waits for a lock in this database."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})"))

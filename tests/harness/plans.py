@@ -4,15 +4,13 @@ import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import asyncpg
-
 from app import db
 
 Plan = dict[str, Any]
 TABLES = ("orders", "outbox", "inbox", "sagas", "idempotency_keys")
 
 
-async def plans_of(pool: asyncpg.Pool, act: Callable[[db.Connection], Awaitable[Any]]) -> list[Plan]:
+async def plans_of(pool: db.Pool, act: Callable[[db.Connection], Awaitable[Any]]) -> list[Plan]:
     """Return the executed plan of each statement that `act` runs, in order. Everything is undone."""
     queries: list[tuple[str, tuple[Any, ...]]] = []
 

@@ -11,9 +11,8 @@ import asyncpg
 from chaos import postgres
 from chaos.faults import Lose
 from chaos.proxy import Proxy
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 20.0
 NEVER_SECONDS = 3600.0
 REQUEST, ANSWER = Lose(postgres.COMMIT_REQUEST), Lose(postgres.COMMIT_ANSWER)
 LOST = (asyncpg.ConnectionDoesNotExistError, ConnectionResetError)  # a connection that ended below a statement

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import httpx
 
+from app.db import Pool
 from app.orders import service
 from app.orders.models import Order
 from app.partners.ports import Charge, Outcome, Payment
@@ -94,7 +94,7 @@ class ScriptedPayment:
 class Stage:
     """A database, a sandbox, and any number of orchestrators between them."""
 
-    pool: asyncpg.Pool
+    pool: Pool
     http: httpx.AsyncClient
     partners: Partners
     metrics: Metrics = field(default_factory=Metrics)

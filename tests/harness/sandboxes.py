@@ -20,9 +20,9 @@ from app.partners.payment import HttpPayment
 from app.partners.ports import Charge
 from app.partners.shipping import HttpShipping
 from app.sandbox import create_app, http_protocol
+from app.server import KEEP_ALIVE_SECONDS
+from tests.harness.wait import AMPLE_SECONDS
 
-AMPLE_SECONDS = 20.0  # for what must happen, on however busy a machine
-IDLE_SECONDS = 2.0  # a connection goes long before the server closes it (uvicorn: after 5 s): no request runs into that
 HOLD_SECONDS = 1200  # as for a saga with 900 s
 
 
@@ -53,7 +53,10 @@ def charge_of(
 def in_a_thread() -> Iterator[str]:
     """Run a sandbox with a ledger in memory; lend its URL."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(create_app(None), http=http_protocol, log_config=None))
+    config = uvicorn.Config(
+        create_app(None), http=http_protocol, log_config=None, timeout_keep_alive=KEEP_ALIVE_SECONDS
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -66,8 +69,7 @@ def in_a_thread() -> Iterator[str]:
 def plain_http(url: str) -> httpx.AsyncClient:
     """HTTP without a client's judgement; the empty TLS context spares loading certificates for each test."""
     no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS)
-    return httpx.AsyncClient(base_url=url, timeout=AMPLE_SECONDS, limits=limits, verify=no_tls, trust_env=False)
+    return httpx.AsyncClient(base_url=url, timeout=AMPLE_SECONDS, verify=no_tls, trust_env=False)
 
 
 async def entries(http: httpx.AsyncClient, saga: UUID | str, operation: str | None = None) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from aiohttp import web
 
 from app.partners.client import PartnerClient
 from app.partners.stripe_payment import StripePayment
-from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import AMPLE_SECONDS
 
 API_KEY = "sk_test_fake_and_secret"
 CURRENCIES = frozenset({"usd", "eur", "jpy", "kwd", "isk", "ugx", "mga"})

@@ -8,6 +8,7 @@ from typing import TypeVar, overload
 
 T = TypeVar("T")
 
+AMPLE_SECONDS = 60.0  # for what must happen, on however slow a machine
 POLL_SECONDS = 0.02
 
 

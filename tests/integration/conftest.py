@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-import asyncpg
 import httpx
 import pytest
 from aio_pika.abc import AbstractChannel
 
+from app.db import Pool
 from chaos import amqp
 from chaos.proxy import Proxy
 from tests.harness.api import serving
@@ -19,7 +19,7 @@ from tests.harness.sandboxes import Partners
 
 
 @pytest.fixture
-async def stage(pool: asyncpg.Pool, http: httpx.AsyncClient, partners: Partners) -> Stage:
+async def stage(pool: Pool, http: httpx.AsyncClient, partners: Partners) -> Stage:
     return Stage(pool, http, partners)
 
 
@@ -51,5 +51,5 @@ async def broker_proxy(rabbitmq_url: str) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def effects(pool: asyncpg.Pool) -> Effects:
+async def effects(pool: Pool) -> Effects:
     return await Effects.on(pool)

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import pytest
 
+from app.db import Pool
 from app.orders.keys import Key
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import request_under_way
@@ -63,7 +63,7 @@ async def test_ids_are_ordered_by_time(api: httpx.AsyncClient) -> None:
     assert ids == sorted(ids)
 
 
-async def test_what_was_asked_for_is_on_record(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_what_was_asked_for_is_on_record(api: httpx.AsyncClient, pool: Pool) -> None:
     await place(api, body=FULL, traceparent=TRACEPARENT)
     order = await pool.fetchrow("SELECT * FROM orders")
     assert order is not None
@@ -73,9 +73,7 @@ async def test_what_was_asked_for_is_on_record(api: httpx.AsyncClient, pool: asy
     assert await pool.fetchval("SELECT traceparent FROM outbox") == TRACEPARENT
 
 
-async def test_an_order_is_read_as_it_was_answered_and_then_as_it_is(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
-) -> None:
+async def test_an_order_is_read_as_it_was_answered_and_then_as_it_is(api: httpx.AsyncClient, pool: Pool) -> None:
     placed = await place(api, body=FULL)
     read = await api.get(placed.headers["location"])
     assert (read.status_code, read.content) == (200, placed.content)
@@ -85,7 +83,7 @@ async def test_an_order_is_read_as_it_was_answered_and_then_as_it_is(
     assert datetime.fromisoformat(now["updated_at"]) >= datetime.fromisoformat(now["placed_at"])
 
 
-async def test_an_order_that_is_not_there_is_not_found(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_an_order_that_is_not_there_is_not_found(api: httpx.AsyncClient, pool: Pool) -> None:
     assert_problem(await api.get(f"/orders/{uuid4()}"), 404, "order-not-found")
     location = (await place(api)).headers["location"]
     await pool.execute("UPDATE orders SET tenant = 'other'")
@@ -105,7 +103,7 @@ async def test_a_request_without_a_usable_id_gets_one(api: httpx.AsyncClient, gi
     assert len({UUID(made) for made in ids}) == 2
 
 
-async def test_a_replay_is_the_first_answer_to_the_byte(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_replay_is_the_first_answer_to_the_byte(api: httpx.AsyncClient, pool: Pool) -> None:
     first = await place(api, "k", FULL)
     await pool.execute("UPDATE orders SET status = 'confirmed', version = 2")
     for key in ("k", '"k"'):
@@ -122,7 +120,7 @@ async def test_one_request_written_in_another_way_is_a_replay(api: httpx.AsyncCl
         assert (await place(api, "k", body)).content == first.content
 
 
-async def test_a_storm_of_one_request_is_one_order(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_storm_of_one_request_is_one_order(api: httpx.AsyncClient, pool: Pool) -> None:
     answers = await asyncio.gather(*(place(api, "k") for _ in range(30)))
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.content for answer in answers}) == 1
@@ -132,7 +130,7 @@ async def test_a_storm_of_one_request_is_one_order(api: httpx.AsyncClient, pool:
 
 @pytest.mark.parametrize("other", [LINE | {"quantity": 4}, LINE | {"currency": "EUR"}])
 async def test_a_key_that_stands_for_another_request_is_refused_and_nothing_changes(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, other: dict[str, Any]
+    api: httpx.AsyncClient, pool: Pool, other: dict[str, Any]
 ) -> None:
     first = await place(api, "k")
     assert_problem(await place(api, "k", other), 422, "idempotency-key-reused")
@@ -148,7 +146,7 @@ async def test_a_refused_request_leaves_its_key_free(api: httpx.AsyncClient) -> 
     assert "idempotent-replay" not in (await place(api, "k")).headers
 
 
-async def test_an_expired_key_is_free_again(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_an_expired_key_is_free_again(api: httpx.AsyncClient, pool: Pool) -> None:
     first = await place(api, "k")
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp()")
     second = await place(api, "k", LINE | {"quantity": 4})
@@ -164,9 +162,7 @@ async def test_blank_keys_are_none_unless_a_key_is_required(api: httpx.AsyncClie
         assert (await place(strict, "k")).status_code == 201
 
 
-async def test_a_request_whose_first_is_still_running_is_told_when_to_come_again(
-    database_url: str, pool: asyncpg.Pool
-) -> None:
+async def test_a_request_whose_first_is_still_running_is_told_when_to_come_again(database_url: str, pool: Pool) -> None:
     async with serving(database_url, idempotency_wait_seconds=0.05) as api:
         async with request_under_way(pool, Key("default", "k", b"", 1)):
             answer = await place(api, "k")

@@ -5,10 +5,10 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import pytest
 
+from app.db import Pool
 from app.orders.keys import Key
 from app.saga import store
 from chaos import postgres
@@ -18,8 +18,7 @@ from tests.harness.api import assert_problem, serving
 from tests.harness.cancelling import cancel as cancel_elsewhere
 from tests.harness.cancelling import cancel_under_way
 from tests.harness.orders import event_of, placed, request_under_way, start_saga
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 JSON = {"content-type": "application/json"}
 
@@ -29,17 +28,15 @@ async def cancel(api: httpx.AsyncClient, order_id: UUID, key: str | None = None,
     return await api.post(f"/orders/{order_id}/cancel", headers=headers, **more)
 
 
-async def stored(pool: asyncpg.Pool) -> int:
+async def stored(pool: Pool) -> int:
     return int(await pool.fetchval("SELECT count(*) FROM idempotency_keys"))
 
 
-async def status_of(pool: asyncpg.Pool, order_id: UUID) -> str:
+async def status_of(pool: Pool, order_id: UUID) -> str:
     return str(await pool.fetchval("SELECT status FROM orders WHERE id = $1", order_id))
 
 
-async def test_an_order_that_has_not_started_is_answered_as_cancelled(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
-) -> None:
+async def test_an_order_that_has_not_started_is_answered_as_cancelled(api: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool)
     answer = await cancel(api, order.id)
     shown = answer.json()
@@ -53,9 +50,7 @@ async def test_an_order_that_has_not_started_is_answered_as_cancelled(
     assert series in (await api.get("/metrics")).text
 
 
-async def test_an_order_that_has_started_is_accepted_to_be_cancelled(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
-) -> None:
+async def test_an_order_that_has_started_is_accepted_to_be_cancelled(api: httpx.AsyncClient, pool: Pool) -> None:
     order_id = await start_saga(pool)
     for _ in range(2):
         answer = await cancel(api, order_id)
@@ -64,7 +59,7 @@ async def test_an_order_that_has_started_is_accepted_to_be_cancelled(
     assert await pool.fetchval("SELECT cancel_requested_at IS NOT NULL FROM orders")
 
 
-async def test_an_order_that_turns_back_already_is_accepted(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_an_order_that_turns_back_already_is_accepted(api: httpx.AsyncClient, pool: Pool) -> None:
     order_id = await start_saga(pool)
     await pool.execute("UPDATE orders SET status = 'compensating', status_reason = 'card-declined'")
     answer = await cancel(api, order_id)
@@ -74,7 +69,7 @@ async def test_an_order_that_turns_back_already_is_accepted(api: httpx.AsyncClie
 
 @pytest.mark.parametrize("status", ["confirmed", "rejected"])
 async def test_an_order_that_ended_otherwise_is_not_cancellable_and_its_key_stays_free(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, status: str
+    api: httpx.AsyncClient, pool: Pool, status: str
 ) -> None:
     order_id = await start_saga(pool)
     await pool.execute("UPDATE orders SET status = $1", status)
@@ -83,7 +78,7 @@ async def test_an_order_that_ended_otherwise_is_not_cancellable_and_its_key_stay
     assert await stored(pool) == 0
 
 
-async def test_nobodys_order_and_another_tenants_are_not_found(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_nobodys_order_and_another_tenants_are_not_found(api: httpx.AsyncClient, pool: Pool) -> None:
     others = await placed(pool, tenant="other")
     for order_id in (uuid4(), others.id):
         assert_problem(await cancel(api, order_id, "k"), 404, "order-not-found")
@@ -93,7 +88,7 @@ async def test_nobodys_order_and_another_tenants_are_not_found(api: httpx.AsyncC
 
 @pytest.mark.parametrize("started", [False, True])
 async def test_a_replay_is_the_first_answer_to_the_byte_whatever_has_become_of_the_order(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, started: bool
+    api: httpx.AsyncClient, pool: Pool, started: bool
 ) -> None:
     order_id = await start_saga(pool) if started else (await placed(pool)).id
     first = await cancel(api, order_id, "k")
@@ -105,7 +100,7 @@ async def test_a_replay_is_the_first_answer_to_the_byte_whatever_has_become_of_t
         assert (again.headers["location"], again.headers["idempotent-replay"]) == (first.headers["location"], "true")
 
 
-async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool)
     answers = await asyncio.gather(*(cancel(api, order.id, "k") for _ in range(30)))
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, answers[0].content)}
@@ -116,7 +111,7 @@ async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.Asyn
 @pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("frame", [postgres.COMMIT_REQUEST, postgres.COMMIT_ANSWER])
 async def test_a_lost_commit_is_found_out_about_and_the_order_cancelled_once(
-    database_url: str, pool: asyncpg.Pool, frame: str, key: str | None
+    database_url: str, pool: Pool, frame: str, key: str | None
 ) -> None:
     order, parts, fault = await placed(pool), urlsplit(database_url), Lose(frame, times=1)
     async with (
@@ -131,7 +126,7 @@ async def test_a_lost_commit_is_found_out_about_and_the_order_cancelled_once(
 
 
 async def test_a_key_that_stands_for_another_request_is_refused_and_nothing_changes(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
+    api: httpx.AsyncClient, pool: Pool
 ) -> None:
     one, other = await placed(pool), await placed(pool)
     await cancel(api, one.id, "k")
@@ -143,7 +138,7 @@ async def test_a_key_that_stands_for_another_request_is_refused_and_nothing_chan
 
 
 async def test_the_rules_of_keys_are_those_of_every_write(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, database_url: str
+    api: httpx.AsyncClient, pool: Pool, database_url: str
 ) -> None:
     order = await placed(pool)
     assert_problem(await cancel(api, order.id, "two words"), 400, "idempotency-key-invalid")
@@ -163,7 +158,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
     ("content", "headers"), [(None, {}), (b"", {}), (b"", JSON), (b"", FORM), (b"{}", JSON), (b" {\n} ", {})]
 )
 async def test_a_cancel_says_nothing_in_its_body(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, content: bytes | None, headers: dict[str, str]
+    api: httpx.AsyncClient, pool: Pool, content: bytes | None, headers: dict[str, str]
 ) -> None:
     order = await placed(pool)
     assert (await cancel(api, order.id, content=content, headers=headers)).status_code == 200
@@ -171,14 +166,14 @@ async def test_a_cancel_says_nothing_in_its_body(
 
 @pytest.mark.parametrize("content", [b'{"reason": "no"}', b"[]", b"null", b"0", b'""', b"{", b"\xff"])
 async def test_a_body_that_says_anything_is_refused_and_nothing_changes(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, content: bytes
+    api: httpx.AsyncClient, pool: Pool, content: bytes
 ) -> None:
     order = await placed(pool)
     assert_problem(await cancel(api, order.id, "k", content=content, headers=JSON), 422, "validation-failed")
     assert (await status_of(pool, order.id), await stored(pool)) == ("pending", 0)
 
 
-async def test_a_body_of_another_kind_or_too_large_is_refused(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_body_of_another_kind_or_too_large_is_refused(api: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool)
     assert_problem(await cancel(api, order.id, content=b"a=1", headers=FORM), 415, "unsupported-media-type")
     large = await cancel(api, order.id, content=b" " * 100_000, headers=JSON)
@@ -186,15 +181,13 @@ async def test_a_body_of_another_kind_or_too_large_is_refused(api: httpx.AsyncCl
     assert await status_of(pool, order.id) == "pending"
 
 
-async def test_only_posts_cancel(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_only_posts_cancel(api: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool)
     assert_problem(await api.get(f"/orders/{order.id}/cancel"), 405, "method-not-allowed")
     assert await status_of(pool, order.id) == "pending"
 
 
-async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
-) -> None:
+async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(api: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool)
     async with cancel_under_way(pool, order.id):
         refused = await cancel(api, order.id, "k")
@@ -204,7 +197,7 @@ async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(
 
 
 async def test_a_cancelled_saga_is_driven_at_once_in_this_process_and_its_event_leaves(
-    database_url: str, pool: asyncpg.Pool, sandbox_url: str
+    database_url: str, pool: Pool, sandbox_url: str
 ) -> None:
     partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
     idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # of themselves they look only after the test's end
@@ -223,7 +216,7 @@ async def test_a_cancelled_saga_is_driven_at_once_in_this_process_and_its_event_
 
 
 async def test_a_start_that_comes_too_late_finds_the_order_cancelled_by_the_api(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
+    api: httpx.AsyncClient, pool: Pool
 ) -> None:
     order = await placed(pool)
     await cancel(api, order.id)

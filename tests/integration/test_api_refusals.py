@@ -8,15 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 
+from app.db import Pool
 from app.orders.keys import Key
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import request_under_way, somebody_waits
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 JSON = {"content-type": "application/json"}
@@ -67,7 +66,7 @@ REFUSED = [
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), REFUSED)
 async def test_bad_input_is_a_clear_problem_and_changes_nothing(
     api: httpx.AsyncClient,
-    pool: asyncpg.Pool,
+    pool: Pool,
     method: str,
     path: str,
     body: bytes,
@@ -139,7 +138,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up_and_the_connectio
 
 
 async def test_a_client_that_hangs_up_before_its_body_is_complete_changes_nothing_and_is_no_error_of_ours(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
+    api: httpx.AsyncClient, pool: Pool
 ) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
     writer.write(HEAD.encode() + json.dumps(LINE).encode())
@@ -149,9 +148,7 @@ async def test_a_client_that_hangs_up_before_its_body_is_complete_changes_nothin
     assert await pool.fetchval("SELECT count(*) FROM orders") == 0
 
 
-async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now(
-    database_url: str, pool: asyncpg.Pool
-) -> None:
+async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now(database_url: str, pool: Pool) -> None:
     async with serving(database_url, database_pool_size=1, idempotency_wait_seconds=AMPLE_SECONDS) as api:
         async with request_under_way(pool, Key("default", "k", b"", 1)):
             waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))

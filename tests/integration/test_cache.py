@@ -11,14 +11,12 @@ from redis.asyncio import Redis as Client
 from app.cache import Cache
 from app.errors import CacheUnavailable
 from tests.harness import servers
-from tests.harness.wait import wait_until
-
-AMPLE_SECONDS = 20.0
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 @contextlib.asynccontextmanager
-async def cache_at(url: str) -> AsyncIterator[Cache]:
-    cache = Cache(url)
+async def cache_at(url: str, timeout_seconds: float = AMPLE_SECONDS) -> AsyncIterator[Cache]:
+    cache = Cache(url, timeout_seconds)
     try:
         yield cache
     finally:

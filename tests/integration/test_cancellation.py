@@ -3,7 +3,6 @@
 import asyncio
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from app import db
@@ -19,8 +18,8 @@ from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
 from tests.harness.events import nothing
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running
-from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 CANCELLED = "cancelled: cancelled-by-customer"
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
@@ -36,7 +35,7 @@ BACKWARD = [
 ]
 
 
-async def told(pool: asyncpg.Pool) -> list[tuple[str, int]]:
+async def told(pool: db.Pool) -> list[tuple[str, int]]:
     """Return the events of the one order there is: `cancelled` and its sequence."""
     rows = await pool.fetch("SELECT type, sequence FROM outbox ORDER BY sequence")
     return [(row["type"].split(".")[2], row["sequence"]) for row in rows]
@@ -46,7 +45,7 @@ def asked_to_do(ledger: list[str]) -> list[str]:
     return [line.split()[0] for line in ledger if line.split()[0] in DO]
 
 
-async def deliver(pool: asyncpg.Pool, envelope: Envelope) -> object:
+async def deliver(pool: db.Pool, envelope: Envelope) -> object:
     """Deliver `order.placed` as a transport does."""
 
     async def start(conn: db.Connection, message: Envelope) -> None:
@@ -280,7 +279,7 @@ async def test_a_cancel_that_comes_behind_the_record_that_confirms_is_too_late(s
     assert (await stage.outcome(saga), await stage.standing(saga)) == ("confirmed", DONE)
 
 
-async def two_wait(pool: asyncpg.Pool) -> bool:
+async def two_wait(pool: db.Pool) -> bool:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return bool(await pool.fetchval(waiting) == 2)
 

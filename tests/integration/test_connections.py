@@ -13,8 +13,7 @@ import pytest
 
 from app import server
 from tests.harness.api import serving
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"

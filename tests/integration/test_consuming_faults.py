@@ -18,9 +18,8 @@ from chaos.proxy import Proxy
 from tests.harness.dead_letters import drained
 from tests.harness.events import Effects, counted, event
 from tests.harness.messages import ROUTING_KEYS, listen, next_message, publishing
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 30.0
 WATCH_SECONDS = 0.2
 NEVER_SECONDS = 3600.0  # for what counts deliveries: a watch that looks amiss at a slow broker would have more made
 

@@ -11,15 +11,14 @@ import pytest
 from app import db
 from app.errors import DatabaseUnavailable
 from tests.harness import servers
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 SHORT_SECONDS = 0.05
 
 
 @contextlib.asynccontextmanager
 async def pool_of(url: str, size: int, command_seconds: float = db.COMMAND_TIMEOUT_SECONDS) -> AsyncIterator[db.Pool]:
-    pool = await db.create_pool(url, size, command_seconds)
+    pool = await db.create_pool(url, size, command_seconds, AMPLE_SECONDS)
     try:
         yield pool
     finally:

@@ -1,6 +1,5 @@
 """Without a broker the parked rows of what has a handler are the dead letters, and the same operations act on them."""
 
-import asyncpg
 import pytest
 
 from app import db
@@ -62,16 +61,14 @@ async def test_they_are_told_with_their_story_the_longest_parked_first(
     assert await ids(letters, id=expected[1]) == expected[1:2]
 
 
-async def test_since_means_those_that_were_parked_lately(
-    pool: asyncpg.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_since_means_those_that_were_parked_lately(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
     expected = await park(pool, effects, event(), event())
     await pool.execute("UPDATE outbox SET parked_at = parked_at - interval '20 min' WHERE id::text = $1", expected[0])
     assert await ids(letters, since_seconds=900) == expected[1:]
 
 
 async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_nothing(
-    pool: asyncpg.Pool, effects: Effects, letters: DeadLetters
+    pool: db.Pool, effects: Effects, letters: DeadLetters
 ) -> None:
     events = [event() for _ in range(250)]
     await put(pool, *events)
@@ -84,7 +81,7 @@ async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_noth
     assert await ids(letters) == []
 
 
-async def test_a_replay_gives_all_attempts_again(pool: asyncpg.Pool, effects: Effects, letters: DeadLetters) -> None:
+async def test_a_replay_gives_all_attempts_again(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
     await park(pool, effects, event())
     await go_over(letters, Action.REPLAY)
     effects.failure = ValueError("no such thing")
@@ -97,7 +94,7 @@ async def test_a_replay_gives_all_attempts_again(pool: asyncpg.Pool, effects: Ef
     assert len(await ids(letters)) == 1
 
 
-async def test_a_dry_run_changes_nothing(pool: asyncpg.Pool, effects: Effects, letters: DeadLetters) -> None:
+async def test_a_dry_run_changes_nothing(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
     await park(pool, effects, event(), event())
     tables = ("SELECT * FROM outbox ORDER BY id", "SELECT * FROM inbox ORDER BY message_id")
     before = [await pool.fetch(table) for table in tables]
@@ -108,7 +105,7 @@ async def test_a_dry_run_changes_nothing(pool: asyncpg.Pool, effects: Effects, l
 
 
 async def test_the_last_copy_of_what_an_order_waits_for_is_not_purged(
-    pool: asyncpg.Pool, effects: Effects, letters: DeadLetters
+    pool: db.Pool, effects: Effects, letters: DeadLetters
 ) -> None:
     order = await placed(pool)
     effects.failure = ValueError("no such thing")

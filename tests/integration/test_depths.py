@@ -16,8 +16,7 @@ from tests.harness.api import serving
 from tests.harness.brokers import remove_topology
 from tests.harness.events import CONFIRMED, event, put
 from tests.harness.messages import open_channel
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 async def test_the_depths_are_those_of_the_queues(rabbitmq_url: str) -> None:

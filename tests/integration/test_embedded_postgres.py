@@ -13,8 +13,7 @@ from app.embedded import EmbeddedPostgres, find_binaries, running_url
 from app.errors import ConfigurationError, DatabaseUnavailable
 from tests.harness.installed import Postgres
 from tests.harness.processes import REPOSITORY, is_alive
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 # What `orders demo` does, in a process that can be killed: the first line it prints is the postmaster's pid.
 OWNER = """

@@ -5,15 +5,13 @@ import json
 import re
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
 
-from app.db import migrate
+from app.db import Pool, migrate
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 KEY = {"Idempotency-Key": "k"}
@@ -79,7 +77,7 @@ async def test_a_process_with_its_database_is_ready(api: httpx.AsyncClient, path
 
 
 async def test_a_process_on_a_schema_that_is_behind_is_not_ready_and_on_a_newer_one_is(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
+    api: httpx.AsyncClient, pool: Pool
 ) -> None:
     await pool.execute("UPDATE alembic_version SET version_num = 'of a later release'")
     await becomes_ready(api)
@@ -100,7 +98,7 @@ async def test_every_metric_is_there_at_zero_from_the_start(database_url: str, s
     assert "db_pool_in_use" in values  # not always zero: the process itself looks at the outbox now and then
 
 
-async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool: Pool) -> None:
     for _ in range(3):
         await api.post("/orders", json=LINE)
     await pool.execute("UPDATE outbox SET occurred_at = occurred_at - interval '1 hour'")

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-import asyncpg
 import httpx
 import pytest
 from redis.asyncio import Redis as Client
@@ -23,9 +22,8 @@ from tests.harness import servers
 from tests.harness.api import assert_problem, serving
 from tests.harness.events import event
 from tests.harness.orders import request_under_way, somebody_waits
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 20.0
 BODY = {"items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}]}
 REPLAYS = "idempotency_cache_hits_total"
 
@@ -121,7 +119,10 @@ async def test_a_redis_restored_from_before_the_key_was_used_again_is_not_believ
 async def test_a_dead_or_frozen_redis_changes_no_answer_and_only_a_row_of_readiness(
     database_url: str, server_directory: Path, way: str
 ) -> None:
-    async with servers.redis(server_directory) as server, serving(database_url, redis_url=server.url) as api:
+    async with (
+        servers.redis(server_directory) as server,
+        serving(database_url, redis_url=server.url, redis_timeout_seconds=0.2) as api,
+    ):
         first = await place(api)
         await server.kill() if way == "kill" else server.freeze()
         for _ in range(3):
@@ -212,7 +213,7 @@ async def is_taken(api: httpx.AsyncClient) -> bool:
 
 
 async def test_more_requests_than_the_limit_are_refused_at_once_and_health_is_not(
-    database_url: str, pool: asyncpg.Pool
+    database_url: str, pool: db.Pool
 ) -> None:
     held = Key("default", "k", b"another request", 1)
     patient = serving(database_url, http_max_in_flight=1, idempotency_wait_seconds=AMPLE_SECONDS)

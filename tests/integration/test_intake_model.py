@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.harness.api import serving
-from tests.harness.sandboxes import AMPLE_SECONDS
+from tests.harness.wait import AMPLE_SECONDS
 
 KEYS = st.sampled_from(["a", "b", '"c"', "c"])  # the last two are one and the same
 BODIES = [

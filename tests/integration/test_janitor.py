@@ -3,9 +3,9 @@
 from functools import partial
 from uuid import UUID
 
-import asyncpg
 import pytest
 
+from app.db import Pool
 from app.messaging.consumer import Consumer, Handled
 from app.operations.janitor import BATCH, Janitor
 from app.orders.keys import Key
@@ -28,7 +28,7 @@ KEYS = """
 """
 
 
-def janitor(pool: asyncpg.Pool, metrics: Metrics | None = None, retention_seconds: float | None = None) -> Janitor:
+def janitor(pool: Pool, metrics: Metrics | None = None, retention_seconds: float | None = None) -> Janitor:
     week, quarter = 7 * DAY_SECONDS, 90 * DAY_SECONDS
     return Janitor(
         pool,
@@ -40,13 +40,13 @@ def janitor(pool: asyncpg.Pool, metrics: Metrics | None = None, retention_second
     )
 
 
-def consumer_of(pool: asyncpg.Pool, metrics: Metrics) -> Consumer:
+def consumer_of(pool: Pool, metrics: Metrics) -> Consumer:
     """Make the consumer of placed orders, as the service does."""
     start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
     return Consumer(pool, CONSUMER, {PLACED: start}, metrics, max_attempts=1, after_commit=nothing, checkpoint=nothing)
 
 
-async def sweep(pool: asyncpg.Pool) -> dict[str, int]:
+async def sweep(pool: Pool) -> dict[str, int]:
     """Make one pass; return what was removed, by table."""
     removed: dict[str, int] = {}
     async for table, count in janitor(pool).sweep():
@@ -54,7 +54,7 @@ async def sweep(pool: asyncpg.Pool) -> dict[str, int]:
     return removed
 
 
-async def keys(pool: asyncpg.Pool) -> list[str]:
+async def keys(pool: Pool) -> list[str]:
     return [row["key"] for row in await pool.fetch("SELECT key FROM idempotency_keys ORDER BY key")]
 
 
@@ -67,7 +67,7 @@ async def keys(pool: asyncpg.Pool) -> list[str]:
     ],
 )
 async def test_what_is_past_its_retention_is_removed_and_orders_are_kept_for_ever(
-    pool: asyncpg.Pool, age: str, left: dict[str, int]
+    pool: Pool, age: str, left: dict[str, int]
 ) -> None:
     await lived_through(pool, 3, age)
     await sweep(pool)
@@ -76,7 +76,7 @@ async def test_what_is_past_its_retention_is_removed_and_orders_are_kept_for_eve
 
 @pytest.mark.parametrize("status", ["pending", "compensating"])
 async def test_nothing_of_an_order_that_has_not_ended_is_removed_but_the_memory_of_its_message(
-    pool: asyncpg.Pool, status: str
+    pool: Pool, status: str
 ) -> None:
     await lived_through(pool, 3, "91 days", status)
     await sweep(pool)
@@ -96,7 +96,7 @@ async def test_nothing_of_an_order_that_has_not_ended_is_removed_but_the_memory_
         "UPDATE sagas SET finished_at = clock_timestamp() - interval '89 days'",
     ],
 )
-async def test_a_row_that_could_still_be_needed_stays_whatever_its_age(pool: asyncpg.Pool, unfinished: str) -> None:
+async def test_a_row_that_could_still_be_needed_stays_whatever_its_age(pool: Pool, unfinished: str) -> None:
     await lived_through(pool, 3, "100 days")
     await pool.execute(unfinished)
     table = unfinished.split()[1]
@@ -104,14 +104,14 @@ async def test_a_row_that_could_still_be_needed_stays_whatever_its_age(pool: asy
     assert (await rows(pool))[table] == 3
 
 
-async def test_rows_that_stay_are_stepped_over_however_many_they_are(pool: asyncpg.Pool) -> None:
+async def test_rows_that_stay_are_stepped_over_however_many_they_are(pool: Pool) -> None:
     await lived_through(pool, BATCH + 1, "101 days", "compensating")
     await pool.execute("UPDATE inbox SET processed_at = NULL")
     await lived_through(pool, 3, "100 days")
     assert await sweep(pool) == {"outbox": 3, "inbox": 3, "sagas": 3, "idempotency_keys": 0}
 
 
-async def test_a_pass_goes_batch_by_batch_and_says_when_it_is_over(pool: asyncpg.Pool) -> None:
+async def test_a_pass_goes_batch_by_batch_and_says_when_it_is_over(pool: Pool) -> None:
     await lived_through(pool, BATCH + 1, "8 days")
     metrics, left = Metrics(), []
     one = janitor(pool, metrics)
@@ -146,7 +146,7 @@ async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
                 )
 
 
-async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: asyncpg.Pool) -> None:
+async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: Pool) -> None:
     for name in ("living", "expired"):
         await place(pool, Key(TENANT, name, b"", 1))
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE key = 'expired'")
@@ -155,12 +155,12 @@ async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: asyncpg.P
     assert await pool.fetchval("SELECT count(*) FROM orders") == 2
 
 
-async def test_more_expired_keys_than_a_batch_has_go_in_one_pass(pool: asyncpg.Pool) -> None:
+async def test_more_expired_keys_than_a_batch_has_go_in_one_pass(pool: Pool) -> None:
     await pool.execute(KEYS, BATCH + 1)
     assert (await sweep(pool))["idempotency_keys"] == BATCH + 1
 
 
-async def test_living_keys_are_not_looked_at(pool: asyncpg.Pool) -> None:
+async def test_living_keys_are_not_looked_at(pool: Pool) -> None:
     await pool.execute(KEYS, 20_000)
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '1 day'")
     await pool.execute("VACUUM ANALYZE idempotency_keys")
@@ -170,7 +170,7 @@ async def test_living_keys_are_not_looked_at(pool: asyncpg.Pool) -> None:
     assert buffers(plans) < 20
 
 
-async def test_rows_that_somebody_holds_at_this_moment_are_left_alone(pool: asyncpg.Pool) -> None:
+async def test_rows_that_somebody_holds_at_this_moment_are_left_alone(pool: Pool) -> None:
     await lived_through(pool, 3, "100 days")
     await pool.execute(KEYS, 3)
     async with pool.acquire() as conn, conn.transaction():
@@ -181,15 +181,13 @@ async def test_rows_that_somebody_holds_at_this_moment_are_left_alone(pool: asyn
     assert left == {"orders": 3, "outbox": 1, "inbox": 1, "sagas": 1, "saga_steps": 2, "idempotency_keys": 1}
 
 
-async def test_with_nothing_to_do_it_does_nothing(pool: asyncpg.Pool) -> None:
+async def test_with_nothing_to_do_it_does_nothing(pool: Pool) -> None:
     await lived_through(pool, 3, "1 day")
     assert set((await sweep(pool)).values()) == {0}
 
 
 @pytest.mark.parametrize("table", ["outbox", "inbox", "sagas"])
-async def test_old_rows_are_found_without_reading_a_table_whatever_the_planner_knows(
-    pool: asyncpg.Pool, table: str
-) -> None:
+async def test_old_rows_are_found_without_reading_a_table_whatever_the_planner_knows(pool: Pool, table: str) -> None:
     await lived_through(pool, 20_000, "1 day")
     await lived_through(pool, 2_000, "100 days")
     one = janitor(pool)

@@ -12,11 +12,13 @@ import httpx
 import pytest
 
 from app.api.cursors import write_cursor
+from app.db import Pool
 from app.orders import reading
 from app.orders.models import Line, Order, rfc3339
 from app.orders.reading import Listing, Position
 from app.orders.status import Status
 from tests.harness.api import assert_problem
+from tests.harness.databases import patient_pool
 from tests.harness.orders import TENANT, placed
 
 MANY = 6000
@@ -61,12 +63,12 @@ async def listed(api: httpx.AsyncClient, **params: Any) -> list[str]:
     return [order["id"] async for page in pages(api, **params) for order in page]
 
 
-async def newest_first(pool: asyncpg.Pool, condition: str = "true") -> list[str]:
+async def newest_first(pool: Pool, condition: str = "true") -> list[str]:
     query = f"SELECT id FROM orders WHERE tenant = 'default' AND {condition} ORDER BY placed_at DESC, id DESC"  # noqa: S608 - constants
     return [str(row["id"]) for row in await pool.fetch(query)]
 
 
-async def place_many(pool: asyncpg.Pool, number: int = MANY) -> None:
+async def place_many(pool: Pool, number: int = MANY) -> None:
     """Write orders straight into the table: one a second until noon, one in a hundred not confirmed, half another's."""
     await pool.execute(
         """
@@ -88,7 +90,7 @@ async def place_many(pool: asyncpg.Pool, number: int = MANY) -> None:
     await pool.execute("ANALYZE orders, order_lines")
 
 
-async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient, pool: Pool) -> None:
     lines = (Line("A", 1, 5), Line("B", 2, 7), Line("A", 3, 0))
     orders = [
         await placed(pool, lines=lines, customer_id="cus_1", metadata={"a": 1}, currency=currency)
@@ -101,14 +103,14 @@ async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient
     assert answer.json()["orders"][1] == one.json()
 
 
-async def test_a_tenant_without_orders_has_an_empty_list(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_tenant_without_orders_has_an_empty_list(api: httpx.AsyncClient, pool: Pool) -> None:
     await placed(pool, tenant="other")
     assert (await api.get("/orders")).json() == {"orders": [], "next_cursor": None}
 
 
 @pytest.mark.parametrize("limit", [1, 7, 20, 100])
 async def test_every_order_is_on_one_page_however_long_pages_are(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, limit: int
+    api: httpx.AsyncClient, pool: Pool, limit: int
 ) -> None:
     """Of orders that were placed at the same instant too, of which every second page breaks in the middle."""
     orders = [await placed(pool) for _ in range(40)]
@@ -121,7 +123,7 @@ async def test_every_order_is_on_one_page_however_long_pages_are(
 
 
 async def test_orders_placed_while_pages_are_read_make_no_duplicate_and_no_gap(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
+    api: httpx.AsyncClient, pool: Pool
 ) -> None:
     before = {str((await placed(pool)).id) for _ in range(30)}
     seen: list[str] = []
@@ -133,7 +135,7 @@ async def test_orders_placed_while_pages_are_read_make_no_duplicate_and_no_gap(
     assert len(await listed(api)) > len(before)
 
 
-async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient, pool: Pool) -> None:
     await place_many(pool, 1200)
     after, before = NOON - timedelta(seconds=900), NOON - timedelta(seconds=100)
     window = {"placed_after": rfc3339(after), "placed_before": "2026-11-21T13:58:20+02:00"}
@@ -156,7 +158,7 @@ async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient,
     assert await listed(api, customer_id="nobody") == []
 
 
-async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool)
     instant, moment = order.placed_at, timedelta(microseconds=1)
     assert await listed(api, placed_after=rfc3339(instant)) == []
@@ -166,9 +168,7 @@ async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: asyncpg.P
     ) == [str(order.id)]  # fmt: skip
 
 
-async def test_a_cursor_is_a_position_and_opens_nothing_of_another_tenant(
-    api: httpx.AsyncClient, pool: asyncpg.Pool
-) -> None:
+async def test_a_cursor_is_a_position_and_opens_nothing_of_another_tenant(api: httpx.AsyncClient, pool: Pool) -> None:
     mine = await placed(pool)
     theirs = await placed(pool, tenant="other")
     assert await listed(api, cursor=write_cursor(Position(theirs.placed_at, theirs.id))) == [str(mine.id)]
@@ -198,7 +198,7 @@ async def test_a_query_that_cannot_be_followed_to_the_letter_is_refused(api: htt
 
 
 @pytest.mark.parametrize("case", INDEXES)
-async def test_a_page_of_many_orders_is_read_by_an_index_alone(pool: asyncpg.Pool, case: str) -> None:
+async def test_a_page_of_many_orders_is_read_by_an_index_alone(pool: Pool, case: str) -> None:
     """No scan of a table, no sort of what an index has in order, and not many more rows looked at than answered."""
     await place_many(pool)
     listing, index = INDEXES[case]
@@ -219,18 +219,18 @@ def _nodes(plan: dict[str, Any]) -> Any:
         yield from _nodes(below)
 
 
-async def test_no_plan_of_a_page_is_kept_for_other_values(pool: asyncpg.Pool, database_url: str) -> None:
+async def test_no_plan_of_a_page_is_kept_for_other_values(pool: Pool, database_url: str) -> None:
     """The server goes over to a plan for all values after five runs of a prepared statement, and it may not fit any."""
     await placed(pool, customer_id="cus_1")
     listing = Listing(TENANT, 20, customer_id="cus_1", after=Position(NOON + timedelta(days=36_500), uuid4()))
-    async with asyncpg.create_pool(database_url, min_size=0, max_size=1) as one:
+    async with patient_pool(database_url, 1) as one:
         for _ in range(10):
             assert len((await reading.page(one, listing))[0]) == 1
         kept = await one.fetch("SELECT statement FROM pg_prepared_statements")
     assert [row["statement"] for row in kept if "order_lines" in row["statement"]] == []
 
 
-async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: asyncpg.Pool, database_url: str) -> None:
+async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: Pool, database_url: str) -> None:
     orders = [await placed(pool, lines=(Line("A", 1, 5),) * 10) for _ in range(10)]
     asked: list[str] = []
 
@@ -244,7 +244,7 @@ async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: async
     async def listen(conn: Any) -> None:
         conn.add_query_logger(lambda query: asked.append(query.query))
 
-    async with asyncpg.create_pool(database_url, min_size=0, max_size=1, setup=listen, connection_class=Heard) as heard:
+    async with patient_pool(database_url, 1, setup=listen, connection_class=Heard) as heard:
         found, following = await reading.page(heard, Listing(TENANT, 100))
     assert ([_shown(each) for each in found], following) == ([_shown(each) for each in reversed(orders)], None)
     assert len([query for query in asked if "orders" in query]) == 1

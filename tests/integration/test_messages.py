@@ -5,7 +5,6 @@ import json
 from datetime import UTC
 
 import aio_pika
-import asyncpg
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from cloudevents.core.bindings import amqp
@@ -34,7 +33,7 @@ ENDS: dict[Status, tuple[Status | None, Reason | None]] = {
 }
 
 
-async def event_at(pool: asyncpg.Pool, status: Status) -> Envelope:
+async def event_at(pool: db.Pool, status: Status) -> Envelope:
     """Bring a new order to this status; return the event that tells of it."""
     order = await placed(pool, customer_id="Zoë ✓")
     before, reason = ENDS[status]
@@ -54,7 +53,7 @@ async def sent(url: str, event: Envelope) -> AbstractIncomingMessage:
 
 
 @pytest.mark.parametrize("status", ENDS)
-async def test_every_event_is_as_the_document_says(pool: asyncpg.Pool, rabbitmq_url: str, status: Status) -> None:
+async def test_every_event_is_as_the_document_says(pool: db.Pool, rabbitmq_url: str, status: Status) -> None:
     event = await event_at(pool, status)
     message = await sent(rabbitmq_url, event)
     check(message.routing_key.replace(".", "_"), message.headers, json.loads(message.body))  # type: ignore[union-attr]
@@ -68,7 +67,7 @@ async def test_every_event_is_as_the_document_says(pool: asyncpg.Pool, rabbitmq_
 
 @pytest.mark.parametrize("status", ENDS)
 async def test_every_event_is_what_we_meant_to_the_official_sdk(
-    pool: asyncpg.Pool, rabbitmq_url: str, status: Status
+    pool: db.Pool, rabbitmq_url: str, status: Status
 ) -> None:
     event = await event_at(pool, status)
     message = await sent(rabbitmq_url, event)
@@ -89,7 +88,7 @@ async def test_every_event_is_what_we_meant_to_the_official_sdk(
     assert read.get_data() == event.data
 
 
-async def test_a_dead_letter_is_as_the_document_says(pool: asyncpg.Pool, rabbitmq_url: str) -> None:
+async def test_a_dead_letter_is_as_the_document_says(pool: db.Pool, rabbitmq_url: str) -> None:
     consumer = Consumer(pool, "saga", {}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing)
     subscription = Subscription(rabbitmq_url, consumer, ROUTING_KEYS, 10)
     task = asyncio.create_task(subscription.run())

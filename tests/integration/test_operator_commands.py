@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel
 
 from app.api.views import DeadLettersAnswer, OutboxAnswer, OutboxCounts, TreatedAnswer
-from app.db import migrate
+from app.db import Pool, migrate
 from app.embedded import EmbeddedPostgres, find_binaries
 from app.loops import in_thread
 from app.messaging.consumer import Consumer
@@ -20,11 +19,11 @@ from app.roles import CONSUMER
 from app.saga import store
 from app.telemetry import Metrics
 from tests.harness.commands import module, orders
+from tests.harness.databases import patient_pool
 from tests.harness.dead_letters import REASON, consuming, drained, holds, set_aside
 from tests.harness.events import PLACED, nothing
 from tests.harness.orders import DEADLINE_SECONDS, event_of, placed
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
 SOME_ID = "01890a5d-ac97-7001-8000-000000000000"
@@ -36,7 +35,7 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
     return {"database_url": database_url, "rabbitmq_url": rabbitmq_url}
 
 
-async def parked(pool: asyncpg.Pool) -> UUID:
+async def parked(pool: Pool) -> UUID:
     order = await placed(pool)
     row_id: UUID = await pool.fetchval(
         """
@@ -49,13 +48,13 @@ async def parked(pool: asyncpg.Pool) -> UUID:
     return row_id
 
 
-async def row_of(pool: asyncpg.Pool, row_id: UUID) -> dict[str, Any]:
+async def row_of(pool: Pool, row_id: UUID) -> dict[str, Any]:
     row = await pool.fetchrow("SELECT * FROM outbox WHERE id = $1", row_id)
     assert row is not None
     return dict(row)
 
 
-async def put(pool: asyncpg.Pool, channel: AbstractChannel, number: int) -> list[str]:
+async def put(pool: Pool, channel: AbstractChannel, number: int) -> list[str]:
     """Dead-letter the events of new orders; return their ids."""
     found = []
     for _ in range(number):
@@ -66,14 +65,14 @@ async def put(pool: asyncpg.Pool, channel: AbstractChannel, number: int) -> list
     return found
 
 
-def saga_consumer(pool: asyncpg.Pool) -> Consumer:
+def saga_consumer(pool: Pool) -> Consumer:
     start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
     return Consumer(
         pool, CONSUMER, {PLACED: start}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing
     )
 
 
-async def test_the_outbox_tells_what_waits_and_why(database_url: str, pool: asyncpg.Pool) -> None:
+async def test_the_outbox_tells_what_waits_and_why(database_url: str, pool: Pool) -> None:
     row_id = await parked(pool)
     await placed(pool)
     code, out, err = await orders("outbox", "stats", database_url=database_url)
@@ -93,7 +92,7 @@ async def test_the_outbox_tells_what_waits_and_why(database_url: str, pool: asyn
     assert f"  reason    {REASON}\n" in out
 
 
-async def test_a_parked_row_is_requeued_once(database_url: str, pool: asyncpg.Pool) -> None:
+async def test_a_parked_row_is_requeued_once(database_url: str, pool: Pool) -> None:
     row_id = await parked(pool)
     assert await orders("outbox", "requeue", str(row_id), database_url=database_url) == (
         0,
@@ -152,7 +151,7 @@ async def test_a_schema_that_is_behind_is_one_line(postgres_url: str) -> None:
 
 
 async def test_dead_letters_are_shown_replayed_and_purged(
-    env: dict[str, str], pool: asyncpg.Pool, channel: AbstractChannel
+    env: dict[str, str], pool: Pool, channel: AbstractChannel
 ) -> None:
     first, second, third = await put(pool, channel, 3)
     code, out, _ = await orders("dlq", "peek", "--json", "--queue", "orders.saga.dlq", **env)
@@ -196,7 +195,7 @@ async def test_dead_letters_are_shown_replayed_and_purged(
 
 @pytest.mark.parametrize("point", ["dlq.rearmed", "dlq.published"])
 async def test_a_replay_killed_in_the_middle_and_run_again_starts_each_saga_once(
-    env: dict[str, str], pool: asyncpg.Pool, rabbitmq_url: str, channel: AbstractChannel, point: str
+    env: dict[str, str], pool: Pool, rabbitmq_url: str, channel: AbstractChannel, point: str
 ) -> None:
     await put(pool, channel, 3)
     assert (await module("tests.harness.crashing_replay", point, **env))[0] == -9
@@ -212,7 +211,7 @@ async def test_a_replay_killed_in_the_middle_and_run_again_starts_each_saga_once
     await holds(channel, 0)
 
 
-async def all_started(pool: asyncpg.Pool) -> bool:
+async def all_started(pool: Pool) -> bool:
     return bool(await pool.fetchval("SELECT count(*) >= 3 FROM sagas"))
 
 
@@ -220,7 +219,7 @@ async def test_the_commands_find_the_database_of_a_running_demo_and_its_parked_r
     """As `orders demo --data-dir` starts it: a database below the directory, and no broker."""
     async with EmbeddedPostgres(server_directory, find_binaries()) as postgres:
         await in_thread(migrate, postgres.url)
-        async with asyncpg.create_pool(postgres.url, min_size=1, max_size=2) as pool:
+        async with patient_pool(postgres.url, 2) as pool:
             row_id = await parked(pool)
             here = ("--data-dir", str(server_directory))
             _, out, _ = await orders("dlq", "peek", "--json", *here)

@@ -4,18 +4,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 
 from app.api.operators import StatsAnswer
 from app.api.views import OutboxAnswer
+from app.db import Pool
 from app.messaging import outbox
 from app.messaging.outbox import Verdict
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import placed, start_saga
-from tests.harness.sandboxes import AMPLE_SECONDS
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 TOKEN = "a-token-of-the-operators"
 ROUTES = ("/ops/outbox", "/ops/stats")
@@ -85,7 +84,7 @@ async def test_two_tokens_at_once_are_refused(ops: httpx.AsyncClient) -> None:
     assert_problem(answer, 401, "unauthorized")
 
 
-async def test_a_row_that_waits_is_shown_with_what_it_waits_for(ops: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_row_that_waits_is_shown_with_what_it_waits_for(ops: httpx.AsyncClient, pool: Pool) -> None:
     order = await placed(pool, tenant="other", metadata={"secret": "x"})
     [row] = await rows(ops)
     event = await pool.fetchrow("SELECT * FROM outbox")
@@ -106,7 +105,7 @@ async def test_a_row_that_waits_is_shown_with_what_it_waits_for(ops: httpx.Async
 
 
 async def test_parked_rows_come_first_with_their_reason_and_then_the_longest_due(
-    ops: httpx.AsyncClient, pool: asyncpg.Pool
+    ops: httpx.AsyncClient, pool: Pool
 ) -> None:
     ids = []
     for _ in range(5):
@@ -136,7 +135,7 @@ async def test_parked_rows_come_first_with_their_reason_and_then_the_longest_due
     assert [row["id"] for row in await rows(ops, limit=2)] == [str(ids[4]), str(ids[1])]
 
 
-async def test_a_row_behind_another_of_its_order_says_so(ops: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_row_behind_another_of_its_order_says_so(ops: httpx.AsyncClient, pool: Pool) -> None:
     await placed(pool)
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'nack', attempts = 10")
     await pool.execute(
@@ -151,7 +150,7 @@ async def test_a_row_behind_another_of_its_order_says_so(ops: httpx.AsyncClient,
     ]
 
 
-async def test_the_outbox_is_counted_in_all_whatever_the_limit(ops: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_the_outbox_is_counted_in_all_whatever_the_limit(ops: httpx.AsyncClient, pool: Pool) -> None:
     for _ in range(5):
         await placed(pool)
     await pool.execute("UPDATE outbox SET occurred_at = clock_timestamp() - interval '1 hour'")
@@ -172,7 +171,7 @@ async def test_a_query_that_cannot_be_followed_is_refused(ops: httpx.AsyncClient
     assert_problem(await ops.get(f"/ops/outbox?{query}"), 422, "validation-failed")
 
 
-async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, pool: Pool) -> None:
     """Four orders, of two tenants: one not started, two sagas (one turned back), one that has ended."""
     await placed(pool, tenant="other")
     await start_saga(pool)
@@ -213,7 +212,7 @@ async def test_the_stats_of_an_empty_service_are_zeroes(ops: httpx.AsyncClient) 
     assert told["outbox"] == {"pending": 0, "oldest_pending_age_seconds": 0, "parked": 0}
 
 
-async def test_unfinished_orders_are_counted_by_an_index(pool: asyncpg.Pool) -> None:
+async def test_unfinished_orders_are_counted_by_an_index(pool: Pool) -> None:
     await pool.execute(
         """
         INSERT INTO orders (id, tenant, status, currency, total_minor, version, placed_at, updated_at)

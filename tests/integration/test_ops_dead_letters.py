@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 from aio_pika.abc import AbstractChannel
 
 from app.api.views import DeadLettersAnswer, TreatedAnswer
+from app.db import Pool
 from app.messaging import dead_letters
 from app.messaging.rabbitmq import QUEUE
 from tests.harness.api import assert_problem, serving
@@ -137,7 +137,7 @@ async def test_a_broker_out_of_reach_is_a_503(database_url: str) -> None:
             assert answer.headers["retry-after"]
 
 
-async def test_a_parked_row_is_requeued_and_published(ops: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_a_parked_row_is_requeued_and_published(ops: httpx.AsyncClient, pool: Pool) -> None:
     await placed(pool)
     row_id = await pool.fetchval("UPDATE outbox SET parked_at = clock_timestamp(), attempts = 10 RETURNING id")
     answer = await ops.post(f"/ops/outbox/{row_id}/requeue")
@@ -149,7 +149,7 @@ async def test_a_parked_row_is_requeued_and_published(ops: httpx.AsyncClient, po
 
 
 async def test_without_a_broker_a_replayed_row_is_handled_at_once(
-    database_url: str, pool: asyncpg.Pool, sandbox_url: str
+    database_url: str, pool: Pool, sandbox_url: str
 ) -> None:
     """The relay sleeps for an hour: the replay wakes it."""
     order = await placed(pool)

@@ -4,18 +4,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 
 from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
+from app.db import Pool
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
 from tests.harness.operating import audit_rows
 from tests.harness.orders import placed, start_saga
 from tests.harness.sagas import Stage
-from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 TOKEN = "a-token-of-the-operators"
 SOME_ID = "01890a5d-ac97-7001-8000-000000000000"
@@ -158,7 +158,7 @@ async def test_what_cannot_be_done_is_a_conflict_or_not_found(ops: httpx.AsyncCl
     ],
 )
 async def test_without_a_good_reason_nothing_is_changed(
-    ops: httpx.AsyncClient, pool: asyncpg.Pool, action: str, content: bytes, status: int, code: str
+    ops: httpx.AsyncClient, pool: Pool, action: str, content: bytes, status: int, code: str
 ) -> None:
     saga = await start_saga(pool)
     path = f"/ops/sagas/{saga}/{action}"

@@ -8,8 +8,8 @@ from app.orders.models import Line
 from app.saga.plan import Action, Step
 from tests.harness.orders import start_saga
 from tests.harness.sagas import LEASE_SECONDS, GatedPayment, Stage, dies_at, running
-from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}

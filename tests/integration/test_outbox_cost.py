@@ -4,7 +4,6 @@ import itertools
 from functools import partial
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from app import db
@@ -13,6 +12,7 @@ from app.messaging import outbox, unpublished
 from app.messaging.backlog import Backlog
 from app.messaging.outbox import Verdict
 from tests.harness.plans import Plan, buffers, full_scans, indexes, plans_of
+from tests.harness.wait import AMPLE_SECONDS
 
 BATCH, HISTORY, BACKLOG = 50, 50_000, 5_000
 ROWS = """
@@ -24,7 +24,7 @@ ROWS = """
 """
 
 
-async def add(pool: asyncpg.Pool, rows: int, *, published: bool) -> None:
+async def add(pool: db.Pool, rows: int, *, published: bool) -> None:
     await pool.execute(ROWS, rows, published)
 
 
@@ -36,13 +36,13 @@ async def claim_and_settle(conn: db.Connection) -> None:
 
 
 @pytest.fixture
-async def first_day(pool: asyncpg.Pool) -> int:
+async def first_day(pool: db.Pool) -> int:
     """Pages that a batch touches in a table that has hardly more rows than it."""
     await add(pool, BATCH * 2, published=False)
     return buffers(await plans_of(pool, claim_and_settle))
 
 
-async def cost(pool: asyncpg.Pool) -> tuple[list[Plan], int]:
+async def cost(pool: db.Pool) -> tuple[list[Plan], int]:
     plans = await plans_of(pool, claim_and_settle)
     assert len(plans) == 2
     assert full_scans(plans) == set()
@@ -50,7 +50,7 @@ async def cost(pool: asyncpg.Pool) -> tuple[list[Plan], int]:
     return plans, buffers(plans)
 
 
-async def test_a_batch_costs_the_same_behind_a_long_history(pool: asyncpg.Pool, first_day: int) -> None:
+async def test_a_batch_costs_the_same_behind_a_long_history(pool: db.Pool, first_day: int) -> None:
     await add(pool, HISTORY, published=True)
     for _ in range(2):  # the deeper tree of the primary key is all that it may notice
         _, touched = await cost(pool)
@@ -59,7 +59,7 @@ async def test_a_batch_costs_the_same_behind_a_long_history(pool: asyncpg.Pool, 
 
 
 async def test_a_batch_costs_the_same_in_an_outage_that_the_statistics_know_nothing_of(
-    pool: asyncpg.Pool, first_day: int
+    pool: db.Pool, first_day: int
 ) -> None:
     await add(pool, HISTORY, published=True)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
@@ -69,14 +69,14 @@ async def test_a_batch_costs_the_same_in_an_outage_that_the_statistics_know_noth
     assert touched < first_day * 2
 
 
-async def test_rows_that_wait_for_their_next_attempt_are_not_looked_at(pool: asyncpg.Pool) -> None:
+async def test_rows_that_wait_for_their_next_attempt_are_not_looked_at(pool: db.Pool) -> None:
     await add(pool, BACKLOG, published=False)
     await pool.execute("UPDATE outbox SET next_attempt_at = clock_timestamp() + interval '1 hour'")
     await pool.execute("VACUUM ANALYZE outbox")
     assert buffers(await plans_of(pool, partial(outbox.claim, token=uuid4(), limit=BATCH, lease_seconds=30))) < 20
 
 
-async def test_a_plan_made_for_any_values_is_the_same(pool: asyncpg.Pool, first_day: int) -> None:
+async def test_a_plan_made_for_any_values_is_the_same(pool: db.Pool, first_day: int) -> None:
     await add(pool, HISTORY, published=True)
     await add(pool, BACKLOG, published=False)
     await pool.execute("ANALYZE outbox")
@@ -88,7 +88,7 @@ async def test_a_plan_made_for_any_values_is_the_same(pool: asyncpg.Pool, first_
 
 
 async def test_what_was_published_is_stepped_over_once_and_its_dead_entries_are_cleared_by_a_fixed_number(
-    pool: asyncpg.Pool,
+    pool: db.Pool,
 ) -> None:
     """A share of the table, as is the default, would let each claim step over more of them with every year."""
     query = "SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL AND relkind = 'r'"
@@ -97,7 +97,7 @@ async def test_what_was_published_is_stepped_over_once_and_its_dead_entries_are_
     assert found == dict.fromkeys(("outbox", "inbox", "orders", "sagas", "idempotency_keys"), expected)
 
 
-async def test_old_and_new_rows_together_are_counted_by_the_partial_index(pool: asyncpg.Pool) -> None:
+async def test_old_and_new_rows_together_are_counted_by_the_partial_index(pool: db.Pool) -> None:
     await add(pool, HISTORY, published=True)
     await add(pool, 10, published=False)
     await pool.execute("VACUUM ANALYZE outbox")
@@ -111,11 +111,11 @@ async def test_old_and_new_rows_together_are_counted_by_the_partial_index(pool: 
     ("limit", "tick_seconds", "looks"), [(1_000_000, 0, 1), (1_000_000, 1, 2), (100, 0, 100), (100, 1, 5)]
 )
 async def test_the_backlog_is_counted_again_only_when_the_room_that_was_left_can_be_filled_and_never_all_the_time(
-    pool: asyncpg.Pool, database_url: str, limit: int, tick_seconds: int, looks: int
+    pool: db.Pool, database_url: str, limit: int, tick_seconds: int, looks: int
 ) -> None:
     """On a clock that goes on whenever it is read: room for a million is good for 50 s, and a look costs one tick."""
     statements: list[str] = []
-    narrow = await db.create_pool(database_url, 1)
+    narrow = await db.create_pool(database_url, 1, wait_seconds=AMPLE_SECONDS)
     async with db.connection(narrow) as conn:
         conn.add_query_logger(lambda query: statements.append(query.query))
     await add(pool, 100, published=False)
@@ -127,7 +127,7 @@ async def test_the_backlog_is_counted_again_only_when_the_room_that_was_left_can
     narrow.terminate()
 
 
-async def test_a_backlog_over_its_limit_is_noticed_though_there_was_room_before(pool: asyncpg.Pool) -> None:
+async def test_a_backlog_over_its_limit_is_noticed_though_there_was_room_before(pool: db.Pool) -> None:
     await add(pool, 100, published=False)
     one = Backlog(pool, 100, clock=lambda: 0.0)
     await one.run_once()

@@ -11,7 +11,6 @@ from chaos import postgres
 from chaos.faults import Blackhole, Delay, Direction, Lose, Refuse, Reset
 from chaos.proxy import Proxy
 from tests.harness.proxied import (
-    AMPLE_SECONDS,
     ANSWER,
     INSERT,
     LOST,
@@ -22,7 +21,7 @@ from tests.harness.proxied import (
     client_of,
     proxied_to,
 )
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 # Without faults
 

@@ -25,9 +25,8 @@ from chaos import amqp
 from chaos.faults import Block, Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy
 from tests.harness.messages import next_message, open_channel, take
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 20.0
 CONFIRM, ACKNOWLEDGEMENT = Eat(amqp.CONFIRM), Eat(amqp.ACKNOWLEDGEMENT)
 
 

@@ -18,7 +18,6 @@ from chaos.faults import Lose
 from chaos.frames import Frames, Piece, Watcher
 from chaos.proxy import Proxy
 from tests.harness.proxied import (
-    AMPLE_SECONDS,
     ANSWER,
     INSERT,
     LOST,
@@ -27,7 +26,7 @@ from tests.harness.proxied import (
     by_a_transaction,
     client_of,
 )
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 async def by_one_query(conn: asyncpg.Connection) -> None:
@@ -110,7 +109,7 @@ async def test_the_pool_takes_a_lost_commit_for_an_outage_and_works_again(proxie
             await conn.execute(INSERT)
 
     proxied.proxy.arm(Lose(postgres.COMMIT_REQUEST, times=1))
-    pool = await db.create_pool(proxied.url, 1)
+    pool = await db.create_pool(proxied.url, 1, wait_seconds=AMPLE_SECONDS)
     try:
         with pytest.raises(DatabaseUnavailable):
             await note(pool)

@@ -20,9 +20,8 @@ from chaos.proxy import Proxy
 from tests.harness.dead_letters import drained
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
 from tests.harness.messages import next_message, publishing
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 30.0
 DEADLINE_SECONDS = 0.5  # of a batch's confirms: short, so that a test need not wait long for it to pass
 
 

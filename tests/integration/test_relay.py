@@ -12,6 +12,7 @@ from app.messaging.envelope import Envelope
 from app.messaging.relay import Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
+from tests.harness.wait import AMPLE_SECONDS
 
 NACK = Refusal("nacked by the broker")
 RETURN = Refusal("returned: no queue is bound for order.placed", returned=True)
@@ -116,6 +117,7 @@ async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_b
     pool: db.Pool, database_url: str, broker: Broker
 ) -> None:
     narrow = await db.create_pool(database_url, 1)
+    await narrow.fetchval("SELECT 1")  # connects, which need not be quick
     await put(pool, event())
     broker.is_out, broker.meanwhile = True, narrow.acquire
     with pytest.raises(BrokerUnavailable):
@@ -184,7 +186,7 @@ async def test_a_batch_costs_two_statements_whatever_became_of_its_rows(
     pool: db.Pool, database_url: str, broker: Broker
 ) -> None:
     statements: list[str] = []
-    narrow = await db.create_pool(database_url, 1)
+    narrow = await db.create_pool(database_url, 1, wait_seconds=AMPLE_SECONDS)
     await put(pool, event())
     await relay(narrow, broker).run_once()  # asyncpg asks once on each connection what the types of arrays are
     async with db.connection(narrow) as conn:

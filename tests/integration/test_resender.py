@@ -3,7 +3,6 @@
 from dataclasses import replace
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from app import db
@@ -27,14 +26,14 @@ from tests.harness.plans import full_scans, indexes, plans_of
 MINUTE = 60
 
 
-def resender(pool: asyncpg.Pool, metrics: Metrics | None = None, waiting: int = 0) -> Resender:
+def resender(pool: db.Pool, metrics: Metrics | None = None, waiting: int = 0) -> Resender:
     async def depths() -> tuple[int, int]:
         return waiting, 0
 
     return Resender(pool, metrics or Metrics(), CONSUMER, depths, nothing)
 
 
-async def placed_and_published(pool: asyncpg.Pool, seconds_ago: float, resends: int = 0) -> UUID:
+async def placed_and_published(pool: db.Pool, seconds_ago: float, resends: int = 0) -> UUID:
     """Place an order whose event a broker confirmed then, and whose saga has not started."""
     order = await placed(pool)
     await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 day' WHERE id = $1", order.id)
@@ -50,11 +49,11 @@ async def placed_and_published(pool: asyncpg.Pool, seconds_ago: float, resends: 
     return order.id
 
 
-async def pending(pool: asyncpg.Pool) -> list[UUID]:
+async def pending(pool: db.Pool) -> list[UUID]:
     return [row["id"] for row in await pool.fetch("SELECT id FROM outbox WHERE published_at IS NULL")]
 
 
-async def look(pool: asyncpg.Pool) -> list[UUID]:
+async def look(pool: db.Pool) -> list[UUID]:
     """Look at all pending orders; return the events that are to be sent again."""
     one = resender(pool)
     while await one.run_once():
@@ -67,7 +66,7 @@ async def look(pool: asyncpg.Pool) -> list[UUID]:
     [(0, 40, False), (0, 61, True), (1, 100, False), (1, 121, True), (5, 31 * MINUTE, False), (5, 33 * MINUTE, True)],
 )
 async def test_an_event_whose_order_did_not_start_is_sent_again_after_a_minute_then_two_then_four(
-    pool: asyncpg.Pool, resends: int, seconds_ago: float, again: bool
+    pool: db.Pool, resends: int, seconds_ago: float, again: bool
 ) -> None:
     order_id = await placed_and_published(pool, seconds_ago, resends)
     assert await look(pool) == ([order_id] if again else [])
@@ -75,7 +74,7 @@ async def test_an_event_whose_order_did_not_start_is_sent_again_after_a_minute_t
     assert (row["resends"], row["attempts"]) == ((resends + 1, 0) if again else (resends, 2))
 
 
-async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: asyncpg.Pool) -> None:
+async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: db.Pool) -> None:
     metrics = Metrics()
     order_id = await placed_and_published(pool, 3600)
     one = resender(pool, metrics)
@@ -86,7 +85,7 @@ async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: 
     assert counted(metrics, "outbox_resent_total") == 1
 
 
-async def test_an_order_that_has_started_or_ended_is_left_alone(pool: asyncpg.Pool) -> None:
+async def test_an_order_that_has_started_or_ended_is_left_alone(pool: db.Pool) -> None:
     started, cancelled = [await placed_and_published(pool, 3600) for _ in range(2)]
     async with pool.acquire() as conn, conn.transaction():
         order = await service.load(conn, started)
@@ -98,7 +97,7 @@ async def test_an_order_that_has_started_or_ended_is_left_alone(pool: asyncpg.Po
 
 
 @pytest.mark.parametrize("parked", [False, True])
-async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: asyncpg.Pool, *, parked: bool) -> None:
+async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: db.Pool, *, parked: bool) -> None:
     order_id = await placed_and_published(pool, 3600)
     await pool.execute("UPDATE outbox SET published_at = NULL")
     if parked:
@@ -108,7 +107,7 @@ async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: asyncpg
     assert await pool.fetchrow("SELECT * FROM outbox") == before
 
 
-async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: asyncpg.Pool) -> None:
+async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: db.Pool) -> None:
     dead, lost = [await placed_and_published(pool, 3600) for _ in range(2)]
     async with db.connection(pool) as conn:
         await inbox.failed(conn, CONSUMER, str(dead), "bug")
@@ -116,7 +115,7 @@ async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: 
     assert await look(pool) == [lost]
 
 
-async def test_an_order_whose_dead_letter_was_purged_is_not_forgotten(pool: asyncpg.Pool, rabbitmq_url: str) -> None:
+async def test_an_order_whose_dead_letter_was_purged_is_not_forgotten(pool: db.Pool, rabbitmq_url: str) -> None:
     order_id = await placed_and_published(pool, 3600)
     async with db.transaction(pool) as conn:
         await inbox.failed(conn, CONSUMER, str(order_id), "broken")
@@ -133,7 +132,7 @@ async def test_an_order_whose_dead_letter_was_purged_is_not_forgotten(pool: asyn
 
 
 async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstarted_are_counted(
-    pool: asyncpg.Pool,
+    pool: db.Pool,
 ) -> None:
     metrics, order_id = Metrics(), await placed_and_published(pool, 3600)
     one = resender(pool, metrics, waiting=FEW_WAITING + 1)
@@ -144,7 +143,7 @@ async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstar
     assert await pending(pool) == [order_id]
 
 
-async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are(pool: asyncpg.Pool) -> None:
+async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are(pool: db.Pool) -> None:
     await lived_through(pool, BATCH + 1, "2 days", "pending")
     await pool.execute("UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp()")
     await pool.execute("TRUNCATE sagas CASCADE")
@@ -153,7 +152,7 @@ async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are
 
 
 async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_planner_knows(
-    pool: asyncpg.Pool,
+    pool: db.Pool,
 ) -> None:
     await lived_through(pool, 20_000, "1 day")
     for _ in range(100):
@@ -166,7 +165,7 @@ async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_p
 
 
 async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_again_with_its_id(
-    pool: asyncpg.Pool, rabbitmq_url: str
+    pool: db.Pool, rabbitmq_url: str
 ) -> None:
     order = await placed(pool)
     async with open_channel(rabbitmq_url) as channel, publishing(rabbitmq_url) as transport:
@@ -190,7 +189,7 @@ async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_aga
         assert (await next_message(channel, QUEUE)).message_id == str(order.id)
 
 
-async def test_a_row_that_a_relay_holds_or_has_marked_meanwhile_is_not_touched(pool: asyncpg.Pool) -> None:
+async def test_a_row_that_a_relay_holds_or_has_marked_meanwhile_is_not_touched(pool: db.Pool) -> None:
     order_id = await placed_and_published(pool, 3600)
     async with db.connection(pool) as conn:
         assert await outbox.repend(conn, [order_id], MINUTE) == [order_id]

@@ -14,8 +14,8 @@ from app.saga.calls import VISITS_PER_SECOND
 from app.saga.orchestrator import Orchestrator
 from tests.harness.orders import start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at
-from tests.harness.sandboxes import AMPLE_SECONDS, entries, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import entries, set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 FAILURES, OPEN_SECONDS = 5, 10.0
 SHORT_SECONDS = 0.05

@@ -10,17 +10,17 @@ import sys
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 
 from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
+from app.db import Pool
 from tests.harness.commands import orders
 from tests.harness.operating import audit_rows, compensate, recorded
 from tests.harness.orders import placed, somebody_waits, start_saga
 from tests.harness.processes import REPOSITORY
 from tests.harness.sagas import Stage
-from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
 SOME_ID = "01890a5d-ac97-7001-8000-000000000000"
@@ -34,7 +34,7 @@ async def listed(database_url: str, *args: str) -> list[str]:
     return [saga.order_id for saga in SagasAnswer.model_validate_json(out).sagas]
 
 
-async def age(pool: asyncpg.Pool, saga_id: UUID, column: str, seconds: int) -> None:
+async def age(pool: Pool, saga_id: UUID, column: str, seconds: int) -> None:
     await pool.execute(
         f"UPDATE sagas SET {column} = clock_timestamp() - make_interval(secs => $2) WHERE id = $1",  # noqa: S608 - a name
         saga_id,
@@ -137,7 +137,7 @@ async def test_a_saga_is_shown_with_every_call_and_with_what_operators_did(datab
     assert f"  {ACTOR}  retry: due ({WHY})\n" in out
 
 
-async def test_an_order_whose_saga_has_not_started_is_shown_without_one(database_url: str, pool: asyncpg.Pool) -> None:
+async def test_an_order_whose_saga_has_not_started_is_shown_without_one(database_url: str, pool: Pool) -> None:
     order = await placed(pool)
     code, out, _ = await orders("saga", "show", str(order.id), database_url=database_url)
     assert (code, out.splitlines()[1]) == (

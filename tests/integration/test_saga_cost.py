@@ -3,7 +3,6 @@
 from datetime import timedelta
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from app import db
@@ -31,7 +30,7 @@ async def claim(conn: db.Connection) -> None:
     await store.claim(conn, "one", plan.PLANS, BATCH, 30)
 
 
-async def touched(pool: asyncpg.Pool) -> int:
+async def touched(pool: db.Pool) -> int:
     """Return the pages that a claim touches; of every table it reads what it needs."""
     await pool.execute("VACUUM ANALYZE orders, sagas")
     plans = await plans_of(pool, claim)
@@ -40,13 +39,13 @@ async def touched(pool: asyncpg.Pool) -> int:
     return buffers(plans)
 
 
-async def add(pool: asyncpg.Pool, saga: UUID, number: int, wait: timedelta) -> None:
+async def add(pool: db.Pool, saga: UUID, number: int, wait: timedelta) -> None:
     """Add as many like this one, which wait for longer."""
     await pool.execute(MANY, saga, number, wait)
 
 
 @pytest.mark.parametrize("due", [0, BATCH // 2, BATCH * 2])
-async def test_sagas_that_wait_are_not_looked_at(pool: asyncpg.Pool, due: int) -> None:
+async def test_sagas_that_wait_are_not_looked_at(pool: db.Pool, due: int) -> None:
     saga = await start_saga(pool)
     await add(pool, saga, WAITING, timedelta(hours=1))
     await add(pool, saga, due, timedelta())

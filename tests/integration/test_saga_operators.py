@@ -3,9 +3,9 @@
 import asyncio
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
+from app.db import Pool
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations.sagas import Outcome
 from app.orders import events
@@ -14,8 +14,8 @@ from tests.harness.cancelling import cancel, cancel_under_way
 from tests.harness.operating import OPERATOR, CompensateAt, audit_rows, compensate, recorded, retry
 from tests.harness.orders import placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at
-from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
-from tests.harness.wait import wait_until
+from tests.harness.sandboxes import set_faults
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 COMPENSATED = "rejected: compensated-by-operator"
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
@@ -25,14 +25,14 @@ FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("atte
 LONG_SECONDS = 3600
 
 
-async def pause(pool: asyncpg.Pool) -> None:
+async def pause(pool: Pool) -> None:
     """Let every pause be a long one."""
     await pool.execute(
         f"UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '{LONG_SECONDS} s'"  # noqa: S608 - a number
     )
 
 
-async def told(pool: asyncpg.Pool) -> list[str]:
+async def told(pool: Pool) -> list[str]:
     return [row["type"] for row in await pool.fetch("SELECT type FROM outbox ORDER BY sequence")]
 
 

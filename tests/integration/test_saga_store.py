@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from app import db
@@ -25,17 +24,17 @@ CALLED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "attempted")
 ANSWERED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"reservation_id": "res_1"})
 
 
-async def start(pool: asyncpg.Pool, envelope: Envelope) -> None:
+async def start(pool: db.Pool, envelope: Envelope) -> None:
     async with pool.acquire() as conn, conn.transaction():
         await store.start(conn, envelope, deadline_seconds=900)
 
 
-async def claim(conn: db.Connection | asyncpg.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
+async def claim(conn: db.Connection | db.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
     return await store.claim(conn, owner, plan.PLANS, limit, LEASE_SECONDS)  # type: ignore[arg-type] # a pool does too
 
 
 async def save(
-    pool: asyncpg.Pool,
+    pool: db.Pool,
     saga: Saga,
     state: State,
     entries: Sequence[Entry] = (),
@@ -47,7 +46,7 @@ async def save(
         return await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
 
 
-async def row(pool: asyncpg.Pool, saga_id: UUID) -> dict[str, Any]:
+async def row(pool: db.Pool, saga_id: UUID) -> dict[str, Any]:
     query = """
         SELECT *, next_attempt_at <= clock_timestamp() AS due,
                extract(epoch FROM next_attempt_at - updated_at)::float8 AS due_in_seconds,
@@ -57,16 +56,16 @@ async def row(pool: asyncpg.Pool, saga_id: UUID) -> dict[str, Any]:
     return dict(await pool.fetchrow(query, saga_id) or {})
 
 
-async def logged(pool: asyncpg.Pool) -> list[tuple[Any, ...]]:
+async def logged(pool: db.Pool) -> list[tuple[Any, ...]]:
     rows = await pool.fetch("SELECT step, action, attempt, outcome, detail, reply FROM saga_steps ORDER BY id")
     return [tuple(row) for row in rows]
 
 
-async def make_due(pool: asyncpg.Pool) -> None:
+async def make_due(pool: db.Pool) -> None:
     await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp()")
 
 
-async def test_an_order_gets_one_saga_however_often_its_event_is_delivered(pool: asyncpg.Pool) -> None:
+async def test_an_order_gets_one_saga_however_often_its_event_is_delivered(pool: db.Pool) -> None:
     order = await placed(pool)
     await start(pool, event_of(order, **TRACE))
     before = await row(pool, order.id)
@@ -83,7 +82,7 @@ async def test_an_order_gets_one_saga_however_often_its_event_is_delivered(pool:
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING])
-async def test_an_order_that_is_no_longer_pending_gets_no_saga(pool: asyncpg.Pool, status: Status) -> None:
+async def test_an_order_that_is_no_longer_pending_gets_no_saga(pool: db.Pool, status: Status) -> None:
     order = await placed(pool)
     await pool.execute("UPDATE orders SET status = $1", status)
     await start(pool, event_of(order))
@@ -91,13 +90,13 @@ async def test_an_order_that_is_no_longer_pending_gets_no_saga(pool: asyncpg.Poo
 
 
 @pytest.mark.parametrize("subject", ["271fc92a-ce8b-47aa-b0bb-f00b1a94ab76", "no-uuid", ""])
-async def test_an_event_of_no_order_of_ours_is_unreadable(pool: asyncpg.Pool, subject: str) -> None:
+async def test_an_event_of_no_order_of_ours_is_unreadable(pool: db.Pool, subject: str) -> None:
     order = await placed(pool)
     with pytest.raises(UnreadableMessage):
         await start(pool, dataclasses.replace(event_of(order), subject=subject))
 
 
-async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: asyncpg.Pool) -> None:
+async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: db.Pool) -> None:
     ids = [await start_saga(pool) for _ in range(4)]
     for number, saga_id in enumerate(ids):
         query = "UPDATE sagas SET next_attempt_at = clock_timestamp() - make_interval(secs => $2) WHERE id = $1"
@@ -107,7 +106,7 @@ async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: a
     assert await claim(pool) == []
 
 
-async def test_sagas_that_fail_all_the_time_keep_no_other_from_its_turn(pool: asyncpg.Pool) -> None:
+async def test_sagas_that_fail_all_the_time_keep_no_other_from_its_turn(pool: db.Pool) -> None:
     """Due again at once, and more than are ever taken at a time: a new one comes when all before it had one turn."""
     for _ in range(20):
         await start_saga(pool)
@@ -122,7 +121,7 @@ async def test_sagas_that_fail_all_the_time_keep_no_other_from_its_turn(pool: as
     assert new in turns[20 : 2 * 20 + 1]
 
 
-async def test_a_claim_tells_all_that_its_runner_needs(pool: asyncpg.Pool) -> None:
+async def test_a_claim_tells_all_that_its_runner_needs(pool: db.Pool) -> None:
     order = await placed(pool)
     await start(pool, event_of(order, **TRACE))
     [saga] = await claim(pool)
@@ -137,7 +136,7 @@ async def test_a_claim_tells_all_that_its_runner_needs(pool: asyncpg.Pool) -> No
     ("deadline_seconds", "hold_seconds", "held_seconds"), [(900, None, 1200), (0.25, None, 301), (900, 901, 901)]
 )
 async def test_stock_is_held_for_longer_than_the_saga_may_take_and_for_the_same_time_at_every_attempt(
-    pool: asyncpg.Pool, deadline_seconds: float, hold_seconds: int | None, held_seconds: int
+    pool: db.Pool, deadline_seconds: float, hold_seconds: int | None, held_seconds: int
 ) -> None:
     order = await placed(pool)
     async with pool.acquire() as conn, conn.transaction():
@@ -148,14 +147,14 @@ async def test_stock_is_held_for_longer_than_the_saga_may_take_and_for_the_same_
         await make_due(pool)
 
 
-async def test_a_saga_that_an_older_release_started_holds_as_that_did_by_default(pool: asyncpg.Pool) -> None:
+async def test_a_saga_that_an_older_release_started_holds_as_that_did_by_default(pool: db.Pool) -> None:
     await start_saga(pool)
     await pool.execute("UPDATE sagas SET hold_seconds = NULL")
     [saga] = await claim(pool)
     assert saga.hold_seconds == 1200
 
 
-async def test_a_finished_saga_is_never_claimed(pool: asyncpg.Pool) -> None:
+async def test_a_finished_saga_is_never_claimed(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
     await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, None))
@@ -163,13 +162,13 @@ async def test_a_finished_saga_is_never_claimed(pool: asyncpg.Pool) -> None:
     assert await claim(pool) == []
 
 
-async def test_a_saga_of_a_plan_that_this_release_does_not_know_is_left_to_others(pool: asyncpg.Pool) -> None:
+async def test_a_saga_of_a_plan_that_this_release_does_not_know_is_left_to_others(pool: db.Pool) -> None:
     await start_saga(pool)
     await pool.execute("UPDATE sagas SET plan_version = $1", plan.NEWEST + 1)
     assert await claim(pool) == []
 
 
-async def test_two_that_claim_at_once_share_and_neither_waits(pool: asyncpg.Pool) -> None:
+async def test_two_that_claim_at_once_share_and_neither_waits(pool: db.Pool) -> None:
     ids = {await start_saga(pool) for _ in range(5)}
     async with pool.acquire() as one, pool.acquire() as other, one.transaction():
         first = await claim(one, "one", limit=2)
@@ -178,7 +177,7 @@ async def test_two_that_claim_at_once_share_and_neither_waits(pool: asyncpg.Pool
     assert {saga.id for saga in [*first, *second]} == ids
 
 
-async def test_a_saga_whose_lease_has_ended_is_anybodys(pool: asyncpg.Pool) -> None:
+async def test_a_saga_whose_lease_has_ended_is_anybodys(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     await claim(pool, "one")
     await make_due(pool)
@@ -186,7 +185,7 @@ async def test_a_saga_whose_lease_has_ended_is_anybodys(pool: asyncpg.Pool) -> N
     assert (saga.id, saga.version) == (saga_id, 3)
 
 
-async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: asyncpg.Pool) -> None:
+async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
     saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], due_in_seconds=30, owner="one")
@@ -208,7 +207,7 @@ async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: asy
     assert [each.state for each in await claim(pool)] == [following]
 
 
-async def test_a_runner_whose_saga_was_taken_over_writes_nothing(pool: asyncpg.Pool) -> None:
+async def test_a_runner_whose_saga_was_taken_over_writes_nothing(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [late] = await claim(pool, "one")
     await make_due(pool)
@@ -220,7 +219,7 @@ async def test_a_runner_whose_saga_was_taken_over_writes_nothing(pool: asyncpg.P
     await save(pool, present, plan.attempted(present.state), [CALLED], owner="other")
 
 
-async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool: asyncpg.Pool) -> None:
+async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
     await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
@@ -229,7 +228,7 @@ async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool
     assert len(await logged(pool)) == 1
 
 
-async def test_a_write_brings_news_of_a_cancel(pool: asyncpg.Pool) -> None:
+async def test_a_write_brings_news_of_a_cancel(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
     saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
@@ -239,7 +238,7 @@ async def test_a_write_brings_news_of_a_cancel(pool: asyncpg.Pool) -> None:
     assert (saga.cancelled, saga.must_turn) == (Reason.CANCELLED_BY_CUSTOMER, True)
 
 
-async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_none(pool: asyncpg.Pool) -> None:
+async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_none(pool: db.Pool) -> None:
     saga_id, other = await start_saga(pool), await start_saga(pool)
     saga = next(each for each in await claim(pool) if each.id == saga_id)
     unknown = Entry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
@@ -251,12 +250,12 @@ async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_n
         assert [await store.payment_id(conn, each) for each in (saga_id, other)] == ["pay_1", None]
 
 
-async def needs_operator(pool: asyncpg.Pool) -> int:
+async def needs_operator(pool: db.Pool) -> int:
     async with pool.acquire() as conn:
         return (await upkeep.stats(conn)).needs_operator
 
 
-async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_goes_on(pool: asyncpg.Pool) -> None:
+async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_goes_on(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
 
@@ -283,14 +282,14 @@ async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_
     assert (await row(pool, saga_id))["needs_operator_at"] is None
 
 
-async def test_a_call_whose_time_has_come_needs_an_operator_though_nobody_tries_it(pool: asyncpg.Pool) -> None:
+async def test_a_call_whose_time_has_come_needs_an_operator_though_nobody_tries_it(pool: db.Pool) -> None:
     await start_saga(pool)
     await pool.execute("UPDATE sagas SET needs_operator_at = clock_timestamp()")
     [saga] = await claim(pool)
     assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write says it, once
 
 
-async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: asyncpg.Pool) -> None:
+async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: db.Pool) -> None:
     leased, paused = await start_saga(pool), await start_saga(pool)
     for saga in await claim(pool):
         owner = "one" if saga.id == leased else None
@@ -302,7 +301,7 @@ async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: asyncpg.Pool
     assert [saga.id for saga in await claim(pool)] == [paused]
 
 
-async def test_statistics_count_the_unfinished_by_their_orders_status(pool: asyncpg.Pool) -> None:
+async def test_statistics_count_the_unfinished_by_their_orders_status(pool: db.Pool) -> None:
     async with pool.acquire() as conn:
         assert await upkeep.stats(conn) == ({}, 0.0, 0)
         ids = [await start_saga(pool) for _ in range(3)]

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 import app
+from app.db import Pool
 from app.main import create_app
 from app.settings import Settings, load
 from tests.harness.api import assert_problem, serving
@@ -55,7 +55,7 @@ async def test_api1_2023_another_tenants_order_does_not_exist(guarded: httpx.Asy
 
 
 async def test_api1_2023_keys_of_two_tenants_have_nothing_to_do_with_each_other(
-    guarded: httpx.AsyncClient, pool: asyncpg.Pool
+    guarded: httpx.AsyncClient, pool: Pool
 ) -> None:
     answers = [await place(guarded, of(tenant) | {"Idempotency-Key": "k"}) for tenant in ("acme", "globex")]
     other = await place(guarded, of("initech") | {"Idempotency-Key": "k"}, LINE | {"quantity": 2})
@@ -67,7 +67,7 @@ async def test_api1_2023_keys_of_two_tenants_have_nothing_to_do_with_each_other(
 
 @pytest.mark.parametrize("name", ["X-Tenant", "X-Tenant-ID", "Tenant", "X-Forwarded-User", "Authorization"])
 async def test_api1_2023_without_authentication_no_header_selects_a_tenant(
-    api: httpx.AsyncClient, pool: asyncpg.Pool, name: str
+    api: httpx.AsyncClient, pool: Pool, name: str
 ) -> None:
     assert (await place(api, {name: f"Bearer {token(tenant='acme')}"})).status_code == 201
     assert await pool.fetchval("SELECT string_agg(DISTINCT tenant, ',') FROM orders") == "default"
@@ -78,9 +78,7 @@ async def test_api2_2023_nothing_but_a_verified_token_authenticates(guarded: htt
         assert_problem(await place(guarded, headers), 401, "unauthorized")
 
 
-async def test_api3_2023_a_client_sets_and_sees_only_what_is_a_clients(
-    guarded: httpx.AsyncClient, pool: asyncpg.Pool
-) -> None:
+async def test_api3_2023_a_client_sets_and_sees_only_what_is_a_clients(guarded: httpx.AsyncClient, pool: Pool) -> None:
     for name, value in {"id": "1", "tenant": "globex", "status": "confirmed", "total": "0.01", "version": 7}.items():
         assert_problem(await place(guarded, of("acme"), {"items": [LINE], name: value}), 422, "validation-failed")
     body = {"items": [LINE], "payment_method": "pm_card_visa", "metadata": {"note": "mine"}}
@@ -123,7 +121,7 @@ async def test_api5_2023_a_token_allows_what_its_scopes_name_and_no_more(
 
 
 async def test_api6_2023_a_purchase_cannot_be_repeated_by_sending_it_again(
-    guarded: httpx.AsyncClient, pool: asyncpg.Pool
+    guarded: httpx.AsyncClient, pool: Pool
 ) -> None:
     """The flow that would hurt is buying; a quota bounds how often, a key makes a repetition no purchase."""
     headers = of("acme") | {"Idempotency-Key": "k"}

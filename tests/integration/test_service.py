@@ -10,15 +10,15 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from app.db import Pool
 from app.errors import IdempotencyKeyReused, OrderNotFound, RequestInProgress
 from app.orders import service
 from app.orders.keys import Key
 from app.orders.models import Line, Order
 from app.orders.status import Reason, Status, may_become
 from tests.harness.orders import TENANT, place, placed, request_under_way, somebody_waits
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 20.0
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
 TABLES = ("orders", "order_lines", "outbox", "idempotency_keys")
 
@@ -27,11 +27,11 @@ def key(name: str = "k", fingerprint: bytes = b"this request", version: int = 1,
     return Key(tenant, name, fingerprint, version)
 
 
-async def counts(pool: asyncpg.Pool) -> dict[str, int]:
+async def counts(pool: Pool) -> dict[str, int]:
     return {table: await pool.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES}  # noqa: S608 - constants
 
 
-async def test_order_lines_event_and_key_are_written_together(pool: asyncpg.Pool) -> None:
+async def test_order_lines_event_and_key_are_written_together(pool: Pool) -> None:
     lines = (Line("A", 1, 5), Line("B", 2, 7), Line("A", 3, 0))
     answer = await place(pool, key(), lines=lines, trace=TRACE, metadata={"a": ["ü", 1]}, customer_id="cus_1")
     assert await counts(pool) == {"orders": 1, "order_lines": 3, "outbox": 1, "idempotency_keys": 1}
@@ -48,20 +48,20 @@ async def test_order_lines_event_and_key_are_written_together(pool: asyncpg.Pool
     assert tuple(stored or ()) == (201, answer.location, answer.body)
 
 
-async def test_a_transaction_that_fails_writes_nothing_at_all(pool: asyncpg.Pool) -> None:
+async def test_a_transaction_that_fails_writes_nothing_at_all(pool: Pool) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await place(pool, key(), lines=(Line("A", 1, 5), Line("B", 0, 5)))
     assert set((await counts(pool)).values()) == {0}
     assert not (await place(pool, key())).replayed
 
 
-async def test_without_a_key_every_request_is_an_order_of_its_own(pool: asyncpg.Pool) -> None:
+async def test_without_a_key_every_request_is_an_order_of_its_own(pool: Pool) -> None:
     await place(pool)
     await place(pool)
     assert await counts(pool) == {"orders": 2, "order_lines": 2, "outbox": 2, "idempotency_keys": 0}
 
 
-async def test_requests_with_one_key_at_the_same_instant_are_one_order_and_one_answer(pool: asyncpg.Pool) -> None:
+async def test_requests_with_one_key_at_the_same_instant_are_one_order_and_one_answer(pool: Pool) -> None:
     # Opened before: eight at once may take longer than a request waits for one.
     async with contextlib.AsyncExitStack() as opened:
         for _ in range(8):
@@ -72,7 +72,7 @@ async def test_requests_with_one_key_at_the_same_instant_are_one_order_and_one_a
     assert await counts(pool) == {"orders": 1, "order_lines": 1, "outbox": 1, "idempotency_keys": 1}
 
 
-async def test_a_replay_is_the_first_answer_whatever_has_become_of_the_order(pool: asyncpg.Pool) -> None:
+async def test_a_replay_is_the_first_answer_whatever_has_become_of_the_order(pool: Pool) -> None:
     first = await place(pool, key())
     await pool.execute("UPDATE orders SET status = 'confirmed', version = 2")
     again = await place(pool, key())
@@ -80,19 +80,19 @@ async def test_a_replay_is_the_first_answer_whatever_has_become_of_the_order(poo
 
 
 @pytest.mark.parametrize("other", [key(fingerprint=b"another request"), key(version=2)])
-async def test_a_key_that_stands_for_another_request_is_refused(pool: asyncpg.Pool, other: Key) -> None:
+async def test_a_key_that_stands_for_another_request_is_refused(pool: Pool, other: Key) -> None:
     await place(pool, key())
     with pytest.raises(IdempotencyKeyReused):
         await place(pool, other)
     assert (await counts(pool))["orders"] == 1
 
 
-async def test_a_key_is_its_tenants_own(pool: asyncpg.Pool) -> None:
+async def test_a_key_is_its_tenants_own(pool: Pool) -> None:
     await place(pool, key())
     assert not (await place(pool, key(tenant="other"), tenant="other")).replayed
 
 
-async def test_an_expired_key_is_free_again_for_any_request(pool: asyncpg.Pool) -> None:
+async def test_an_expired_key_is_free_again_for_any_request(pool: Pool) -> None:
     first = await place(pool, key())
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp()")
     second = await place(pool, key(fingerprint=b"another request"), ttl_seconds=60)
@@ -103,7 +103,7 @@ async def test_an_expired_key_is_free_again_for_any_request(pool: asyncpg.Pool) 
     assert (await place(pool, key(fingerprint=b"another request"))).body == second.body
 
 
-async def test_of_many_that_find_an_expired_key_one_takes_it_over(pool: asyncpg.Pool) -> None:
+async def test_of_many_that_find_an_expired_key_one_takes_it_over(pool: Pool) -> None:
     await place(pool, key())
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp()")
     answers = await asyncio.gather(*(place(pool, key()) for _ in range(8)))
@@ -111,14 +111,14 @@ async def test_of_many_that_find_an_expired_key_one_takes_it_over(pool: asyncpg.
     assert (await counts(pool))["orders"] == 2
 
 
-async def test_a_first_request_that_runs_past_the_wait_is_said_to_be_in_progress(pool: asyncpg.Pool) -> None:
+async def test_a_first_request_that_runs_past_the_wait_is_said_to_be_in_progress(pool: Pool) -> None:
     async with request_under_way(pool, key()):
         with pytest.raises(RequestInProgress):
             await place(pool, key(), wait_seconds=0.01)
     assert set((await counts(pool)).values()) == {0}
 
 
-async def test_a_request_that_waited_replays_what_the_first_committed(pool: asyncpg.Pool) -> None:
+async def test_a_request_that_waited_replays_what_the_first_committed(pool: Pool) -> None:
     async with request_under_way(pool, key()) as first:
         second = asyncio.create_task(place(pool, key()))
         await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the second request at the key")
@@ -126,7 +126,7 @@ async def test_a_request_that_waited_replays_what_the_first_committed(pool: asyn
         assert (await second).body == b"the first answer"
 
 
-async def test_a_request_that_waited_becomes_the_first_when_the_first_rolls_back(pool: asyncpg.Pool) -> None:
+async def test_a_request_that_waited_becomes_the_first_when_the_first_rolls_back(pool: Pool) -> None:
     async with request_under_way(pool, key()) as first:
         second = asyncio.create_task(place(pool, key()))
         await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the second request at the key")
@@ -139,7 +139,7 @@ Change = Callable[[Order, Status], Awaitable[Order]]
 
 
 @pytest.fixture
-def change(pool: asyncpg.Pool) -> Change:
+def change(pool: Pool) -> Change:
     """Change an order's status in a transaction of its own."""
 
     async def change(order: Order, status: Status) -> Order:
@@ -151,9 +151,7 @@ def change(pool: asyncpg.Pool) -> Change:
     return change
 
 
-async def test_a_change_of_status_is_told_by_an_event_with_the_orders_version(
-    pool: asyncpg.Pool, change: Change
-) -> None:
+async def test_a_change_of_status_is_told_by_an_event_with_the_orders_version(pool: Pool, change: Change) -> None:
     order = await placed(pool)
     compensating = await change(order, Status.COMPENSATING)
     rejected = await change(compensating, Status.REJECTED)
@@ -174,7 +172,7 @@ ILLEGAL = [(present, following) for present, following in product(Status, Status
 
 @pytest.mark.parametrize("present", Status)
 async def test_a_change_that_is_none_of_the_transitions_is_a_bug_and_changes_nothing(
-    pool: asyncpg.Pool, change: Change, present: Status
+    pool: Pool, change: Change, present: Status
 ) -> None:
     order = await placed(pool)
     await pool.execute("UPDATE orders SET status = $1", present)
@@ -185,7 +183,7 @@ async def test_a_change_that_is_none_of_the_transitions_is_a_bug_and_changes_not
     assert (unchanged.status, unchanged.version, (await counts(pool))["outbox"]) == (present, 1, 1)
 
 
-async def test_an_order_is_there_for_its_own_tenant_only(pool: asyncpg.Pool) -> None:
+async def test_an_order_is_there_for_its_own_tenant_only(pool: Pool) -> None:
     order = await placed(pool, tenant="one")
     assert await service.get(pool, "one", order.id) == order
     with pytest.raises(OrderNotFound):

@@ -12,9 +12,9 @@ from tests.harness import stripe_fake
 from tests.harness.cancelling import cancel
 from tests.harness.orders import start_saga
 from tests.harness.sagas import Stage, dies_at, running
-from tests.harness.sandboxes import AMPLE_SECONDS, set_faults
+from tests.harness.sandboxes import set_faults
 from tests.harness.stripe_fake import StripeFake
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 VISA = {"payment_method": "pm_card_visa"}
 LOST = ("error", "busy", "broken", "timeout_before", "timeout_after", "reset_before", "reset_after", "garbage")

@@ -6,9 +6,7 @@ import pytest
 
 from app.api.admission import Admission
 from app.errors import DatabaseUnavailable, Overloaded
-from tests.harness.wait import wait_until
-
-AMPLE_SECONDS = 20.0
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Crowd:

@@ -15,9 +15,8 @@ from app.api.schemas import read_place_order
 from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
 from app.orders.keys import Answer, Key
 from app.telemetry import Metrics
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-AMPLE_SECONDS = 20.0
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 LONG = {"items": [LINE], "metadata": {"a": 1, "b": [1.5, "x"]}}
 
