@@ -3,6 +3,7 @@
 `multiprocessing`'s fork server is a clean process, one for each worker; what it forks is killed when it ends.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -46,7 +47,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody told us yet
+                os.kill(self.pid, number)
 
 
 def _run(module: str, args: list[str], env: dict[str, str], directory: str, out: str, err: str) -> None:

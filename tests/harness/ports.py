@@ -1,33 +1,20 @@
-"""Ports for servers, each lent to one test alone: it is lent before its server listens, and while that is down."""
+"""Ports for servers to come. A run gives none out twice: its server may not have bound it yet, or be down."""
 
-import itertools
+import contextlib
 import os
-import random
-import socket
-from collections.abc import Iterator
+from pathlib import Path
 
-SHARES = 16  # one for each worker, and for those that replace a crashed one
+from app import embedded
 
-
-def _share() -> Iterator[int]:
-    """Go round in this worker's ports, from any on; the kernel lends none of them to outgoing connections."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ports = range(20_000 + worker % SHARES, 32_000, SHARES)
-    return itertools.cycle(random.sample(ports, len(ports)))
-
-
-_ports = _share()
+VARIABLE = "ORDERS_TEST_RUN"  # workers learn the run's directory from it
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses, and that nobody else is lent for a long time."""
-    return next(port for port in _ports if _is_free(port))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+    """Return a port of 127.0.0.1 that nobody uses, and that nobody else in the run is given."""
+    given_out = Path(os.environ[VARIABLE], "ports")
+    given_out.mkdir(exist_ok=True)
+    while True:
+        port = embedded.free_port()
+        with contextlib.suppress(FileExistsError):
+            (given_out / str(port)).touch(exist_ok=False)
+            return port

@@ -37,8 +37,9 @@ class ProcessTree:
     def freeze(self) -> None:
         """Stop every process where it is (SIGSTOP), parents first, so that none starts another meanwhile."""
         for leader in self.leaders:
-            if leader.poll() is None:
-                self._suspend(psutil.Process(leader.pid))
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended, and nobody told us yet
+                if leader.poll() is None:
+                    self._suspend(psutil.Process(leader.pid))
 
     def _suspend(self, process: psutil.Process) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -19,10 +19,10 @@ import filelock
 import psutil
 
 from tests.harness import containers
+from tests.harness.ports import VARIABLE
 from tests.harness.processes import REPOSITORY, is_alive, tail
 from tests.harness.wait import wait_until
 
-VARIABLE = "ORDERS_TEST_RUN"  # workers learn the directory from it
 OWN = "test-"  # what the directories begin with that tests have for servers of their own
 STOP_SECONDS = 90.0
 MEMORY = Path("/dev/shm")  # noqa: S108 - what the run makes there is a directory of its own
