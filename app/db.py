@@ -163,7 +163,8 @@ async def inspect(url: str) -> tuple[str, str | None]:
             try:
                 return await conn.fetchval("SELECT current_setting('synchronous_commit')"), await revision(conn)
             finally:
-                await conn.close(timeout=1)
+                with contextlib.suppress(TimeoutError):  # it has answered, and the connection is gone in any case
+                    await conn.close(timeout=1)
     except asyncpg.ClientConfigurationError as error:  # an InterfaceError, but no outage
         raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
     except UNAVAILABLE as error:
