@@ -13,13 +13,14 @@ import httpx
 import pytest
 
 from tests.harness.checker import FINAL, Answers, is_too_late, violations
+from tests.harness.events import PLACED
 from tests.harness.messages import everything_heard, start_hearing
 from tests.harness.processes import Service
 from tests.harness.wait import wait_until
 
 StartService = Callable[..., Awaitable[Service]]
 
-ENDED_SECONDS = 60.0
+ENDED_SECONDS = 90.0
 # A dead process's work is taken over when its lease ends, and one call at a time finds out that a partner is back:
 # short times, so that the tests need not wait long.
 SETTINGS = {
@@ -37,7 +38,7 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates 
 
 def client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        base_url=url, timeout=30, verify=NO_TLS, trust_env=False, limits=httpx.Limits(max_connections=200)
+        base_url=url, timeout=60, verify=NO_TLS, trust_env=False, limits=httpx.Limits(max_connections=200)
     )
 
 
@@ -68,9 +69,17 @@ class System:
         return await self.start_service(dict(self.env), (point,), "tests.harness.crashing")
 
     async def start_freezing(self, point: str) -> Service:
-        """Start a relay that freezes when it first passes the checkpoint, until it gets SIGCONT."""
-        env = {**self.env, "ORDERS_ROLES": "relay"}
+        """Start a relay that freezes when it first passes the checkpoint, until it gets SIGCONT.
+
+        Its leases end when the test says so; awake again it has ample time to publish what it holds.
+        """
+        patient = {"ORDERS_OUTBOX_LEASE_SECONDS": "3600", "ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS": "60"}
+        env = {**self.env, **patient, "ORDERS_ROLES": "relay"}
         return await self.start_service(env, (point, "SIGSTOP"), "tests.harness.crashing")
+
+    async def end_leases(self) -> None:
+        """Let every event that a relay holds be anybody's."""
+        await self.pool.execute("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE claim_token IS NOT NULL")
 
     async def hear(self) -> None:
         """Keep every event from now on, for `violations` to judge."""
@@ -145,10 +154,24 @@ class System:
             SELECT (SELECT count(*) FROM orders WHERE status <> ALL($1))
                  + (SELECT count(*) FROM outbox WHERE published_at IS NULL)
                  + (SELECT count(*) FROM sagas WHERE finished_at IS NULL)
+                 + (SELECT count(*) FROM outbox WHERE type = $2 AND NOT EXISTS (
+                        SELECT FROM inbox WHERE message_id = outbox.id::text AND processed_at IS NOT NULL))
             """,
             FINAL,
+            PLACED,
         )
         return unfinished == 0
+
+    async def has_come(self, order_id: str, lines: int) -> bool:
+        """Tell whether the order's saga has come so far on its way forward, or has ended.
+
+        Four steps are attempted, and done: eight lines of the log, without those of attempts that came to nothing.
+        """
+        query = """
+            SELECT count(DISTINCT (step, outcome)) >= $2 OR (SELECT status FROM orders WHERE id = $1) = ANY($3)
+            FROM saga_steps WHERE saga_id = $1 AND action = 'do' AND outcome IN ('attempted', 'done')
+        """
+        return bool(await self.pool.fetchval(query, order_id, lines, FINAL))
 
     async def statuses(self) -> set[tuple[str, str | None]]:
         rows = await self.pool.fetch("SELECT DISTINCT status, status_reason FROM orders")

@@ -157,6 +157,7 @@ async def test_relays_that_freeze_past_their_leases_and_wake_up_repeat_events_an
         for each in placed[::2]:
             answer = await system.cancel([api], f"cancel-{each.json()['id']}", each.json()["id"])
             assert answer.status_code == httpx.codes.OK
+        await system.end_leases()
     await system.start(roles="relay,consumer")
     await system.all_ended()
     assert await system.statuses() == {CONFIRMED, ("cancelled", "cancelled-by-customer")}

@@ -22,20 +22,11 @@ def id_of(placed: httpx.Response) -> str:
     return str(placed.json()["id"])
 
 
-async def has_come(system: System, order_id: str, lines: int) -> bool:
-    """Tell whether the order's saga has come this far, or has ended."""
-    query = """
-        SELECT (SELECT count(*) FROM saga_steps WHERE saga_id = $1) >= $2
-            OR (SELECT status FROM orders WHERE id = $1) IN ('confirmed', 'rejected', 'cancelled')
-    """
-    return bool(await system.pool.fetchval(query, order_id, lines))
-
-
 async def place_and_cancel(system: System, services: list[Service], number: int, lines: int) -> int:
     """Place an order, cancel it when its saga has come so far; return what the cancel was answered with."""
     here, there = services if number % 2 else reversed(services)
     order_id = id_of(await system.place([here], f"order-{number}", order("WIDGET" if number else "RARE")))
-    await wait_until(lambda: has_come(system, order_id, lines), 60, f"line {lines} of the log of {order_id}")
+    await wait_until(lambda: system.has_come(order_id, lines), 60, f"line {lines} of the log of {order_id}")
     return (await system.cancel([there], f"cancel-{number}", order_id)).status_code
 
 
@@ -87,7 +78,7 @@ async def test_a_cancel_is_kept_whatever_instant_the_service_dies_at(system: Sys
     doomed = await system.start_crashing(point)
     services = [doomed]
     order_id = id_of(await system.place(services, "order", order()))
-    await wait_until(lambda: has_come(system, order_id, 3), 30, "a charge")
+    await wait_until(lambda: system.has_come(order_id, 3), 30, "a charge")
     cancelling = asyncio.create_task(system.cancel(services, "cancel", order_id))
     assert await wait_until(doomed.process.poll, 30, f"death at {point}") == -signal.SIGKILL
     services.append(await system.start())

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import asyncpg
 import httpx
 import psutil
 import pytest
@@ -161,6 +162,7 @@ async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_proc
         await wait_until(lambda: ended(http, locations), 30, "end of both orders")
         assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
         database_url = next(word for word in demo.log.read_text().split() if word.startswith("postgresql://"))
+        await wait_until(lambda: all_told(database_url), 30, "events of both ends")
         assert await violations(database_url, sandbox, answers) == []
     assert await demo.terminate(number=signal.SIGINT) == 0
     assert not any(map(is_alive, members))
@@ -171,6 +173,14 @@ async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_proc
 
 async def ended(http: httpx.AsyncClient, locations: list[str]) -> bool:
     return all(status in FINAL for status, _ in await shown(http, locations))
+
+
+async def all_told(database_url: str) -> bool:
+    conn = await asyncpg.connect(database_url)
+    try:
+        return bool(await conn.fetchval("SELECT count(published_at) = 4 FROM outbox"))
+    finally:
+        await conn.close()
 
 
 async def shown(http: httpx.AsyncClient, locations: list[str]) -> list[tuple[str, str | None]]:

@@ -21,20 +21,11 @@ UNSTARTED = ("cancelled", "compensated-by-operator")
 CALLS = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
 
 
-async def has_come(system: System, order_id: str, lines: int) -> bool:
-    """Tell whether the order's saga has come this far, or has ended."""
-    query = """
-        SELECT (SELECT count(*) FROM saga_steps WHERE saga_id = $1) >= $2
-            OR (SELECT status FROM orders WHERE id = $1) IN ('confirmed', 'rejected', 'cancelled')
-    """
-    return bool(await system.pool.fetchval(query, order_id, lines))
-
-
 async def place_and_compensate(system: System, services: list[Service], number: int, lines: int) -> tuple[str, str]:
     """Place an order, turn it back when its saga has come so far; return its id and what the operator was told."""
     here, there = services if number % 2 else reversed(services)
     order_id = str((await system.place([here], f"order-{number}", order())).json()["id"])
-    await wait_until(lambda: has_come(system, order_id, lines), 60, f"line {lines} of the log of {order_id}")
+    await wait_until(lambda: system.has_come(order_id, lines), 60, f"line {lines} of the log of {order_id}")
     async with client(there.url) as ops:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         answer = await ops.post(f"/ops/sagas/{order_id}/compensate", json={"reason": WHY}, headers=headers)
@@ -78,7 +69,7 @@ async def test_what_an_operator_turned_back_ends_so_though_the_service_dies_on_t
     await system.faults({"target": "payment.charge", "kind": "unavailable"})
     doomed = await system.start_crashing(f"saga.charge_payment.undo.{instant}")
     order_id = str((await system.place([doomed], "order", order())).json()["id"])
-    await wait_until(lambda: has_come(system, order_id, 3), 30, "a charge")
+    await wait_until(lambda: system.has_come(order_id, 3), 30, "a charge")
     url = system.env["ORDERS_DATABASE_URL"]
     code, out, _ = await orders("saga", "compensate", order_id, "--reason", WHY, database_url=url)
     assert (code, out) == (0, f"{order_id} turns back\n")

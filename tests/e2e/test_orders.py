@@ -38,16 +38,19 @@ async def test_an_order_is_confirmed_and_its_events_tell_of_it_in_order(system: 
         placed = await http.post("/orders", json=order())
         await system.all_ended()
         shown = (await http.get(placed.headers["location"])).raise_for_status().json()
-        events = [await listener.get(timeout=5) for _ in range(2)]
+        heard = []
+        while event := await listener.get(fail=False, timeout=20):
+            heard.append(
+                (event.routing_key, event.headers["cloudEvents_sequence"], event.headers["cloudEvents_subject"])
+            )
     assert placed.status_code == 201
     assert placed.json()["status"] == "pending"
     assert (shown["status"], shown["status_reason"], shown["version"]) == ("confirmed", None, 2)
     assert shown["tracking_id"]
-    assert [(event.routing_key, event.headers["cloudEvents_sequence"]) for event in events] == [
-        ("order.placed", "1"),
-        ("order.confirmed", "2"),
+    assert list(dict.fromkeys(heard)) == [  # each at least once
+        ("order.placed", "1", shown["id"]),
+        ("order.confirmed", "2", shown["id"]),
     ]
-    assert {event.headers["cloudEvents_subject"] for event in events} == {shown["id"]}
 
 
 async def is_ready(http: httpx.AsyncClient) -> bool:

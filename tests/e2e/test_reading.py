@@ -16,7 +16,7 @@ async def ended(service: Service, body: dict[str, Any]) -> httpx.Response:
     """Place an order and read it once, waiting."""
     async with client(service.url) as http:
         placed = (await http.post("/orders", json=body)).raise_for_status()
-        return await http.get(placed.headers["location"], headers={"Prefer": "wait=10"})
+        return await http.get(placed.headers["location"], headers={"Prefer": "wait=30"})
 
 
 @pytest.mark.parametrize("processes", [({},), APART], ids=["together", "apart"])
@@ -26,4 +26,4 @@ async def test_one_call_that_waits_is_answered_with_the_end_of_a_fresh_order(
     *_, service = [await system.start(**roles) for roles in processes]
     for body, status in ENDS:
         answer = await ended(service, body)
-        assert (answer.json()["status"], answer.headers["preference-applied"]) == (status, "wait=10")
+        assert (answer.json()["status"], answer.headers["preference-applied"]) == (status, "wait=30")
