@@ -16,6 +16,7 @@ import pytest
 
 from app.partners.ports import Item, Outcome
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of
+from tests.harness.stripe_fake import StripeFake
 from tests.harness.wait import AMPLE_SECONDS
 
 SERVER = """
@@ -122,3 +123,11 @@ async def prepare(partners: Partners, saga: UUID, item: Item, operation: str) ->
         await partners.payment.charge(charge_of(saga, 700, "EUR", "pm_card_visa"))
     if operation == "shipping.cancel":
         await partners.shipping.create(saga, [item], None)
+
+
+async def met_a_fault(stripe: StripeFake, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """Make a call until its fault was met, on the way to which one in a hurry may give up; return what it first was."""
+    first = await call()
+    while stripe.faults[0].times:
+        await call()
+    return first

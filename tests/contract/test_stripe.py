@@ -12,6 +12,7 @@ from app.partners.circuit import is_failure
 from app.partners.client import PartnerClient
 from app.partners.ports import Charge, Done, NotSent, Refused, Unknown
 from app.partners.stripe_payment import API_VERSION, StripePayment
+from tests.contract.conftest import met_a_fault
 from tests.harness import stripe_fake
 from tests.harness.sandboxes import charge_of
 from tests.harness.stripe_fake import API_KEY, AUTHENTICATION, DECLINES, PROCESSING, REDIRECT, SINGLE_USE, StripeFake
@@ -119,7 +120,7 @@ async def test_a_charge_without_a_clear_answer_is_unknown_and_sent_again_charges
     client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
 ) -> None:
     stripe.fail(kind, operation)
-    outcome = await client(patience(kind)).charge(charge)
+    outcome = await met_a_fault(stripe, lambda: client(patience(kind)).charge(charge))
     if (operation, kind) == ("confirm", "garbage"):  # the intent is there to be looked at, and has been charged
         assert isinstance(outcome, Done)
     else:
@@ -136,7 +137,7 @@ async def test_what_was_decided_on_a_card_is_told_again_after_its_answer_was_los
 ) -> None:
     stripe.fail(kind, "confirm")
     charge = charge_of(saga, 2997, "USD", method)
-    await client(patience(kind)).charge(charge)
+    await met_a_fault(stripe, lambda: client(patience(kind)).charge(charge))
     expected = DECLINED if method in DECLINES else Done({"payment_id": "pi_fake0"})
     assert await client().charge(charge) == expected
     assert stripe.charged(saga) == ([] if method in DECLINES else [2997])
@@ -232,7 +233,7 @@ async def test_an_undo_without_a_clear_answer_is_not_done_and_sent_again_ends_it
         await client().refund(charge)
     repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp does, once, by itself: they read
     stripe.fail(kind, operation, times=2 if repeats else 1)
-    outcome = await client(patience(kind)).refund(charge)
+    outcome = await met_a_fault(stripe, lambda: client(patience(kind)).refund(charge))
     assert isinstance(outcome, Unknown)
     assert not outcome.our_fault
     assert await client().refund(charge) == Done()
@@ -284,7 +285,7 @@ async def test_an_undo_after_stripe_forgot_the_key_finds_the_charge_by_its_saga(
     stripe.index()
     stripe.fail(kind, "search", times=2 if kind.startswith("reset") else 1)  # aiohttp repeats it once
     old = aged(charge, DAY_AND_MORE)
-    assert isinstance(await client(patience(kind)).refund(old), Unknown)
+    assert isinstance(await met_a_fault(stripe, lambda: client(patience(kind)).refund(old)), Unknown)
     assert await payment.refund(old) == await payment.refund(old) == Done()
     assert sum(amount if what == "charge" else -amount for _, what, amount in stripe.ledger) == 500
     assert (stripe.kept(charge.saga_id), len(stripe.intents)) == (0, 2)

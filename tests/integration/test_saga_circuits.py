@@ -228,11 +228,11 @@ async def test_a_saga_that_waits_for_a_partner_turns_back_at_its_deadline(
 ) -> None:
     orchestrator = one(circuit_open_seconds=3600)
     sagas = [*await opened(stage, orchestrator), late := await start_saga(stage.pool)]
-    await stage.let_the_deadline_pass(in_seconds=60)
+    await stage.let_the_deadline_pass(in_seconds=600)
     await look(stage, orchestrator)
     for saga in sagas:
         row = await stage.saga(saga)
-        assert abs(row["next_attempt_at"] - row["deadline_at"]) < timedelta(seconds=5)
+        assert abs(row["next_attempt_at"] - row["deadline_at"]) < timedelta(seconds=60)
     await stage.let_the_deadline_pass()
     await look(stage, orchestrator)
     assert state(stage, "payment") == 2

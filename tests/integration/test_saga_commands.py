@@ -10,6 +10,7 @@ import sys
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
@@ -48,6 +49,7 @@ async def test_unfinished_sagas_are_listed_those_that_need_a_look_first_and_then
     ended = await start_saga(stage.pool)
     await stage.drive()
     young, old, late, untaken = [await start_saga(stage.pool) for _ in range(4)]
+    await stage.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")
     await age(stage.pool, old, "started_at", 500)
     await age(stage.pool, late, "deadline_at", 61)
     await age(stage.pool, untaken, "next_attempt_at", 61)
@@ -85,14 +87,14 @@ async def test_a_saga_under_way_tells_who_has_it_and_one_that_was_left_for_how_l
 ) -> None:
     saga = await start_saga(stage.pool)
     lease = "UPDATE sagas SET lease_owner = 'worker-1', next_attempt_at = clock_timestamp() + make_interval(secs => $1)"
-    await stage.pool.execute(lease, 60.0)
+    await stage.pool.execute(lease, 600.0)
     _, out, _ = await orders("saga", "list", database_url=database_url)
     assert "  next    under way at worker-1, lease for " in out
     code, out, _ = await orders("saga", "retry", str(saga), "--reason", WHY, database_url=database_url)
     assert (code, out) == (0, f"{saga} is under way: a process has it, and was left alone\n")
-    await stage.pool.execute(lease, -90.0)
+    await stage.pool.execute(lease, -900.0)
     _, out, _ = await orders("saga", "list", database_url=database_url)
-    assert re.search(r"next    due for 9[0-9.]+ s, left by worker-1\n", out)
+    assert re.search(r"next    due for 9\d\d\.\d s, left by worker-1\n", out)
     assert ", stuck\n" in out
 
 
@@ -230,12 +232,14 @@ async def test_a_command_killed_before_its_commit_has_done_nothing_and_run_again
 ) -> None:
     """It is killed when it has turned the saga, and waits to put that on record: neither is there without the other."""
     saga = await start_saga(stage.pool)
-    async with stage.pool.acquire() as conn, conn.transaction():
+    conn = await asyncpg.connect(database_url)  # not of the pool, whose transactions may not be idle for long
+    async with conn.transaction():
         await conn.execute("LOCK TABLE operator_actions IN EXCLUSIVE MODE")
         process = await started_compensating(database_url, saga)
         await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the command at the record")
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
+    await conn.close()
     assert (await stage.order(saga)).cancel_requested_at is None
     assert await recorded(stage.pool) == []
     code, out, _ = await orders("saga", "compensate", str(saga), "--reason", WHY, database_url=database_url)

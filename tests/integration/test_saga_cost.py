@@ -9,6 +9,7 @@ from app import db
 from app.saga import plan, store
 from tests.harness.orders import start_saga
 from tests.harness.plans import buffers, full_scans, indexes, plans_of
+from tests.harness.wait import AMPLE_SECONDS
 
 WAITING, BATCH = 20_000, 20
 MANY = """
@@ -32,7 +33,7 @@ async def claim(conn: db.Connection) -> None:
 
 async def touched(pool: db.Pool) -> int:
     """Return the pages that a claim touches; of every table it reads what it needs."""
-    await pool.execute("VACUUM ANALYZE orders, sagas")
+    await pool.execute("VACUUM ANALYZE orders, sagas", timeout=AMPLE_SECONDS)
     plans = await plans_of(pool, claim)
     assert full_scans(plans) == set()
     assert indexes(plans) >= {"sagas_next_attempt_at_idx"}
@@ -41,7 +42,7 @@ async def touched(pool: db.Pool) -> int:
 
 async def add(pool: db.Pool, saga: UUID, number: int, wait: timedelta) -> None:
     """Add as many like this one, which wait for longer."""
-    await pool.execute(MANY, saga, number, wait)
+    await pool.execute(MANY, saga, number, wait, timeout=AMPLE_SECONDS)
 
 
 @pytest.mark.parametrize("due", [0, BATCH // 2, BATCH * 2])

@@ -22,6 +22,7 @@ from app.settings import Settings, load
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
 from tests.harness.processes import Service
+from tests.harness.sandboxes import plain_http
 
 LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
 ADMIN = "the-operators-token"
@@ -196,7 +197,7 @@ async def test_api8_2023_secrets_show_in_no_answer_and_no_log(
     env = {"ORDERS_DATABASE_URL": database_url, "ORDERS_ROLES": "api", "ORDERS_AUTH_MODE": "jwt"}
     service = await start_service({**env, **secrets, "ORDERS_RATE_LIMIT": "100/day", "ORDERS_LOG_LEVEL": "DEBUG"})
     good = token()
-    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as api:
+    async with plain_http(service.url) as api:
         told = [(await api.get(path)).text for path in ("/docs", "/openapi.json", "/readyz", "/metrics", "/nowhere")]
         told += [(await place(api, bearer(given))).text for given in (good, good[:-4] + "AAAA", ADMIN)]
         for body in (

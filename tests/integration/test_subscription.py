@@ -163,7 +163,7 @@ async def test_while_postgres_is_out_a_message_is_held_and_tried_again_without_g
     consumer.handlers = {PLACED: cut_off}
     await transport.publish([sent])
     async with consuming(rabbitmq_url, consumer) as subscription:
-        await wait_until(lambda: effects.calls == 2, DEADLINE_SECONDS, "second try")
+        await wait_until(lambda: effects.calls >= 2, DEADLINE_SECONDS, "second try")
         assert subscription.connected
         assert await take(channel, QUEUE) is None
         await applied(effects, sent)
@@ -184,7 +184,7 @@ async def test_a_message_held_while_postgres_is_out_goes_back_after_one_delivery
     consumer.handlers = {PLACED: cut_off}
     await transport.publish([sent])
     async with consuming(rabbitmq_url, consumer):
-        await wait_until(lambda: effects.calls == 2, DEADLINE_SECONDS, "second try")
+        await wait_until(lambda: effects.calls >= 2, DEADLINE_SECONDS, "second try")
     back = await next_message(channel, QUEUE)
     assert (back.message_id, back.redelivered) == (str(sent.id), True)
     assert back.headers.get("x-delivery-count", 0) in {0, 1}
