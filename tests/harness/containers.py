@@ -29,7 +29,7 @@ from tests.harness.processes import REPOSITORY
 from tests.harness.wait import wait_until
 
 LABEL = "orders.test.run"  # its value is the run's directory
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 OPEN_FILES = 16_384  # Erlang allocates memory for as many as it may open, and in a container that can be a billion
 DEFINITIONS = "/etc/rabbitmq/definitions.json"
 

@@ -28,7 +28,7 @@ POSTGRES_SETTINGS = {
 RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
 RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
 REDIS_START_SECONDS = 90.0
-RABBITMQ_START_SECONDS = 90.0  # about 5 s of processor time, which two workers may have to share
+RABBITMQ_START_SECONDS = 180.0  # about 5 s of processor time, which two workers may have to share
 # From 4.2 on, declarations are in Khepri, which writes them to disk before it answers.
 SYNC_DECLARATIONS = """
 case lists:keymember(mnesia, 1, application:which_applications()) of

@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.harness.api import serving
 from tests.harness.processes import REPOSITORY
 
@@ -15,7 +13,6 @@ CONFIG = ("--config-file", str(REPOSITORY / "tests/harness/schemathesis.toml"))
 OPTIONS = ("--max-examples=25", "--no-color", "--suppress-health-check=all")
 
 
-@pytest.mark.timeout(300)
 async def test_schemathesis_finds_no_difference_between_service_and_document(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
