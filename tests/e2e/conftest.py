@@ -32,6 +32,9 @@ SETTINGS = {
     "ORDERS_PARTNER_RETRY_CAP_SECONDS": "0.5",
     "ORDERS_PARTNER_CIRCUIT_OPEN_SECONDS": "0.1",
     "ORDERS_LOG_FORMAT": "console",
+    # A machine that stalls is no outage: where every POST must be answered with 201, a pause must not make it a 503.
+    "ORDERS_DATABASE_POOL_WAIT_SECONDS": "30",
+    "ORDERS_DATABASE_STATEMENT_SECONDS": "30",
 }
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
 
