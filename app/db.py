@@ -23,7 +23,7 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
-POOL_WAIT_SECONDS = 1.0  # longer than this and the caller is better served by a 503
+POOL_WAIT_SECONDS = 10.0  # who types a command rather waits than types it again; requests have a setting
 MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each waits 2 s for a lock (migrations/env.py)
 COME_AGAIN = {asyncpg.LockNotAvailableError.sqlstate, asyncpg.DeadlockDetectedError.sqlstate}
 COMMAND_TIMEOUT_SECONDS = 5.0  # no statement of ours takes a second; a server that does not answer is out

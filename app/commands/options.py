@@ -16,7 +16,6 @@ DataDir = Annotated[Path | None, typer.Option(help="Take the database of the dem
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 POOL_SIZE = 2
-WAIT_SECONDS = 10.0  # for a connection: who types a command rather waits than types it again
 
 
 def servers(data_dir: Path | None) -> tuple[str, str]:
@@ -36,7 +35,7 @@ def servers(data_dir: Path | None) -> tuple[str, str]:
 async def open_pool(url: str) -> AsyncIterator[db.Pool]:
     """Lend connections to a database with this release's schema. Raises ConfigurationError, DatabaseUnavailable."""
     await db.check(url)
-    pool = await db.create_pool(url, POOL_SIZE, wait_seconds=WAIT_SECONDS)
+    pool = await db.create_pool(url, POOL_SIZE)
     try:
         yield pool
     finally:

@@ -116,7 +116,7 @@ async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.P
 async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_back(
     pool: db.Pool, database_url: str, broker: Broker
 ) -> None:
-    narrow = await db.create_pool(database_url, 1)
+    narrow = await db.create_pool(database_url, 1, wait_seconds=0.1)
     await narrow.fetchval("SELECT 1")  # connects, which need not be quick
     await put(pool, event())
     broker.is_out, broker.meanwhile = True, narrow.acquire
