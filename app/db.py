@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -23,7 +22,8 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
-POOL_WAIT_SECONDS = 10.0  # who types a command rather waits than types it again; requests have a setting
+CONNECT_SECONDS = 5.0
+POOL_WAIT_SECONDS = 5.0  # where nobody waits for an answer; requests have a setting
 MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each waits 2 s for a lock (migrations/env.py)
 COME_AGAIN = {asyncpg.LockNotAvailableError.sqlstate, asyncpg.DeadlockDetectedError.sqlstate}
 COMMAND_TIMEOUT_SECONDS = 5.0  # no statement of ours takes a second; a server that does not answer is out
@@ -61,7 +61,35 @@ def plain_url(url: str) -> str:
 class Pool(asyncpg.Pool):
     """Connections, and how long a caller waits for a free one unless it says otherwise."""
 
-    wait_seconds = POOL_WAIT_SECONDS
+    def __init__(
+        self,
+        url: str,
+        size: int,
+        command_seconds: float,
+        wait_seconds: float,
+        connection_class: type[asyncpg.Connection],
+    ) -> None:
+        super().__init__(
+            plain_url(url),
+            min_size=0,
+            max_size=size,
+            max_queries=50_000,  # this and the next: asyncpg's defaults
+            max_inactive_connection_lifetime=300.0,
+            connection_class=connection_class,
+            record_class=asyncpg.Record,
+            loop=None,
+            timeout=max(wait_seconds, CONNECT_SECONDS),
+            command_timeout=command_seconds,
+            init=_require_durability,
+            reset=_leave_no_transaction,
+            server_settings={
+                "application_name": "orders",
+                "jit": "off",  # no statement of ours runs as long as compiling it takes, whatever the planner believes
+                # A process that froze inside a transaction must not hold its locks for long: sagas have leases of 30 s.
+                "idle_in_transaction_session_timeout": "10s",
+            },
+        )
+        self.wait_seconds = wait_seconds
 
 
 async def create_pool(
@@ -69,29 +97,10 @@ async def create_pool(
     size: int,
     command_seconds: float = COMMAND_TIMEOUT_SECONDS,
     wait_seconds: float = POOL_WAIT_SECONDS,
-    **options: Any,
+    connection_class: type[asyncpg.Connection] = asyncpg.Connection,
 ) -> Pool:
     """Make a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
-    defaults = {"connection_class": asyncpg.Connection, "record_class": asyncpg.Record, "loop": None}
-    pool = Pool(
-        plain_url(url),
-        **defaults | options,
-        min_size=0,
-        max_size=size,
-        max_queries=50_000,  # this and the next: asyncpg's own
-        max_inactive_connection_lifetime=300.0,
-        timeout=5,
-        command_timeout=command_seconds,
-        init=_require_durability,
-        reset=_leave_no_transaction,
-        server_settings={
-            "application_name": "orders",
-            "jit": "off",  # no statement of ours runs as long as compiling it takes, whatever the planner believes
-            # A process that froze inside a transaction must not hold its locks for long: sagas have leases of 30 s.
-            "idle_in_transaction_session_timeout": "10s",
-        },
-    )
-    pool.wait_seconds = wait_seconds
+    pool = Pool(url, size, command_seconds, wait_seconds, connection_class)
     await pool
     return pool
 
@@ -158,13 +167,12 @@ def first_id(seconds_ago: float) -> uuid.UUID:
 async def inspect(url: str) -> tuple[str, str | None]:
     """Return the server's synchronous_commit and the schema's revision. Raises DatabaseUnavailable."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(CONNECT_SECONDS):
             conn = await asyncpg.connect(plain_url(url))
             try:
                 return await conn.fetchval("SELECT current_setting('synchronous_commit')"), await revision(conn)
             finally:
-                with contextlib.suppress(TimeoutError):  # it has answered, and the connection is gone in any case
-                    await conn.close(timeout=1)
+                conn.terminate()  # not close: that waits for the server, which has answered
     except asyncpg.ClientConfigurationError as error:  # an InterfaceError, but no outage
         raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
     except UNAVAILABLE as error:

@@ -98,7 +98,8 @@ def make_server(settings: Settings, listener: socket.socket, checkpoint: Checkpo
     http = connection.protocol(
         settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
     )
-    return server.Server(create_app(settings, checkpoint), listener, settings.shutdown_timeout_seconds, http=http)
+    app, keep_alive = create_app(settings, checkpoint), settings.http_keep_alive_seconds
+    return server.Server(app, listener, settings.shutdown_timeout_seconds, http, keep_alive)
 
 
 async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
@@ -120,9 +121,11 @@ async def _start(
 ) -> State:
     # A pool each: requests must not wait for background work, nor the other way round, and the relay must not wait
     # behind a crowd of messages and sagas: they are many at a time, it asks twice for a whole batch.
-    request_pool = await _pool(stack, settings, settings.database_pool_size, settings.database_statement_seconds)
-    work_pool = await _pool(stack, settings, settings.database_pool_size)
-    relay_pool = await _pool(stack, settings, RELAY_POOL_SIZE)
+    url = settings.database_url.get_secret_value()
+    impatient = settings.database_statement_seconds, settings.database_pool_wait_seconds
+    request_pool = await _pool(stack, url, settings.database_pool_size, *impatient)
+    work_pool = await _pool(stack, url, settings.database_pool_size)
+    relay_pool = await _pool(stack, url, RELAY_POOL_SIZE)
     cache = _cache(stack, settings)
     limit = backlog.Backlog(relay_pool, settings.outbox_max_pending)
     waiters = Waiters(request_pool)
@@ -191,12 +194,12 @@ async def _security(stack: contextlib.AsyncExitStack, settings: Settings) -> Sec
 
 async def _pool(
     stack: contextlib.AsyncExitStack,
-    settings: Settings,
+    url: str,
     size: int,
     command_seconds: float = db.COMMAND_TIMEOUT_SECONDS,
+    wait_seconds: float = db.POOL_WAIT_SECONDS,
 ) -> db.Pool:
-    url = settings.database_url.get_secret_value()
-    pool = await db.create_pool(url, size, command_seconds, settings.database_pool_wait_seconds)
+    pool = await db.create_pool(url, size, command_seconds, wait_seconds)
     # Terminate, not close: by then nobody uses it, and a server that does not answer must not hold the exit up.
     stack.callback(pool.terminate)
     return pool

@@ -24,7 +24,14 @@ class Server(uvicorn.Server):
     code 0; and two servers in one process would overwrite each other's handlers.
     """
 
-    def __init__(self, app: Any, listener: socket.socket, shutdown_seconds: float, http: Any = "auto") -> None:
+    def __init__(
+        self,
+        app: Any,
+        listener: socket.socket,
+        shutdown_seconds: float,
+        http: Any = "auto",
+        keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -35,7 +42,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=keep_alive_seconds,
                 # Half of the time for open requests, the rest for the roles, which stop after them.
                 timeout_graceful_shutdown=max(1, int(shutdown_seconds / 2)),
             )

@@ -102,9 +102,11 @@ class Settings(Operations, Retention, Auth):
         le=1000,
         description="connections for requests, as many again for messages and sagas, and 4 for the relay",
     )
-    database_pool_wait_seconds: Seconds = Field(default=1, description="for a free connection; beyond, 503")
+    database_pool_wait_seconds: Seconds = Field(
+        default=1, description="a request waits for a free connection; beyond, 503"
+    )
     database_statement_seconds: Seconds = Field(
-        default=2, description="a request's statement must be answered within; beyond, 503"
+        default=2, description="a request's statement must be answered within, locks apart; beyond, 503"
     )
     redis_url: SecretStr = Field(
         default=SecretStr(""),
@@ -142,6 +144,9 @@ class Settings(Operations, Retention, Auth):
     shutdown_timeout_seconds: Seconds = Field(default=20, description="SIGTERM to exit at the latest")
 
     http_header_timeout_seconds: Seconds = Field(default=10, description="a request's head must arrive within")
+    http_keep_alive_seconds: PositiveInt = Field(
+        default=75, le=86_400, description="an idle connection is kept; longer than a proxy before the service keeps it"
+    )
     http_max_connections: PositiveInt = Field(
         default=900, le=1_000_000, description="open at a time; at the bound, the longest idle one makes room"
     )

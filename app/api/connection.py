@@ -93,7 +93,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(TOO_MANY_CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection. uvicorn's own timer would keep all of it until it ends."""
+        self._unset_keepalive_if_required()
         self._stop_deadline()
         self._stop_write_deadline()
         super().connection_lost(exc)
@@ -177,6 +178,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._begun = False
         self._stray_bytes = 0
         super().on_message_complete()
+        if not self._is_answering() and not self.transport.is_closing():
+            # The answer came before the rest of the body, which has stopped uvicorn's timer.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one: not for ever."""

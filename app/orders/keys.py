@@ -56,7 +56,8 @@ async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, w
             """
             INSERT INTO idempotency_keys AS k
                 (tenant, key, fingerprint, fingerprint_version, status, location, body, created_at, expires_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp(), clock_timestamp() + make_interval(secs => $8))
+            VALUES ($1, $2, $3, $4, $5, $6, $7,
+                statement_timestamp(), statement_timestamp() + make_interval(secs => $8))
             ON CONFLICT (tenant, key) DO UPDATE
             SET fingerprint = excluded.fingerprint, fingerprint_version = excluded.fingerprint_version,
                 status = excluded.status, location = excluded.location, body = excluded.body,

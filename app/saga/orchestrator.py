@@ -46,8 +46,6 @@ from app.telemetry import Metrics, trace_context
 
 log = structlog.get_logger(__name__)
 
-POOL_WAIT_SECONDS = 5.0  # nobody waits for an answer here, so rather wait than leave the saga to its lease
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
@@ -144,7 +142,7 @@ class Orchestrator:
         self._driving.discard(task)
 
     async def _claim(self) -> list[store.Saga]:
-        async with db.connection(self._pool, POOL_WAIT_SECONDS) as conn:
+        async with db.connection(self._pool) as conn:
             limit = self._concurrency - len(self._driving)
             return await store.claim(conn, self._owner, plan.PLANS, limit, self._lease_seconds)
 
@@ -163,7 +161,7 @@ class Orchestrator:
                 self._calls.leave(turn)
 
     async def _run(self, turn: Turn, saga: store.Saga) -> None:
-        async with db.connection(self._pool, POOL_WAIT_SECONDS) as conn:
+        async with db.connection(self._pool) as conn:
             order = await service.load(conn, saga.id)
         if order is None:
             raise AssertionError(f"bug: saga {saga.id} has no order")
@@ -197,11 +195,11 @@ class Orchestrator:
         state = plan.heed(reached, cancelled=saga.cancelled, late=turn.late)
         pause = self._pause(turn, saga, state, wait)
         if state.direction is saga.state.direction and self._goes_on(state, pause):
-            async with db.connection(self._pool, POOL_WAIT_SECONDS) as conn:
+            async with db.connection(self._pool) as conn:
                 ours = await self._attempt(conn, saga, state, entries)
             _tell_operator(saga, ours)
             return ours
-        async with db.transaction(self._pool, POOL_WAIT_SECONDS) as conn:
+        async with db.transaction(self._pool) as conn:
             order = await service.load(conn, saga.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
             known = plan.heed(reached, cancelled=order.cancel_reason, late=turn.late)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from app.partners.ports import Item
 from tests.contract.conftest import ACTS
 from tests.harness.sandboxes import Partners, set_faults
+from tests.harness.wait import AMPLE_SECONDS
 
 KINDS = ["error", "unavailable", "slow", "reset_before", "reset_after", "garbage", "duplicate"]
 
@@ -66,7 +67,7 @@ STEPS = {"hold": "reserve_inventory", "commit": "commit_inventory", "release": "
 
 @pytest.fixture(scope="module")
 def plain(sandbox_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=sandbox_url, timeout=20) as client:
+    with httpx.Client(base_url=sandbox_url, timeout=AMPLE_SECONDS) as client:
         yield client
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -15,9 +14,11 @@ from tests.harness.wait import AMPLE_SECONDS
 
 
 @contextlib.asynccontextmanager
-async def patient_pool(url: str, size: int, **options: Any) -> AsyncIterator[Pool]:
+async def patient_pool(
+    url: str, size: int, connection_class: type[asyncpg.Connection] = asyncpg.Connection
+) -> AsyncIterator[Pool]:
     """Lend a pool of the service's that waits for as long as it takes: only where that is the subject is it shorter."""
-    pool = await create_pool(url, size, AMPLE_SECONDS, AMPLE_SECONDS, **options)
+    pool = await create_pool(url, size, AMPLE_SECONDS, AMPLE_SECONDS, connection_class)
     try:
         yield pool
     finally:

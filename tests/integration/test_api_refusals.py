@@ -158,3 +158,30 @@ async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now
             assert int(refused.headers["retry-after"]) > 0
         assert (await waiting).status_code == 201
         assert (await api.post("/orders", json=LINE)).status_code == 201
+
+
+async def test_a_statement_that_is_not_answered_in_time_is_unavailable_for_now(database_url: str, pool: Pool) -> None:
+    async with serving(database_url, database_statement_seconds=0.2) as api, locked(pool):
+        assert_problem(await api.get(f"/orders/{uuid4()}"), 503, "database-unavailable")
+
+
+async def test_who_finds_every_connection_in_use_is_told_to_come_again(database_url: str, pool: Pool) -> None:
+    async with serving(database_url, database_pool_size=1, database_pool_wait_seconds=0.5) as api:
+
+        async def is_answered() -> bool:
+            return (await api.get(f"/orders/{uuid4()}")).status_code == 404
+
+        await wait_until(is_answered, AMPLE_SECONDS, "a connection")
+        async with locked(pool):
+            waiting = asyncio.create_task(api.get(f"/orders/{uuid4()}"))
+            await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "a request that waits")
+            assert_problem(await api.get(f"/orders/{uuid4()}"), 503, "database-unavailable")
+        assert (await waiting).status_code == 404
+
+
+@contextlib.asynccontextmanager
+async def locked(pool: Pool) -> AsyncIterator[None]:
+    """Let nobody read an order meanwhile."""
+    async with pool.acquire() as conn, conn.transaction():
+        await conn.execute("LOCK TABLE orders")
+        yield

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import select
 import socket
@@ -12,6 +13,9 @@ import httpx
 import pytest
 
 from app import server
+from app.api.connection import RESET, GuardedProtocol
+from app.main import make_server
+from app.settings import Settings, load
 from tests.harness.api import serving
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -105,6 +109,21 @@ async def test_what_goes_beyond_the_bounds_of_a_head_is_a_problem_while_it_arriv
     assert (await api.get("/livez")).status_code == 200
 
 
+async def test_a_refusal_reaches_a_client_that_listens_only_when_it_has_said_all(api: httpx.AsyncClient) -> None:
+    """The server reads on for a moment: closed on unread bytes, it would reset, and take its own answer back."""
+
+    async def answered() -> bytes:
+        async with dialled(api) as (reader, writer):
+            with contextlib.suppress(ConnectionError):
+                for part in (HEAD, *[b"A" * 4096] * 1000):
+                    writer.write(part)
+                    await writer.drain()
+                return await reader.read()
+        return b""  # that moment was too short for a machine that stalled
+
+    problem(await wait_until(answered, AMPLE_SECONDS, "an answer"), 431, "headers-too-large")
+
+
 async def test_a_head_of_just_the_bounds_is_read(api: httpx.AsyncClient) -> None:
     target = "/livez?" + "a" * (8192 - len("/livez?"))
     assert (await api.get(target, headers={"A": "a" * 15_000})).status_code == 200
@@ -195,7 +214,7 @@ async def test_many_slow_sockets_are_in_each_others_way_and_not_in_a_neighbours(
         for _ in range(20):
             order = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
             assert (await api.post("/orders", json=order)).status_code == 201
-        async with httpx.AsyncClient(base_url=api.base_url, trust_env=False) as newcomer:
+        async with httpx.AsyncClient(base_url=api.base_url, trust_env=False, timeout=AMPLE_SECONDS) as newcomer:
             assert (await newcomer.get("/livez")).status_code == 200
 
 
@@ -223,6 +242,38 @@ async def test_a_client_that_does_not_read_its_answers_is_cut_off_and_its_place_
             ended = select.POLLHUP | select.POLLERR
             await wait_until(lambda: any(event & ended for _, event in poller.poll(0)), AMPLE_SECONDS, "end of it")
         assert (await api.get("/livez")).status_code == 200
+
+
+BODY_LATER = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize(("request_", "rest"), [(get(), b""), (BODY_LATER, b"{}")], ids=["answered", "answered early"])
+async def test_an_idle_connection_is_closed_after_its_time(database_url: str, request_: bytes, rest: bytes) -> None:
+    async with serving(database_url, http_keep_alive_seconds=1) as api, dialled(api) as (reader, writer):
+        writer.write(request_)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
+        writer.write(rest)
+        await asyncio.wait_for(reader.read(), AMPLE_SECONDS)
+
+
+def test_an_idle_connection_is_kept_longer_than_proxies_keep_theirs() -> None:
+    settings = load(Settings, database_url="postgresql://127.0.0.1/orders", roles="api")
+    with server.listen("127.0.0.1", 0) as listener:
+        assert make_server(settings, listener).config.timeout_keep_alive > 60
+
+
+async def test_connections_that_their_clients_reset_are_forgotten(api: httpx.AsyncClient) -> None:
+    def remembered() -> int:
+        return sum(isinstance(each, GuardedProtocol) for each in gc.get_objects())
+
+    assert (await api.get("/livez")).status_code == 200
+    before = remembered()
+    for _ in range(10):
+        async with dialled(api) as (reader, writer):
+            writer.write(get())
+            await reader.readuntil(b"\r\n\r\n")
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    await wait_until(lambda: gc.collect() >= 0 and remembered() <= before, AMPLE_SECONDS, "the end of their protocols")
 
 
 def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged() -> None:

@@ -17,8 +17,10 @@ SHORT_SECONDS = 0.05
 
 
 @contextlib.asynccontextmanager
-async def pool_of(url: str, size: int, command_seconds: float = db.COMMAND_TIMEOUT_SECONDS) -> AsyncIterator[db.Pool]:
-    pool = await db.create_pool(url, size, command_seconds, AMPLE_SECONDS)
+async def pool_of(
+    url: str, size: int, command_seconds: float = db.COMMAND_TIMEOUT_SECONDS, wait_seconds: float = AMPLE_SECONDS
+) -> AsyncIterator[db.Pool]:
+    pool = await db.create_pool(url, size, command_seconds, wait_seconds)
     try:
         yield pool
     finally:
@@ -94,7 +96,7 @@ async def test_a_killed_server_is_unavailable_until_it_is_back_to_idle_and_to_bu
 async def test_a_frozen_server_is_unavailable_until_it_thaws_to_idle_and_to_new_connections_alike(
     server: servers.Addressed,
 ) -> None:
-    async with pool_of(server.url, 2) as pool:
+    async with pool_of(server.url, 2, wait_seconds=db.POOL_WAIT_SECONDS) as pool:
         assert await answer(pool) == 42
         server.freeze()
         results = await asyncio.gather(*(answer(pool) for _ in range(3)), return_exceptions=True)

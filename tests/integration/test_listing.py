@@ -11,8 +11,8 @@ import asyncpg
 import httpx
 import pytest
 
+from app import db
 from app.api.cursors import write_cursor
-from app.db import Pool
 from app.orders import reading
 from app.orders.models import Line, Order, rfc3339
 from app.orders.reading import Listing, Position
@@ -63,12 +63,12 @@ async def listed(api: httpx.AsyncClient, **params: Any) -> list[str]:
     return [order["id"] async for page in pages(api, **params) for order in page]
 
 
-async def newest_first(pool: Pool, condition: str = "true") -> list[str]:
+async def newest_first(pool: db.Pool, condition: str = "true") -> list[str]:
     query = f"SELECT id FROM orders WHERE tenant = 'default' AND {condition} ORDER BY placed_at DESC, id DESC"  # noqa: S608 - constants
     return [str(row["id"]) for row in await pool.fetch(query)]
 
 
-async def place_many(pool: Pool, number: int = MANY) -> None:
+async def place_many(pool: db.Pool, number: int = MANY) -> None:
     """Write orders straight into the table: one a second until noon, one in a hundred not confirmed, half another's."""
     await pool.execute(
         """
@@ -90,7 +90,7 @@ async def place_many(pool: Pool, number: int = MANY) -> None:
     await pool.execute("ANALYZE orders, order_lines")
 
 
-async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient, pool: db.Pool) -> None:
     lines = (Line("A", 1, 5), Line("B", 2, 7), Line("A", 3, 0))
     orders = [
         await placed(pool, lines=lines, customer_id="cus_1", metadata={"a": 1}, currency=currency)
@@ -103,14 +103,14 @@ async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient
     assert answer.json()["orders"][1] == one.json()
 
 
-async def test_a_tenant_without_orders_has_an_empty_list(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_tenant_without_orders_has_an_empty_list(api: httpx.AsyncClient, pool: db.Pool) -> None:
     await placed(pool, tenant="other")
     assert (await api.get("/orders")).json() == {"orders": [], "next_cursor": None}
 
 
 @pytest.mark.parametrize("limit", [1, 7, 20, 100])
 async def test_every_order_is_on_one_page_however_long_pages_are(
-    api: httpx.AsyncClient, pool: Pool, limit: int
+    api: httpx.AsyncClient, pool: db.Pool, limit: int
 ) -> None:
     """Of orders that were placed at the same instant too, of which every second page breaks in the middle."""
     orders = [await placed(pool) for _ in range(40)]
@@ -123,7 +123,7 @@ async def test_every_order_is_on_one_page_however_long_pages_are(
 
 
 async def test_orders_placed_while_pages_are_read_make_no_duplicate_and_no_gap(
-    api: httpx.AsyncClient, pool: Pool
+    api: httpx.AsyncClient, pool: db.Pool
 ) -> None:
     before = {str((await placed(pool)).id) for _ in range(30)}
     seen: list[str] = []
@@ -135,7 +135,7 @@ async def test_orders_placed_while_pages_are_read_make_no_duplicate_and_no_gap(
     assert len(await listed(api)) > len(before)
 
 
-async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient, pool: db.Pool) -> None:
     await place_many(pool, 1200)
     after, before = NOON - timedelta(seconds=900), NOON - timedelta(seconds=100)
     window = {"placed_after": rfc3339(after), "placed_before": "2026-11-21T13:58:20+02:00"}
@@ -158,7 +158,7 @@ async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient,
     assert await listed(api, customer_id="nobody") == []
 
 
-async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     instant, moment = order.placed_at, timedelta(microseconds=1)
     assert await listed(api, placed_after=rfc3339(instant)) == []
@@ -168,7 +168,9 @@ async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: Pool) -> 
     ) == [str(order.id)]  # fmt: skip
 
 
-async def test_a_cursor_is_a_position_and_opens_nothing_of_another_tenant(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_cursor_is_a_position_and_opens_nothing_of_another_tenant(
+    api: httpx.AsyncClient, pool: db.Pool
+) -> None:
     mine = await placed(pool)
     theirs = await placed(pool, tenant="other")
     assert await listed(api, cursor=write_cursor(Position(theirs.placed_at, theirs.id))) == [str(mine.id)]
@@ -198,7 +200,7 @@ async def test_a_query_that_cannot_be_followed_to_the_letter_is_refused(api: htt
 
 
 @pytest.mark.parametrize("case", INDEXES)
-async def test_a_page_of_many_orders_is_read_by_an_index_alone(pool: Pool, case: str) -> None:
+async def test_a_page_of_many_orders_is_read_by_an_index_alone(pool: db.Pool, case: str) -> None:
     """No scan of a table, no sort of what an index has in order, and not many more rows looked at than answered."""
     await place_many(pool)
     listing, index = INDEXES[case]
@@ -219,7 +221,7 @@ def _nodes(plan: dict[str, Any]) -> Any:
         yield from _nodes(below)
 
 
-async def test_no_plan_of_a_page_is_kept_for_other_values(pool: Pool, database_url: str) -> None:
+async def test_no_plan_of_a_page_is_kept_for_other_values(pool: db.Pool, database_url: str) -> None:
     """The server goes over to a plan for all values after five runs of a prepared statement, and it may not fit any."""
     await placed(pool, customer_id="cus_1")
     listing = Listing(TENANT, 20, customer_id="cus_1", after=Position(NOON + timedelta(days=36_500), uuid4()))
@@ -230,7 +232,7 @@ async def test_no_plan_of_a_page_is_kept_for_other_values(pool: Pool, database_u
     assert [row["statement"] for row in kept if "order_lines" in row["statement"]] == []
 
 
-async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: Pool, database_url: str) -> None:
+async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: db.Pool, database_url: str) -> None:
     orders = [await placed(pool, lines=(Line("A", 1, 5),) * 10) for _ in range(10)]
     asked: list[str] = []
 
@@ -241,10 +243,10 @@ async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: Pool,
             asked.append(query)
             return await super().prepare(query, **options)
 
-    async def listen(conn: Any) -> None:
-        conn.add_query_logger(lambda query: asked.append(query.query))
-
-    async with patient_pool(database_url, 1, setup=listen, connection_class=Heard) as heard:
+    async with patient_pool(database_url, 1, Heard) as heard:
+        async with db.connection(heard) as conn:
+            conn.add_query_logger(lambda query: asked.append(query.query))
+        asked.clear()
         found, following = await reading.page(heard, Listing(TENANT, 100))
     assert ([_shown(each) for each in found], following) == ([_shown(each) for each in reversed(orders)], None)
     assert len([query for query in asked if "orders" in query]) == 1

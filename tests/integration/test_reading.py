@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
+from app import db
 from app.api.waiting import Waiters
-from app.db import Pool
 from tests.harness.api import assert_problem, serving
 from tests.harness.databases import patient_pool
 from tests.harness.orders import placed, start_saga
@@ -21,7 +20,7 @@ CACHING = {"cache-control": "private, no-cache", "vary": "Prefer"}
 LONG = {"Prefer": "wait=30"}
 
 
-async def confirm(pool: Pool, order_id: UUID) -> None:
+async def confirm(pool: db.Pool, order_id: UUID) -> None:
     """End the order as another process does: nobody in this one is told."""
     await pool.execute("UPDATE orders SET status = 'confirmed', version = 2 WHERE id = $1", order_id)
 
@@ -33,7 +32,7 @@ async def in_the_metrics(api: httpx.AsyncClient, status: str) -> bool:
     return series in (await api.get("/metrics")).text
 
 
-async def test_an_order_is_answered_with_a_strong_etag_of_its_version(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_an_order_is_answered_with_a_strong_etag_of_its_version(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     first = await api.get(f"/orders/{order.id}")
     again = await api.get(f"/orders/{order.id}")
@@ -45,7 +44,7 @@ async def test_an_order_is_answered_with_a_strong_etag_of_its_version(api: httpx
     assert "preference-applied" not in first.headers
 
 
-async def test_a_reason_of_a_newer_release_is_shown_as_it_is(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_reason_of_a_newer_release_is_shown_as_it_is(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     query = "UPDATE orders SET status = 'rejected', status_reason = 'of-a-newer-release', version = 3 WHERE id = $1"
     await pool.execute(query, order.id)
@@ -56,7 +55,7 @@ async def test_a_reason_of_a_newer_release_is_shown_as_it_is(api: httpx.AsyncCli
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"x", {}', "*"])
 async def test_who_has_the_present_version_is_told_so_without_a_body(
-    api: httpx.AsyncClient, pool: Pool, form: str
+    api: httpx.AsyncClient, pool: db.Pool, form: str
 ) -> None:
     path = f"/orders/{(await placed(pool)).id}"
     tag = (await api.get(path)).headers["etag"]
@@ -68,7 +67,7 @@ async def test_who_has_the_present_version_is_told_so_without_a_body(
     assert "content-type" not in answer.headers
 
 
-async def test_who_has_an_older_version_gets_the_present_one(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_who_has_an_older_version_gets_the_present_one(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     tag = (await api.get(f"/orders/{order.id}")).headers["etag"]
     await confirm(pool, order.id)
@@ -81,12 +80,12 @@ async def test_a_condition_on_an_order_that_is_not_there_is_not_found(api: httpx
     assert_problem(await api.get(f"/orders/{uuid4()}", headers=headers), 404, "order-not-found")
 
 
-async def test_an_order_of_another_tenant_is_not_waited_for(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_an_order_of_another_tenant_is_not_waited_for(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool, tenant="other")
     assert_problem(await api.get(f"/orders/{order.id}", headers=LONG), 404, "order-not-found")
 
 
-async def test_a_wait_ends_when_another_process_ends_the_order(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_wait_ends_when_another_process_ends_the_order(api: httpx.AsyncClient, pool: db.Pool) -> None:
     orders = [await placed(pool) for _ in range(3)]
     waiting = [asyncio.create_task(api.get(f"/orders/{order.id}", headers=LONG)) for order in orders for _ in range(2)]
     for order in orders:
@@ -96,7 +95,7 @@ async def test_a_wait_ends_when_another_process_ends_the_order(api: httpx.AsyncC
     assert {answer.headers["preference-applied"] for answer in answers} == {"wait=30"}
 
 
-async def test_an_order_that_has_ended_is_answered_at_once(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_an_order_that_has_ended_is_answered_at_once(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     await confirm(pool, order.id)
     answer = await api.get(f"/orders/{order.id}", headers={"Prefer": "wait=3600"})
@@ -105,7 +104,7 @@ async def test_an_order_that_has_ended_is_answered_at_once(api: httpx.AsyncClien
 
 @pytest.mark.parametrize("seconds", [0, 1])
 async def test_when_the_time_is_up_the_order_is_answered_as_it_is(
-    api: httpx.AsyncClient, pool: Pool, seconds: int
+    api: httpx.AsyncClient, pool: db.Pool, seconds: int
 ) -> None:
     order = await placed(pool)
     answer = await api.get(f"/orders/{order.id}", headers={"Prefer": f"wait={seconds}"})
@@ -113,7 +112,7 @@ async def test_when_the_time_is_up_the_order_is_answered_as_it_is(
     assert answer.headers["preference-applied"] == f"wait={seconds}"
 
 
-async def test_a_condition_is_judged_after_the_wait(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_condition_is_judged_after_the_wait(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     tag = (await api.get(f"/orders/{order.id}")).headers["etag"]
     unchanged = await api.get(f"/orders/{order.id}", headers={"If-None-Match": tag, "Prefer": "wait=1"})
@@ -123,7 +122,7 @@ async def test_a_condition_is_judged_after_the_wait(api: httpx.AsyncClient, pool
     assert (await waiting).json()["status"] == "confirmed"
 
 
-async def test_who_waits_holds_no_connection(database_url: str, pool: Pool) -> None:
+async def test_who_waits_holds_no_connection(database_url: str, pool: db.Pool) -> None:
     """With one connection for all requests, twenty wait and others are answered."""
     order = await placed(pool)
     async with serving(database_url, database_pool_size=1) as api:
@@ -135,7 +134,7 @@ async def test_who_waits_holds_no_connection(database_url: str, pool: Pool) -> N
         assert {answer.json()["status"] for answer in await asyncio.gather(*waiting)} == {"confirmed"}
 
 
-async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool: db.Pool) -> None:
     order = await placed(pool)
     _, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
     writer.write(f"GET /orders/{order.id} HTTP/1.1\r\nHost: here\r\nPrefer: wait=30\r\n\r\n".encode())
@@ -144,7 +143,7 @@ async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool
     await wait_until(lambda: in_the_metrics(api, "499"), AMPLE_SECONDS, "the request in the metrics")
 
 
-async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str, pool: Pool) -> None:
+async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str, pool: db.Pool) -> None:
     order = await placed(pool)
     async with contextlib.AsyncExitStack() as until_answered:
         async with serving(database_url, shutdown_timeout_seconds=2 * AMPLE_SECONDS) as api:
@@ -155,13 +154,13 @@ async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
 
 
-async def somebody_polls(pool: Pool) -> bool:
+async def somebody_polls(pool: db.Pool) -> bool:
     """Tell whether the table was looked at more often than by placing the order and reading it: by polls."""
     looks = "SELECT coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'orders'"
     return bool(await pool.fetchval(looks) > 6)
 
 
-async def test_who_finds_no_place_is_answered_at_once_and_places_become_free_again(pool: Pool) -> None:
+async def test_who_finds_no_place_is_answered_at_once_and_places_become_free_again(pool: db.Pool) -> None:
     waiters = Waiters(pool, capacity=2)
     first, second = uuid4(), uuid4()
     with waiters.place(first) as one, waiters.place(first) as two:
@@ -176,14 +175,15 @@ async def test_who_finds_no_place_is_answered_at_once_and_places_become_free_aga
         assert none is None
 
 
-async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none(pool: Pool, database_url: str) -> None:
+async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none(
+    pool: db.Pool, database_url: str
+) -> None:
     orders = [await placed(pool) for _ in range(5)]
     asked: list[str] = []
 
-    async def listen(conn: Any) -> None:
-        conn.add_query_logger(lambda query: asked.append(query.query))
-
-    async with patient_pool(database_url, 1, setup=listen) as heard:
+    async with patient_pool(database_url, 1) as heard:
+        async with db.connection(heard) as conn:
+            conn.add_query_logger(lambda query: asked.append(query.query))
         waiters = Waiters(heard)
         await waiters.run_once()
         assert asked == []
