@@ -35,6 +35,7 @@ SETTINGS = {
     # A machine that stalls is no outage: where every POST must be answered with 201, a pause must not make it a 503.
     "ORDERS_DATABASE_POOL_WAIT_SECONDS": "30",
     "ORDERS_DATABASE_STATEMENT_SECONDS": "30",
+    "ORDERS_IDEMPOTENCY_WAIT_SECONDS": "30",
 }
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates for each client
 

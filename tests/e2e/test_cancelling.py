@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import System, order
 from tests.harness.processes import Service
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ORDERS = 60
 LOG_LINES = 8  # that a saga leaves on its way to be confirmed: each of four steps attempted, and done
@@ -58,7 +58,7 @@ async def test_an_order_cancelled_before_its_message_is_out_never_starts(system:
     assert (await system.cancel([api], "cancel", order_id)).status_code == httpx.codes.OK
     await system.start()
     await system.all_ended()
-    await wait_until(lambda: is_handled(system), 30, "the message's effect")
+    await wait_until(lambda: is_handled(system), AMPLE_SECONDS, "the message's effect")
     assert await system.statuses() == {CANCELLED}
     assert await system.violations() == []
     assert await system.pool.fetchval("SELECT count(*) FROM sagas") == 0
@@ -78,9 +78,9 @@ async def test_a_cancel_is_kept_whatever_instant_the_service_dies_at(system: Sys
     doomed = await system.start_crashing(point)
     services = [doomed]
     order_id = id_of(await system.place(services, "order", order()))
-    await wait_until(lambda: system.has_come(order_id, 3), 30, "a charge")
+    await wait_until(lambda: system.has_come(order_id, 3), AMPLE_SECONDS, "a charge")
     cancelling = asyncio.create_task(system.cancel(services, "cancel", order_id))
-    assert await wait_until(doomed.process.poll, 30, f"death at {point}") == -signal.SIGKILL
+    assert await wait_until(doomed.process.poll, AMPLE_SECONDS, f"death at {point}") == -signal.SIGKILL
     services.append(await system.start())
     assert (await cancelling).status_code == httpx.codes.ACCEPTED
     await system.all_ended()

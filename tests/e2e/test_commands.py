@@ -19,7 +19,7 @@ from tests.harness.checker import FINAL, Answers, violations
 from tests.harness.commands import orders
 from tests.harness.history import lived_through
 from tests.harness.processes import REPOSITORY, is_alive
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
 
@@ -159,10 +159,10 @@ async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_proc
         for key, body in bodies.items():
             answers.add(key, await http.post("/orders", json=body, headers={"Idempotency-Key": key}))
         locations = [next(iter(told))[0] for told in answers.by_key.values()]
-        await wait_until(lambda: ended(http, locations), 30, "end of both orders")
+        await wait_until(lambda: ended(http, locations), AMPLE_SECONDS, "end of both orders")
         assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
         database_url = next(word for word in demo.log.read_text().split() if word.startswith("postgresql://"))
-        await wait_until(lambda: all_told(database_url), 30, "events of both ends")
+        await wait_until(lambda: all_told(database_url), AMPLE_SECONDS, "events of both ends")
         assert await violations(database_url, sandbox, answers) == []
     assert await demo.terminate(number=signal.SIGINT) == 0
     assert not any(map(is_alive, members))

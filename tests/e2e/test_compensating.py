@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.conftest import System, client, order
 from tests.harness.commands import orders
 from tests.harness.processes import Service
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ORDERS = 40
 LOG_LINES = 8  # that a saga leaves on its way to be confirmed: each of four steps attempted, and done
@@ -69,11 +69,11 @@ async def test_what_an_operator_turned_back_ends_so_though_the_service_dies_on_t
     await system.faults({"target": "payment.charge", "kind": "unavailable"})
     doomed = await system.start_crashing(f"saga.charge_payment.undo.{instant}")
     order_id = str((await system.place([doomed], "order", order())).json()["id"])
-    await wait_until(lambda: system.has_come(order_id, 3), 30, "a charge")
+    await wait_until(lambda: system.has_come(order_id, 3), AMPLE_SECONDS, "a charge")
     url = system.env["ORDERS_DATABASE_URL"]
     code, out, _ = await orders("saga", "compensate", order_id, "--reason", WHY, database_url=url)
     assert (code, out) == (0, f"{order_id} turns back\n")
-    assert await wait_until(doomed.process.poll, 30, "death of the service") == -signal.SIGKILL
+    assert await wait_until(doomed.process.poll, AMPLE_SECONDS, "death of the service") == -signal.SIGKILL
     system.answers.add_cancel(order_id, httpx.Response(httpx.codes.ACCEPTED))
     await system.start()
     await system.all_ended()

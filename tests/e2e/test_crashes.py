@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import System, order
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ORDERS = 3
 
@@ -37,7 +37,7 @@ async def crash_at(system: System, point: str, sku: str) -> None:
     doomed = await system.start_crashing(point)
     services = [doomed]
     placing = [asyncio.create_task(system.place(services, f"key-{n}", order(sku))) for n in range(ORDERS)]
-    assert await wait_until(doomed.process.poll, 30, f"death at {point}") == -signal.SIGKILL
+    assert await wait_until(doomed.process.poll, AMPLE_SECONDS, f"death at {point}") == -signal.SIGKILL
     services.append(await system.start())
     await asyncio.gather(*placing)
     await system.all_ended()

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import System, client, order
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 UNDOS = {
     "inventory.release": ("WIDGET", "payment.charge"),
@@ -31,7 +31,7 @@ async def test_an_order_is_confirmed_and_its_events_tell_of_it_in_order(system: 
     service = await system.start()
     connection = await aio_pika.connect(system.env["ORDERS_RABBITMQ_URL"])
     async with connection, client(service.url) as http:
-        await wait_until(lambda: is_ready(http), 30, "readiness, and the exchange with it")
+        await wait_until(lambda: is_ready(http), AMPLE_SECONDS, "readiness, and the exchange with it")
         channel = await connection.channel()
         listener = await channel.declare_queue(exclusive=True)
         await listener.bind("orders.events", "#")
@@ -39,7 +39,7 @@ async def test_an_order_is_confirmed_and_its_events_tell_of_it_in_order(system: 
         await system.all_ended()
         shown = (await http.get(placed.headers["location"])).raise_for_status().json()
         heard = []
-        while event := await listener.get(fail=False, timeout=20):
+        while event := await listener.get(fail=False, timeout=AMPLE_SECONDS):
             heard.append(
                 (event.routing_key, event.headers["cloudEvents_sequence"], event.headers["cloudEvents_subject"])
             )
@@ -73,7 +73,7 @@ async def test_an_order_is_not_shown_as_rejected_before_every_undo_has_succeeded
     sku, refusing = UNDOS[undo]
     await system.faults({"target": refusing, "kind": "refuse"}, {"target": undo, "kind": "error"})
     await system.place([await system.start()], "undone", order(sku))
-    await wait_until(lambda: failures(system, undo), 30, f"three failures of {undo}")
+    await wait_until(lambda: failures(system, undo), AMPLE_SECONDS, f"three failures of {undo}")
     assert {status for status, _ in await system.statuses()} == {"compensating"}
     await system.faults()
     await system.all_ended()

@@ -17,6 +17,7 @@ DEFAULTS: Mapping[str, Any] = {
     "roles": "api",
     "database_pool_wait_seconds": AMPLE_SECONDS,
     "database_statement_seconds": AMPLE_SECONDS,
+    "idempotency_wait_seconds": AMPLE_SECONDS,
     "redis_timeout_seconds": AMPLE_SECONDS,
     "shutdown_timeout_seconds": 4,
 }

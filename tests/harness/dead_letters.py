@@ -17,10 +17,9 @@ from app.messaging.subscription import Subscription
 from app.operations.dead_letters import Action, DeadLetters, Finding, InQueue, Selection, Summary
 from tests.harness.events import event, nothing
 from tests.harness.messages import ROUTING_KEYS, take
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 REASON = "ValueError: no such thing"
-SETTLED_SECONDS = 60.0
 
 
 def in_queue(pool: db.Pool, url: str, consumer: str = "effects") -> DeadLetters:
@@ -81,7 +80,7 @@ async def holds(channel: AbstractChannel, number: int, name: str = DEAD_LETTER_Q
         queue = await channel.declare_queue(name, passive=True)
         return queue.declaration_result.message_count == number
 
-    await wait_until(counted, SETTLED_SECONDS, f"{number} messages in {name}")
+    await wait_until(counted, AMPLE_SECONDS, f"{number} messages in {name}")
 
 
 async def drained(channel: AbstractChannel, name: str = DEAD_LETTER_QUEUE) -> list[str | None]:

@@ -187,10 +187,12 @@ async def test_only_posts_cancel(api: httpx.AsyncClient, pool: Pool) -> None:
     assert await status_of(pool, order.id) == "pending"
 
 
-async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(
+    database_url: str, api: httpx.AsyncClient, pool: Pool
+) -> None:
     order = await placed(pool)
-    async with cancel_under_way(pool, order.id):
-        refused = await cancel(api, order.id, "k")
+    async with cancel_under_way(pool, order.id), serving(database_url, idempotency_wait_seconds=0.05) as impatient:
+        refused = await cancel(impatient, order.id, "k")
         assert_problem(refused, 503, "database-unavailable")
         assert int(refused.headers["retry-after"]) > 0
     assert (await cancel(api, order.id, "k")).status_code == 200

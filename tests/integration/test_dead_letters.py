@@ -25,6 +25,7 @@ from tests.harness.dead_letters import (
 )
 from tests.harness.events import PLACED, Effects, event
 from tests.harness.messages import next_message, take
+from tests.harness.wait import AMPLE_SECONDS
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ async def test_what_the_broker_gave_up_by_itself_says_so(
     await send_all(channel, sent)
     async with await aio_pika.connect(rabbitmq_url) as connection:
         rejecting = await (await connection.channel()).get_queue(QUEUE, ensure=False)
-        await (await rejecting.get(timeout=10)).reject(requeue=False)
+        await (await rejecting.get(timeout=AMPLE_SECONDS)).reject(requeue=False)
     await holds(channel, 1)
     _, [finding] = await go_over(letters, Action.PEEK)
     letter = finding.letter

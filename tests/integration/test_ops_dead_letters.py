@@ -16,7 +16,7 @@ from tests.harness.api import assert_problem, serving
 from tests.harness.dead_letters import REASON, drained, holds, put_many
 from tests.harness.messages import ROUTING_KEYS
 from tests.harness.orders import placed
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 TOKEN = "a-token-of-the-operators"
 SOME_ID = "01890a5d-ac97-7001-8000-000000000000"
@@ -166,4 +166,4 @@ async def test_without_a_broker_a_replayed_row_is_handled_at_once(
         async def confirmed() -> bool:
             return bool(await pool.fetchval("SELECT status = 'confirmed' FROM orders"))
 
-        await wait_until(confirmed, 20, "end of the order")
+        await wait_until(confirmed, AMPLE_SECONDS, "end of the order")

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import BrokerUnavailable
 from app.loops import Loop, full_jitter
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NEVER_SECONDS = 3600.0  # a poll that no test lives to see: whatever happens, something else made it happen
 
@@ -29,7 +29,7 @@ class Work:
                 return done
 
     async def called(self, times: int) -> None:
-        await wait_until(lambda: self.calls >= times, 10, f"call number {times}")
+        await wait_until(lambda: self.calls >= times, AMPLE_SECONDS, f"call number {times}")
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +103,7 @@ async def test_a_wake_up_during_the_work_is_not_lost() -> None:
         return 0
 
     async with running(woken_meanwhile) as loop:
-        await wait_until(lambda: calls == 2, 10, "second look")
+        await wait_until(lambda: calls == 2, AMPLE_SECONDS, "second look")
 
 
 async def test_a_wake_up_can_be_set_for_later() -> None:
