@@ -96,10 +96,6 @@ def _text(value: str, shortest_card: int = cards.SHORTEST) -> str:
     return value
 
 
-def _sku(value: str) -> str:
-    return _text(value, cards.SHORTEST_IN_SKU)
-
-
 def _country(value: str) -> str:
     if value not in COUNTRIES:
         raise ValueError("is not an ISO 3166-1 alpha-2 code")
@@ -113,7 +109,7 @@ def _currency(value: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_text)]
-Sku = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_sku)]
+Sku = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(lambda sku: _text(sku, cards.SHORTEST_IN_SKU))]
 PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_text)]
 Price = Annotated[
     Decimal,
