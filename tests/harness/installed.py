@@ -17,9 +17,11 @@ from tests.harness.wait import wait_until
 
 # The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is.
 # WAL is small, because it may be in memory. Statistics and dead rows change when a test says so, not when the
-# autovacuum comes by: it would change plans, and its own snapshot keeps dead rows from a VACUUM.
+# autovacuum comes by: it would change plans, and its own snapshot keeps dead rows from a VACUUM. Shared memory is in
+# files of the data directory, which goes with the run: a server that is killed leaves other kinds behind.
 POSTGRES_SETTINGS = {
     "autovacuum": "off",
+    "dynamic_shared_memory_type": "mmap",
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "300",
