@@ -37,15 +37,7 @@ router = APIRouter(tags=["orders"])
     response_model=OrderAnswer,
     responses={
         HTTPStatus.ACCEPTED.value: {"model": OrderAnswer, "description": "The order turns back"},
-        **openapi.problems(
-            HTTPStatus.BAD_REQUEST,
-            HTTPStatus.NOT_FOUND,
-            HTTPStatus.REQUEST_TIMEOUT,
-            HTTPStatus.CONFLICT,
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-        ),
+        **openapi.problems(*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     },
     openapi_extra={
         "parameters": [KEY_PARAMETER],

@@ -42,19 +42,8 @@ BUSY = {
     HTTPStatus.SERVICE_UNAVAILABLE: ("broker-unavailable", "the service cannot take this request right now"),
 }
 REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
-WRITE_REFUSALS = REFUSALS | openapi.problems(
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    examples=BUSY,
-)
-BODY = {
-    "requestBody": {
-        "required": False,
-        "content": {"application/json": {"schema": openapi.self_contained_schema(TreatDeadLetters)}},
-    }
-}
+WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
+BODY = openapi.request_body(TreatDeadLetters, required=False)
 
 
 @router.get(

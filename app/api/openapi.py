@@ -68,6 +68,14 @@ CODES: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("database-unavailable", "the service cannot take this request right now"),
 }
+# What any request with a body may come to.
+BODY_REFUSALS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
 HEADERS: Mapping[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate",),
     HTTPStatus.FORBIDDEN: ("WWW-Authenticate",),
@@ -93,6 +101,12 @@ def headers(*names: str) -> dict[str, Any]:
     return {
         name: {"description": DESCRIPTIONS[name], "schema": {"type": "string"}} for name in (*names, "X-Request-ID")
     }
+
+
+def request_body(model: type[BaseModel], *, required: bool = True, **more: Any) -> dict[str, Any]:
+    """Describe a JSON body; `more` may be an example."""
+    content = {"application/json": {"schema": self_contained_schema(model), **more}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -59,21 +59,8 @@ def render(order: Order) -> Answer:
     status_code=HTTPStatus.CREATED,
     summary="Place an order",
     response_model=OrderAnswer,
-    responses=openapi.problems(
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.CONFLICT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    ),
-    openapi_extra={
-        "parameters": [KEY_PARAMETER],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": openapi.self_contained_schema(PlaceOrderRequest)}},
-        },
-    },
+    responses=openapi.problems(*openapi.BODY_REFUSALS, HTTPStatus.CONFLICT),
+    openapi_extra={"parameters": [KEY_PARAMETER], **openapi.request_body(PlaceOrderRequest)},
 )
 async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; with a known Idempotency-Key, the first answer again."""

@@ -80,26 +80,8 @@ RETRIED: Mapping[str, Any] = {
 TURNED: Mapping[str, Any] = {
     "order_id": ORDER_ID, "action": "compensate", "outcome": "turns-back", "message": f"{ORDER_ID} turns back",
 }  # fmt: skip
-WRITE_REFUSALS = (
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.NOT_FOUND,
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.CONFLICT,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    HTTPStatus.UNPROCESSABLE_ENTITY,
-)
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": openapi.self_contained_schema(Reasoned),
-                "example": {"reason": "the payment provider is back"},
-            }
-        },
-    }
-}
+WRITE_REFUSALS = (*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider is back"})
 
 
 @router.get(
