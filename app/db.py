@@ -92,17 +92,21 @@ class Pool(asyncpg.Pool):
         self.wait_seconds = wait_seconds
 
 
-async def create_pool(
+@contextlib.asynccontextmanager
+async def open_pool(
     url: str,
     size: int,
     command_seconds: float = COMMAND_TIMEOUT_SECONDS,
     wait_seconds: float = POOL_WAIT_SECONDS,
     connection_class: type[asyncpg.Connection] = asyncpg.Connection,
-) -> Pool:
-    """Make a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
+) -> AsyncIterator[Pool]:
+    """Lend a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
     pool = Pool(url, size, command_seconds, wait_seconds, connection_class)
     await pool
-    return pool
+    try:
+        yield pool
+    finally:
+        pool.terminate()  # not close: nobody uses it any more, and a silent server must not hold an exit up
 
 
 async def _require_durability(conn: Connection) -> None:

@@ -123,9 +123,9 @@ async def _start(
     # behind a crowd of messages and sagas: they are many at a time, it asks twice for a whole batch.
     url = settings.database_url.get_secret_value()
     impatient = settings.database_statement_seconds, settings.database_pool_wait_seconds
-    request_pool = await _pool(stack, url, settings.database_pool_size, *impatient)
-    work_pool = await _pool(stack, url, settings.database_pool_size)
-    relay_pool = await _pool(stack, url, RELAY_POOL_SIZE)
+    request_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size, *impatient))
+    work_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size))
+    relay_pool = await stack.enter_async_context(db.open_pool(url, RELAY_POOL_SIZE))
     cache = _cache(stack, settings)
     limit = backlog.Backlog(relay_pool, settings.outbox_max_pending)
     waiters = Waiters(request_pool)
@@ -190,19 +190,6 @@ async def _security(stack: contextlib.AsyncExitStack, settings: Settings) -> Sec
             stack.push_async_callback(pool.aclose)
         rate_limit = rates.RateLimit(settings.rate_limit, pool)
     return Security(tokens, settings.auth_tenant_claim, settings.admin_token.get_secret_value(), rate_limit)
-
-
-async def _pool(
-    stack: contextlib.AsyncExitStack,
-    url: str,
-    size: int,
-    command_seconds: float = db.COMMAND_TIMEOUT_SECONDS,
-    wait_seconds: float = db.POOL_WAIT_SECONDS,
-) -> db.Pool:
-    pool = await db.create_pool(url, size, command_seconds, wait_seconds)
-    # Terminate, not close: by then nobody uses it, and a server that does not answer must not hold the exit up.
-    stack.callback(pool.terminate)
-    return pool
 
 
 def _cache(stack: contextlib.AsyncExitStack, settings: Settings) -> Cache | None:

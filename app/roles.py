@@ -255,13 +255,10 @@ async def prune(settings: Retention) -> dict[str, int]:
     """Make one pass of the janitor. Returns how many rows it removed, by table. Raises DatabaseUnavailable."""
     url = settings.database_url.get_secret_value()
     await db.check(url)
-    pool = await db.create_pool(url, 1)
     removed = dict.fromkeys(PRUNED_TABLES, 0)
-    try:
+    async with db.open_pool(url, 1) as pool:
         async for table, rows in make_janitor(pool, Metrics(), settings).sweep():
             removed[table] += rows
-    finally:
-        pool.terminate()
     return removed
 
 

@@ -35,11 +35,8 @@ def servers(data_dir: Path | None) -> tuple[str, str]:
 async def open_pool(url: str) -> AsyncIterator[db.Pool]:
     """Lend connections to a database with this release's schema. Raises ConfigurationError, DatabaseUnavailable."""
     await db.check(url)
-    pool = await db.create_pool(url, POOL_SIZE)
-    try:
+    async with db.open_pool(url, POOL_SIZE) as pool:
         yield pool
-    finally:
-        pool.terminate()
 
 
 def duration(text: str, option: str) -> float:

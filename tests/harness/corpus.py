@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from app.db import create_pool
+from app.db import open_pool
 from app.operations import sagas
 from app.operations.audit import Operator
 from app.orders.models import Line
@@ -206,7 +206,7 @@ async def _main(run: ControllerRun) -> None:
         postgres_url = await asyncio.to_thread(run.server, "postgres")
         async with (
             databases.fresh(postgres_url, run) as database_url,
-            await create_pool(database_url, 4) as pool,
+            open_pool(database_url, 4) as pool,
             sandboxes.plain_http(url) as http,
             open_session() as session,
         ):

@@ -8,21 +8,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from app.db import Pool, create_pool, migrate
+from app.db import Pool, migrate, open_pool
 from tests.harness.run import Run
 from tests.harness.wait import AMPLE_SECONDS
 
 
-@contextlib.asynccontextmanager
-async def patient_pool(
+def patient_pool(
     url: str, size: int, connection_class: type[asyncpg.Connection] = asyncpg.Connection
-) -> AsyncIterator[Pool]:
+) -> contextlib.AbstractAsyncContextManager[Pool]:
     """Lend a pool of the service's that waits for as long as it takes: only where that is the subject is it shorter."""
-    pool = await create_pool(url, size, AMPLE_SECONDS, AMPLE_SECONDS, connection_class)
-    try:
-        yield pool
-    finally:
-        pool.terminate()
+    return open_pool(url, size, AMPLE_SECONDS, AMPLE_SECONDS, connection_class)
 
 
 @contextlib.asynccontextmanager

@@ -16,15 +16,10 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 SHORT_SECONDS = 0.05
 
 
-@contextlib.asynccontextmanager
-async def pool_of(
+def pool_of(
     url: str, size: int, command_seconds: float = db.COMMAND_TIMEOUT_SECONDS, wait_seconds: float = AMPLE_SECONDS
-) -> AsyncIterator[db.Pool]:
-    pool = await db.create_pool(url, size, command_seconds, wait_seconds)
-    try:
-        yield pool
-    finally:
-        pool.terminate()
+) -> contextlib.AbstractAsyncContextManager[db.Pool]:
+    return db.open_pool(url, size, command_seconds, wait_seconds)
 
 
 @pytest.fixture

@@ -115,16 +115,15 @@ async def test_the_backlog_is_counted_again_only_when_the_room_that_was_left_can
 ) -> None:
     """On a clock that goes on whenever it is read: room for a million is good for 50 s, and a look costs one tick."""
     statements: list[str] = []
-    narrow = await db.create_pool(database_url, 1, wait_seconds=AMPLE_SECONDS)
-    async with db.connection(narrow) as conn:
-        conn.add_query_logger(lambda query: statements.append(query.query))
-    await add(pool, 100, published=False)
-    one = Backlog(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
-    for _ in range(100):
-        await one.run_once()
-    assert len(statements) == looks
-    one.require_room()
-    narrow.terminate()
+    async with db.open_pool(database_url, 1, wait_seconds=AMPLE_SECONDS) as narrow:
+        async with db.connection(narrow) as conn:
+            conn.add_query_logger(lambda query: statements.append(query.query))
+        await add(pool, 100, published=False)
+        one = Backlog(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
+        for _ in range(100):
+            await one.run_once()
+        assert len(statements) == looks
+        one.require_room()
 
 
 async def test_a_backlog_over_its_limit_is_noticed_though_there_was_room_before(pool: db.Pool) -> None:

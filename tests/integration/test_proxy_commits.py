@@ -109,13 +109,10 @@ async def test_the_pool_takes_a_lost_commit_for_an_outage_and_works_again(proxie
             await conn.execute(INSERT)
 
     proxied.proxy.arm(Lose(postgres.COMMIT_REQUEST, times=1))
-    pool = await db.create_pool(proxied.url, 1, wait_seconds=AMPLE_SECONDS)
-    try:
+    async with db.open_pool(proxied.url, 1, wait_seconds=AMPLE_SECONDS) as pool:
         with pytest.raises(DatabaseUnavailable):
             await note(pool)
         await note(pool)
-    finally:
-        pool.terminate()
     assert await proxied.notes() == ["kept"]
 
 

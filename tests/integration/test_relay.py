@@ -116,13 +116,12 @@ async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.P
 async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_back(
     pool: db.Pool, database_url: str, broker: Broker
 ) -> None:
-    narrow = await db.create_pool(database_url, 1, wait_seconds=0.1)
-    await narrow.fetchval("SELECT 1")  # connects, which need not be quick
-    await put(pool, event())
-    broker.is_out, broker.meanwhile = True, narrow.acquire
-    with pytest.raises(BrokerUnavailable):
-        await relay(narrow, broker).run_once()
-    narrow.terminate()
+    async with db.open_pool(database_url, 1, wait_seconds=0.1) as narrow:
+        await narrow.fetchval("SELECT 1")  # connects, which need not be quick
+        await put(pool, event())
+        broker.is_out, broker.meanwhile = True, narrow.acquire
+        with pytest.raises(BrokerUnavailable):
+            await relay(narrow, broker).run_once()
     broker.is_out, broker.meanwhile = False, carry_on
     assert await relay(pool, broker).run_once() == 0
     await make_due(pool)  # the lease ends
@@ -186,16 +185,15 @@ async def test_a_batch_costs_two_statements_whatever_became_of_its_rows(
     pool: db.Pool, database_url: str, broker: Broker
 ) -> None:
     statements: list[str] = []
-    narrow = await db.create_pool(database_url, 1, wait_seconds=AMPLE_SECONDS)
-    await put(pool, event())
-    await relay(narrow, broker).run_once()  # asyncpg asks once on each connection what the types of arrays are
-    async with db.connection(narrow) as conn:
-        conn.add_query_logger(lambda query: statements.append(query.query.split()[0]))
-    events = [event() for _ in range(90)]
-    await put(pool, *events)
-    broker.refusals = {each.id: (NACK, RETURN, FINAL)[n % 3] for n, each in enumerate(events[:60])}
-    assert await relay(narrow, broker).run_once() == 90
-    narrow.terminate()
+    async with db.open_pool(database_url, 1, wait_seconds=AMPLE_SECONDS) as narrow:
+        await put(pool, event())
+        await relay(narrow, broker).run_once()  # asyncpg asks once on each connection what the types of arrays are
+        async with db.connection(narrow) as conn:
+            conn.add_query_logger(lambda query: statements.append(query.query.split()[0]))
+        events = [event() for _ in range(90)]
+        await put(pool, *events)
+        broker.refusals = {each.id: (NACK, RETURN, FINAL)[n % 3] for n, each in enumerate(events[:60])}
+        assert await relay(narrow, broker).run_once() == 90
     assert statements == ["WITH", "UPDATE"]
     assert len(await rows(pool, "published_at IS NOT NULL")) == 31
     assert len(await rows(pool, "parked_at IS NOT NULL")) == 20
