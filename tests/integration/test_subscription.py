@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,20 @@ from tests.harness import servers
 from tests.harness.events import CONFIRMED, PLACED, Effects, event
 from tests.harness.messages import ROUTING_KEYS, next_message, open_channel, publishing, take
 from tests.harness.wait import AMPLE_SECONDS, wait_until
+
+
+class Held:
+    """A handler that has its effect when it `may_end`; `begun`: how many messages it was given."""
+
+    def __init__(self, effects: Effects) -> None:
+        self.begun = 0
+        self.may_end = asyncio.Event()
+        self._effects = effects
+
+    async def __call__(self, conn: db.Connection, envelope: Envelope) -> None:
+        self.begun += 1
+        await self.may_end.wait()
+        await self._effects(conn, envelope)
 
 
 @contextlib.asynccontextmanager
@@ -191,44 +204,28 @@ async def test_a_message_held_while_postgres_is_out_goes_back_after_one_delivery
 async def test_no_more_messages_are_held_at_a_time_than_the_prefetch(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
 ) -> None:
-    may_end, started = asyncio.Event(), itertools.count(1)
-    held = 0
-
-    async def slow(conn: db.Connection, envelope: Envelope) -> None:
-        nonlocal held
-        held = next(started)
-        await may_end.wait()
-        await effects(conn, envelope)
-
-    messages, consumer = [event() for _ in range(5)], effects.consumer()
-    consumer.handlers = {PLACED: slow}
+    messages, consumer, held = [event() for _ in range(5)], effects.consumer(), Held(effects)
+    consumer.handlers = {PLACED: held}
     await transport.publish(messages)
     async with consuming(rabbitmq_url, consumer, prefetch=2):
-        await wait_until(lambda: held == 2, AMPLE_SECONDS, "two messages under way")
+        await wait_until(lambda: held.begun == 2, AMPLE_SECONDS, "two messages under way")
         queue = await channel.declare_queue(QUEUE, passive=True)
         assert queue.declaration_result.message_count == 3
-        assert held == 2
-        may_end.set()
+        assert held.begun == 2
+        held.may_end.set()
         await applied(effects, *messages)
 
 
 async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledged(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
 ) -> None:
-    may_end, started = asyncio.Event(), asyncio.Event()
-
-    async def slow(conn: db.Connection, envelope: Envelope) -> None:
-        started.set()
-        await may_end.wait()
-        await effects(conn, envelope)
-
-    sent, consumer = event(), effects.consumer()
-    consumer.handlers = {PLACED: slow}
+    sent, consumer, held = event(), effects.consumer(), Held(effects)
+    consumer.handlers = {PLACED: held}
     await transport.publish([sent])
     async with consuming(rabbitmq_url, consumer) as subscription:
-        await started.wait()
+        await wait_until(lambda: held.begun, AMPLE_SECONDS, "a message under way")
         subscription.stop()
-        may_end.set()
+        held.may_end.set()
     assert await effects.committed() == [sent.id]
     assert await take(channel, QUEUE) is None
 
@@ -236,21 +233,14 @@ async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledg
 async def test_stopping_takes_no_further_message_which_then_goes_to_another_consumer_as_new(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
 ) -> None:
-    may_end, started = asyncio.Event(), asyncio.Event()
-
-    async def slow(conn: db.Connection, envelope: Envelope) -> None:
-        started.set()
-        await may_end.wait()
-        await effects(conn, envelope)
-
-    under_way, waiting, consumer = event(), event(), effects.consumer()
-    consumer.handlers = {PLACED: slow}
+    under_way, waiting, consumer, held = event(), event(), effects.consumer(), Held(effects)
+    consumer.handlers = {PLACED: held}
     await transport.publish([under_way])
     await transport.publish([waiting])
     async with consuming(rabbitmq_url, consumer, prefetch=1) as subscription:
-        await started.wait()
+        await wait_until(lambda: held.begun, AMPLE_SECONDS, "a message under way")
         subscription.stop()
-        may_end.set()
+        held.may_end.set()
     assert await effects.committed() == [under_way.id]
     left = await next_message(channel, QUEUE)
     assert (left.message_id, left.redelivered) == (str(waiting.id), False)
