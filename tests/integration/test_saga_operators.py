@@ -10,8 +10,9 @@ from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations.sagas import Outcome
 from app.orders import events
 from app.saga.plan import Action, Step
+from tests.harness.acting import ActAt
 from tests.harness.cancelling import cancel, cancel_under_way
-from tests.harness.operating import OPERATOR, CompensateAt, audit_rows, compensate, recorded, retry
+from tests.harness.operating import OPERATOR, audit_rows, compensate, recorded, retry
 from tests.harness.orders import placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at
 from tests.harness.sandboxes import set_faults
@@ -124,10 +125,10 @@ async def test_an_unstarted_order_is_cancelled_at_once_and_an_event_tells_of_it(
 async def test_a_saga_is_turned_back_at_any_instant_of_a_step_and_undoes_all(
     stage: Stage, database_url: str, point: str
 ) -> None:
-    checkpoint = CompensateAt(database_url, point)
+    checkpoint = ActAt(database_url, point, compensate)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
-    assert checkpoint.outcome is Outcome.TURNS_BACK
+    assert checkpoint.answer is Outcome.TURNS_BACK
     assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
     assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "rejected")]
     value = stage.metrics.registry.get_sample_value
@@ -135,10 +136,10 @@ async def test_a_saga_is_turned_back_at_any_instant_of_a_step_and_undoes_all(
 
 
 async def test_an_order_that_was_confirmed_an_instant_before_stays_so(stage: Stage, database_url: str) -> None:
-    checkpoint = CompensateAt(database_url, "saga.finished")
+    checkpoint = ActAt(database_url, "saga.finished", compensate)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     await stage.orchestrator(checkpoint=checkpoint).run_once()
-    assert isinstance(checkpoint.outcome, OrderNotCancellable)
+    assert isinstance(checkpoint.answer, OrderNotCancellable)
     assert (await stage.outcome(saga), await stage.standing(saga)) == ("confirmed", DONE)
     assert await recorded(stage.pool) == ["compensate refused"]
 
