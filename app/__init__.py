@@ -29,8 +29,9 @@ For operators, by `/ops` (api.operators, api.dead_letters, api.sagas) and by the
     operations.dead_letters  what was given up, why, what a replay would do; replayed, removed (messaging.dead_letters)
     operations.sagas         a saga's pause ended, a saga turned back, each on record (audit)         (saga.reading)
 
-Beside it: `operations.janitor` (sends again what a broker lost, removes what is past its retention),
-`messaging.depths` (how much waits in the queues), `api.openapi` and `api.asyncapi` (the documents).
+Beside it: `operations.janitor` (sends again what a broker lost, removes what is past its retention; `saga.upkeep`),
+`messaging.backlog` (intake stops while too much waits), `messaging.unpublished` and `messaging.depths` (what waits in
+the outbox and in the queues), `api.openapi` and `api.asyncapi` (the documents).
 
 Around it: `cli` and `commands`, `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in
 one command), `sandbox` (the partners' simulator, which stands alone), `db`, `cache`, `loops`, `server`, `telemetry`,
