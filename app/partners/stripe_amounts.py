@@ -13,12 +13,27 @@ ZERO_DECIMAL = frozenset(
     {"BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"}
 )
 THREE_DECIMAL = frozenset({"BHD", "JOD", "KWD", "OMR", "TND"})
+# The other currencies that Stripe lists as chargeable, so they have two decimals.
+TWO_DECIMAL = frozenset(
+    """
+    AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BWP BYN BZD CAD CDF CHF CNY COP CRC CVE CZK DKK
+    DOP DZD EGP ETB EUR FJD FKP GBP GEL GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR ISK JMD KES KGS KHR KYD KZT LAK LBP
+    LKR LRD LSL MAD MDL MKD MMK MNT MOP MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON
+    RSD RUB SAR SBD SCR SEK SGD SHP SLE SOS SRD SZL THB TJS TOP TRY TTD TWD TZS UAH UGX USD UYU UZS WST XCD YER ZAR ZMW
+    """.split()  # noqa: SIM905 - the list would take a hundred lines
+)
+
+
+def is_known(currency: str) -> bool:
+    """Tell whether Stripe's number of decimals is known for this currency. Any other must not be charged."""
+    return currency in TWO_DECIMAL | ZERO_DECIMAL | THREE_DECIMAL
 
 
 def stripe_amount(amount_minor: int, currency: str) -> int | None:
     """Convert from ISO 4217's smallest unit; None for what Stripe cannot charge exactly. Nothing is ever rounded.
 
-    The last of three decimals must be 0, as Stripe's own partners take two.
+    The last of three decimals must be 0, as Stripe's own partners take two. An unknown currency counts as one with two
+    decimals: earlier releases charged it so, and undoing such a charge takes the same amount.
     """
     decimals = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
     exponent = iso4217.Currency(currency).exponent

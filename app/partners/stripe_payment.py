@@ -28,9 +28,13 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+import structlog
+
 from app.partners.client import Answer, PartnerClient, is_text
 from app.partners.ports import Charge, Done, Health, NotSent, Outcome, Refused, Unknown
-from app.partners.stripe_amounts import stripe_amount
+from app.partners.stripe_amounts import is_known, stripe_amount
+
+log = structlog.get_logger(__name__)
 
 API_URL = "https://api.stripe.com"
 API_VERSION = "2025-03-31.basil"  # pinned: an account's own default changes what answers look like
@@ -76,9 +80,12 @@ class StripePayment:
             return Unknown(f"no answer within {self._timeout_seconds:g} s")
 
     async def _charge(self, charge: Charge) -> Outcome:
-        fields = _fields(charge)
-        if fields is None or charge.payment_method is None:
-            return DECLINED
+        if not is_known(charge.currency):
+            return _decline(charge, "Stripe's number of decimals is not known for this currency")
+        if (fields := _fields(charge)) is None:
+            return _decline(charge, "Stripe cannot charge this amount exactly")
+        if charge.payment_method is None:
+            return _decline(charge, "the order names no payment method")
         answer = await self._create(charge, fields)
         if isinstance(answer, Answer) and (intent := _created(answer)):
             # Asked only now: a process that was frozen for a day may just have been given another intent than before.
@@ -177,6 +184,12 @@ class StripePayment:
 
     async def _get(self, path: str) -> Reply:
         return await self._client.attempt("GET", path, self._headers)
+
+
+def _decline(charge: Charge, reason: str) -> Refused:
+    """Decline without asking Stripe, and log why."""
+    log.warning("stripe.not_charged", saga_id=str(charge.saga_id), currency=charge.currency, reason=reason)
+    return DECLINED
 
 
 def _fields(charge: Charge) -> Mapping[str, str] | None:

@@ -179,7 +179,7 @@ async def test_what_stripe_holds_against_the_request_itself_is_our_fault(
     payment: StripePayment, stripe: StripeFake, charge: Charge
 ) -> None:
     await payment.charge(charge)
-    another_amount, another_currency = replace(charge, amount_minor=2998), charge_of(uuid4(), 3000, "IQD", "pm_a")
+    another_amount, another_currency = replace(charge, amount_minor=2998), charge_of(uuid4(), 3000, "ZMW", "pm_a")
     assert await payment.charge(another_amount) == Unknown("400 idempotency_error", our_fault=True)
     assert await payment.charge(another_currency) == Unknown("400 invalid_request_error", our_fault=True)
     assert stripe.charged(charge.saga_id) == [2997]

@@ -6,7 +6,9 @@ from uuid import UUID
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
+from app.orders.models import Line
 from app.saga.orchestrator import Orchestrator
 from tests.harness import stripe_fake
 from tests.harness.cancelling import cancel
@@ -60,6 +62,22 @@ async def test_an_order_that_cannot_be_paid_is_rejected(
     saga = await start_saga(stage.pool, payment_method=method)
     await stage.drive(paying())
     await balances(stage, stripe, saga, "rejected: card-declined", 0)
+
+
+@pytest.mark.parametrize(("currency", "price_minor"), [("IQD", 1000), ("CLF", 10_000)])
+async def test_an_unknown_currency_is_never_charged(
+    stage: Stage, stripe: StripeFake, paying: Paying, currency: str, price_minor: int
+) -> None:
+    """The order ends rejected, no intent is ever confirmed, and the log says why."""
+    saga = await start_saga(stage.pool, currency=currency, lines=(Line("WIDGET", 3, price_minor),), **VISA)
+    with capture_logs() as logs:
+        await stage.drive(paying())
+    assert await stage.outcome(saga) == "rejected: card-declined"
+    assert stripe.charged(saga) == []
+    assert "confirm" not in stripe.asked()
+    [line] = [line for line in logs if line["event"] == "stripe.not_charged"]
+    assert (line["currency"], line["saga_id"]) == (currency, str(saga))
+    assert "number of decimals is not known" in line["reason"]
 
 
 async def charged_and_cancelled(stage: Stage, orchestrator: Orchestrator) -> UUID:

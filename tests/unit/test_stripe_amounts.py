@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from app.orders.money import EXPONENTS, to_minor
-from app.partners.stripe_amounts import THREE_DECIMAL, ZERO_DECIMAL, stripe_amount
+from app.partners.stripe_amounts import THREE_DECIMAL, TWO_DECIMAL, ZERO_DECIMAL, is_known, stripe_amount
 
 # Of https://docs.stripe.com/currencies; each as Stripe's own examples have it, where it gives one.
 DOCUMENTED = [
@@ -36,6 +36,17 @@ def test_an_amount_that_stripe_cannot_charge_exactly_is_none_and_never_rounded(p
 def test_whole_units_of_every_currency_stay_what_they_are(currency: str) -> None:
     decimals = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
     assert stripe_amount(to_minor(Decimal(1234), currency), currency) == 1234 * 10**decimals
+
+
+@pytest.mark.parametrize("currency", ["CLF", "IQD", "LYD", "UYW", "XAD", "MRU"])
+def test_a_currency_that_stripe_does_not_list_is_unknown(currency: str) -> None:
+    assert not is_known(currency)
+
+
+def test_every_currency_has_one_number_of_decimals_at_stripe() -> None:
+    known = TWO_DECIMAL | ZERO_DECIMAL | THREE_DECIMAL
+    assert len(known) == len(TWO_DECIMAL) + len(ZERO_DECIMAL) + len(THREE_DECIMAL)
+    assert set(EXPONENTS) >= known
 
 
 def test_what_has_no_minor_unit_has_no_amount() -> None:
