@@ -28,6 +28,8 @@ OUTCOMES = {"do": ("done", "refused", "not-sent", "unknown"), "undo": ("done", "
 PARTNERS = ("inventory", "payment", "shipping")
 QUEUE = "orders.saga"
 PRUNED_TABLES = ("outbox", "inbox", "sagas", "idempotency_keys")
+TRACESTATE_BYTES = 512
+TRACESTATE_MEMBER_BYTES = 128
 SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 # Without the values of local variables, which structlog would show: credentials, tokens, addresses and keys are there.
@@ -193,10 +195,27 @@ def trace_headers() -> dict[str, str]:
     return carrier
 
 
+def limit_tracestate(tracestate: str) -> str:
+    """Return whole members of a `tracestate` header, 512 bytes of them at most.
+
+    Members over 128 bytes go first, then members from the end (W3C Trace Context, section 3.3.1.5). Without a limit, a
+    caller could fill the header limit of every partner, which would then refuse to charge and to refund alike.
+    """
+    members = [member.strip() for member in tracestate.split(",") if member.strip()]
+    if len(",".join(members).encode()) > TRACESTATE_BYTES:
+        members = [member for member in members if len(member.encode()) <= TRACESTATE_MEMBER_BYTES]
+    while len(",".join(members).encode()) > TRACESTATE_BYTES:
+        members.pop()
+    return ",".join(members)
+
+
 @contextlib.contextmanager
 def trace_context(carrier: Mapping[str, Any]) -> Iterator[None]:
     """Continue the trace named by `traceparent` / `tracestate` in the carrier, if it names one."""
-    token = context.attach(propagate.extract({name: value for name, value in carrier.items() if value}))
+    given = {name: value for name, value in carrier.items() if value}
+    if "tracestate" in given:
+        given["tracestate"] = limit_tracestate(given["tracestate"])
+    token = context.attach(propagate.extract(given))
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from app.messaging.envelope import CONTENT_TYPE, HEADER_PREFIX, SOURCE, SPEC_VER
 from app.messaging.rabbitmq import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, EXCHANGE, QUEUE
 from app.orders.events import TYPES
 from app.orders.status import Reason, Status
+from app.telemetry import TRACESTATE_BYTES
 
 Json = dict[str, Any]
 
@@ -152,7 +153,10 @@ def _headers(kind: str) -> Json:
         "tenant": {"type": "string", "minLength": 1, "description": "whose order it is"},
     }
     named = {HEADER_PREFIX + name: schema for name, schema in attributes.items()}
-    trace = {name: {"type": "string", "description": "W3C Trace Context"} for name in ("traceparent", "tracestate")}
+    trace: dict[str, Json] = {
+        "traceparent": {"type": "string", "description": "W3C Trace Context"},
+        "tracestate": {"type": "string", "description": "W3C Trace Context", "maxLength": TRACESTATE_BYTES},
+    }
     return {"type": "object", "required": list(named), "properties": named | trace}
 
 

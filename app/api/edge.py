@@ -75,7 +75,7 @@ class Edge:
 
         with (
             structlog.contextvars.bound_contextvars(request_id=request_id),
-            trace_context({name: headers.get(name) for name in ("traceparent", "tracestate")}),
+            trace_context({name: ",".join(headers.getlist(name)) for name in ("traceparent", "tracestate")}),
         ):
             self._in_flight += 1
             try:

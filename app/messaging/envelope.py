@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from app.telemetry import limit_tracestate
+
 SOURCE = "/orders"
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
@@ -61,7 +63,7 @@ class Envelope:
         if self.traceparent:
             headers["traceparent"] = self.traceparent
         if self.tracestate:
-            headers["tracestate"] = self.tracestate
+            headers["tracestate"] = limit_tracestate(self.tracestate)
         return headers
 
 
@@ -83,7 +85,7 @@ def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
             time=_instant(_attribute(headers, "time")),
             data=data,
             traceparent=_text(headers.get("traceparent")),
-            tracestate=_text(headers.get("tracestate")),
+            tracestate=limit_tracestate(_text(headers.get("tracestate")) or "") or None,
         )
     except ValueError as error:
         raise UnreadableMessage(f"its attributes cannot be read: {error}") from error

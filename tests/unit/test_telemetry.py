@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from app.telemetry import configure_logging
+from app.telemetry import configure_logging, limit_tracestate
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -34,3 +34,19 @@ def test_a_logged_exception_shows_where_it_was_raised_but_no_local_variable(
 def fail(authorization: str) -> None:
     assert authorization
     raise ValueError("wrong")
+
+
+@pytest.mark.parametrize(
+    ("given", "limited"),
+    [
+        ("", ""),
+        (" a=1 ,, b=2,", "a=1,b=2"),
+        ("a=" + "x" * 510, "a=" + "x" * 510),  # fits as it is
+        ("a=" + "x" * 510 + ",b=2", "b=2"),
+        (",".join(["a=1", "b=" + "x" * 126, "c=" + "x" * 127, "d=" + "x" * 400]), "a=1,b=" + "x" * 126),
+        (",".join(f"v{number}={'x' * 100}" for number in range(9)), ",".join(f"v{n}={'x' * 100}" for n in range(4))),
+        ("ä=" + "ü" * 255, ""),
+    ],
+)
+def test_a_tracestate_keeps_whole_members_up_to_512_bytes(given: str, limited: str) -> None:
+    assert limit_tracestate(given) == limited
