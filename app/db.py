@@ -135,10 +135,24 @@ async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIter
             # What was being asked may still be under way, and so may its cancellation: nobody must inherit them.
             conn.terminate()
             raise
+        except asyncpg.PostgresError as error:
+            _withhold_values(error)
+            raise
         finally:
             await pool.release(conn)
     except UNAVAILABLE as error:
         raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
+
+
+def _withhold_values(error: asyncpg.PostgresError) -> None:
+    """Remove from an error what it quotes of a row, since its text goes to logs, inbox rows and dead letters.
+
+    DETAIL quotes rows: addresses, payment tokens. Messages of class 22 (data exceptions), and asyncpg's own of that
+    class, quote single values; no other class does.
+    """
+    error.detail = None
+    if isinstance(error, asyncpg.DataError):
+        error.args = ("its message is withheld, since it quotes a value",)
 
 
 @contextlib.asynccontextmanager

@@ -84,13 +84,18 @@ class Edge:
             except ClientDisconnect:
                 # It hung up before its body was complete: nothing was done, and nobody is left to be answered.
                 status = CLIENT_GONE
-                log.info("http.client_gone", method=scope["method"], path=scope["path"])
+                log.info("http.client_gone", method=scope["method"], route=_route(scope))
             except Exception:
-                log.exception("http.failed", method=scope["method"], path=scope["path"])
+                log.exception("http.failed", method=scope["method"], route=_route(scope))
                 if status:
                     raise  # the answer has begun: all that is left is to cut the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
                 self._in_flight -= 1
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.http_duration.labels(scope["method"], route, status).observe(time.perf_counter() - began)
+                duration = time.perf_counter() - began
+                self._metrics.http_duration.labels(scope["method"], _route(scope), status).observe(duration)
+
+
+def _route(scope: Scope) -> str:
+    """Return the matched route's path, without its parameters: an idempotency key among them must not be logged."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))

@@ -195,3 +195,19 @@ async def test_a_cancelled_statement_does_not_reach_the_next_user_of_its_connect
 async def test_a_process_that_froze_inside_a_transaction_does_not_hold_its_locks_for_ever(pool: db.Pool) -> None:
     async with db.connection(pool) as conn:
         assert await conn.fetchval("SELECT current_setting('idle_in_transaction_session_timeout')") == "10s"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO notes VALUES ($1), ($1)",
+        "SELECT $1::text::uuid",
+        "SELECT $1::int",
+    ],
+)
+async def test_an_error_quotes_no_value(noting: db.Pool, statement: str) -> None:
+    """The text of an error goes to logs, inbox rows and dead letters."""
+    with pytest.raises(asyncpg.PostgresError) as raised:
+        async with db.connection(noting) as conn:
+            await conn.execute(statement, "12 Private Lane")
+    assert "Private Lane" not in str(raised.value)

@@ -214,6 +214,30 @@ async def test_api8_2023_secrets_show_in_no_answer_and_no_log(
         assert secret not in everything
 
 
+async def test_api8_2023_an_unexpected_error_logs_no_address_token_or_key(
+    pool: Pool, database_url: str, start_service: Callable[..., Awaitable[Service]]
+) -> None:
+    """A constraint that fails makes Postgres quote the row; a key is part of the path that is asked for."""
+    await pool.execute("ALTER TABLE orders ADD CONSTRAINT unexpected CHECK (currency <> 'CHF')")
+    body = LINE | {
+        "currency": "CHF",
+        "payment_method": "pm_private_token",
+        "shipping_address": {"name": "Ada", "line1": "12 Private Lane", "city": "Basel", "country": "CH"},
+    }
+    service = await start_service({"ORDERS_DATABASE_URL": database_url, "ORDERS_ROLES": "api"})
+    async with plain_http(service.url) as api:
+        assert_problem(await api.post("/orders", json=body), 500, "internal-error")
+        await pool.execute("ALTER TABLE idempotency_keys RENAME TO elsewhere")
+        assert_problem(await api.get("/idempotency-keys/private-key-1"), 500, "internal-error")
+    assert await service.terminate() == 0
+    log = service.log.read_text()
+    assert log.count('"http.failed"') == 2
+    assert 'violates check constraint \\"unexpected\\"' in log
+    assert '"route": "/idempotency-keys/{key:path}"' in log
+    for private in ("pm_private_token", "Private Lane", "private-key-1"):
+        assert private not in log
+
+
 async def test_api9_2023_every_route_is_documented_guarded_or_known_to_be_public(
     database_url: str, guarded: httpx.AsyncClient
 ) -> None:
