@@ -19,7 +19,7 @@ from app.messaging import depths
 from app.messaging.consumer import Consumer
 from app.messaging.depths import Depths
 from app.messaging.local import LocalTransport
-from app.messaging.rabbitmq import RabbitTransport, close, connect
+from app.messaging.rabbitmq import RabbitTransport
 from app.messaging.relay import Relay, Transport
 from app.messaging.subscription import Subscription
 from app.operations.dead_letters import DeadLetters, InQueue, ParkedRows
@@ -86,6 +86,7 @@ class Parts:
         self._pool = pool
         self._relay_pool = relay_pool
         self._broker_url = settings.rabbitmq_url.get_secret_value()
+        self._relay: Relay | None = None
         self._relay_loop: Loop | None = None
         self._wake_orchestrator: Callable[[], None] = _nobody
         self._subscription: Subscription | None = None
@@ -115,7 +116,8 @@ class Parts:
                 self._subscription = Subscription(self._broker_url, consumer, ROUTING_KEYS, prefetch)
                 roles.append(Role("consumer", self._subscription.run, self._subscription.stop))
         if "relay" in self._settings.roles:
-            loop = self._relay_loop = self._relay(self._transport(stack, consumer))
+            relay = self._relay = self._make_relay(self._transport(stack, consumer))
+            loop = self._relay_loop = Loop("relay", relay.run_once, self._settings.outbox_poll_seconds)
             roles.append(Role("relay", loop.run, loop.stop))
         read_depths = self._depths(stack)
         if self._settings.roles & {"relay", "consumer"}:
@@ -137,14 +139,14 @@ class Parts:
     def _transport(self, stack: contextlib.AsyncExitStack, consumer: Consumer | None) -> Transport:
         if consumer is not None and not self._broker_url:
             return LocalTransport(consumer)
-        timeout = self._settings.outbox_publish_timeout_seconds
-        transport = self._rabbit_transport = RabbitTransport(self._broker_url, CONSUMED_TYPES, ROUTING_KEYS, timeout)
+        patience = self._settings.outbox_publish_timeout_seconds
+        transport = self._rabbit_transport = RabbitTransport(self._broker_url, CONSUMED_TYPES, ROUTING_KEYS, patience)
         stack.push_async_callback(transport.close)
         return transport
 
-    def _relay(self, transport: Transport) -> Loop:
+    def _make_relay(self, transport: Transport) -> Relay:
         settings = self._settings
-        relay = Relay(
+        return Relay(
             self._relay_pool,
             transport,
             self._metrics,
@@ -155,7 +157,6 @@ class Parts:
             max_attempts=settings.outbox_max_attempts,
             checkpoint=self._checkpoint,
         )
-        return Loop("relay", relay.run_once, settings.outbox_poll_seconds)
 
     def _consumer(self, wake_orchestrator: Callable[[], None]) -> Consumer:
         hold, deadline = self._settings.inventory_hold_seconds, self._settings.saga_deadline_seconds
@@ -225,11 +226,12 @@ class Parts:
         return checks, frozenset(decisive)
 
     async def _check_rabbitmq(self) -> str:
-        if self._rabbit_transport is not None:
-            await self._rabbit_transport.check()
-        if self._subscription is None:
-            await close(await connect(self._broker_url, "orders readiness"))
-        elif not self._subscription.connected:
+        """Say whether relay and consumer can do their work; the relay opens its connection before there is any."""
+        if self._relay is not None:
+            self._relay.check()
+        if self._rabbit_transport is not None and not self._rabbit_transport.connected:
+            raise BrokerUnavailable("the relay is not connected")
+        if self._subscription is not None and not self._subscription.connected:
             raise BrokerUnavailable("the consumer is not connected")
         return "reachable"
 

@@ -162,9 +162,13 @@ class Settings(Operations, Retention, Auth):
     idempotency_wait_seconds: Seconds = Field(default=5, description="wait for the first request with the same key")
 
     outbox_poll_seconds: Seconds = Field(default=0.5, description="between looks at the outbox (woken at once besides)")
-    outbox_batch_size: PositiveInt = Field(default=200, le=10_000, description="rows claimed at a time")
+    outbox_batch_size: PositiveInt = Field(
+        default=200, le=10_000, description="rows claimed at a time; fewer after a batch that a slow link did not carry"
+    )
     outbox_lease_seconds: Seconds = Field(default=30, description="a claimed row is another relay's after")
-    outbox_publish_timeout_seconds: Seconds = Field(default=5, description="a batch's confirms must arrive within")
+    outbox_publish_timeout_seconds: Seconds = Field(
+        default=5, description="publishing a batch ends when no confirm arrives for so long"
+    )
     outbox_backoff_base_seconds: Seconds = Field(default=2, description="first pause after a refused row, full jitter")
     outbox_backoff_cap_seconds: Seconds = Field(default=300, description="longest such pause")
     outbox_max_pending: PositiveInt = Field(

@@ -156,7 +156,7 @@ class Connection:
         """Forward what an end received, as far as no fault strikes."""
         if self._silent:
             return
-        target, delay = self.other(source), self._armed.delay(source.direction)
+        target, delay = self.other(source), self._armed.delay(source.direction, len(data))
         for piece in source.watcher.feed(data):
             overtakes = piece.frame in target.overtaken
             fault = self._armed.strike_frame(piece.frame) if piece.frame and not overtakes else None

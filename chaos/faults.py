@@ -6,18 +6,20 @@ Double     a frame arrives twice
 Overtake   a frame arrives after the next one of its name
 Block      a frame and all that follows it does not arrive until the fault is disarmed, and its sender is told
 Delay      each chunk arrives later
+Throttle   all connections together carry so many bytes a second
 Blackhole  a connection stays open, and nothing arrives until the fault is disarmed
 Reset      a connection ends with a TCP RST
 Refuse     nobody listens on the port until the fault is disarmed
 
 Every fault takes `probability` (of each single chance to strike) and `times` (at most, counted from arming it).
-A chance to strike is one frame for those that name one, one received chunk for Delay, one connection for Blackhole and
-Reset (each open one at arming, then each new one), and arming itself for Refuse. A frame that overtakes another is
-spared.
+A chance to strike is one frame for those that name one, one received chunk for Delay and Throttle, one connection for
+Blackhole and Reset (each open one at arming, then each new one), and arming itself for Refuse. A frame that overtakes
+another is spared.
 """
 
 import enum
 import random
+import time
 from collections import Counter
 from dataclasses import KW_ONLY, dataclass
 
@@ -90,6 +92,14 @@ class Delay(Fault):
 
 
 @dataclass(frozen=True)
+class Throttle(Fault):
+    """Carry `bytes_per_second` each way, all connections together: they share one link."""
+
+    bytes_per_second: int
+    direction: Direction = Direction.BOTH
+
+
+@dataclass(frozen=True)
 class Blackhole(Fault):
     """Hold everything back, the end of the connection too, and deliver it when disarmed.
 
@@ -114,6 +124,7 @@ class Armed:
         self.struck: Counter[Fault] = Counter()
         self._dice = dice
         self._strikes: dict[Fault, int] = {}  # since it was armed
+        self._idle_at: dict[tuple[Throttle, Direction], float] = {}  # when the link has carried what it was given
 
     def arm(self, fault: Fault) -> None:
         """Let it strike from now on. Armed again, it counts its `times` afresh."""
@@ -151,10 +162,17 @@ class Armed:
                 return fault
         return None
 
-    def delay(self, direction: Direction) -> float:
-        """Decide about one chunk: by how many seconds it is delayed, all delays together."""
+    def delay(self, direction: Direction, size: int) -> float:
+        """Decide about one chunk of `size` bytes: by how many seconds it is delayed, all delays together."""
         return sum(
-            fault.seconds
+            fault.seconds if isinstance(fault, Delay) else self._carry(fault, direction, size)
             for fault in self._strikes
-            if isinstance(fault, Delay) and direction in fault.direction and self.strike(fault)
+            if isinstance(fault, Delay | Throttle) and direction in fault.direction and self.strike(fault)
         )
+
+    def _carry(self, link: Throttle, direction: Direction, size: int) -> float:
+        """Put the chunk behind what the link has to carry. Returns in how many seconds its last byte has arrived."""
+        now = time.monotonic()
+        begins = max(now, self._idle_at.get((link, direction), now))
+        self._idle_at[link, direction] = begins + size / link.bytes_per_second
+        return self._idle_at[link, direction] - now

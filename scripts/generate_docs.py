@@ -30,7 +30,7 @@ Some of them belong together, and start-up refuses what does not fit:
 - `ORDERS_PARTNER_TIMEOUT_SECONDS` is at most a third of `ORDERS_SAGA_LEASE_SECONDS`: a saga's lease must outlast the
   call that its runner is in.
 - `ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS` is less than `ORDERS_OUTBOX_LEASE_SECONDS`: a relay must be done with its rows
-  before another one may claim them.
+  before another one may claim them. It spends at most nine tenths of the lease on a batch.
 - `ORDERS_INVENTORY_HOLD_SECONDS` is more than `ORDERS_SAGA_DEADLINE_SECONDS`: stock must stay held for as long as the
   saga may still go forward.
 - Without `ORDERS_RABBITMQ_URL` messages stay inside the process, so `relay` and `consumer` must be in one process.

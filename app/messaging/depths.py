@@ -45,9 +45,9 @@ class BrokerDepths:
     async def read(self) -> tuple[int, int]:
         """Ask the broker. Raises BrokerUnavailable, also while a queue is missing."""
         try:
+            if self._connection is None:
+                self._connection = await connect(self._url, "orders depths")
             async with asyncio.timeout(CONNECT_SECONDS):
-                if self._connection is None:
-                    self._connection = await connect(self._url, "orders depths")
                 async with self._connection.channel() as channel:
                     queues = [await channel.declare_queue(name, passive=True) for name in (QUEUE, DEAD_LETTER_QUEUE)]
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:

@@ -4,11 +4,13 @@ A row counts as published when its handler's transaction has committed; types wi
 as they would be to an exchange without a queue. A failing handler spends inbox attempts, then the row is parked.
 """
 
+import math
+import time
 from collections.abc import Sequence
 
 from app.messaging.consumer import Consumer, Dead, Handled, Retry
 from app.messaging.envelope import Envelope
-from app.messaging.relay import Refusal
+from app.messaging.relay import UNCONFIRMED, Answer, Refusal
 
 
 class LocalTransport:
@@ -17,9 +19,16 @@ class LocalTransport:
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
-        """Deliver one after the other. Raises DatabaseUnavailable; what was handled by then is known to the inbox."""
-        return [await self._deliver(envelope) for envelope in envelopes]
+    async def ready(self) -> None:
+        """There is nothing to connect to."""
+
+    async def publish(self, envelopes: Sequence[Envelope], seconds: float = math.inf) -> list[Answer]:
+        """Deliver one after the other, as many as there is time for.
+
+        Raises DatabaseUnavailable; what was handled by then is known to the inbox.
+        """
+        ends_at = time.monotonic() + seconds
+        return [await self._deliver(each) if time.monotonic() < ends_at else UNCONFIRMED for each in envelopes]
 
     async def _deliver(self, envelope: Envelope) -> Refusal | None:
         if envelope.type not in self._consumer.handlers:

@@ -6,20 +6,22 @@ one surfaces as an error, and the loop above decides when to connect again.
 """
 
 import asyncio
+import math
 from collections.abc import Collection, Sequence
-from datetime import UTC
 from typing import cast
 
 import aio_pika
 import aiormq
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue, HeadersType
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed, DeliveryError, PublishError
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 from pamqp.common import FieldTable
 
 from app.errors import BrokerUnavailable
-from app.messaging.envelope import CONTENT_TYPE, Envelope
-from app.messaging.relay import Refusal
+from app.messaging.envelope import Envelope
+from app.messaging.publishing import Batch
+from app.messaging.relay import UNCONFIRMED, Answer, Refusal
+from app.messaging.resettable import ResettableConnection
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +32,6 @@ DEAD_LETTER_QUEUE = "orders.saga.dlq"
 
 CONNECT_SECONDS = 5
 SETUP_SECONDS = 10  # a queue without a leader makes no answer, and declaring it again later may help
-BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages handed over at a time
 HEARTBEAT_SECONDS = 15  # a peer that froze is given up after about twice this
 # A backstop only: the consumer counts attempts itself, and never sends a message back. So in every version the broker
 # counts how often a connection ended with the message unacknowledged: a crash, a restart, or half an hour of Postgres
@@ -44,7 +45,7 @@ DELIVERY_LIMIT = 100
 DEAD_LETTER_DELIVERY_LIMIT = 2**31 - 1
 
 
-async def connect(url: str, name: str) -> AbstractConnection:
+async def connect(url: str, name: str) -> ResettableConnection:
     """Connect once. Raises BrokerUnavailable."""
     try:
         return await aio_pika.connect(
@@ -52,6 +53,7 @@ async def connect(url: str, name: str) -> AbstractConnection:
             timeout=CONNECT_SECONDS,
             heartbeat=HEARTBEAT_SECONDS,
             client_properties={"connection_name": name},
+            connection_class=ResettableConnection,
         )
     except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
         raise unavailable(error) from error
@@ -100,117 +102,104 @@ def unavailable(error: BaseException) -> BrokerUnavailable:
 
 
 class RabbitTransport:
-    """Publishes batches: all messages at once over one channel, then all confirms together."""
+    """Publishes batches over one channel of one connection, which it opens again when it is lost."""
 
     def __init__(
-        self, url: str, consumed_types: Collection[str], routing_keys: Collection[str], timeout_seconds: float
+        self, url: str, consumed_types: Collection[str], routing_keys: Collection[str], patience_seconds: float
     ) -> None:
         self._url = url
         self._consumed_types = frozenset(consumed_types)
         self._routing_keys = routing_keys
-        self._timeout_seconds = timeout_seconds
-        self._connection: AbstractConnection | None = None
+        self._patience_seconds = patience_seconds
+        self._connection: ResettableConnection | None = None
         self._channel: AbstractChannel | None = None
         self._declared = False
-        self._outage: BrokerUnavailable | None = None
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
-        """Publish and wait for every confirm. Raises BrokerUnavailable when not all came in time.
+    @property
+    def connected(self) -> bool:
+        """Whether connection and channel are open, as far as this side knows."""
+        if self._connection is None or self._channel is None:
+            return False
+        return self._connection.connected.is_set() and not self._channel.is_closed
 
-        The deadline covers connecting too and is shorter than the rows' lease. Past it the connection is closed, so
-        that nothing of this batch can still be sent after another relay has claimed its rows. Not so a blocked one: the
-        broker has what was sent, unread, and will read it even after a close; another connection would only leave it
-        another copy of a batch. It is kept, and nothing more is sent on it before it is unblocked.
+    async def ready(self) -> None:
+        """Connect and declare the topology unless that is done, and wait while the broker blocks publishing.
+
+        Connecting has `CONNECT_SECONDS`, the rest `SETUP_SECONDS`: some fifteen round trips in all.
         """
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                refusals = await self._publish_all(await self._open(), envelopes)
-        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            self._outage = unavailable(error)
-            if not (isinstance(error, TimeoutError) and await _is_blocked(self._connection)):
-                await self.close()
-            raise self._outage from error
-        self._outage = None
-        if any(refusal and refusal.returned for refusal in refusals):
-            self._declared = False  # a queue or a binding is gone: the next batch finds it declared again
-        return refusals
+        await self._open_channel()
 
-    async def check(self) -> None:
-        """Raise BrokerUnavailable if the last batch was not confirmed, and another would not be now."""
-        if self._outage is None:
-            return
-        if self._connection is not None:  # kept because it is blocked
-            if await _is_blocked(self._connection):
-                raise self._outage
-        else:
-            await close(await connect(self._url, "orders readiness"))
+    async def _open_channel(self) -> aiormq.Channel:
+        try:
+            if not self.connected:
+                await self._connect()
+            await self._wait_until_unblocked()
+            if not self._declared:
+                await self._declare()
+            return cast("aiormq.Channel", await cast("AbstractChannel", self._channel).get_underlay_channel())
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            await self.close()
+            raise unavailable(error) from error
+
+    async def publish(self, envelopes: Sequence[Envelope], seconds: float = math.inf) -> list[Answer]:
+        """Publish what there is time for. Raises BrokerUnavailable when nothing is known of any message.
+
+        When no confirm has come for `patience_seconds`, or when the time is up, the connection is reset, so that
+        nothing of this batch is still sent after another relay may have claimed its rows. A blocked connection is kept:
+        the broker has what was sent, unread, and will read it even after a close, and another connection would only
+        give it another copy of a batch. Nothing more is sent on it before it is unblocked.
+        """
+        began_at = asyncio.get_running_loop().time()
+        channel = await self._open_channel()
+        batch = Batch(channel, EXCHANGE, envelopes, self._consumed_types, self._patience_seconds)
+        try:
+            await batch.publish(began_at, seconds)
+        except asyncio.CancelledError:
+            await self._reset()
+            raise
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            if not (isinstance(error, TimeoutError) and await _is_blocked(self._connection)):
+                await self._reset()
+            unconfirmed = batch.answers.count(UNCONFIRMED)
+            if unconfirmed == len(envelopes):
+                raise unavailable(error) from error
+            log.warning("relay.cut_short", unconfirmed=unconfirmed, of=len(envelopes), error=str(unavailable(error)))
+        if any(isinstance(answer, Refusal) and answer.returned for answer in batch.answers):
+            self._declared = False  # a queue or a binding is gone: the next batch finds it declared again
+        return batch.answers
 
     async def close(self) -> None:
         """Close the connection, if there is one; an answer from the other side is not waited for long."""
         connection, self._connection, self._channel = self._connection, None, None
         await close(connection)
 
-    async def _open(self) -> aiormq.Channel:
-        if self._connection is None or self._channel is None:
-            self._connection = await connect(self._url, "orders relay")
+    async def _connect(self) -> None:
+        await self.close()
+        self._connection = await connect(self._url, "orders relay")
+        async with asyncio.timeout(SETUP_SECONDS):
             # Without on_return_raises a message that no queue took would look like a confirmed one.
             self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-            self._declared = False
-        await unblocked(self._connection)
-        if not self._declared:
-            await declare_topology(self._connection, self._channel, self._routing_keys)
-            self._declared = True
-        return cast("aiormq.Channel", await self._channel.get_underlay_channel())
+        self._declared = False
 
-    async def _publish_all(self, channel: aiormq.Channel, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
-        """Send all, then await all confirms.
-
-        Not by the exchange's `publish`: it keeps the channel until its message has left, three turns of the event loop
-        for each message, one after the other, so that a busy process would need seconds for a batch and take that for
-        an outage. A burst that fits into the buffer is handed over in one turn and leaves in the next.
-        """
-        sent: list[asyncio.Task[Refusal | None]] = []
+    async def _wait_until_unblocked(self) -> None:
+        if not await _is_blocked(self._connection):
+            return
         try:
-            for envelope in envelopes:
-                sent.append(asyncio.create_task(self._publish(channel, envelope)))
-                if len(sent) % BURST == 0:
-                    await asyncio.sleep(0)  # the tasks run
-                    await asyncio.sleep(0)  # the connection's writer runs
-            return await asyncio.gather(*sent)
-        finally:
-            for task in sent:
-                task.cancel()
+            async with asyncio.timeout(self._patience_seconds):
+                await unblocked(cast("AbstractConnection", self._connection))
+        except TimeoutError:
+            raise BrokerUnavailable("rabbitmq: it blocks publishing: an alarm of memory or disk") from None
 
-    async def _publish(self, channel: aiormq.Channel, envelope: Envelope) -> Refusal | None:
-        try:
-            message = _message(envelope)
-            await channel.basic_publish(
-                message.body,
-                exchange=EXCHANGE,
-                routing_key=envelope.routing_key,
-                properties=message.properties,
-                mandatory=envelope.type in self._consumed_types,
-                wait=False,
-            )
-        except PublishError:
-            return Refusal(f"returned: no queue is bound for {envelope.routing_key}", returned=True)
-        except DeliveryError:
-            return Refusal("nacked by the broker")
-        except (ValueError, TypeError) as error:  # one such row must not hold up the others
-            return Refusal(f"cannot be written: {error}", final=True)
-        return None
+    async def _declare(self) -> None:
+        async with asyncio.timeout(SETUP_SECONDS):
+            connection, channel = cast("AbstractConnection", self._connection), cast("AbstractChannel", self._channel)
+            await declare_topology(connection, channel, self._routing_keys)
+        self._declared = True
 
-
-def _message(envelope: Envelope) -> aio_pika.Message:
-    return aio_pika.Message(
-        envelope.body(),
-        headers=dict(envelope.headers()),
-        content_type=CONTENT_TYPE,
-        message_id=str(envelope.id),
-        type=envelope.type,
-        timestamp=envelope.time.astimezone(UTC),
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-    )
+    async def _reset(self) -> None:
+        if self._connection is not None:
+            self._connection.reset()
+        await self.close()
 
 
 def copied(message: AbstractIncomingMessage, headers: HeadersType) -> aio_pika.Message:

@@ -37,10 +37,10 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
 
 @contextlib.asynccontextmanager
 async def publishing(
-    url: str, timeout_seconds: float = AMPLE_SECONDS, routing_keys: tuple[str, ...] = ROUTING_KEYS
+    url: str, patience_seconds: float = AMPLE_SECONDS, routing_keys: tuple[str, ...] = ROUTING_KEYS
 ) -> AsyncIterator[RabbitTransport]:
     """Lend a transport that publishes as the relay's does."""
-    transport = RabbitTransport(url, (PLACED,), routing_keys, timeout_seconds)
+    transport = RabbitTransport(url, (PLACED,), routing_keys, patience_seconds)
     try:
         yield transport
     finally:

@@ -10,7 +10,7 @@ from app.errors import DatabaseUnavailable
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
 from app.messaging.local import LocalTransport
-from app.messaging.relay import Refusal, Relay
+from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
 
@@ -46,7 +46,7 @@ async def parked(pool: db.Pool) -> list[Any]:
         return [tuple(row) for row in await conn.fetch("SELECT id, last_error FROM outbox WHERE parked_at IS NOT NULL")]
 
 
-async def publish(effects: Effects, *messages: Envelope, max_attempts: int = 3) -> Sequence[Refusal | None]:
+async def publish(effects: Effects, *messages: Envelope, max_attempts: int = 3) -> Sequence[Answer]:
     return await LocalTransport(effects.consumer(max_attempts=max_attempts)).publish(messages)
 
 
@@ -54,6 +54,12 @@ async def test_a_message_with_a_handler_takes_effect_and_is_confirmed(effects: E
     messages = [event(), event()]
     assert await publish(effects, *messages) == [None, None]
     assert await effects.committed() == [each.id for each in messages]
+
+
+async def test_what_there_is_no_time_for_takes_no_effect_and_is_unconfirmed(effects: Effects) -> None:
+    answers = await LocalTransport(effects.consumer()).publish([event(), event(event_type=CONFIRMED)], seconds=0)
+    assert answers == [UNCONFIRMED, UNCONFIRMED]
+    assert await effects.committed() == []
 
 
 async def test_a_message_without_a_handler_is_confirmed_as_by_an_exchange_without_a_queue(
@@ -74,7 +80,7 @@ async def test_a_failing_handler_refuses_its_message_and_no_other(effects: Effec
 async def test_the_last_attempt_of_the_inbox_is_final(effects: Effects) -> None:
     effects.failure, message = ValueError("no such thing"), event()
     answers = [await publish(effects, message, max_attempts=2) for _ in range(2)]
-    assert [refusal and refusal.final for (refusal,) in answers] == [False, True]
+    assert [isinstance(refusal, Refusal) and refusal.final for (refusal,) in answers] == [False, True]
 
 
 async def test_a_row_is_published_when_its_effect_is_committed(pool: db.Pool, effects: Effects) -> None:

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from chaos import postgres
-from chaos.faults import Blackhole, Delay, Direction, Lose, Refuse, Reset
+from chaos.faults import Blackhole, Delay, Direction, Lose, Refuse, Reset, Throttle
 from chaos.proxy import Proxy
 from tests.harness.proxied import (
     ANSWER,
@@ -101,11 +101,18 @@ async def test_a_delayed_connection_works_and_keeps_the_order(database_url: str)
     assert proxied.proxy.struck[every] > proxied.proxy.struck[some] > 0
 
 
-@pytest.mark.parametrize(("direction", "arrived"), [(Direction.UP, []), (Direction.DOWN, ["kept"])])
+@pytest.mark.parametrize(
+    ("delay", "arrived"),
+    [
+        (Delay(NEVER_SECONDS, Direction.UP), []),
+        (Delay(NEVER_SECONDS, Direction.DOWN), ["kept"]),
+        (Throttle(1, Direction.UP), []),  # a byte a second: minutes for any statement
+    ],
+    ids=str,
+)
 async def test_a_delay_holds_the_chunks_of_its_direction(
-    proxied: Proxied, direction: Direction, arrived: list[str]
+    proxied: Proxied, delay: Delay | Throttle, arrived: list[str]
 ) -> None:
-    delay = Delay(NEVER_SECONDS, direction)
     proxied.proxy.arm(delay)
     task = asyncio.create_task(proxied.client.execute(INSERT))
     await wait_until(lambda: proxied.proxy.struck[delay], AMPLE_SECONDS, "strike")

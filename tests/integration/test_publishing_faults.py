@@ -15,8 +15,9 @@ from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
 from app.messaging.relay import Relay
 from app.telemetry import Metrics
 from chaos import amqp
-from chaos.faults import Blackhole, Block, Eat, Fault, Lose
+from chaos.faults import Blackhole, Block, Eat, Fault, Lose, Refuse
 from chaos.proxy import Proxy
+from tests.harness.api import serving
 from tests.harness.dead_letters import drained
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
 from tests.harness.messages import next_message, publishing
@@ -84,8 +85,7 @@ async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spen
     await wait_until(strikes, AMPLE_SECONDS, "a confirm that is lost")
     assert await unpublished(pool) == [(0, True)] * 5
     broker_proxy.disarm()
-    await wait_until(lambda: carried(relay), AMPLE_SECONDS, "a connection that works")
-    assert await unpublished(pool) == []
+    await wait_until(lambda: drains(pool, relay), AMPLE_SECONDS, "a connection that works")
     ids = await drained(channel, QUEUE)
     assert set(ids) == {str(each.id) for each in events}
     assert len(ids) > 5
@@ -98,44 +98,40 @@ async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and
     await put(pool, sent)
     relay = relay_over(pool, transport)
     broker_proxy.arm(block)
-    await wait_until(lambda: is_blocked(relay.run_once, transport), AMPLE_SECONDS, "notice of being blocked")
+    await wait_until(lambda: keeps_waiting(relay.run_once, transport), AMPLE_SECONDS, "notice of being blocked")
     waiting = broker_proxy.struck[block]  # one, unless its deadline passed before the notice came
     for _ in range(2):
         with pytest.raises(BrokerUnavailable):
             await relay.run_once()
         assert await unpublished(pool) == [(0, True)]
         with pytest.raises(BrokerUnavailable):
-            await transport.check()
+            relay.check()
     assert broker_proxy.struck == {block: waiting}
     assert await drained(channel, QUEUE) == []
     broker_proxy.disarm()
-    await wait_until(lambda: carried(relay), AMPLE_SECONDS, "the end of the block")
-    await transport.check()
-    assert await unpublished(pool) == []
+    await wait_until(lambda: drains(pool, relay), AMPLE_SECONDS, "the end of the block")
+    relay.check()
     assert set(await drained(channel, QUEUE)) == {str(sent.id)}
 
 
-async def is_blocked(publish: Callable[[], Awaitable[object]], transport: RabbitTransport) -> bool:
-    """Publish in vain; tell whether the transport knows why, and keeps its connection."""
+async def keeps_waiting(publish: Callable[[], Awaitable[object]], transport: RabbitTransport) -> bool:
+    """Publish in vain; tell whether the transport keeps its connection, as it does once it knows that it is blocked."""
     with pytest.raises(BrokerUnavailable):
         await publish()
-    try:
-        await transport.check()
-    except BrokerUnavailable:
-        return True
-    return False
+    return transport.connected
 
 
-async def carried(relay: Relay) -> bool:
+async def drains(pool: db.Pool, relay: Relay) -> bool:
+    """Carry a batch; tell whether everything is published."""
     with contextlib.suppress(BrokerUnavailable):
-        return await relay.run_once() > 0
-    return False
+        await relay.run_once()
+    return await unpublished(pool) == []
 
 
 async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, transport: RabbitTransport) -> None:
     publish = partial(transport.publish, [event()])
     broker_proxy.arm(Block(amqp.PUBLISHED))
-    await wait_until(lambda: is_blocked(publish, transport), AMPLE_SECONDS, "notice of being blocked")
+    await wait_until(lambda: keeps_waiting(publish, transport), AMPLE_SECONDS, "notice of being blocked")
     broker_proxy.cut()
     broker_proxy.disarm()
 
@@ -145,6 +141,30 @@ async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, t
         return False
 
     await wait_until(delivers, AMPLE_SECONDS, "another connection")
+
+
+async def test_readiness_says_whether_publishing_works(
+    pool: db.Pool, database_url: str, broker_proxy: Proxy, rabbitmq_url: str
+) -> None:
+    """Connecting works all the time, so that it alone proves nothing."""
+    url = broker_proxy.url(rabbitmq_url)
+    settings = {"rabbitmq_url": url, "outbox_publish_timeout_seconds": DEADLINE_SECONDS}
+    async with serving(database_url, roles="relay", **settings) as process:
+
+        async def answers(status: int) -> bool:
+            return (await process.get("/readyz")).status_code == status
+
+        await wait_until(partial(answers, 200), AMPLE_SECONDS, "readiness of a relay that has nothing to publish")
+        broker_proxy.arm(Eat(amqp.CONFIRM))
+        await put(pool, event())
+        await wait_until(partial(answers, 503), AMPLE_SECONDS, "word of a batch that failed")
+        broker_proxy.disarm()
+        await wait_until(partial(answers, 200), AMPLE_SECONDS, "readiness after a confirm")
+        broker_proxy.arm(Refuse())
+        broker_proxy.cut()
+        await wait_until(partial(answers, 503), AMPLE_SECONDS, "word of a lost connection")
+        broker_proxy.disarm()
+        await wait_until(partial(answers, 200), AMPLE_SECONDS, "readiness after another connection")
 
 
 @pytest.mark.parametrize("lost", ["binding", "queue"])

@@ -9,7 +9,7 @@ import pytest
 from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope
-from app.messaging.relay import Refusal, Relay
+from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
 from tests.harness.wait import AMPLE_SECONDS
@@ -17,6 +17,7 @@ from tests.harness.wait import AMPLE_SECONDS
 NACK = Refusal("nacked by the broker")
 RETURN = Refusal("returned: no queue is bound for order.placed", returned=True)
 FINAL = Refusal("cannot be written", final=True)
+LEASE_SECONDS = 3600.0
 YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
 
 
@@ -34,15 +35,25 @@ class Broker:
     def __init__(self) -> None:
         self.sent: list[UUID] = []
         self.refusals: dict[UUID, Refusal] = {}
+        self.carries: int | None = None  # so many messages in the time of a batch
         self.is_out = False
+        self.refuses_connections = False
         self.meanwhile: Callable[[], Awaitable[Any]] = carry_on
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> list[Refusal | None]:
+    async def ready(self) -> None:
+        if self.refuses_connections:
+            raise BrokerUnavailable("rabbitmq: connection refused")
+
+    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> list[Answer]:
+        assert 0 < seconds < LEASE_SECONDS
         self.sent += [envelope.id for envelope in envelopes]
         await self.meanwhile()
         if self.is_out:
             raise BrokerUnavailable("rabbitmq: connection refused")
-        return [self.refusals.get(envelope.id) for envelope in envelopes]
+        answers: list[Answer] = [self.refusals.get(envelope.id) for envelope in envelopes]
+        if self.carries is not None:
+            answers[self.carries :] = [UNCONFIRMED] * len(answers[self.carries :])
+        return answers
 
 
 def relay(
@@ -58,7 +69,7 @@ def relay(
         broker,
         metrics or Metrics(),
         batch_size=batch_size,
-        lease_seconds=3600,
+        lease_seconds=LEASE_SECONDS,
         backoff_base_seconds=YEAR_SECONDS,
         backoff_cap_seconds=YEAR_SECONDS,
         max_attempts=3,
@@ -111,6 +122,47 @@ async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.P
     assert counted(metrics, "outbox_publish_failed_total") == 10
     broker.is_out = False
     assert await relay(pool, broker).run_once() == 2
+
+
+async def test_without_a_connection_nothing_is_claimed_until_there_is_one(pool: db.Pool, broker: Broker) -> None:
+    await put(pool, event())
+    one = relay(pool, broker)
+    broker.refuses_connections = True
+    with pytest.raises(BrokerUnavailable):
+        await one.run_once()
+    with pytest.raises(BrokerUnavailable):
+        one.check()
+    assert len(await rows(pool, "claim_token IS NULL AND next_attempt_at <= clock_timestamp()")) == 1
+    broker.refuses_connections = False
+    assert await one.run_once() == 1
+    one.check()
+
+
+async def test_of_a_batch_the_confirmed_is_recorded_and_the_rest_released(pool: db.Pool, broker: Broker) -> None:
+    events = [event() for _ in range(6)]
+    await put(pool, *events)
+    broker.carries, broker.refusals = 3, {each.id: NACK for each in events[:1]}
+    await relay(pool, broker).run_once()
+    assert len(await rows(pool, "published_at IS NOT NULL")) + len(await rows(pool, "attempts = 1")) == 3
+    rest = await rows(pool, "published_at IS NULL AND attempts = 0")
+    assert len(rest) == 3
+    assert all(row["claim_token"] is None for row in rest.values())
+    broker.carries = None
+    assert await relay(pool, broker).run_once() == 3
+
+
+async def test_a_batch_shrinks_to_what_is_confirmed_and_grows_again(pool: db.Pool, broker: Broker) -> None:
+    await put(pool, *(event() for _ in range(40)))
+    one = relay(pool, broker, batch_size=8)
+    broker.carries = 3
+    assert [await one.run_once() for _ in range(3)] == [8, 3, 6]
+    broker.carries = None
+    assert [await one.run_once() for _ in range(4)] == [3, 6, 8, 8]
+    broker.is_out = True
+    with pytest.raises(BrokerUnavailable):
+        await one.run_once()
+    broker.is_out = False
+    assert [await one.run_once() for _ in range(3)] == [1, 2, 3]
 
 
 async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_back(
