@@ -12,7 +12,8 @@ The way of an order, in reading order:
     orders.service      what is in it: order, lines, outbox row, answer; commit; 201           (models, money, status)
     messaging.outbox    the rows that must reach the broker
     messaging.relay     claim with a lease, publish, mark                  (woken by the commit, polls besides)
-    messaging.rabbitmq  the broker: topology, confirmed publishing (publishing); messaging.local: without one
+    messaging.rabbitmq  the broker: topology, confirmed publishing         (publishing, amqp_connection, undecodable);
+                        messaging.local: without one
     messaging.subscription  feeds the consumer from the broker, acknowledges what it did
     messaging.consumer  one transaction: inbox row and the handler's effect; commit; ack
     saga.store          starts the saga of a placed order, keeps its row and its append-only step log

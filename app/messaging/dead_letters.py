@@ -19,7 +19,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed
 
 from app.errors import BrokerUnavailable, DeadLettersBusy
-from app.messaging.envelope import Envelope, UnreadableMessage, one_line, parse
+from app.messaging.envelope import UNDECODABLE, Envelope, UnreadableMessage, one_line, parse
 from app.messaging.rabbitmq import (
     DEAD_LETTER_QUEUE,
     QUEUE,
@@ -242,6 +242,8 @@ def _story(headers: Mapping[str, Any]) -> tuple[str, int | None, datetime | None
         death = deaths[0]  # the latest comes first
         at = _instant(death.get("time"))
         return f"{_text(death.get('reason'))} of {_text(death.get('queue'))}, as the broker says", None, at, at
+    if UNDECODABLE in headers:
+        return f"its properties cannot be decoded: {_text(headers[UNDECODABLE])}", None, None, None
     return "not told: neither x-reason nor x-death is there", None, None, None
 
 

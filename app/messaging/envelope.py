@@ -17,6 +17,7 @@ SOURCE = "/orders"
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
 LINE_LENGTH = 500  # of what is told of a message: a line to search for, not a traceback
+UNDECODABLE = "x-undecodable"  # header that stands for properties which no decoder could read, and says which
 HEADER_PREFIX = "cloudEvents_"  # AMQP binding: attribute names get this prefix, as `cloudEvents:` is no valid JMS name
 
 
@@ -69,6 +70,8 @@ class Envelope:
 
 def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
     """Read a message back. Raises UnreadableMessage with what is wrong with it."""
+    if UNDECODABLE in headers:
+        raise UnreadableMessage(f"its properties cannot be decoded: {_text(headers[UNDECODABLE])}")
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:  # the latter: nested too deeply for the parser

@@ -18,10 +18,11 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 from pamqp.common import FieldTable
 
 from app.errors import BrokerUnavailable
-from app.messaging.envelope import Envelope
+from app.messaging.amqp_connection import AmqpConnection
+from app.messaging.envelope import UNDECODABLE, Envelope
 from app.messaging.publishing import Batch
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal
-from app.messaging.resettable import ResettableConnection
+from app.messaging.undecodable import encodable
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ DELIVERY_LIMIT = 100
 DEAD_LETTER_DELIVERY_LIMIT = 2**31 - 1
 
 
-async def connect(url: str, name: str) -> ResettableConnection:
+async def connect(url: str, name: str) -> AmqpConnection:
     """Connect once. Raises BrokerUnavailable."""
     try:
         return await aio_pika.connect(
@@ -53,7 +54,7 @@ async def connect(url: str, name: str) -> ResettableConnection:
             timeout=CONNECT_SECONDS,
             heartbeat=HEARTBEAT_SECONDS,
             client_properties={"connection_name": name},
-            connection_class=ResettableConnection,
+            connection_class=AmqpConnection,
         )
     except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
         raise unavailable(error) from error
@@ -111,7 +112,7 @@ class RabbitTransport:
         self._consumed_types = frozenset(consumed_types)
         self._routing_keys = routing_keys
         self._patience_seconds = patience_seconds
-        self._connection: ResettableConnection | None = None
+        self._connection: AmqpConnection | None = None
         self._channel: AbstractChannel | None = None
         self._declared = False
 
@@ -206,7 +207,7 @@ def copied(message: AbstractIncomingMessage, headers: HeadersType) -> aio_pika.M
     """Return a persistent message like the one that came in, with these headers, to be published in its stead."""
     return aio_pika.Message(
         message.body,
-        headers=headers,
+        headers=encodable({name: value for name, value in headers.items() if name != UNDECODABLE}),
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         correlation_id=message.correlation_id,

@@ -1,0 +1,83 @@
+"""A message that the AMQP library cannot decode is set aside; every other message goes on."""
+
+import struct
+from typing import Any
+
+import httpx
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from app import db
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE
+from app.operations.dead_letters import Action
+from tests.harness.api import serving
+from tests.harness.dead_letters import consuming, drained, go_over, holds, in_queue, send
+from tests.harness.events import Effects, event
+from tests.harness.raw_amqp import long_string, publish_raw, short_string, table
+
+RAW: dict[str, dict[str, bytes]] = {
+    "timestamp": {"timestamp": struct.pack(">Q", 1_772_000_000_000_000)},  # microseconds
+    "message_id": {"message_id": short_string(b"r\xe9f-1")},
+    "headers": {"headers": table((b"name", long_string(b"Ren\xe9")))},
+}
+TOKEN = "a-token-of-the-operators"
+
+
+async def test_undecodable_messages_are_set_aside_and_others_take_effect(
+    rabbitmq_url: str, channel: AbstractChannel, effects: Effects
+) -> None:
+    """Each kind once, among messages that are fine; the connection lasts, so each is delivered once."""
+    fine = [event() for _ in range(2 * len(RAW))]
+    async with consuming(rabbitmq_url, effects.consumer()):
+        for kind, before, after in zip(RAW, fine[::2], fine[1::2], strict=True):
+            await send(channel, before.body(), headers=dict(before.headers()))
+            await publish_raw(channel, b'{"kind": "%b"}' % kind.encode(), RAW[kind], EXCHANGE, "order.placed")
+            await send(channel, after.body(), headers=dict(after.headers()))
+        await holds(channel, len(RAW))
+        await effects.arrive(len(fine))
+    queue = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
+    for kind in RAW:
+        letter = await queue.get(no_ack=True)
+        assert letter is not None
+        assert letter.body == b'{"kind": "%b"}' % kind.encode()
+        assert str(letter.headers["x-reason"]).startswith("unreadable: its properties cannot be decoded: " + kind)
+        assert not letter.headers.get("x-delivery-count")
+    assert effects.calls == len(fine)
+
+
+@pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
+async def test_an_undecodable_dead_letter_is_shown_replayed_and_purged(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, effects: Effects, raw: dict[str, bytes]
+) -> None:
+    """Such as the broker itself dead-letters: as it came."""
+    letters = in_queue(pool, rabbitmq_url)
+    await publish_raw(channel, b"{}", raw, "", DEAD_LETTER_QUEUE)
+    _, [found] = await go_over(letters, Action.PEEK)
+    assert found.letter.reason.startswith("its properties cannot be decoded: ")
+    assert found.letter.id == ("r?f-1" if "message_id" in raw else "-")
+    await holds(channel, 1)
+    summary, _ = await go_over(letters, Action.REPLAY)
+    assert (summary.meant, summary.kept) == (1, 0)
+    async with consuming(rabbitmq_url, effects.consumer()):
+        await holds(channel, 1)
+    _, [found] = await go_over(letters, Action.PEEK)
+    assert found.letter.reason.startswith("unreadable: ")
+    await go_over(letters, Action.PURGE)
+    assert await drained(channel) == []
+
+
+async def test_ops_shows_and_purges_an_undecodable_dead_letter(
+    database_url: str, rabbitmq_url: str, channel: AbstractChannel
+) -> None:
+    for raw in RAW.values():
+        await publish_raw(channel, b"{}", raw, "", DEAD_LETTER_QUEUE)
+    await holds(channel, len(RAW))
+
+    async def ask(ops: httpx.AsyncClient, method: str, path: str) -> Any:
+        answer = await ops.request(method, path, headers={"Authorization": f"Bearer {TOKEN}"})
+        return answer.raise_for_status().json()
+
+    async with serving(database_url, rabbitmq_url=rabbitmq_url, admin_token=TOKEN) as ops:
+        assert (await ask(ops, "GET", "/ops/dlq"))["depth"] == len(RAW)
+        assert (await ask(ops, "POST", "/ops/dlq/purge"))["done"] == len(RAW)
+    assert await drained(channel) == []

@@ -1,0 +1,90 @@
+"""Whatever properties a message has, it arrives, and it can be sent on."""
+
+import struct
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aio_pika.message import IncomingMessage
+from aiormq.abc import DeliveredMessage
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from app.messaging.envelope import UNDECODABLE
+from app.messaging.rabbitmq import copied
+from app.messaging.undecodable import decodable_header
+from tests.harness.raw_amqp import header, long_string, properties, short_string, table
+
+MICROSECONDS = struct.pack(">Q", 1_772_000_000_000_000)
+
+
+def received(payload: bytes) -> IncomingMessage:
+    """Return the message as aio-pika makes it of a content header."""
+    read = ContentHeader()
+    read.unmarshal(decodable_header(payload))
+    delivery = Basic.Deliver("tag", 1, False, "exchange", "key")  # noqa: FBT003 - pamqp's order
+    return IncomingMessage(DeliveredMessage(delivery=delivery, header=read, body=b"", channel=None))  # type: ignore[arg-type]
+
+
+def test_a_decodable_header_passes_as_it_came() -> None:
+    given = Basic.Properties(headers={"a": "ü", "n": 1}, message_id="m", timestamp=datetime(2026, 1, 1, tzinfo=UTC))
+    payload = ContentHeader(body_size=7, properties=given).marshal()
+    assert decodable_header(payload) is payload
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept", "told"),
+    [
+        ({"timestamp": MICROSECONDS}, {"timestamp": None}, "timestamp: year 5"),
+        ({"timestamp": b"\xff" * 8}, {"timestamp": None}, "timestamp: "),
+        ({"message_id": short_string(b"r\xe9f-1")}, {"message_id": "r?f-1"}, "message_id: 'utf-8' codec"),
+        (
+            {"headers": table((b"name", long_string(b"Ren\xe9")))},
+            {"headers": {"name": "Ren�"}},
+            "headers: name not UTF-8",
+        ),
+        ({"headers": table((b"n\xe9", b"V"))}, {"headers": {}}, "headers: 'utf-8' codec"),
+        ({"headers": table((b"at", b"T" + MICROSECONDS))}, {"headers": {}}, "headers: year 5"),
+        ({"headers": table((b"odd", b"?"))}, {"headers": {}}, "headers: Unknown type"),
+        ({"app_id": short_string(b"\xff" * 255)}, {"app_id": "?" * 255}, "app_id: 'utf-8' codec"),
+    ],
+)
+def test_what_cannot_be_decoded_is_named_and_the_rest_is_kept(
+    raw: dict[str, bytes], kept: dict[str, Any], told: str
+) -> None:
+    message = received(header(properties({"message_type": short_string(b"kept"), **raw})))
+    assert message.type == "kept"
+    assert str(message.headers.pop(UNDECODABLE)).startswith(told)
+    assert {name: getattr(message, name) for name in kept} == kept
+
+
+FIELDS = {
+    "shortstr": st.binary(max_size=255).map(short_string),
+    "octet": st.binary(min_size=1, max_size=1),
+    "timestamp": st.binary(min_size=8, max_size=8),
+    "table": st.lists(
+        st.tuples(
+            st.binary(min_size=1, max_size=20),
+            st.binary(max_size=40) | st.binary(max_size=20).map(long_string),
+        ),
+        max_size=4,
+    ).map(lambda entries: table(*entries)),
+}
+
+
+ANY = {name: FIELDS[Basic.Properties.amqp_type(name)] for name in Basic.Properties.attributes()}
+CHECKED_BY_THE_BROKER = {
+    "delivery_mode": st.sampled_from([b"\x01", b"\x02"]),
+    "expiration": st.just(short_string(b"60")),
+}
+
+
+@given(st.fixed_dictionaries({}, optional={**ANY, **CHECKED_BY_THE_BROKER}))
+def test_no_bytes_in_a_property_keep_a_message_from_arriving(raw: dict[str, bytes]) -> None:
+    """It can be sent on, too, which is how it is set aside."""
+    message = received(header(properties(raw)))
+    again = copied(message, {**message.headers, "x-reason": "why"})
+    assert again.properties.marshal()
+    assert UNDECODABLE not in again.headers
