@@ -179,9 +179,13 @@ class TooManyRequests(RequestError):
 
 
 class Unavailable(OrdersError):
-    """A dependency is out, slow or full."""
+    """A dependency is out, slow or full. `public`: what readiness may show of it; the text may name hosts and users."""
 
     code = "unavailable"
+
+    def __init__(self, text: str = "", public: str | None = None) -> None:
+        super().__init__(text)
+        self.public = public
 
 
 class DatabaseUnavailable(Unavailable):

@@ -231,8 +231,8 @@ class Parts:
             self._relay.check()
         if self._rabbit_transport is not None and not self._rabbit_transport.connected:
             raise BrokerUnavailable("the relay is not connected")
-        if self._subscription is not None and not self._subscription.connected:
-            raise BrokerUnavailable("the consumer is not connected")
+        if self._subscription is not None:
+            self._subscription.check()
         return "reachable"
 
 

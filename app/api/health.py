@@ -82,9 +82,9 @@ async def _row(name: str, check: Check, health: Health) -> dict[str, Any]:
             return {"name": name, "status": "ok", "detail": await check()}
     except (Unavailable, TimeoutError) as error:
         status = "down" if name in health.decisive else "degraded"
-        # The text may name hosts and users: it belongs in the log, not in an answer that anybody may read.
         log.warning("health.failed", check=name, error=str(error))
-        return {"name": name, "status": status, "detail": f"{name} is out of reach"}
+        detail = (error.public if isinstance(error, Unavailable) else None) or f"{name} is out of reach"
+        return {"name": name, "status": status, "detail": detail}
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

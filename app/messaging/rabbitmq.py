@@ -7,6 +7,7 @@ one surfaces as an error, and the loop above decides when to connect again.
 
 import asyncio
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import cast
 
@@ -15,6 +16,7 @@ import aiormq
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue, HeadersType
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.common import FieldTable
 
 from app.errors import BrokerUnavailable
@@ -30,6 +32,9 @@ EXCHANGE = "orders.events"
 DEAD_LETTER_EXCHANGE = "orders.dlx"
 QUEUE = "orders.saga"
 DEAD_LETTER_QUEUE = "orders.saga.dlq"
+
+ACCESS = re.compile(r"access to (\w+) '([^']*)'")
+INEQUIVALENT = re.compile(r"inequivalent arg '([^']*)' for (\w+) '([^']*)'")
 
 CONNECT_SECONDS = 5
 SETUP_SECONDS = 10  # a queue without a leader makes no answer, and declaring it again later may help
@@ -99,7 +104,17 @@ async def _declare_dead_letter_queue(connection: AbstractConnection) -> None:
 
 def unavailable(error: BaseException) -> BrokerUnavailable:
     """Say in our own terms that the broker cannot be used."""
-    return BrokerUnavailable(f"rabbitmq: {type(error).__name__}: {error}".strip(": "))
+    return BrokerUnavailable(f"rabbitmq: {type(error).__name__}: {error}".strip(": "), _refusal(error))
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Say what the broker refuses, for an operator who sees only readiness: without its user and its vhost."""
+    match error:
+        case ChannelAccessRefused() if found := ACCESS.search(str(error)):
+            return "the broker refuses access to {} {}: a right is missing".format(*found.groups())
+        case ChannelPreconditionFailed() if found := INEQUIVALENT.search(str(error)):
+            return "{1} {2} exists with another {0}".format(*found.groups())
+    return None
 
 
 class RabbitTransport:

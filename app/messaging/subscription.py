@@ -62,6 +62,7 @@ class Subscription:
         self._loop = Loop("consumer", self._consume, poll_seconds=0.1)
         self._ended = asyncio.Event()  # of the present connection: lost, or told to stop
         self._ended.set()
+        self._outage = BrokerUnavailable("the consumer is not connected")  # the last one
         self._stopping = False
         self._under_way: set[asyncio.Task[None]] = set()
         self._deliveries = 0
@@ -71,6 +72,11 @@ class Subscription:
     def connected(self) -> bool:
         """Whether it is consuming right now."""
         return not self._ended.is_set()
+
+    def check(self) -> None:
+        """Raise BrokerUnavailable, with the reason, while it does not consume."""
+        if not self.connected:
+            raise self._outage
 
     async def run(self) -> None:
         """Consume until `stop`."""
@@ -83,6 +89,13 @@ class Subscription:
         self._ended.set()
 
     async def _consume(self) -> int:
+        try:
+            return await self._consume_until_lost()
+        except BrokerUnavailable as error:
+            self._outage = error
+            raise
+
+    async def _consume_until_lost(self) -> int:
         connection = await connect(self._url, "orders consumer")
         ended = asyncio.Event()
         try:

@@ -30,6 +30,15 @@ POSTGRES_SETTINGS = {
 RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it refuses other users
 RABBITMQ_CONTROL = RABBITMQ_SCRIPT.with_name("rabbitmqctl")
 REDIS_START_SECONDS = 90.0
+RIGHTS = {
+    "orders": {"configure": ".*", "write": ".*", "read": ".*"},
+    "limited": {"configure": "^$", "write": ".*", "read": ".*"},
+    "documented": {  # in docs/operations.md
+        "configure": r"^orders\.(events|dlx|saga(\.dlq(\.pass)?)?)$",
+        "write": r"^(orders\.(events|dlx|saga(\.dlq)?)|amq\.default)$",
+        "read": r"^orders\.(events|dlx|saga(\.dlq)?)$",
+    },
+}
 RABBITMQ_START_SECONDS = 180.0  # about 5 s of processor time, which two workers may have to share
 # From 4.2 on, declarations are in Khepri, which writes them to disk before it answers.
 SYNC_DECLARATIONS = """
@@ -204,12 +213,13 @@ def rabbitmq_url(port: int, vhost: str) -> str:
 
 
 def rabbitmq_definitions(vhosts: Sequence[str]) -> Mapping[str, Any]:
-    """Return what a RabbitMQ for tests has when it starts: one user, who may do everything in these vhosts."""
-    every = {"configure": ".*", "write": ".*", "read": ".*"}
+    """Return what a RabbitMQ for tests has when it starts: a user for each of `RIGHTS`, whose password is its name."""
     return {
-        "users": [{"name": "orders", "password": "orders", "tags": "administrator"}],
+        "users": [
+            {"name": user, "password": user, "tags": "administrator" if user == "orders" else ""} for user in RIGHTS
+        ],
         "vhosts": [{"name": vhost} for vhost in vhosts],
-        "permissions": [{"user": "orders", "vhost": vhost, **every} for vhost in vhosts],
+        "permissions": [{"user": user, "vhost": vhost, **RIGHTS[user]} for user in RIGHTS for vhost in vhosts],
     }
 
 
