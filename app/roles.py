@@ -22,8 +22,9 @@ from app.messaging.local import LocalTransport
 from app.messaging.rabbitmq import RabbitTransport
 from app.messaging.relay import Relay, Transport
 from app.messaging.subscription import Subscription
-from app.operations.dead_letters import DeadLetters, InQueue, ParkedRows
+from app.operations.dead_letters import DeadLetters, InQueue
 from app.operations.janitor import RESEND_PERIOD_SECONDS, SWEEP_PERIOD_SECONDS, Janitor, Resender
+from app.operations.parked_letters import ParkedRows
 from app.orders import events
 from app.partners.client import PartnerClient, open_session
 from app.partners.inventory import HttpInventory

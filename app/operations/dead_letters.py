@@ -20,9 +20,8 @@ from typing import Protocol
 from uuid import UUID
 
 from app import db
-from app.messaging import dead_letters, inbox, unpublished
+from app.messaging import dead_letters, inbox
 from app.messaging.dead_letters import DeadLetter
-from app.saga import upkeep
 
 BATCH = 100  # dead letters looked up, rearmed and published together
 NEEDED = "its order has not started and would wait for ever: replay it, or cancel the order"
@@ -234,75 +233,9 @@ class _QueuePass:
             await inbox.rearm(conn, self._place.consumer, ids)
 
 
-@dataclass(frozen=True, slots=True)
-class ParkedRows:
-    """Without a broker: the parked outbox rows of the types that have a handler."""
-
-    pool: db.Pool
-    consumer: str
-    types: Collection[str]
-
-    @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator["_ParkedPass"]:
-        """Begin a pass."""
-        async with db.connection(self.pool) as conn:
-            depth, began_at = await unpublished.count_parked(conn, self.types)
-        yield _ParkedPass(self, depth, began_at)
-
-
-class _ParkedPass:
-    def __init__(self, place: ParkedRows, depth: int, began_at: datetime) -> None:
-        self.depth = depth
-        self._place = place
-        self._began_at = began_at
-        self._last: tuple[datetime, UUID] | None = None
-        self._taken = 0
-
-    async def take(self, limit: int) -> list[DeadLetter]:
-        async with db.connection(self._place.pool) as conn:
-            rows = await unpublished.parked(conn, self._place.types, self._began_at, self._last, limit)
-            records = await inbox.look_up(conn, self._place.consumer, [str(row.id) for row in rows])
-        letters = []
-        for row in rows:
-            self._taken += 1
-            self._last = (row.parked_at, row.id)
-            letters.append(_of_row(self._taken, row, records.get(str(row.id))))
-        return letters
-
-    async def replay(self, letters: Sequence[DeadLetter]) -> None:
-        async with db.transaction(self._place.pool) as conn:
-            await inbox.rearm(conn, self._place.consumer, [letter.id for letter in letters])
-            await unpublished.requeue(conn, [UUID(letter.id) for letter in letters])
-
-    async def needed(self, letters: Sequence[DeadLetter]) -> set[int]:
-        """Return those whose orders wait for them: no other copy of the event exists."""
-        orders = {letter.number: _order_id(letter.subject) for letter in letters}
-        async with db.connection(self._place.pool) as conn:
-            waiting = await upkeep.still_unstarted(conn, {order_id for order_id in orders.values() if order_id})
-        return {number for number, order_id in orders.items() if order_id in waiting}
-
-    async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        async with db.connection(self._place.pool) as conn:
-            await unpublished.remove_parked(conn, [UUID(letter.id) for letter in letters])
-
-
-def _of_row(number: int, row: unpublished.Parked, record: inbox.Record | None) -> DeadLetter:
-    return DeadLetter(
-        number=number,
-        id=str(row.id),
-        event_id=str(row.id),
-        type=row.type,
-        subject=row.subject,
-        tenant=row.tenant,
-        reason=row.last_error,
-        attempts=record.attempts if record else row.attempts,
-        first_failure_at=record.first_failure_at if record else None,
-        last_failure_at=row.parked_at,
-    )
-
-
-def _order_id(subject: str | None) -> UUID | None:
+def as_uuid(text: str | None) -> UUID | None:
+    """Parse a text; None if it is not a UUID."""
     try:
-        return UUID(subject or "")
+        return UUID(text or "")
     except ValueError:
         return None

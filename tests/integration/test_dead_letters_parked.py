@@ -7,7 +7,8 @@ from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
 from app.messaging.local import LocalTransport
 from app.messaging.relay import Relay
-from app.operations.dead_letters import NEEDED, Action, DeadLetters, ParkedRows
+from app.operations.dead_letters import NEEDED, Action, DeadLetters
+from app.operations.parked_letters import ParkedRows
 from app.telemetry import Metrics
 from tests.harness.dead_letters import REASON, go_over, ids
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
