@@ -60,9 +60,9 @@ class Resender:
         began = time.monotonic()
         async with db.connection(self._pool) as conn:
             unstarted, after = await upkeep.unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
-        self._found += len(unstarted)
         if unstarted and (await self._depths())[0] <= FEW_WAITING:
             await self._resend(unstarted)
+        self._found += len(unstarted)  # last: `depths` may raise, and then this batch is read again
         if after is None:
             self._metrics.orders_unstarted.set(self._found)
             self._after, self._found = upkeep.FIRST, 0

@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 
 from app import db
+from app.errors import BrokerUnavailable
 from app.messaging import inbox, outbox
 from app.messaging.outbox import Verdict
 from app.messaging.rabbitmq import QUEUE
@@ -141,6 +142,23 @@ async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstar
     assert metrics.registry.get_sample_value("orders_unstarted") == 1
     await resender(pool, metrics, waiting=FEW_WAITING).run_once()
     assert await pending(pool) == [order_id]
+
+
+async def test_an_outage_of_the_broker_counts_no_order_twice(pool: db.Pool) -> None:
+    async def depths() -> tuple[int, int]:
+        if outage:
+            raise BrokerUnavailable("rabbitmq: refused")
+        return 0, 0
+
+    outage, metrics = True, Metrics()
+    await placed_and_published(pool, 3600)
+    one = Resender(pool, metrics, CONSUMER, depths, nothing)
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            await one.run_once()
+    outage = False
+    await one.run_once()
+    assert counted(metrics, "orders_unstarted") == 1
 
 
 async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are(pool: db.Pool) -> None:
