@@ -28,6 +28,7 @@ For operators, by `/ops` (api.operators, api.dead_letters, api.sagas) and by the
 (api.views, api.saga_views):
 
     operations.dead_letters  what was given up, why, what a replay would do; replayed, removed (messaging.dead_letters)
+                             (without a broker: parked_letters); on record (audit), as is operations.outbox
     operations.sagas         a saga's pause ended, a saga turned back, each on record (audit)         (saga.reading)
 
 Beside it: `operations.janitor` (sends again what a broker lost, removes what is past its retention; `saga.upkeep`),

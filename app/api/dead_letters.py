@@ -13,11 +13,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from app.api import openapi, security
-from app.api.bodies import read_body
-from app.api.operators import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who
+from app.api.operators import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who, read_optional_body
 from app.api.queries import PeekDeadLetters, Query, Selecting, TreatDeadLetters, read_query
-from app.api.schemas import parse_json, validated
 from app.api.views import DeadLettersAnswer, TreatedAnswer
+from app.operations.audit import Operator
 from app.operations.dead_letters import Action, Finding, Selection, Summary
 
 log = structlog.get_logger(__name__)
@@ -42,6 +41,7 @@ BUSY = {
     HTTPStatus.SERVICE_UNAVAILABLE: ("broker-unavailable", "the service cannot take this request right now"),
 }
 REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
+TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "kept": {}, "from_outbox": False}
 WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
 BODY = openapi.request_body(TreatDeadLetters, required=False)
 
@@ -59,7 +59,7 @@ BODY = openapi.request_body(TreatDeadLetters, required=False)
 async def peek(request: Request) -> JSONResponse:
     """Show dead letters with their reasons and what the inbox knows of them. They stay where they are, in order."""
     asked = read_query(PeekDeadLetters, request.query_params.multi_items())
-    summary, findings = await _go_over(request, Action.PEEK, asked, asked.limit, dry_run=True)
+    summary, findings = await _go_over(request, Action.PEEK, asked, asked.limit)
     answer = DeadLettersAnswer.of(asked.queue, summary, findings)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -69,9 +69,7 @@ async def peek(request: Request) -> JSONResponse:
     summary="Send dead letters again",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(
-            TreatedAnswer, "They were sent", {**PEEKED, "dry_run": False, "done": 1, "kept": {}}, "Cache-Control"
-        ),
+        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were sent", TREATED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
     openapi_extra=BODY,
@@ -79,6 +77,7 @@ async def peek(request: Request) -> JSONResponse:
 async def replay(request: Request, operator: Who) -> JSONResponse:
     """Give each its attempts again and send it to its queue, with its id. What took effect does not do so twice.
 
+    With an `id` that no dead letter has, the event is sent again from the outbox if its order has not started.
     It needs no Idempotency-Key: what was replayed is no dead letter any more, and the inbox knows a copy by its id.
     """
     return await _treat(request, operator, Action.REPLAY)
@@ -89,15 +88,16 @@ async def replay(request: Request, operator: Who) -> JSONResponse:
     summary="Remove dead letters",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(
-            TreatedAnswer, "They were removed", {**PEEKED, "dry_run": False, "done": 1, "kept": {}}, "Cache-Control"
-        ),
+        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were removed", TREATED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
     openapi_extra=BODY,
 )
 async def purge(request: Request, operator: Who) -> JSONResponse:
     """Remove each for good. `kept` tells, by id, which ones were left and why.
+
+    An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
+    purged until the event is replayed or the order has ended.
 
     It needs no Idempotency-Key: what was removed cannot be removed again.
     """
@@ -107,8 +107,9 @@ async def purge(request: Request, operator: Who) -> JSONResponse:
 async def _treat(request: Request, operator: security.Operator, action: Action) -> JSONResponse:
     operators: Operators = request.state.operators
     read_query(Query, request.query_params.multi_items())
-    asked = await _read_body(request, operators.body_timeout_seconds)
-    summary, findings = await _go_over(request, action, asked, asked.limit, dry_run=asked.dry_run)
+    asked = await read_optional_body(request, TreatDeadLetters)
+    acting = None if asked.dry_run else Operator(operator.subject, asked.reason or "")
+    summary, findings = await _go_over(request, action, asked, asked.limit, acting)
     answer = TreatedAnswer.of_pass(asked.queue, summary, findings, dry_run=asked.dry_run)
     if not asked.dry_run:
         operators.on_pending()
@@ -117,18 +118,10 @@ async def _treat(request: Request, operator: security.Operator, action: Action) 
 
 
 async def _go_over(
-    request: Request, action: Action, asked: Selecting, limit: int, *, dry_run: bool
+    request: Request, action: Action, asked: Selecting, limit: int, operator: Operator | None = None
 ) -> tuple[Summary, list[Finding]]:
     operators: Operators = request.state.operators
     findings: list[Finding] = []
     selection = Selection(asked.id, asked.since, limit)
-    summary = await operators.dead_letters.go_over(action, selection, findings.append, dry_run=dry_run)
+    summary = await operators.dead_letters.go_over(action, selection, findings.append, operator=operator)
     return summary, findings
-
-
-async def _read_body(request: Request, timeout_seconds: float) -> TreatDeadLetters:
-    """Read the selectors; no body, or an empty one, selects all. Raises ValidationFailed, and as `read_body` does."""
-    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
-        return TreatDeadLetters()
-    body = await read_body(request, timeout_seconds)
-    return validated(TreatDeadLetters, parse_json(body) if body.strip() else {}, "the selection is not valid")

@@ -6,7 +6,7 @@ Nobody else does. It tells of rows and what became of them, never what is in an 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -17,10 +17,12 @@ from pydantic import BaseModel
 
 from app import db
 from app.api import openapi, security
-from app.api.queries import Limited, read_query
+from app.api.bodies import read_body
+from app.api.queries import Limited, Query, Requeue, read_query
+from app.api.schemas import parse_json, validated
 from app.api.views import OutboxAnswer, OutboxCounts
-from app.errors import ParkedRowNotFound
-from app.messaging import unpublished
+from app.operations import outbox
+from app.operations.audit import Operator
 from app.operations.dead_letters import DeadLetters
 from app.orders import reading
 from app.saga import upkeep
@@ -36,6 +38,8 @@ OPERATORS_ONLY = (
 )
 Who = Annotated[security.Operator, Depends(security.operator)]
 router = APIRouter(prefix="/ops", tags=["operators"], dependencies=OPERATORS_ONLY)
+
+Kind = TypeVar("Kind", bound=Query)
 
 NO_STORE = {"Cache-Control": "no-store"}
 NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}
@@ -152,15 +156,15 @@ async def read_outbox(request: Request) -> JSONResponse:
     responses={
         HTTPStatus.OK.value: openapi.answered(Requeued, "It is pending", {"id": ROW_ID}),
         **openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_PARKED),
-        **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
+        **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY, *openapi.BODY_REFUSALS),
     },
+    openapi_extra=openapi.request_body(Requeue, required=False),
 )
 async def requeue(request: Request, operator: Who, row_id: UUID) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
     operators: Operators = request.state.operators
-    async with db.connection(operators.pool) as conn:
-        if not await unpublished.requeue(conn, [row_id]):
-            raise ParkedRowNotFound(f"no parked outbox row has the id {row_id}")
+    asked = await read_optional_body(request, Requeue)
+    await outbox.requeue(operators.pool, row_id, Operator(operator.subject, asked.reason or ""))
     operators.on_pending()
     log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)
     return JSONResponse(Requeued(id=str(row_id)).model_dump())
@@ -193,6 +197,18 @@ async def read_stats(request: Request) -> JSONResponse:
         pools={name: _use(pool) for name, pool in operators.pools.items()},
     )
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+async def read_optional_body(request: Request, kind: type[Kind]) -> Kind:
+    """Read what goes with a change; no body, or an empty one, means `{}`.
+
+    Raises ValidationFailed, and as `read_body` does.
+    """
+    operators: Operators = request.state.operators
+    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+        return kind()
+    body = await read_body(request, operators.body_timeout_seconds)
+    return validated(kind, parse_json(body) if body.strip() else {}, "the body is not valid")
 
 
 def _use(pool: db.Pool) -> PoolUse:

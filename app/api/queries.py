@@ -181,6 +181,7 @@ class TreatDeadLetters(Selecting):
         default=DEFAULT_TREATED, description="at most so many"
     )
     dry_run: StrictBool = Field(default=False, description="change nothing; tell what would be done")
+    reason: Reason | None = Field(default=None, description="why; it is kept with what was done")
 
 
 class ListSagas(Query):
@@ -195,6 +196,12 @@ class Reasoned(Query):
     """The body of a change that an operator makes."""
 
     reason: Reason = Field(description="why; it is kept with what was done")
+
+
+class Requeue(Query):
+    """The body of `POST /ops/outbox/{id}/requeue`."""
+
+    reason: Reason | None = Field(default=None, description="why; it is kept with what was done")
 
 
 class Limited(Query):

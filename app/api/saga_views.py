@@ -4,7 +4,7 @@ It tells of steps and what came of them, never what is in an order.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -15,7 +15,8 @@ from app.operations import audit
 from app.operations.sagas import Action, Outcome
 from app.orders import service
 from app.orders.models import rfc3339
-from app.saga import reading
+from app.orders.status import Status
+from app.saga import reading, unstarted
 
 
 class SagaView(BaseModel):
@@ -67,17 +68,52 @@ class ListedSaga(SagaView):
     last_detail: str | None
 
 
-class SagasAnswer(BaseModel):
-    """Sagas that have not ended: first those that need a look, and of each the oldest first."""
+class UnstartedOrder(BaseModel):
+    """A pending order without a saga, because its `order.placed` is dead; an operator decides about it.
 
-    sagas: list[ListedSaga]
+    `event`: `dead-letter`, or `purged` by an operator; `since`: when that was. `reason`: the last failure; null: the
+    broker itself dead-lettered the event.
+    """
+
+    order_id: str
+    tenant: str
+    event: Literal["dead-letter", "purged"]
+    since: str
+    attempts: int
+    reason: str | None
+    age_seconds: float
 
     @classmethod
-    async def read(cls, conn: db.Connection, limit: int, status: str | None, *, stuck: bool) -> Self:
+    def of(cls, order: unstarted.GivenUp) -> Self:
+        """Show one."""
+        return cls(
+            order_id=str(order.order_id),
+            tenant=order.tenant,
+            event="purged" if order.purged else "dead-letter",
+            since=rfc3339(order.since),
+            attempts=order.attempts,
+            reason=order.last_error,
+            age_seconds=round(order.age_seconds, 3),
+        )
+
+
+class SagasAnswer(BaseModel):
+    """Sagas that have not ended: first those that need a look, and of each the oldest first.
+
+    `unstarted`: orders that have no saga, and get none before an operator acts. The limit holds for each of the lists.
+    """
+
+    sagas: list[ListedSaga]
+    unstarted: list[UnstartedOrder]
+
+    @classmethod
+    async def read(cls, conn: db.Connection, consumer: str, limit: int, status: str | None, *, stuck: bool) -> Self:
         """Read the first of them."""
         found = await reading.unfinished(conn, limit, status, stuck=stuck)
+        given_up = [] if status == Status.COMPENSATING else await unstarted.given_up(conn, consumer, limit)
         return cls(
-            sagas=[ListedSaga.of(each.saga, last_outcome=each.outcome, last_detail=each.detail) for each in found]
+            sagas=[ListedSaga.of(each.saga, last_outcome=each.outcome, last_detail=each.detail) for each in found],
+            unstarted=[UnstartedOrder.of(each) for each in given_up],
         )
 
 
@@ -94,7 +130,10 @@ class LogLine(BaseModel):
 
 
 class OperatorAction(BaseModel):
-    """What an operator did. `outcome`: what came of it, or what it found and left alone."""
+    """What an operator did. `outcome`: what came of it, or what it found and left alone; `unfinished`: it was killed.
+
+    `reason`: empty when none was given.
+    """
 
     at: str
     actor: str

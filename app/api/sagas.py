@@ -43,7 +43,20 @@ SAGA: Mapping[str, Any] = {
     "deadline_at": "2026-11-21T04:02:27.123456Z",
     "stuck": True,
 }
-LISTED: Mapping[str, Any] = {"sagas": [{**SAGA, "last_outcome": "unknown", "last_detail": "HTTP 500"}]}
+LISTED: Mapping[str, Any] = {
+    "sagas": [{**SAGA, "last_outcome": "unknown", "last_detail": "HTTP 500"}],
+    "unstarted": [
+        {
+            "order_id": ORDER_ID,
+            "tenant": "default",
+            "event": "purged",
+            "since": "2026-11-21T04:02:11.000000Z",
+            "attempts": 7,
+            "reason": "UniqueViolationError: duplicate key",
+            "age_seconds": 1260.5,
+        }
+    ],
+}
 SHOWN: Mapping[str, Any] = {
     "order_id": ORDER_ID,
     "tenant": "default",
@@ -95,11 +108,16 @@ BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider i
     openapi_extra={"parameters": openapi.query_parameters(ListSagas)},
 )
 async def list_sagas(request: Request) -> JSONResponse:
-    """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first."""
+    """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first.
+
+    Beside them, orders that cannot start: their `order.placed` is a dead letter, or was purged.
+    """
     operators: Operators = request.state.operators
     asked = read_query(ListSagas, request.query_params.multi_items())
     async with db.connection(operators.pool) as conn:
-        answer = await SagasAnswer.read(conn, asked.limit, asked.status, stuck=asked.stuck)
+        answer = await SagasAnswer.read(
+            conn, operators.dead_letters.consumer, asked.limit, asked.status, stuck=asked.stuck
+        )
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 

@@ -132,11 +132,16 @@ class DeadLettersAnswer(BaseModel):
 
 
 class TreatedAnswer(DeadLettersAnswer):
-    """What was done, or with `dry_run` would be: `done` of `dead_letters`, not the `kept` ones: why, by id."""
+    """What was done, or with `dry_run` would be: `done` of `dead_letters`, not the `kept` ones: why, by id.
+
+    `from_outbox`: no dead letter has the id that was to be replayed, but its order has not started; so the event is
+    sent again from the outbox.
+    """
 
     dry_run: bool
     done: int
     kept: dict[str, str]
+    from_outbox: bool
 
     @classmethod
     def of_pass(cls, queue: str, summary: Summary, findings: Sequence[Finding], *, dry_run: bool) -> Self:
@@ -147,6 +152,7 @@ class TreatedAnswer(DeadLettersAnswer):
             dry_run=dry_run,
             done=summary.meant - summary.kept,
             kept={each.letter.id: each.kept for each in findings if each.kept is not None},
+            from_outbox=summary.from_outbox,
         )
 
 

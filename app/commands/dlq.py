@@ -12,9 +12,10 @@ import typer
 
 from app.api import queries
 from app.api.views import DeadLettersAnswer, DeadLetterView, TreatedAnswer
-from app.commands.options import AsJson, DataDir, duration, open_pool, servers
+from app.commands.options import AsJson, DataDir, MaybeReason, duration, open_pool, operator, servers
 from app.errors import OrdersError
 from app.messaging.rabbitmq import QUEUE
+from app.operations.audit import Operator
 from app.operations.dead_letters import Action, Finding, Selection, Summary
 from app.roles import dead_letters_of
 
@@ -43,7 +44,7 @@ def peek(
 ) -> None:
     """Print dead letters: why each was given up, what the inbox knows of it, what a replay would do."""
     name, selection = _queue(queue), _selection(since, letter_id, limit)
-    summary, findings = asyncio.run(_go_over(data_dir, Action.PEEK, selection, dry_run=True, keep=True))
+    summary, findings = asyncio.run(_go_over(data_dir, Action.PEEK, selection, None, keep=True))
     answer = DeadLettersAnswer.of(name, summary, findings)
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
@@ -62,12 +63,13 @@ def replay(
     letter_id: Id = None,
     limit: Limit = None,
     dry_run: DryRun = False,
+    reason: MaybeReason = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Give dead letters their attempts again and send them to their queue; none takes effect twice."""
-    selection = _selection(since, letter_id, limit)
-    _treat(Action.REPLAY, _queue(queue), selection, data_dir, dry_run=dry_run, as_json=as_json)
+    selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
+    _treat(Action.REPLAY, _queue(queue), selection, who, data_dir, as_json=as_json)
 
 
 @app.command()
@@ -78,19 +80,20 @@ def purge(
     letter_id: Id = None,
     limit: Limit = None,
     dry_run: DryRun = False,
+    reason: MaybeReason = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove dead letters for good; not the last copy of one that an order still waits for."""
-    selection = _selection(since, letter_id, limit)
-    _treat(Action.PURGE, _queue(queue), selection, data_dir, dry_run=dry_run, as_json=as_json)
+    """Remove dead letters for good. Without a broker, one that its order still waits for is kept."""
+    selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
+    _treat(Action.PURGE, _queue(queue), selection, who, data_dir, as_json=as_json)
 
 
 def _treat(
-    action: Action, queue: str, selection: Selection, data_dir: Path | None, *, dry_run: bool, as_json: bool
+    action: Action, queue: str, selection: Selection, who: Operator | None, data_dir: Path | None, *, as_json: bool
 ) -> None:
-    keep = dry_run or as_json
-    summary, findings = asyncio.run(_go_over(data_dir, action, selection, dry_run=dry_run, keep=keep))
+    dry_run = who is None
+    summary, findings = asyncio.run(_go_over(data_dir, action, selection, who, keep=dry_run or as_json))
     if as_json:
         answer = TreatedAnswer.of_pass(queue, summary, findings, dry_run=dry_run)
         typer.echo(answer.model_dump_json(indent=2))
@@ -103,14 +106,17 @@ def _treat(
                 typer.echo(_block(DeadLetterView.of(each)))
             if each.kept is not None:
                 typer.echo(f"{'  ' if dry_run else ''}kept {each.letter.id}: {each.kept}")
+        if summary.from_outbox:
+            typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
     _tell_of_the_rest(selection, summary)
     not_all = summary.looked_at < summary.depth and not (selection.limit and summary.meant >= selection.limit)
-    if (summary.kept and not dry_run) or (selection.id is not None and not summary.meant) or not_all:
+    not_found = selection.id is not None and not summary.meant
+    if (summary.kept and not dry_run) or ((not_found or not_all) and not summary.from_outbox):
         raise typer.Exit(1)
 
 
 async def _go_over(
-    data_dir: Path | None, action: Action, selection: Selection, *, dry_run: bool, keep: bool
+    data_dir: Path | None, action: Action, selection: Selection, who: Operator | None, *, keep: bool
 ) -> tuple[Summary, list[Finding]]:
     """Go over them with a bar on a terminal. Returns the findings, or without `keep` those alone that were kept."""
     findings: list[Finding] = []
@@ -132,11 +138,17 @@ async def _go_over(
 
             letters = dead_letters_of(pool, broker_url)
             try:
-                return await letters.go_over(action, selection, found, dry_run=dry_run, looked=looked), findings
+                return await letters.go_over(action, selection, found, operator=who, looked=looked), findings
             except OrdersError:
-                if done and not dry_run:
+                if done and who is not None:
                     typer.echo(f"orders: {done} {DONE[action]} before this happened; run it again", err=True)
                 raise
+
+
+def _operator(reason: str | None, *, dry_run: bool) -> Operator | None:
+    """Return who acts; None for a dry run, which refuses a bad reason too."""
+    who = operator(reason)
+    return None if dry_run else who
 
 
 def _queue(name: str) -> str:

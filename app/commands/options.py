@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import pwd
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +13,11 @@ import typer
 from app import db, embedded, settings, telemetry
 from app.api import queries
 from app.errors import ConfigurationError
+from app.operations.audit import Operator
 
 DataDir = Annotated[Path | None, typer.Option(help="Take the database of the demo that runs on this directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaybeReason = Annotated[str | None, typer.Option("--reason", help="Why; it is kept with what was done.")]
 
 POOL_SIZE = 2
 
@@ -37,6 +41,19 @@ async def open_pool(url: str) -> AsyncIterator[db.Pool]:
     await db.check(url)
     async with db.open_pool(url, POOL_SIZE) as pool:
         yield pool
+
+
+def operator(reason: str | None) -> Operator:
+    """Return who runs the command, by the system and not by the environment, and why. Raises typer.BadParameter."""
+    user = os.getuid()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:  # a container that runs as any number
+        name = str(user)
+    try:
+        return Operator(f"cli:{name}", "" if reason is None else queries.reason(reason))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--reason") from error
 
 
 def duration(text: str, option: str) -> float:

@@ -9,9 +9,9 @@ import typer
 
 from app import db
 from app.api.views import OutboxAnswer, OutboxCounts, OutboxRow
-from app.commands.options import AsJson, DataDir, open_pool, servers
-from app.errors import ParkedRowNotFound
-from app.messaging import unpublished
+from app.commands.options import AsJson, DataDir, MaybeReason, open_pool, operator, servers
+from app.operations import outbox
+from app.operations.audit import Operator
 
 app = typer.Typer(help="The events that must reach the broker.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -43,9 +43,11 @@ def list_rows(
 
 
 @app.command()
-def requeue(row_id: Annotated[UUID, typer.Argument(metavar="ID")], *, data_dir: DataDir = None) -> None:
+def requeue(
+    row_id: Annotated[UUID, typer.Argument(metavar="ID")], *, reason: MaybeReason = None, data_dir: DataDir = None
+) -> None:
     """Let a parked event be published again: it goes back to pending, with all its attempts."""
-    asyncio.run(_requeue(data_dir, row_id))
+    asyncio.run(_requeue(data_dir, row_id, operator(reason)))
     typer.echo(f"{row_id} is pending again")
 
 
@@ -61,11 +63,10 @@ async def _read_rows(data_dir: Path | None, limit: int) -> OutboxAnswer:
         return await OutboxAnswer.of_first(conn, limit)
 
 
-async def _requeue(data_dir: Path | None, row_id: UUID) -> None:
+async def _requeue(data_dir: Path | None, row_id: UUID, who: Operator) -> None:
     url, _ = servers(data_dir)
-    async with open_pool(url) as pool, db.connection(pool) as conn:
-        if not await unpublished.requeue(conn, [row_id]):
-            raise ParkedRowNotFound(f"no parked outbox row has the id {row_id}")
+    async with open_pool(url) as pool:
+        await outbox.requeue(pool, row_id, who)
 
 
 def _line(counts: OutboxCounts) -> str:

@@ -4,8 +4,6 @@ A change needs a reason, which is kept with what was done. Each command may be k
 """
 
 import asyncio
-import os
-import pwd
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +13,12 @@ import typer
 
 from app import db
 from app.api import queries
-from app.api.saga_views import ListedSaga, SagaAnswer, SagaChanged, SagasAnswer, SagaView
-from app.commands.options import AsJson, DataDir, open_pool, servers
+from app.api.saga_views import ListedSaga, SagaAnswer, SagaChanged, SagasAnswer, SagaView, UnstartedOrder
+from app.commands.options import AsJson, DataDir, open_pool, operator, servers
 from app.operations import sagas
-from app.operations.audit import Operator
 from app.operations.sagas import Action, Outcome
 from app.orders.status import Status
+from app.roles import CONSUMER
 
 app = typer.Typer(help="What drives orders to their end.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,7 +39,10 @@ def list_sagas(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the sagas that have not ended: first those that need a look, and of each the oldest first."""
+    """Print the sagas that have not ended: first those that need a look, and of each the oldest first.
+
+    Beside them, the orders that cannot start: their event is a dead letter, or was purged.
+    """
     answer = asyncio.run(_list(data_dir, limit, _status(status), stuck=stuck))
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
@@ -49,6 +50,10 @@ def list_sagas(
     typer.echo(f"{len(answer.sagas)} unfinished sagas shown")
     for saga in answer.sagas:
         typer.echo(_listed(saga))
+    if answer.unstarted:
+        typer.echo(f"\n{len(answer.unstarted)} orders that cannot start shown")
+    for order in answer.unstarted:
+        typer.echo(_unstarted(order))
 
 
 @app.command()
@@ -61,10 +66,10 @@ def show(saga_id: Id, *, data_dir: DataDir = None, as_json: AsJson = False) -> N
 @app.command()
 def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Have a saga that waits taken on at once; one that a process is at is left alone."""
-    operator = _operator(reason)
+    who = operator(reason)
 
     async def act(pool: db.Pool) -> Outcome:
-        return await sagas.retry(pool, saga_id, operator)
+        return await sagas.retry(pool, saga_id, who)
 
     _change(saga_id, Action.RETRY, act, data_dir, as_json=as_json)
 
@@ -72,10 +77,10 @@ def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJ
 @app.command()
 def compensate(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Turn a saga back: all is undone, and its order never confirmed. With the limits of a customer's cancel."""
-    operator = _operator(reason)
+    who = operator(reason)
 
     async def act(pool: db.Pool) -> Outcome:
-        return await sagas.compensate(pool, saga_id, operator, {})
+        return await sagas.compensate(pool, saga_id, who, {})
 
     _change(saga_id, Action.COMPENSATE, act, data_dir, as_json=as_json)
 
@@ -83,7 +88,7 @@ def compensate(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json
 async def _list(data_dir: Path | None, limit: int, status: str | None, *, stuck: bool) -> SagasAnswer:
     url, _ = servers(data_dir)
     async with open_pool(url) as pool, db.connection(pool) as conn:
-        return await SagasAnswer.read(conn, limit, status, stuck=stuck)
+        return await SagasAnswer.read(conn, CONSUMER, limit, status, stuck=stuck)
 
 
 async def _show(data_dir: Path | None, saga_id: UUID) -> SagaAnswer:
@@ -109,19 +114,6 @@ def _change(
     typer.echo(changed.model_dump_json(indent=2) if as_json else changed.message)
 
 
-def _operator(reason: str) -> Operator:
-    """Return who runs the command, by the system's word and not by the environment's, and why."""
-    user = os.getuid()
-    try:
-        name = pwd.getpwuid(user).pw_name
-    except KeyError:  # a container that runs as any number
-        name = str(user)
-    try:
-        return Operator(f"cli:{name}", queries.reason(reason))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--reason") from error
-
-
 def _status(text: str | None) -> Status | None:
     try:
         return None if text is None else queries.unfinished(text)
@@ -133,6 +125,18 @@ def _listed(saga: ListedSaga) -> str:
     last = saga.last_outcome or "nothing was asked yet"
     status = _with(saga.status, saga.reason)
     return "\n".join([f"\n{saga.order_id}  {status}", *_lines(saga), f"  last    {_with(last, saga.last_detail)}"])
+
+
+def _unstarted(order: UnstartedOrder) -> str:
+    event = "was purged" if order.event == "purged" else "is a dead letter"
+    return "\n".join(
+        [
+            f"\n{order.order_id}  pending",
+            f"  age     {order.age_seconds:.1f} s",
+            f"  event   {event}, since {order.since}, {order.attempts} attempts",
+            *([f"  reason  {order.reason}"] if order.reason else []),
+        ]
+    )
 
 
 def _story(answer: SagaAnswer) -> str:
@@ -151,7 +155,8 @@ def _story(answer: SagaAnswer) -> str:
     if answer.operator_actions:
         lines.append("\noperators")
     lines += [
-        f"  {each.at}  {each.actor}  {each.action}: {each.outcome} ({each.reason})" for each in answer.operator_actions
+        f"  {each.at}  {each.actor}  {each.action}: {_with(each.outcome, each.reason)}"
+        for each in answer.operator_actions
     ]
     return "\n".join(lines)
 

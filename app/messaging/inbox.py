@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Column, DateTime, Integer, Table, Text, text
+from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, text
 
 from app.db import Connection, affected, first_id, metadata
 
@@ -20,6 +20,13 @@ table = Table(
     Column("last_error", Text),
     Column("processed_at", DateTime(timezone=True)),
     Column("dead_at", DateTime(timezone=True)),
+    Column("purged_at", DateTime(timezone=True)),  # an operator removed its dead letter; only with `dead_at`
+    Index(
+        "inbox_dead_at_idx",
+        "consumer",
+        "dead_at",
+        postgresql_where=text("dead_at IS NOT NULL AND processed_at IS NULL"),
+    ),
 )
 
 
@@ -72,16 +79,34 @@ async def failed(conn: Connection, consumer: str, message_id: str, error: str) -
 
 
 async def dead(conn: Connection, consumer: str, message_id: str) -> None:
-    """Record that the message was dead-lettered."""
+    """Record that the message was dead-lettered; the purge of an earlier dead letter does not count any more."""
     await conn.execute(
-        "UPDATE inbox SET dead_at = clock_timestamp() WHERE consumer = $1 AND message_id = $2",
+        "UPDATE inbox SET dead_at = clock_timestamp(), purged_at = NULL WHERE consumer = $1 AND message_id = $2",
         consumer,
         message_id,
     )
 
 
+async def purged(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
+    """Record that an operator removes the dead letters of these messages; not of those that took effect.
+
+    A message that the broker itself dead-lettered may have no row yet: it gets one.
+    """
+    await conn.execute(
+        """
+        INSERT INTO inbox AS i (consumer, message_id, dead_at, purged_at)
+        SELECT $1, message_id, clock_timestamp(), clock_timestamp() FROM unnest($2::text[]) AS message_id
+        ON CONFLICT (consumer, message_id) DO UPDATE
+        SET dead_at = coalesce(i.dead_at, excluded.dead_at), purged_at = excluded.purged_at
+        WHERE i.processed_at IS NULL
+        """,
+        consumer,
+        sorted(set(message_ids)),
+    )
+
+
 async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -> set[UUID]:
-    """Return which of these messages were dead-lettered: an operator decides about them."""
+    """Return which of these messages were dead-lettered, purged ones included: an operator decides about them."""
     rows = await conn.fetch(
         "SELECT message_id FROM inbox WHERE consumer = $1 AND message_id = ANY($2) AND dead_at IS NOT NULL",
         consumer,
@@ -135,29 +160,27 @@ class Record:
     first_failure_at: datetime | None
     last_error: str | None
     processed_at: datetime | None
+    purged_at: datetime | None
 
 
 async def look_up(conn: Connection, consumer: str, message_ids: Collection[str]) -> dict[str, Record]:
     """Return what is known of these messages; those never seen are missing."""
     rows = await conn.fetch(
         """
-        SELECT message_id, attempts, first_failure_at, last_error, processed_at
+        SELECT message_id, attempts, first_failure_at, last_error, processed_at, purged_at
         FROM inbox WHERE consumer = $1 AND message_id = ANY($2::text[])
         """,
         consumer,
         list(message_ids),
     )
-    return {
-        row["message_id"]: Record(row["attempts"], row["first_failure_at"], row["last_error"], row["processed_at"])
-        for row in rows
-    }
+    return {row["message_id"]: Record(**{name: row[name] for name in Record.__slots__}) for row in rows}
 
 
 async def rearm(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
     """Let these messages be tried from the beginning, as if they had never failed; not those that took effect."""
     await conn.execute(
         """
-        UPDATE inbox SET attempts = 0, dead_at = NULL
+        UPDATE inbox SET attempts = 0, dead_at = NULL, purged_at = NULL
         WHERE consumer = $1 AND message_id = ANY($2::text[]) AND processed_at IS NULL
         """,
         consumer,

@@ -133,21 +133,39 @@ async def parked(
     return [Parked(**row) for row in rows]
 
 
-async def requeue(conn: Connection, ids: Collection[UUID]) -> int:
-    """Let parked rows be published again, from the first attempt on. Returns how many of them were parked.
+async def requeue(conn: Connection, ids: Collection[UUID]) -> list[str]:
+    """Let parked rows be published again, from the first attempt on. Returns the subjects of those that were parked.
 
     The last error stays on the row until it is published.
     """
-    return db.affected(
-        await conn.execute(
-            """
-            UPDATE outbox
-            SET parked_at = NULL, attempts = 0, next_attempt_at = clock_timestamp(), claim_token = NULL,
-                pending_since = clock_timestamp()
-            WHERE id = ANY($1::uuid[]) AND parked_at IS NOT NULL AND published_at IS NULL
-            """,
-            list(ids),
-        )
+    rows = await conn.fetch(
+        """
+        UPDATE outbox
+        SET parked_at = NULL, attempts = 0, next_attempt_at = clock_timestamp(), claim_token = NULL,
+            pending_since = clock_timestamp()
+        WHERE id = ANY($1::uuid[]) AND parked_at IS NOT NULL AND published_at IS NULL
+        RETURNING subject
+        """,
+        list(ids),
+    )
+    return [row["subject"] for row in rows]
+
+
+async def exists(conn: Connection, row_id: UUID) -> bool:
+    """Tell whether the outbox still has this row."""
+    return await conn.fetchval("SELECT true FROM outbox WHERE id = $1", row_id) is True
+
+
+async def send_again(conn: Connection, row_id: UUID) -> None:
+    """Make a published or parked row pending, with all its attempts. A row that is pending already stays as it is."""
+    await conn.execute(
+        """
+        UPDATE outbox
+        SET published_at = NULL, parked_at = NULL, attempts = 0, next_attempt_at = clock_timestamp(),
+            claim_token = NULL, pending_since = clock_timestamp()
+        WHERE id = $1 AND (published_at IS NOT NULL OR parked_at IS NOT NULL)
+        """,
+        row_id,
     )
 
 

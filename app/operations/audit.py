@@ -1,12 +1,22 @@
-"""What operators did, and why: rows that are only ever added, each in the transaction of what it tells of."""
+"""What operators did, and why.
 
+A row is written in the same transaction as the change. A command that acts in many steps writes its row before the
+first step and completes it after the last one; the row of a killed command stays UNFINISHED.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, Index, Table, Text, func
+from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
+from app.errors import OrdersError
 
 operator_actions = Table(
     "operator_actions",
@@ -15,22 +25,27 @@ operator_actions = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
-    Column("order_id", ForeignKey("orders.id"), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("order_id", ForeignKey("orders.id")),  # NULL: not about one order
+    Column("reason", Text, nullable=False),  # empty: none was given
     Column("outcome", Text, nullable=False),
+    Column("selection", JSONB),  # what the operator selected
+    Column("counts", JSONB),  # what the command counted
     Index("operator_actions_order_id_idx", "order_id"),
 )
+
+UNFINISHED = "unfinished"
+DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Who acts, and why.
+    """Who acts, and why; an empty reason: none was given.
 
     `actor`: a token's subject; `admin-token`; `cli:` and the name of the operating system's user.
     """
 
     actor: str
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +59,54 @@ class Acted:
     outcome: str
 
 
-async def record(conn: db.Connection, operator: Operator, action: str, order_id: UUID, outcome: str) -> None:
-    """Add a row, in the caller's transaction. The caller has locked the order."""
-    await conn.execute(
-        "INSERT INTO operator_actions (actor, action, order_id, reason, outcome) VALUES ($1, $2, $3, $4, $5)",
+async def record(
+    conn: db.Connection,
+    operator: Operator,
+    action: str,
+    order_id: UUID | None,
+    outcome: str,
+    selection: Mapping[str, Any] | None = None,
+) -> int:
+    """Add a row, in the caller's transaction; without an order if none has this id. Returns the row's id."""
+    row_id: int = await conn.fetchval(
+        """
+        INSERT INTO operator_actions (actor, action, order_id, reason, outcome, selection)
+        VALUES ($1, $2, (SELECT id FROM orders WHERE id = $3), $4, $5, $6) RETURNING id
+        """,
         operator.actor,
         action,
         order_id,
         operator.reason,
         outcome,
+        None if selection is None else json.dumps(selection),
     )
+    return row_id
+
+
+@contextlib.asynccontextmanager
+async def on_record(
+    pool: db.Pool, operator: Operator, action: str, order_id: UUID | None, selection: Mapping[str, Any]
+) -> AsyncIterator[dict[str, int]]:
+    """Write a row before the block acts, committed, and complete it after the block, which fills in the counts.
+
+    If the block raises an OrdersError, the outcome is `failed`, with the counts so far. Raises DatabaseUnavailable.
+    """
+    counts: dict[str, int] = {}
+    async with db.connection(pool) as conn:
+        row_id = await record(conn, operator, action, order_id, UNFINISHED, selection)
+    try:
+        yield counts
+    except OrdersError as error:
+        await _complete(pool, row_id, f"failed: {error.code}", counts)
+        raise
+    await _complete(pool, row_id, DONE, counts)
+
+
+async def _complete(pool: db.Pool, row_id: int, outcome: str, counts: Mapping[str, int]) -> None:
+    async with db.connection(pool) as conn:
+        await conn.execute(
+            "UPDATE operator_actions SET outcome = $2, counts = $3 WHERE id = $1", row_id, outcome, json.dumps(counts)
+        )
 
 
 async def of_order(conn: db.Connection, order_id: UUID) -> list[Acted]:

@@ -4,24 +4,32 @@ They are where the transport leaves them: in RabbitMQ's dead-letter queue, or, w
 outbox rows of the types that have a handler. A pass goes over what is there when it begins, not over what comes back
 meanwhile, and may be killed at any instant and run again:
 
-    rearm the inbox rows → commit → publish, confirmed → remove
+    replay: rearm the inbox rows → commit → publish, confirmed → remove
+    purge:  record as purged in the inbox what an order still waits for → commit → remove
 
-- committed, not published: the message is still a dead letter, of which the inbox has forgotten the failures;
+- rearmed, not published: the message is still a dead letter, of which the inbox has forgotten the failures;
 - published, not removed: there are two copies; the inbox lets one take effect;
+- recorded, not removed: the dead letter is still there, and only an operator sends it again, as was decided;
 - in-process, the outbox row goes back to pending in the transaction that rearms: there is nothing between.
+
+If no dead letter has the id to replay, the event is sent from the outbox, which keeps it until its order has ended.
+Operators' actions are recorded (`audit`) before the first step.
 """
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
 from app import db
-from app.messaging import dead_letters, inbox
+from app.messaging import dead_letters, inbox, unpublished
 from app.messaging.dead_letters import DeadLetter
+from app.operations import audit
+from app.operations.audit import Operator
+from app.saga import upkeep
 
 BATCH = 100  # dead letters looked up, rearmed and published together
 NEEDED = "its order has not started and would wait for ever: replay it, or cancel the order"
@@ -47,12 +55,17 @@ class Selection:
 
     def means(self, letter: DeadLetter) -> bool:
         """Tell whether this one is meant, whatever the limit. One that does not say when it failed is not recent."""
-        if self.id is not None and self.id not in {letter.id, letter.event_id}:
+        if self.id is not None and not {self.id, str(self.order_id or self.id)} & {letter.id, letter.event_id}:
             return False
         if self.since_seconds is None:
             return True
         earliest = datetime.now(UTC) - timedelta(seconds=self.since_seconds)
         return letter.last_failure_at is not None and letter.last_failure_at >= earliest
+
+    @property
+    def order_id(self) -> UUID | None:
+        """Return `id` as an order's, if it can be one: `order.placed` has the id of its order."""
+        return as_uuid(self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +84,11 @@ class Finding:
         if self.record is None:
             return "never seen"
         if self.record.processed_at is not None:
-            return f"took effect at {self.record.processed_at.astimezone(UTC).isoformat(timespec='seconds')}"
+            return f"took effect at {_second(self.record.processed_at)}"
+        if self.record.purged_at is not None:
+            return f"purged at {_second(self.record.purged_at)}, but this copy was not removed"
         if not self.record.attempts:
-            return f"rearmed, last error: {self.record.last_error}"
+            return "rearmed" + (f", last error: {self.record.last_error}" if self.record.last_error else "")
         times = "once" if self.record.attempts == 1 else f"{self.record.attempts} times"
         return f"failed {times}, last error: {self.record.last_error}"
 
@@ -89,12 +104,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`depth`: dead letters at the beginning. `looked_at`: how many of them this pass came to. `kept`: not removed."""
+    """`depth`: dead letters at the beginning. `looked_at`: how many of them this pass came to. `kept`: not removed.
+
+    `from_outbox`: none of them has the id to replay, and the event is sent again from the outbox.
+    """
 
     depth: int
-    looked_at: int
-    meant: int
-    kept: int
+    looked_at: int = 0
+    meant: int = 0
+    kept: int = 0
+    from_outbox: bool = False
 
 
 class Pass(Protocol):
@@ -136,31 +155,64 @@ class DeadLetters:
         selection: Selection,
         found: Callable[[Finding], None],
         *,
-        dry_run: bool = False,
+        operator: Operator | None = None,
         looked: Callable[[int, int], None] = lambda _looked_at, _depth: None,
     ) -> Summary:
         """Do it to each that is meant, and tell `found` of it when it is done; `looked` hears how far the pass is.
 
+        `operator`: who acts; this is recorded. None: a dry run, which changes nothing.
         Raises BrokerUnavailable, DatabaseUnavailable and DeadLettersBusy; what was told of by then is done.
         """
-        looked_at = meant = kept = 0
-        async with self.place.opened() as one:
-            while selection.limit is None or meant < selection.limit:
-                taken = await one.take(BATCH if selection.limit is None else min(BATCH, selection.limit - meant))
+        async with self._on_record(action, selection, operator) as counts, self.place.opened() as one:
+            summary = Summary(one.depth)
+            while selection.limit is None or summary.meant < selection.limit:
+                taken = await one.take(
+                    BATCH if selection.limit is None else min(BATCH, selection.limit - summary.meant)
+                )
                 if not taken:
                     break
-                findings = await self._findings([letter for letter in taken if selection.means(letter)])
-                if findings and action is Action.PURGE:
-                    findings = await self._marked(one, findings)
-                if findings and not dry_run:
-                    await self._do(one, action, [each.letter for each in findings if each.kept is None])
+                findings = await self._treat(one, action, selection, taken, dry_run=operator is None)
                 for each in findings:
                     found(each)
-                looked_at += len(taken)
-                meant += len(findings)
-                kept += sum(each.kept is not None for each in findings)
-                looked(looked_at, one.depth)
-            return Summary(one.depth, looked_at, meant, kept)
+                summary = _sum(summary, taken, findings)
+                counts.update(asdict(summary))
+                looked(summary.looked_at, summary.depth)
+            if action is Action.REPLAY and not summary.meant:
+                from_outbox = await self._replay_from_outbox(selection, dry_run=operator is None)
+                summary = replace(summary, from_outbox=from_outbox)
+            counts.update(asdict(summary))
+        return summary
+
+    def _on_record(
+        self, action: Action, selection: Selection, operator: Operator | None
+    ) -> contextlib.AbstractAsyncContextManager[dict[str, int]]:
+        if operator is None:
+            return contextlib.nullcontext({})
+        selected = {name: value for name, value in asdict(selection).items() if value is not None}
+        return audit.on_record(self.pool, operator, f"dlq {action}", selection.order_id, selected)
+
+    async def _treat(
+        self, one: Pass, action: Action, selection: Selection, taken: Sequence[DeadLetter], *, dry_run: bool
+    ) -> list[Finding]:
+        findings = await self._findings([letter for letter in taken if selection.means(letter)])
+        if findings and action is Action.PURGE:
+            findings = await self._marked(one, findings)
+        if findings and not dry_run:
+            await self._do(one, action, [each.letter for each in findings if each.kept is None])
+        return findings
+
+    async def _replay_from_outbox(self, selection: Selection, *, dry_run: bool) -> bool:
+        """Make the event pending again, with all attempts, if it is one whose order has not started."""
+        order_id = selection.order_id
+        if order_id is None or selection.since_seconds is not None:
+            return False  # not an order's id, or the dead letter may be older than `since`
+        async with db.transaction(self.pool) as conn:
+            unstarted = await upkeep.still_unstarted(conn, [order_id])
+            needed = bool(unstarted) and await unpublished.exists(conn, order_id)
+            if needed and not dry_run:
+                await inbox.rearm(conn, self.consumer, [str(order_id)])
+                await unpublished.send_again(conn, order_id)
+        return needed
 
     async def _findings(self, letters: Sequence[DeadLetter]) -> list[Finding]:
         ids = {letter.event_id for letter in letters if letter.event_id is not None}
@@ -223,8 +275,12 @@ class _QueuePass:
         return set()
 
     async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        """Remove; rearmed before, since the janitor sends again only what the inbox does not call dead."""
-        await self._rearm(letters)
+        """Record which events their orders still wait for, then remove."""
+        events = {UUID(letter.event_id) for letter in letters if letter.event_id is not None}
+        async with db.transaction(self._place.pool) as conn:
+            needed = await upkeep.still_unstarted(conn, events)
+            await inbox.purged(conn, self._place.consumer, [str(order_id) for order_id in needed])
+        self._place.checkpoint("dlq.recorded")
         await self._messages.remove(letters)
 
     async def _rearm(self, letters: Sequence[DeadLetter]) -> None:
@@ -239,3 +295,16 @@ def as_uuid(text: str | None) -> UUID | None:
         return UUID(text or "")
     except ValueError:
         return None
+
+
+def _second(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _sum(summary: Summary, taken: Sequence[DeadLetter], findings: Sequence[Finding]) -> Summary:
+    return replace(
+        summary,
+        looked_at=summary.looked_at + len(taken),
+        meant=summary.meant + len(findings),
+        kept=summary.kept + sum(each.kept is not None for each in findings),
+    )

@@ -17,14 +17,15 @@ from app.messaging.subscription import Subscription
 from app.operations.dead_letters import Action, DeadLetters, Finding, InQueue, Selection, Summary
 from tests.harness.events import event, nothing
 from tests.harness.messages import ROUTING_KEYS, take
+from tests.harness.operating import OPERATOR
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 REASON = "ValueError: no such thing"
 
 
-def in_queue(pool: db.Pool, url: str, consumer: str = "effects") -> DeadLetters:
+def in_queue(pool: db.Pool, url: str, consumer: str = "effects", **options: Any) -> DeadLetters:
     """Return the dead letters of the consumer that `Effects` makes."""
-    return DeadLetters(pool, consumer, InQueue(pool, consumer, url, ROUTING_KEYS, nothing))
+    return DeadLetters(pool, consumer, InQueue(pool, consumer, url, ROUTING_KEYS, **{"checkpoint": nothing, **options}))
 
 
 async def go_over(
@@ -32,7 +33,8 @@ async def go_over(
 ) -> tuple[Summary, list[Finding]]:
     """Make one pass; return what it told of."""
     findings: list[Finding] = []
-    summary = await letters.go_over(action, Selection(**selection), findings.append, dry_run=dry_run)
+    operator = None if dry_run or action is Action.PEEK else OPERATOR
+    summary = await letters.go_over(action, Selection(**selection), findings.append, operator=operator)
     return summary, findings
 
 

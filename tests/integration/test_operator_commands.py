@@ -22,6 +22,7 @@ from tests.harness.commands import module, orders
 from tests.harness.databases import patient_pool
 from tests.harness.dead_letters import REASON, consuming, drained, holds, set_aside
 from tests.harness.events import PLACED, nothing
+from tests.harness.operating import recorded
 from tests.harness.orders import DEADLINE_SECONDS, event_of, placed
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -185,6 +186,9 @@ async def test_dead_letters_are_shown_replayed_and_purged(
     )
     await holds(channel, 2)
     code, out, _ = await orders("dlq", "replay", "--id", second, **env)
+    assert (code, out.splitlines()[0]) == (0, "replayed: 0 of 2 dead letters of orders.saga")
+    assert f"sent again from the outbox: {second}" in out
+    code, out, _ = await orders("dlq", "replay", "--id", SOME_ID, **env)
     assert (code, out) == (1, "replayed: 0 of 2 dead letters of orders.saga\n")
     await holds(channel, 2)
     assert await orders("dlq", "purge", **env) == (0, "purged: 2 of 2 dead letters of orders.saga\n", "")
@@ -198,9 +202,11 @@ async def test_a_replay_killed_in_the_middle_and_run_again_starts_each_saga_once
     env: dict[str, str], pool: Pool, rabbitmq_url: str, channel: AbstractChannel, point: str
 ) -> None:
     await put(pool, channel, 3)
-    assert (await module("tests.harness.crashing_replay", point, **env))[0] == -9
+    assert (await module("tests.harness.crashing_dlq", "replay", point, **env))[0] == -9
     await holds(channel, 3)
+    assert await recorded(pool) == ["dlq replay unfinished"]
     assert (await orders("dlq", "replay", **env))[:2] == (0, "replayed: 3 of 3 dead letters of orders.saga\n")
+    assert await recorded(pool) == ["dlq replay unfinished", "dlq replay done"]
     await holds(channel, 0)
     await holds(channel, 6 if point == "dlq.published" else 3, QUEUE)
     async with consuming(rabbitmq_url, saga_consumer(pool)):

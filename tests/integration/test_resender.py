@@ -1,6 +1,5 @@
 """A placed order whose event was lost on the way is started all the same, once; all others are left in peace."""
 
-from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -11,14 +10,12 @@ from app.messaging import inbox, outbox
 from app.messaging.outbox import Verdict
 from app.messaging.rabbitmq import QUEUE
 from app.messaging.relay import Relay
-from app.operations.dead_letters import Action
 from app.operations.janitor import BATCH, FEW_WAITING, Resender
 from app.orders import service
 from app.roles import CONSUMER
 from app.saga import cancellation, store, upkeep
 from app.telemetry import Metrics
-from tests.harness.dead_letters import go_over, holds, ids, in_queue, set_aside
-from tests.harness.events import counted, event, nothing
+from tests.harness.events import counted, nothing
 from tests.harness.history import lived_through
 from tests.harness.messages import next_message, open_channel, publishing
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed
@@ -114,22 +111,6 @@ async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: 
         await inbox.failed(conn, CONSUMER, str(dead), "bug")
         await inbox.dead(conn, CONSUMER, str(dead))
     assert await look(pool) == [lost]
-
-
-async def test_an_order_whose_dead_letter_was_purged_is_not_forgotten(pool: db.Pool, rabbitmq_url: str) -> None:
-    order_id = await placed_and_published(pool, 3600)
-    async with db.transaction(pool) as conn:
-        await inbox.failed(conn, CONSUMER, str(order_id), "broken")
-        await inbox.dead(conn, CONSUMER, str(order_id))
-    letters = in_queue(pool, rabbitmq_url, CONSUMER)
-    await ids(letters)  # declares the queue
-    async with open_channel(rabbitmq_url) as channel:
-        await set_aside(channel, replace(event(), id=order_id))
-        await holds(channel, 1)
-    assert await look(pool) == []
-    summary, _ = await go_over(letters, Action.PURGE)
-    assert (summary.meant, summary.kept) == (1, 0)
-    assert await look(pool) == [order_id]
 
 
 async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstarted_are_counted(

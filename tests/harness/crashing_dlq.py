@@ -1,17 +1,17 @@
-"""`orders dlq replay` that dies by SIGKILL at one instant: `python -m tests.harness.crashing_replay POINT`."""
+"""`orders dlq` that dies by SIGKILL at one instant: `python -m tests.harness.crashing_dlq replay|purge POINT`."""
 
 import asyncio
 import os
 import signal
 import sys
 
-from app.commands.options import open_pool, servers
+from app.commands.options import open_pool, operator, servers
 from app.operations.dead_letters import Action, Selection
 from app.roles import dead_letters_of
 
 
-async def replay(point: str) -> None:
-    """Replay all until the pass comes to the point."""
+async def treat(action: Action, point: str) -> None:
+    """Go over all until the pass comes to the point."""
 
     def checkpoint(passed: str) -> None:
         if passed == point:
@@ -20,8 +20,8 @@ async def replay(point: str) -> None:
     url, broker_url = servers(None)
     async with open_pool(url) as pool:
         letters = dead_letters_of(pool, broker_url, checkpoint)
-        await letters.go_over(Action.REPLAY, Selection(), lambda _: None)
+        await letters.go_over(action, Selection(), lambda _: None, operator=operator(None))
 
 
 if __name__ == "__main__":
-    asyncio.run(replay(sys.argv[1]))
+    asyncio.run(treat(Action(sys.argv[1]), sys.argv[2]))

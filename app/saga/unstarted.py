@@ -1,0 +1,48 @@
+"""Orders whose saga cannot start because their `order.placed` is dead: its dead letter waits, was purged, or is lost.
+
+The inbox knows that a message is dead; only the transport knows whether its dead letter is still there.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from app import db
+
+# `order.placed` has the id of its order. The index of dead rows is small; the others are primary keys.
+DEAD = """
+    inbox JOIN orders ON orders.id = inbox.message_id::uuid
+    WHERE inbox.consumer = $1 AND inbox.dead_at IS NOT NULL AND inbox.processed_at IS NULL
+      AND orders.status = 'pending' AND (SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A pending order whose `order.placed` is dead. `purged`: an operator removed its dead letter.
+
+    `since`: when it was purged, else when it was dead-lettered.
+    """
+
+    order_id: UUID
+    tenant: str
+    purged: bool
+    since: datetime
+    attempts: int
+    last_error: str | None
+    age_seconds: float
+
+
+async def given_up(conn: db.Connection, consumer: str, limit: int) -> list[GivenUp]:
+    """Return up to `limit` of these orders, the longest dead first."""
+    rows = await conn.fetch(
+        f"""
+        SELECT orders.id AS order_id, orders.tenant, inbox.purged_at IS NOT NULL AS purged,
+               coalesce(inbox.purged_at, inbox.dead_at) AS since, inbox.attempts, inbox.last_error,
+               extract(epoch FROM clock_timestamp() - orders.placed_at)::float8 AS age_seconds
+        FROM {DEAD}
+        ORDER BY inbox.dead_at LIMIT {limit:d}
+        """,  # noqa: S608 - constants and a number
+        consumer,
+    )
+    return [GivenUp(**{**row, "order_id": UUID(int=row["order_id"].int)}) for row in rows]

@@ -1,0 +1,40 @@
+"""Record that an operator purged a dead letter, and operator actions that concern no single order or give no reason.
+
+The index comes first: building it lets the inbox be read, while the new column keeps everybody out until the commit.
+`reason` stays NOT NULL: the release before this one reads it as text, so "no reason given" is the empty text.
+"""
+
+from alembic import op
+
+revision = "0008"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute(
+        """
+        CREATE INDEX inbox_dead_at_idx ON inbox (consumer, dead_at)
+        WHERE dead_at IS NOT NULL AND processed_at IS NULL
+        """
+    )
+    op.execute("ALTER TABLE inbox ADD COLUMN purged_at timestamptz")
+    op.execute(
+        """
+        ALTER TABLE operator_actions
+        ALTER COLUMN order_id DROP NOT NULL, ADD COLUMN selection jsonb, ADD COLUMN counts jsonb
+        """
+    )
+
+
+def downgrade() -> None:
+    op.execute("DELETE FROM operator_actions WHERE order_id IS NULL")
+    op.execute(
+        """
+        ALTER TABLE operator_actions
+        ALTER COLUMN order_id SET NOT NULL, DROP COLUMN selection, DROP COLUMN counts
+        """
+    )
+    op.execute("ALTER TABLE inbox DROP COLUMN purged_at")
+    op.execute("DROP INDEX inbox_dead_at_idx")

@@ -1,0 +1,77 @@
+"""Orders whose `order.placed` was published and then given up, an hour ago."""
+
+from uuid import UUID
+
+from aio_pika.abc import AbstractChannel
+
+from app import db
+from app.messaging.consumer import Consumer
+from app.messaging.envelope import Envelope
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE
+from app.messaging.relay import Relay, Transport
+from app.roles import CONSUMER
+from app.telemetry import Metrics
+from tests.harness.dead_letters import consuming, holds
+from tests.harness.events import PLACED, nothing
+from tests.harness.messages import publishing
+from tests.harness.orders import placed
+
+FAILURE = "ValueError: no such thing"
+
+
+def failing_consumer(pool: db.Pool) -> Consumer:
+    """Return the saga's consumer with a bug: it gives every message up at once."""
+
+    async def fail(_conn: db.Connection, _envelope: Envelope) -> None:
+        raise ValueError("no such thing")
+
+    return Consumer(pool, CONSUMER, {PLACED: fail}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing)
+
+
+async def publish_all(pool: db.Pool, transport: Transport) -> None:
+    """Publish what waits in the outbox, as the relay does."""
+    relay = Relay(
+        pool,
+        transport,
+        Metrics(),
+        batch_size=100,
+        lease_seconds=60,
+        backoff_base_seconds=1,
+        backoff_cap_seconds=1,
+        max_attempts=3,
+        checkpoint=nothing,
+    )
+    await relay.run_once()
+
+
+async def dead_lettered(pool: db.Pool, url: str, channel: AbstractChannel, number: int = 1) -> list[UUID]:
+    """Place orders whose events wait as dead letters since an hour; return their ids."""
+    ids = [(await placed(pool)).id for _ in range(number)]
+    async with publishing(url) as transport, consuming(url, failing_consumer(pool)):
+        await publish_all(pool, transport)
+        await holds(channel, number)
+    await age(pool)
+    return ids
+
+
+async def age(pool: db.Pool) -> None:
+    """Let an hour pass for everything."""
+    for table, columns in {
+        "orders": ("placed_at",),
+        "outbox": ("published_at",),
+        "inbox": ("dead_at", "purged_at"),
+    }.items():
+        changes = ", ".join(f"{column} = {column} - interval '1 hour'" for column in columns)
+        await pool.execute(f"UPDATE {table} SET {changes}")  # noqa: S608 - names
+
+
+async def purge_by_hand(channel: AbstractChannel) -> None:
+    """Empty the dead-letter queue behind the service's back."""
+    await (await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)).purge()
+    await holds(channel, 0)
+
+
+async def pending(pool: db.Pool) -> set[UUID]:
+    """Return the events that are to be sent."""
+    rows = await pool.fetch("SELECT id FROM outbox WHERE published_at IS NULL AND parked_at IS NULL")
+    return {UUID(int=row["id"].int) for row in rows}
