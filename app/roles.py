@@ -22,8 +22,10 @@ from app.messaging.local import LocalTransport
 from app.messaging.rabbitmq import RabbitTransport
 from app.messaging.relay import Relay, Transport
 from app.messaging.subscription import Subscription
+from app.operations import lost_letters
 from app.operations.dead_letters import DeadLetters, InQueue
 from app.operations.janitor import RESEND_PERIOD_SECONDS, SWEEP_PERIOD_SECONDS, Janitor, Resender
+from app.operations.lost_letters import LostLetters
 from app.operations.parked_letters import ParkedRows
 from app.orders import events
 from app.partners.client import PartnerClient, open_session
@@ -126,6 +128,9 @@ class Parts:
         if "janitor" in self._settings.roles:
             resender = Resender(self._relay_pool, self._metrics, CONSUMER, read_depths, self.wake_relay)
             roles.append(_looping("resender", resender.run_once, RESEND_PERIOD_SECONDS))
+            letters = dead_letters_of(self._relay_pool, self._broker_url)
+            lost = LostLetters(self._metrics, letters, self.wake_relay)
+            roles.append(_looping("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
             janitor = make_janitor(self._relay_pool, self._metrics, self._settings)
             roles.append(_looping("janitor", janitor.run_once, SWEEP_PERIOD_SECONDS))
         return roles

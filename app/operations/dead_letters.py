@@ -275,7 +275,7 @@ class _QueuePass:
         return set()
 
     async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        """Record which events their orders still wait for, then remove."""
+        """Record which events their orders still wait for, else `lost_letters` would send them again; then remove."""
         events = {UUID(letter.event_id) for letter in letters if letter.event_id is not None}
         async with db.transaction(self._place.pool) as conn:
             needed = await upkeep.still_unstarted(conn, events)

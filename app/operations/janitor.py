@@ -41,7 +41,8 @@ class Resender:
 
     Brokers lose confirmed messages: a disk, a forced failover, a purge by hand. A resend that was not needed does no
     harm, since the inbox knows the id; but while many messages wait for the consumer, the event is most likely among
-    them, and copies would only put it further behind. A dead letter is not lost: an operator decides about it.
+    them, and copies would only put it further behind. A dead letter is not lost: an operator decides about it
+    (`lost_letters` finds those that are).
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 The inbox knows that a message is dead; only the transport knows whether its dead letter is still there.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -46,3 +47,28 @@ async def given_up(conn: db.Connection, consumer: str, limit: int) -> list[Given
         consumer,
     )
     return [GivenUp(**{**row, "order_id": UUID(int=row["order_id"].int)}) for row in rows]
+
+
+async def lost(
+    conn: db.Connection, consumer: str, waiting: Collection[str], after_seconds: float, limit: int
+) -> list[UUID]:
+    """Return up to `limit` of these orders whose dead letter is not among the ids in `waiting`.
+
+    Skip events that an operator purged, that were dead-lettered less than `after_seconds` ago (the dead letter may
+    still be on its way), or that are not due for a resend (see `outbox.repend`). Locks the inbox rows until the
+    caller's transaction ends.
+    """
+    rows = await conn.fetch(
+        f"""
+        SELECT orders.id FROM outbox, {DEAD}
+          AND outbox.id = orders.id AND inbox.purged_at IS NULL
+          AND inbox.dead_at <= clock_timestamp() - make_interval(secs => $3)
+          AND outbox.published_at <= clock_timestamp() - make_interval(secs => $3 * 2 ^ least(outbox.resends, 20))
+          AND inbox.message_id <> ALL($2::text[])
+        ORDER BY inbox.dead_at LIMIT {limit:d} FOR UPDATE OF inbox SKIP LOCKED
+        """,  # noqa: S608 - constants and a number
+        consumer,
+        list(waiting),
+        after_seconds,
+    )
+    return [UUID(int=row["id"].int) for row in rows]

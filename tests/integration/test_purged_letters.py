@@ -11,7 +11,8 @@ from app.api.views import DeadLettersAnswer, TreatedAnswer
 from app.db import Pool
 from app.messaging.rabbitmq import DEAD_LETTER_QUEUE
 from app.operations.janitor import Resender
-from app.roles import CONSUMER
+from app.operations.lost_letters import LostLetters
+from app.roles import CONSUMER, dead_letters_of
 from app.telemetry import Metrics
 from tests.harness.api import serving
 from tests.harness.cancelling import cancel
@@ -31,9 +32,12 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
     return {"database_url": database_url, "rabbitmq_url": rabbitmq_url}
 
 
-async def sent_again(pool: Pool, _: str) -> set[UUID]:
+async def sent_again(pool: Pool, rabbitmq_url: str) -> set[UUID]:
     """Let everything that may send an event again look for an hour; return the events that are to be sent."""
     await age(pool)
+    lost = LostLetters(Metrics(), dead_letters_of(pool, rabbitmq_url), nothing, pause_seconds=0)
+    for _ in range(3):
+        await lost.run_once()
     assert await unstarted(pool) is not None
     return await pending(pool)
 

@@ -1,0 +1,200 @@
+"""An order whose dead letter got lost is started all the same, once; one whose dead letter waits is an operator's."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from uuid import UUID
+
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from app import db
+from app.messaging import dead_letters, inbox
+from app.messaging.dead_letters import DeadLetter
+from app.operations.dead_letters import Action, DeadLetters, Pass, Place
+from app.operations.janitor import RESEND_AFTER_SECONDS
+from app.operations.lost_letters import LostLetters
+from app.operations.parked_letters import ParkedRows
+from app.roles import CONSUMER
+from app.saga import unstarted
+from app.telemetry import Metrics
+from tests.harness.api import serving
+from tests.harness.dead_letters import go_over, holds, in_queue
+from tests.harness.events import PLACED, counted, nothing
+from tests.harness.history import lived_through
+from tests.harness.lost_letters import age, dead_lettered, pending, purge_by_hand
+from tests.harness.messages import ROUTING_KEYS
+from tests.harness.plans import full_scans, plans_of
+from tests.harness.wait import AMPLE_SECONDS, wait_until
+
+
+@pytest.fixture
+def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
+    return in_queue(pool, rabbitmq_url, CONSUMER)
+
+
+class Counting:
+    """A place that counts how often a pass goes over it; `blind`: the pass comes to no message."""
+
+    def __init__(self, place: Place, *, blind: bool = False) -> None:
+        self.passes = 0
+        self._place = place
+        self._blind = blind
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Pass]:
+        self.passes += 1
+        async with self._place.opened() as one:
+            yield Blind(one) if self._blind else one
+
+
+class Blind:
+    def __init__(self, one: Pass) -> None:
+        self.depth = one.depth
+        self.replay, self.needed, self.purge = one.replay, one.needed, one.purge
+
+    async def take(self, _: int) -> list[DeadLetter]:
+        return []
+
+
+def searching(letters: DeadLetters, pause_seconds: float = 0, metrics: Metrics | None = None) -> LostLetters:
+    return LostLetters(metrics or Metrics(), letters, nothing, pause_seconds)
+
+
+async def look(letters: DeadLetters, times: int = 3) -> None:
+    """Look so many times without a pause."""
+    one = searching(letters)
+    for _ in range(times):
+        await one.run_once()
+
+
+async def confirmed(pool: db.Pool, ids: Sequence[UUID]) -> bool:
+    found = await pool.fetchval("SELECT count(*) FROM orders WHERE status = 'confirmed' AND id = ANY($1)", ids)
+    return bool(found == len(ids))
+
+
+async def test_an_order_whose_dead_letter_got_lost_is_confirmed(
+    pool: db.Pool, database_url: str, rabbitmq_url: str, channel: AbstractChannel, sandbox_url: str
+) -> None:
+    """Its event is sent again with all its attempts, and takes effect once."""
+    ids = await dead_lettered(pool, rabbitmq_url, channel, 2)
+    await purge_by_hand(channel)
+    urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
+    roles = "api,relay,consumer,janitor"
+    async with serving(database_url, roles=roles, rabbitmq_url=rabbitmq_url, **urls):
+        await wait_until(lambda: confirmed(pool, ids), AMPLE_SECONDS, "end of the orders")
+    assert await pool.fetchval("SELECT array_agg(resends) FROM outbox WHERE type = $1", PLACED) == [1, 1]
+    rows = await pool.fetch("SELECT attempts, dead_at, processed_at IS NOT NULL AS done FROM inbox")
+    assert [tuple(row) for row in rows] == [(0, None, True)] * 2
+    assert await pool.fetchval("SELECT count(*) FROM sagas") == 2
+
+
+async def test_only_the_lost_ones_are_sent_again(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    [lost] = await dead_lettered(pool, rabbitmq_url, channel)
+    await purge_by_hand(channel)
+    [waiting] = await dead_lettered(pool, rabbitmq_url, channel)
+    metrics = Metrics()
+    one = searching(letters, metrics=metrics)
+    assert [await one.run_once() for _ in range(2)] == [0, 1]
+    assert await pending(pool) == {lost}
+    assert counted(metrics, "outbox_resent_total") == 1
+    records = {row["message_id"]: row["dead_at"] for row in await pool.fetch("SELECT * FROM inbox")}
+    assert records[str(lost)] is None
+    assert records[str(waiting)] is not None
+    await holds(channel, 1)
+
+
+async def test_the_pause_before_each_resend_doubles(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    [order_id] = await dead_lettered(pool, rabbitmq_url, channel)
+    await purge_by_hand(channel)
+    minutes = "UPDATE outbox SET resends = 5, published_at = clock_timestamp() - make_interval(mins => $1)"
+    for ago, again in ((31, set()), (33, {order_id})):
+        await pool.execute(minutes, ago)
+        await look(letters)
+        assert await pending(pool) == again
+
+
+async def test_an_event_dead_for_less_than_a_minute_is_left_alone(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    """Its dead letter may be on its way: the inbox is told first. No look is made for it."""
+    await dead_lettered(pool, rabbitmq_url, channel)
+    await purge_by_hand(channel)
+    await pool.execute("UPDATE inbox SET dead_at = clock_timestamp()")
+    place = Counting(letters.place)
+    await look(DeadLetters(pool, CONSUMER, place))
+    assert (await pending(pool), place.passes) == (set(), 0)
+
+
+async def test_a_look_that_does_not_see_all_proves_nothing(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    """One ends before the end; one cannot begin, since another pass has the dead letters."""
+    await dead_lettered(pool, rabbitmq_url, channel)
+    blind = Counting(letters.place, blind=True)
+    await look(DeadLetters(pool, CONSUMER, blind))
+    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS) as other:
+        assert len(await other.take(10)) == 1
+        await look(letters, times=1)
+    assert (await pending(pool), blind.passes) == (set(), 3)
+
+
+async def test_looks_stop_while_nothing_is_in_question(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    [order_id] = await dead_lettered(pool, rabbitmq_url, channel)
+    place = Counting(letters.place)
+    counting = DeadLetters(pool, CONSUMER, place)
+    patient = searching(counting, pause_seconds=3600)
+    for _ in range(3):
+        await patient.run_once()
+    assert place.passes == 1  # and none before the pause is over
+    await look(counting)
+    assert place.passes == 4
+    async with db.connection(pool) as conn:
+        await inbox.purged(conn, CONSUMER, [str(order_id)])
+    await age(pool)
+    await look(counting)
+    await pool.execute("UPDATE inbox SET purged_at = NULL")
+    await pool.execute("UPDATE orders SET status = 'cancelled'")
+    await look(counting)
+    assert place.passes == 4
+
+
+async def test_without_a_broker_parked_rows_are_where_they_were(pool: db.Pool) -> None:
+    """A dead row that was published went to a broker that is not used any more: it is handled here."""
+    await lived_through(pool, 2, "2 days", "pending")
+    await pool.execute("TRUNCATE sagas CASCADE")
+    await pool.execute("UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp() - interval '1 hour'")
+    parked = await pool.fetchval(
+        """
+        UPDATE outbox SET published_at = NULL, parked_at = clock_timestamp()
+        WHERE id = (SELECT id FROM outbox WHERE type = $1 LIMIT 1) RETURNING id
+        """,
+        PLACED,
+    )
+    letters = DeadLetters(pool, CONSUMER, ParkedRows(pool, CONSUMER, (PLACED,)))
+    await look(letters)
+    assert len(await pending(pool)) == 1
+    assert parked not in await pending(pool)
+    assert (await go_over(letters, Action.PEEK))[0].depth == 1
+
+
+async def test_dead_events_are_found_without_reading_a_table(pool: db.Pool) -> None:
+    await lived_through(pool, 20_000, "1 day")
+    await pool.execute(
+        """
+        UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp() - interval '1 hour'
+        WHERE message_id IN (SELECT message_id FROM inbox LIMIT 20)
+        """
+    )
+    for _ in range(2):
+        for query in (
+            lambda conn: unstarted.lost(conn, CONSUMER, ["x"], RESEND_AFTER_SECONDS, 500),
+            lambda conn: unstarted.given_up(conn, CONSUMER, 20),
+        ):
+            assert full_scans(await plans_of(pool, query)) == set()
+        await pool.execute("ANALYZE")
