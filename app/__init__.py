@@ -33,6 +33,7 @@ For operators, by `/ops` (api.operators, api.dead_letters, api.sagas) and by the
 
 Beside it: `operations.janitor` (sends again what a broker lost, removes what is past its retention; `saga.upkeep`),
 `operations.lost_letters` (sends again what was given up and is no dead letter any more; `saga.unstarted`),
+`messaging.transport_lease` (all relays and consumers use one transport),
 `messaging.backlog` (intake stops while too much waits), `messaging.unpublished` and `messaging.depths` (what waits in
 the outbox and in the queues), `api.openapi` and `api.asyncapi` (the documents).
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from app import db, main, sandbox, server, settings, telemetry
+from app import db, main, roles, sandbox, server, settings, telemetry
 from app.embedded import EmbeddedPostgres, find_binaries
 from app.errors import ConfigurationError
 from app.loops import in_thread
@@ -66,14 +66,16 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 roles=settings.ALL_ROLES,
             )
             partners = simulator(directory / "ledger.sqlite", sandbox_socket)
-            service = main.make_server(configured, service_socket)
+            lease = roles.transport_lease(configured)
+            await main.take_lease(configured, lease)
+            service = main.make_server(configured, service_socket, lease=lease)
             text = WELCOME.format(
                 service=service_url,
                 sandbox=sandbox_url,
                 database=postgres.url,
                 data=data_dir or "kept nowhere",
             )
-            await server.run(partners, service, started=lambda: typer.echo(text))
+            await server.run(partners, service, started=lambda: typer.echo(text), unless=lease.until_refused())
 
 
 def simulator(ledger: Path | None, listener: socket.socket) -> server.Server:

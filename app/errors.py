@@ -23,6 +23,7 @@ OrdersError
 │   └── TooManyRequests              too-many-requests (carries when to come again)
 ├── Unavailable                  a dependency is out, slow or full; trying again later is right
 │   ├── DatabaseUnavailable          database-unavailable
+│   ├── TransportNotLeased           transport-not-leased (never seen by callers: relay and consumer wait)
 │   ├── IssuerUnavailable            issuer-unavailable
 │   ├── BrokerUnavailable            broker-unavailable
 │   ├── CacheUnavailable             cache-unavailable (never seen by callers: it only makes things slower)
@@ -192,6 +193,12 @@ class DatabaseUnavailable(Unavailable):
     """Postgres did not answer, or every connection was busy for too long."""
 
     code = "database-unavailable"
+
+
+class TransportNotLeased(Unavailable):
+    """This process has not renewed its transport lease in time, so it must not publish or consume."""
+
+    code = "transport-not-leased"
 
 
 class IssuerUnavailable(Unavailable):

@@ -36,8 +36,9 @@ from app.cache import Cache
 from app.errors import DatabaseUnavailable
 from app.loops import Loop
 from app.messaging import backlog, unpublished
+from app.messaging.transport_lease import IN_PROCESS, TransportLease
 from app.orders.status import Status
-from app.roles import Checkpoint, Parts, Role, dead_letters_of, nothing
+from app.roles import LEASING_ROLES, Checkpoint, Parts, Role, dead_letters_of, nothing, transport_lease
 from app.saga import upkeep
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -57,14 +58,17 @@ class State(TypedDict):
     health: health.Health
 
 
-def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
-    """Make the application for the roles in `settings`; its lifespan starts and stops them."""
+def create_app(settings: Settings, checkpoint: Checkpoint = nothing, lease: TransportLease | None = None) -> FastAPI:
+    """Make the application for the roles in `settings`; its lifespan starts and stops them.
+
+    With a `lease`, it is the caller's to take it first and to end when it is refused.
+    """
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         async with contextlib.AsyncExitStack() as stack:
-            state = await _start(stack, settings, metrics, checkpoint)
+            state = await _start(stack, settings, metrics, checkpoint, lease or transport_lease(settings))
             app.state.leave = state["reading"].waiters.leave  # `server.Server` calls it
             yield state
 
@@ -93,31 +97,59 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing) -> FastAPI:
     return app
 
 
-def make_server(settings: Settings, listener: socket.socket, checkpoint: Checkpoint = nothing) -> server.Server:
+def make_server(
+    settings: Settings,
+    listener: socket.socket,
+    checkpoint: Checkpoint = nothing,
+    lease: TransportLease | None = None,
+) -> server.Server:
     """Make the application and its server on `listener`, with the limits that hold below the application."""
     http = connection.protocol(
         settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
     )
-    app, keep_alive = create_app(settings, checkpoint), settings.http_keep_alive_seconds
+    app, keep_alive = create_app(settings, checkpoint, lease), settings.http_keep_alive_seconds
     return server.Server(app, listener, settings.shutdown_timeout_seconds, http, keep_alive)
 
 
 async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
-    """Check the database, then serve until cancelled. Raises ConfigurationError."""
+    """Check the database, take the transport lease, then serve until cancelled.
+
+    Raises ConfigurationError, also while it serves: Postgres may be down first, and then show another transport in use.
+    """
+    lease = transport_lease(settings)
     listener = server.listen(settings.host, settings.port)
     with contextlib.closing(listener):
         try:
             await db.check(settings.database_url.get_secret_value())
+            await take_lease(settings, lease)
         except DatabaseUnavailable as error:
             # Not a reason to stay down: /readyz tells, requests get 503, and all goes on when it is back.
             log.warning("serve.without_database", error=str(error))
-        one = make_server(settings, listener, checkpoint)
+        one = make_server(settings, listener, checkpoint, lease)
         address = "{}:{}".format(*listener.getsockname()[:2])
-        await server.run(one, started=lambda: log.info("serve.started", address=address, roles=sorted(settings.roles)))
+        await server.run(one, started=partial(_report_start, settings, lease, address), unless=lease.until_refused())
+
+
+async def take_lease(settings: Settings, lease: TransportLease) -> None:
+    """Take the lease if any of the roles needs it. Raises ConfigurationError, DatabaseUnavailable."""
+    if settings.roles & LEASING_ROLES:
+        await lease.take(settings.database_url.get_secret_value())
+
+
+def _report_start(settings: Settings, lease: TransportLease, address: str) -> None:
+    log.info("serve.started", address=address, roles=sorted(settings.roles))
+    if settings.roles & LEASING_ROLES and lease.transport == IN_PROCESS:
+        log.warning(
+            "serve.in_process_transport", advice="events reach no broker; set ORDERS_RABBITMQ_URL if they should"
+        )
 
 
 async def _start(
-    stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, checkpoint: Checkpoint
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    metrics: Metrics,
+    checkpoint: Checkpoint,
+    lease: TransportLease,
 ) -> State:
     # A pool each: requests must not wait for background work, nor the other way round, and the relay must not wait
     # behind a crowd of messages and sagas: they are many at a time, it asks twice for a whole batch.
@@ -129,7 +161,7 @@ async def _start(
     cache = _cache(stack, settings)
     limit = backlog.Backlog(relay_pool, settings.outbox_max_pending)
     waiters = Waiters(request_pool)
-    parts = Parts(settings, metrics, checkpoint, work_pool, relay_pool, waiters.wake)
+    parts = Parts(settings, metrics, checkpoint, work_pool, relay_pool, lease, waiters.wake)
     roles = await parts.build(stack)
     if "api" in settings.roles:
         loop = Loop("backlog", limit.run_once, backlog.PERIOD_SECONDS)

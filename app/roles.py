@@ -22,6 +22,13 @@ from app.messaging.local import LocalTransport
 from app.messaging.rabbitmq import RabbitTransport
 from app.messaging.relay import Relay, Transport
 from app.messaging.subscription import Subscription
+from app.messaging.transport_lease import (
+    IN_PROCESS,
+    RABBITMQ,
+    RENEW_PERIOD_SECONDS,
+    LeasedTransport,
+    TransportLease,
+)
 from app.operations import lost_letters
 from app.operations.dead_letters import DeadLetters, InQueue
 from app.operations.janitor import RESEND_PERIOD_SECONDS, SWEEP_PERIOD_SECONDS, Janitor, Resender
@@ -43,6 +50,7 @@ from app.telemetry import PRUNED_TABLES, Metrics, trace_headers
 CONSUMER = "saga"  # the name in the inbox; it must never change
 CONSUMED_TYPES = (events.PLACED,)
 ROUTING_KEYS = ("order.placed",)
+LEASING_ROLES = frozenset({"relay", "consumer"})  # they need the transport, and all must have the same
 
 Checkpoint = Callable[[str], None]
 
@@ -58,6 +66,16 @@ class Role:
     name: str
     run: Callable[[], Coroutine[Any, Any, None]]
     stop: Callable[[], None]
+
+
+def transport_lease(settings: Settings) -> TransportLease:
+    """Return the lease of the transport that these settings name, not yet taken."""
+    name = RABBITMQ if settings.rabbitmq_url.get_secret_value() else IN_PROCESS
+    return TransportLease(name, _process_name())
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def dead_letters_of(pool: db.Pool, broker_url: str, checkpoint: Checkpoint = nothing) -> DeadLetters:
@@ -80,6 +98,7 @@ class Parts:
         checkpoint: Checkpoint,
         pool: db.Pool,
         relay_pool: db.Pool,
+        lease: TransportLease,
         on_finished: Callable[[UUID], None],
     ) -> None:
         self._settings = settings
@@ -88,6 +107,7 @@ class Parts:
         self._checkpoint = checkpoint
         self._pool = pool
         self._relay_pool = relay_pool
+        self._lease = lease
         self._broker_url = settings.rabbitmq_url.get_secret_value()
         self._relay: Relay | None = None
         self._relay_loop: Loop | None = None
@@ -108,6 +128,9 @@ class Parts:
     async def build(self, stack: contextlib.AsyncExitStack) -> list[Role]:
         """Make the loops of this process's roles, in the order of the way of an order."""
         roles: list[Role] = []
+        if self._settings.roles & LEASING_ROLES:
+            roles.append(_looping("transport", partial(self._lease.renew, self._relay_pool), RENEW_PERIOD_SECONDS))
+            stack.push_async_callback(self._lease.release, self._relay_pool)
         consumer: Consumer | None = None
         if "consumer" in self._settings.roles:
             orchestrator = await self._orchestrator(stack)
@@ -116,14 +139,17 @@ class Parts:
             roles.append(Role("orchestrator", orchestrator.run, orchestrator.stop))
             if self._broker_url:
                 prefetch = self._settings.consumer_prefetch
-                self._subscription = Subscription(self._broker_url, consumer, ROUTING_KEYS, prefetch)
+                self._subscription = Subscription(
+                    self._broker_url, consumer, ROUTING_KEYS, prefetch, require=self._lease.require
+                )
                 roles.append(Role("consumer", self._subscription.run, self._subscription.stop))
         if "relay" in self._settings.roles:
-            relay = self._relay = self._make_relay(self._transport(stack, consumer))
+            transport = LeasedTransport(self._transport(stack, consumer), self._lease)
+            relay = self._relay = self._make_relay(transport)
             loop = self._relay_loop = Loop("relay", relay.run_once, self._settings.outbox_poll_seconds)
             roles.append(Role("relay", loop.run, loop.stop))
         read_depths = self._depths(stack)
-        if self._settings.roles & {"relay", "consumer"}:
+        if self._settings.roles & LEASING_ROLES:
             roles.append(_looping("depths", Depths(read_depths, self._metrics).run_once, depths.PERIOD_SECONDS))
         if "janitor" in self._settings.roles:
             resender = Resender(self._relay_pool, self._metrics, CONSUMER, read_depths, self.wake_relay)
@@ -198,7 +224,7 @@ class Parts:
             self._pool,
             calls,
             self._metrics,
-            owner=f"{socket.gethostname()}:{os.getpid()}",
+            owner=_process_name(),
             concurrency=settings.saga_concurrency,
             poll_seconds=settings.saga_poll_seconds,
             lease_seconds=settings.saga_lease_seconds,
@@ -224,12 +250,18 @@ class Parts:
         A process that takes orders needs Postgres alone: the outbox outlasts the broker. The others need both.
         """
         checks: dict[str, Callable[[], Awaitable[str]]] = {"postgres": partial(_check_postgres, pool)}
-        if self._broker_url and self._settings.roles & {"relay", "consumer"}:
-            checks["rabbitmq"] = self._check_rabbitmq
+        if self._settings.roles & LEASING_ROLES:
+            checks["transport"] = self._check_transport
+            if self._broker_url:
+                checks["rabbitmq"] = self._check_rabbitmq
         if cache is not None:
             checks["redis"] = partial(_check_redis, cache)
-        decisive = {"postgres"} if "api" in self._settings.roles else {"postgres", "rabbitmq"}
+        decisive = {"postgres"} if "api" in self._settings.roles else {"postgres", "transport", "rabbitmq"}
         return checks, frozenset(decisive)
+
+    async def _check_transport(self) -> str:
+        self._lease.require()
+        return self._lease.transport
 
     async def _check_rabbitmq(self) -> str:
         """Say whether relay and consumer can do their work; the relay opens its connection before there is any."""

@@ -101,9 +101,15 @@ async def until_signalled(work: Coroutine[Any, Any, None]) -> None:
             loop.remove_signal_handler(number)
 
 
-async def run(*servers: Server, started: Callable[[], None] = lambda: None) -> None:
-    """Start the servers in order, call `started`, serve until cancelled or until one ends; end them in reverse."""
+async def run(
+    *servers: Server, started: Callable[[], None] = lambda: None, unless: Coroutine[Any, Any, None] | None = None
+) -> None:
+    """Start the servers in order, call `started`, serve until cancelled or until one ends; end them in reverse.
+
+    When `unless` ends, which it does by an error, the servers end too, and its error is raised.
+    """
     tasks: list[asyncio.Task[None]] = []
+    watching = [] if unless is None else [asyncio.create_task(unless)]
     try:
         for one in servers:
             tasks.append(asyncio.create_task(_serve(one)))
@@ -111,12 +117,14 @@ async def run(*servers: Server, started: Callable[[], None] = lambda: None) -> N
                 await asyncio.sleep(0.01)
         if not any(task.done() for task in tasks):
             started()
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*tasks, *watching], return_when=asyncio.FIRST_COMPLETED)
     finally:
         for one, task in reversed(list(zip(servers, tasks, strict=False))):
             one.should_exit = True
             await asyncio.wait([task])
-    for task in tasks:
+        for watch in watching:
+            watch.cancel()
+    for task in (*tasks, *(watch for watch in watching if watch.done())):
         task.result()  # a server that failed says so here
 
 

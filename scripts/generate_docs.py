@@ -34,6 +34,8 @@ Some of them belong together, and start-up refuses what does not fit:
 - `ORDERS_INVENTORY_HOLD_SECONDS` is more than `ORDERS_SAGA_DEADLINE_SECONDS`: stock must stay held for as long as the
   saga may still go forward.
 - Without `ORDERS_RABBITMQ_URL` messages stay inside the process, so `relay` and `consumer` must be in one process.
+  Every relay and consumer of one database must have the variable, or none: a process that differs from those that run
+  ends with exit code 2 ([how to change the transport](operations.md#change-the-transport)).
 - With `ORDERS_AUTH_MODE=jwt` exactly one of `ORDERS_AUTH_JWKS_URL` and `ORDERS_AUTH_JWT_SECRET` is set; for
   `orders token` it is the secret.
 - With the role `consumer` all three partner URLs are needed; with `ORDERS_PAYMENT_PROVIDER=stripe`, instead of

@@ -3,7 +3,7 @@
     within the first half of the time: send, with at most `WINDOW_BYTES` unconfirmed
     until the time is up:              wait for the confirms of what was sent
 
-A message that was handed to the socket may arrive, whatever happens next, so a batch that is cut short repeats what is
+A message that was handed to the socket may arrive, whatever happens next, so an interrupted batch repeats what is
 unconfirmed then. The window bounds that, and a batch too large for its time stops early instead: what was not sent is
 not repeated. As long as confirms arrive, the link works; only `patience_seconds` without any of them end the batch.
 """

@@ -11,7 +11,7 @@ way, then the broker has forgotten this consumer: it connects anew.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 import aio_pika
@@ -53,12 +53,14 @@ class Subscription:
         routing_keys: Collection[str],
         prefetch: int,
         watch_seconds: float = WATCH_SECONDS,
+        require: Callable[[], None] = lambda: None,  # raises while this process must not consume
     ) -> None:
         self._url = url
         self._consumer = consumer
         self._routing_keys = routing_keys
         self._prefetch = prefetch
         self._watch_seconds = watch_seconds
+        self._require = require
         self._loop = Loop("consumer", self._consume, poll_seconds=0.1)
         self._ended = asyncio.Event()  # of the present connection: lost, or told to stop
         self._ended.set()
@@ -89,6 +91,7 @@ class Subscription:
         self._ended.set()
 
     async def _consume(self) -> int:
+        self._require()
         try:
             return await self._consume_until_lost()
         except BrokerUnavailable as error:

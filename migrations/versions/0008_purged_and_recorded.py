@@ -7,7 +7,7 @@ The index comes first: building it lets the inbox be read, while the new column 
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 

@@ -85,6 +85,16 @@ class System:
         """Let every event that a relay holds be anybody's."""
         await self.pool.execute("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE claim_token IS NOT NULL")
 
+    async def transport_lease_seconds(self) -> float:
+        """Return how long the longest transport lease still counts."""
+        query = "SELECT extract(epoch FROM max(expires_at) - clock_timestamp())::float8 FROM transport_leases"
+        return float(await self.pool.fetchval(query))
+
+    async def let_transport_leases_end_in(self, seconds: float) -> None:
+        """Change when the leases of the killed end, so that no test depends on how quick it is."""
+        query = "UPDATE transport_leases SET expires_at = clock_timestamp() + make_interval(secs => $1)"
+        await self.pool.execute(query, seconds)
+
     async def hear(self) -> None:
         """Keep every event from now on, for `violations` to judge."""
         await start_hearing(self.env["ORDERS_RABBITMQ_URL"])

@@ -167,6 +167,8 @@ async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_proc
     assert await demo.terminate(number=signal.SIGINT) == 0
     assert not any(map(is_alive, members))
     await demo.start()
+    assert await demo.terminate(number=signal.SIGKILL) == -signal.SIGKILL
+    await demo.start()  # at once: the transport lease of the killed one refuses other transports only
     async with client(demo.url) as http:
         assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
 

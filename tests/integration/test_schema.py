@@ -18,14 +18,14 @@ from sqlalchemy.pool import NullPool
 
 from app import db
 from app.errors import ConfigurationError, DatabaseUnavailable
-from app.messaging import inbox, outbox
+from app.messaging import inbox, outbox, transport_lease
 from app.operations import audit
 from app.orders import tables
 from app.saga import store
 from tests.harness.processes import REPOSITORY
 from tests.harness.wait import wait_until
 
-DESCRIBED_BY = (outbox, inbox, tables, store, audit)  # importing them fills db.metadata
+DESCRIBED_BY = (outbox, inbox, tables, store, audit, transport_lease)  # importing them fills db.metadata
 SCRIPTS = ScriptDirectory(REPOSITORY / "migrations")
 REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()]  # newest first
 

@@ -57,7 +57,7 @@ async def test_large_events_drain_over_a_slow_link(
     assert await pool.fetchval("SELECT count(*) FROM outbox WHERE attempts > 0") == 0
     ids = await drained(channel, QUEUE)
     assert set(ids) == {str(each.id) for each in events}
-    assert len(ids) - len(events) <= 25  # none, unless the machine stalls: then what was under way
+    assert len(ids) - len(events) <= 25  # none, unless the machine stalls: then what was unconfirmed
 
 
 async def test_a_lost_connection_is_replaced_over_a_long_link(

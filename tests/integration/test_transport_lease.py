@@ -1,0 +1,122 @@
+"""One database, one transport: of two that differ one is refused, and nothing is published without a lease."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from app import db
+from app.errors import ConfigurationError, TransportNotLeased
+from app.messaging.local import LocalTransport
+from app.messaging.relay import Relay
+from app.messaging.transport_lease import IN_PROCESS, RABBITMQ, LeasedTransport, TransportLease
+from app.telemetry import Metrics
+from tests.harness import servers
+from tests.harness.events import CONFIRMED, Effects, event, nothing, put
+from tests.harness.wait import AMPLE_SECONDS, wait_until
+
+HOUR_SECONDS = 3600.0
+
+
+def lease(transport: str, seconds: float = HOUR_SECONDS) -> TransportLease:
+    return TransportLease(transport, f"the process with {transport}", seconds)
+
+
+def relay_over(pool: db.Pool, transport: LeasedTransport) -> Relay:
+    return Relay(
+        pool,
+        transport,
+        Metrics(),
+        batch_size=10,
+        lease_seconds=HOUR_SECONDS,
+        backoff_base_seconds=1,
+        backoff_cap_seconds=1,
+        max_attempts=3,
+        checkpoint=nothing,
+    )
+
+
+async def test_of_two_transports_at_the_same_instant_one_is_refused(pool: db.Pool) -> None:
+    async def both_wait() -> bool:
+        query = (
+            "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(await pool.fetchval(query))
+
+    leases = [lease(RABBITMQ), lease(IN_PROCESS)]
+    async with pool.acquire() as holder, holder.transaction():
+        await holder.execute("LOCK TABLE transport_leases IN ACCESS EXCLUSIVE MODE")
+        taking = [asyncio.create_task(each.renew(pool)) for each in leases]
+        await wait_until(both_wait, AMPLE_SECONDS, "two that want a lease")
+    results = await asyncio.gather(*taking, return_exceptions=True)
+    assert {type(result) for result in results} == {int, ConfigurationError}
+    assert len({each.seconds_left() > 0 for each in leases}) == 2
+    assert await pool.fetchval("SELECT count(*) FROM transport_leases") == 1
+
+
+async def test_a_refusal_names_the_setting_and_the_other_process(pool: db.Pool) -> None:
+    await lease(RABBITMQ).renew(pool)
+    refused = lease(IN_PROCESS)
+    with pytest.raises(ConfigurationError, match=r"ORDERS_RABBITMQ_URL: .*the process with rabbitmq") as caught:
+        await refused.renew(pool)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigurationError):
+        await refused.until_refused()
+
+
+async def test_who_was_refused_does_not_take_over_when_the_others_stop(pool: db.Pool) -> None:
+    first, refused = lease(RABBITMQ), lease(IN_PROCESS)
+    await first.renew(pool)
+    with pytest.raises(ConfigurationError):
+        await refused.renew(pool)
+    await first.release(pool)
+    with pytest.raises(ConfigurationError):
+        await refused.renew(pool)
+    await lease(IN_PROCESS).renew(pool)
+
+
+async def test_a_lease_counts_until_its_end_unless_it_is_renewed(pool: db.Pool) -> None:
+    async def is_over() -> bool:
+        return bool(await pool.fetchval("SELECT bool_and(expires_at <= clock_timestamp()) FROM transport_leases"))
+
+    short, other = lease(RABBITMQ, seconds=0.001), lease(IN_PROCESS)
+    await short.renew(pool)
+    await wait_until(is_over, AMPLE_SECONDS, "end of the lease")
+    assert short.seconds_left() <= 0  # never later than in Postgres
+    await other.renew(pool)
+    await other.renew(pool)
+    with pytest.raises(ConfigurationError):
+        await short.renew(pool)
+    assert await pool.fetchval("SELECT count(*) FROM transport_leases") == 1
+
+
+async def test_without_a_lease_nothing_is_published_until_it_is_renewed(pool: db.Pool, effects: Effects) -> None:
+    """As a process finds itself that froze past its lease: it asks its own clock, not Postgres."""
+    await put(pool, event(), event(event_type=CONFIRMED))
+    held = lease(IN_PROCESS, seconds=0.001)
+    transport = LeasedTransport(LocalTransport(effects.consumer()), held)
+    with pytest.raises(TransportNotLeased):
+        await relay_over(pool, transport).run_once()
+    await held.renew(pool)
+    await wait_until(lambda: held.seconds_left() <= 0, AMPLE_SECONDS, "end of the lease")
+    with pytest.raises(TransportNotLeased):
+        await transport.publish([event()], HOUR_SECONDS)
+    with pytest.raises(TransportNotLeased):
+        await relay_over(pool, transport).run_once()
+    assert await effects.committed() == []
+    assert await pool.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL AND claim_token IS NULL") == 2
+    again = LeasedTransport(LocalTransport(effects.consumer()), held_for_long := lease(IN_PROCESS))
+    await held_for_long.renew(pool)
+    assert await relay_over(pool, again).run_once() == 2
+
+
+async def test_a_lease_that_postgres_cannot_take_back_does_not_delay_the_end(server_directory: Path) -> None:
+    async with servers.postgres(server_directory) as postgres:
+        await asyncio.to_thread(db.migrate, postgres.url)
+        async with db.open_pool(postgres.url, 1) as pool:
+            held = lease(RABBITMQ)
+            await held.renew(pool)
+            postgres.freeze()
+            await held.release(pool)
+            postgres.thaw()
+        assert held.seconds_left() <= 0
