@@ -268,7 +268,7 @@ class Parts:
         if self._relay is not None:
             self._relay.check()
         if self._rabbit_transport is not None and not self._rabbit_transport.connected:
-            raise BrokerUnavailable("the relay is not connected")
+            raise BrokerUnavailable("the relay is not connected", "the relay is not connected")
         if self._subscription is not None:
             self._subscription.check()
         return "reachable"

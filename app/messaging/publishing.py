@@ -26,6 +26,10 @@ HEAD_BYTES = 500  # of a message, about: its properties, and the frames around i
 BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages handed over at a time
 
 
+class ConfirmsLate(TimeoutError):
+    """The link is open, and confirms did not arrive in time."""
+
+
 class Batch:
     """One batch. `answers` are what is known of each message, at any time: the batch may end with an error."""
 
@@ -50,7 +54,7 @@ class Batch:
     async def publish(self, began_at: float, seconds: float) -> None:
         """Send what there is time for, and wait for its confirms; times are by the event loop's clock.
 
-        Raises TimeoutError when no confirm came for `patience_seconds`, or not all within `seconds`; or what aio-pika
+        Raises ConfirmsLate when no confirm came for `patience_seconds`, or not all within `seconds`; or what aio-pika
         raises when the connection is lost.
 
         Not by the exchange's `publish`: it keeps the channel until its message has left, three iterations of the event
@@ -122,7 +126,7 @@ class Batch:
             async with asyncio.timeout_at(min(loop.time() + self._patience_seconds, ends_at)):
                 await self._answered.wait()
         except TimeoutError:
-            raise TimeoutError("confirms did not arrive in time") from None
+            raise ConfirmsLate("confirms did not arrive in time") from None
 
 
 def _unwritable(error: Exception) -> Refusal:

@@ -22,7 +22,7 @@ from pamqp.common import FieldTable
 from app.errors import BrokerUnavailable
 from app.messaging.amqp_connection import AmqpConnection
 from app.messaging.envelope import UNDECODABLE, Envelope
-from app.messaging.publishing import Batch
+from app.messaging.publishing import Batch, ConfirmsLate
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal
 from app.messaging.undecodable import encodable
 
@@ -108,8 +108,10 @@ def unavailable(error: BaseException) -> BrokerUnavailable:
 
 
 def _refusal(error: BaseException) -> str | None:
-    """Say what the broker refuses, for an operator who sees only readiness: without its user and its vhost."""
+    """Say what is wrong with the broker to an operator who sees only readiness: without its user and its vhost."""
     match error:
+        case ConfirmsLate():
+            return "the last batch was not confirmed in time"
         case ChannelAccessRefused() if found := ACCESS.search(str(error)):
             return "the broker refuses access to {} {}: a right is missing".format(*found.groups())
         case ChannelPreconditionFailed() if found := INEQUIVALENT.search(str(error)):
@@ -204,7 +206,8 @@ class RabbitTransport:
             async with asyncio.timeout(self._patience_seconds):
                 await unblocked(cast("AbstractConnection", self._connection))
         except TimeoutError:
-            raise BrokerUnavailable("rabbitmq: it blocks publishing: an alarm of memory or disk") from None
+            text = "the broker blocks publishing: an alarm of memory or disk"
+            raise BrokerUnavailable(f"rabbitmq: {text}", text) from None
 
     async def _declare(self) -> None:
         async with asyncio.timeout(SETUP_SECONDS):

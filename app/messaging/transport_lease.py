@@ -62,7 +62,8 @@ class TransportLease:
     def require(self) -> None:
         """Raise TransportNotLeased unless the lease is held. Costs no statement."""
         if self.seconds_left() <= 0:
-            raise TransportNotLeased(f"the lease of the transport {self.transport} is not held")
+            text = f"the lease of the transport {self.transport} is not held"
+            raise TransportNotLeased(text, text)
 
     async def take(self, url: str) -> None:
         """Take the lease at the start of a process, over a connection for this alone. Raises as `renew` does."""

@@ -64,9 +64,7 @@ async def test_processes_without_the_roles_need_no_transport(system: System) -> 
     await system.all_ended()
 
 
-async def test_a_service_that_meets_another_transport_only_later_ends_too(
-    system: System, server_directory: Path
-) -> None:
+async def test_a_service_that_meets_another_transport_later_ends(system: System, server_directory: Path) -> None:
     """Postgres is down when it starts, so it cannot know."""
     async with servers.postgres(server_directory) as postgres:
         await asyncio.to_thread(db.migrate, postgres.url)
@@ -75,8 +73,9 @@ async def test_a_service_that_meets_another_transport_only_later_ends_too(
         service = await system.start(database_url=postgres.url, **IN_PROCESS)
         async with client(service.url) as http:
             answer = await http.get("/readyz")
-        rows = {row["name"]: row["status"] for row in answer.json()["checks"]}
-        assert (rows["postgres"], rows["transport"]) == ("down", "degraded")
+        rows = {row["name"]: row for row in answer.json()["checks"]}
+        assert (rows["postgres"]["status"], rows["transport"]["status"]) == ("down", "degraded")
+        assert rows["transport"]["detail"] == "the lease of the transport in-process is not held"
         await postgres.start()
         await wait_until(lambda: service.process.poll() is not None, AMPLE_SECONDS, "end of the service")
         assert service.process.wait() == 2

@@ -151,13 +151,15 @@ async def test_readiness_says_whether_publishing_works(
     settings = {"rabbitmq_url": url, "outbox_publish_timeout_seconds": DEADLINE_SECONDS}
     async with serving(database_url, roles="relay", **settings) as process:
 
-        async def answers(status: int) -> bool:
-            return (await process.get("/readyz")).status_code == status
+        async def answers(status: int, detail: str = "") -> bool:
+            answer = await process.get("/readyz")
+            return answer.status_code == status and detail in answer.text
 
         await wait_until(partial(answers, 200), AMPLE_SECONDS, "readiness of a relay that has nothing to publish")
         broker_proxy.arm(Eat(amqp.CONFIRM))
         await put(pool, event())
-        await wait_until(partial(answers, 503), AMPLE_SECONDS, "word of a batch that failed")
+        not_confirmed = partial(answers, 503, "the last batch was not confirmed in time")
+        await wait_until(not_confirmed, AMPLE_SECONDS, "word of a batch that failed")
         broker_proxy.disarm()
         await wait_until(partial(answers, 200), AMPLE_SECONDS, "readiness after a confirm")
         broker_proxy.arm(Refuse())
