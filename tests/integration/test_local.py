@@ -56,7 +56,7 @@ async def test_a_message_with_a_handler_takes_effect_and_is_confirmed(effects: E
     assert await effects.committed() == [each.id for each in messages]
 
 
-async def test_what_there_is_no_time_for_takes_no_effect_and_is_unconfirmed(effects: Effects) -> None:
+async def test_what_there_is_no_time_for_is_unconfirmed(effects: Effects) -> None:
     answers = await LocalTransport(effects.consumer()).publish([event(), event(event_type=CONFIRMED)], seconds=0)
     assert answers == [UNCONFIRMED, UNCONFIRMED]
     assert await effects.committed() == []

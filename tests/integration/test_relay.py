@@ -124,7 +124,7 @@ async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.P
     assert await relay(pool, broker).run_once() == 2
 
 
-async def test_without_a_connection_nothing_is_claimed_until_there_is_one(pool: db.Pool, broker: Broker) -> None:
+async def test_without_a_connection_nothing_is_claimed(pool: db.Pool, broker: Broker) -> None:
     await put(pool, event())
     one = relay(pool, broker)
     broker.refuses_connections = True
@@ -138,7 +138,7 @@ async def test_without_a_connection_nothing_is_claimed_until_there_is_one(pool: 
     one.check()
 
 
-async def test_of_a_batch_the_confirmed_is_recorded_and_the_rest_released(pool: db.Pool, broker: Broker) -> None:
+async def test_the_confirmed_is_recorded_and_the_rest_released(pool: db.Pool, broker: Broker) -> None:
     events = [event() for _ in range(6)]
     await put(pool, *events)
     broker.carries, broker.refusals = 3, {each.id: NACK for each in events[:1]}

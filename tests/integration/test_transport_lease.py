@@ -90,7 +90,7 @@ async def test_a_lease_counts_until_its_end_unless_it_is_renewed(pool: db.Pool) 
     assert await pool.fetchval("SELECT count(*) FROM transport_leases") == 1
 
 
-async def test_without_a_lease_nothing_is_published_until_it_is_renewed(pool: db.Pool, effects: Effects) -> None:
+async def test_without_a_lease_nothing_is_published_until_renewed(pool: db.Pool, effects: Effects) -> None:
     """As a process finds itself that froze past its lease: it asks its own clock, not Postgres."""
     await put(pool, event(), event(event_type=CONFIRMED))
     held = lease(IN_PROCESS, seconds=0.001)
@@ -110,7 +110,7 @@ async def test_without_a_lease_nothing_is_published_until_it_is_renewed(pool: db
     assert await relay_over(pool, again).run_once() == 2
 
 
-async def test_a_lease_that_postgres_cannot_take_back_does_not_delay_the_end(server_directory: Path) -> None:
+async def test_a_frozen_postgres_does_not_delay_the_release(server_directory: Path) -> None:
     async with servers.postgres(server_directory) as postgres:
         await asyncio.to_thread(db.migrate, postgres.url)
         async with db.open_pool(postgres.url, 1) as pool:
