@@ -1,13 +1,15 @@
-"""The Redis door: concurrent reads and writes share one round trip; it never fails and never keeps a caller long.
+"""The only way to Redis: concurrent calls share one round trip; none fails, and none waits long.
 
-Redis holds copies only, so whatever is wrong with it looks like an absent copy. A call that is not answered in time
-opens the breaker: for PAUSE_SECONDS nobody asks at all, then one round trip tries again. redis-py's own retries are
-off: with them a frozen Redis would cost a caller seconds.
+Redis holds copies and counts, which decide nothing, so whatever is wrong with it looks like an absent copy. A round
+trip that is not answered in time opens the breaker: for PAUSE_SECONDS no call asks Redis, then one round trip tries
+again. redis-py's own retries are off: with them a frozen Redis would cost a caller seconds.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import structlog
 from redis.asyncio import Redis
@@ -20,6 +22,11 @@ log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = 2.0
 MAX_WRITES_WAITING = 10_000  # beyond, copies are dropped: a copy is never owed
+# What a URL may say besides host, port, user, password and database. redis-py lets a URL override its arguments, and
+# `decode_responses`, `protocol` or `retry_on_timeout` would change what comes back, or how long it takes.
+URL_OPTIONS = frozenset(
+    {"db", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile", "ssl_keyfile_password"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +36,28 @@ class _Write:
     ttl_milliseconds: int
 
 
-class Cache:
-    """Copies by name. Use it from one event loop, and `close` it."""
+@dataclass(frozen=True, slots=True)
+class _Count:
+    name: str
+    ttl_seconds: int
+    answer: asyncio.Future[int | None]
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+
+class Cache:
+    """Copies and counts by name. Use it from one event loop, and `close` it."""
+
+    def __init__(self, url: str, timeout_seconds: float, pause_seconds: float = PAUSE_SECONDS) -> None:
         self._timeout_seconds = timeout_seconds
+        self._pause_seconds = pause_seconds
         self._redis = Redis.from_url(
-            url,
+            _with_known_options(url),
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
             client_name="orders",
         )
         self._reads: dict[str, asyncio.Future[bytes | None]] = {}
+        self._counts: list[_Count] = []
         self._writes: list[_Write] = []
         self._carrier: asyncio.Task[None] | None = None
         self._closed_until = 0.0  # of the event loop's clock: the breaker is open until then
@@ -63,10 +79,20 @@ class Cache:
             self._writes.append(_Write(name, value, milliseconds))
             self._carry()
 
+    async def count(self, name: str, ttl_seconds: int) -> int | None:
+        """Add one, and return the sum since `ttl_seconds` ago at most; None if Redis is out."""
+        if self._is_open():
+            return None
+        count = _Count(name, ttl_seconds, asyncio.get_running_loop().create_future())
+        self._counts.append(count)
+        self._carry()
+        return await count.answer
+
     async def check(self) -> None:
         """Ask Redis itself, whatever the breaker says. Raises CacheUnavailable."""
         try:
-            await self._round_trip([], [])
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._redis.ping()
         except Exception as error:
             raise CacheUnavailable(f"redis: {type(error).__name__}: {error}") from error
 
@@ -85,26 +111,49 @@ class Cache:
 
     async def _run(self) -> None:
         """Take round trips until nothing waits; what comes in during one goes together with the next."""
-        while self._reads or self._writes:
+        while self._reads or self._counts or self._writes:
             reads, self._reads = self._reads, {}
+            counts, self._counts = self._counts, []
             writes, self._writes = self._writes, []
-            values: Sequence[bytes | None] = [None] * len(reads)
             try:
-                values = await self._round_trip(list(reads), writes)
+                await self._round_trip(reads, counts, writes)
             except Exception as error:  # noqa: BLE001 - connecting raises more than RedisError, and nothing may get out
-                self._closed_until = asyncio.get_running_loop().time() + PAUSE_SECONDS
-                log.warning("redis.out", error=repr(error), pause_seconds=PAUSE_SECONDS)
-            for answer, value in zip(reads.values(), values, strict=True):
-                if not answer.done():
-                    answer.set_result(value)
+                self._closed_until = asyncio.get_running_loop().time() + self._pause_seconds
+                log.warning("redis.out", error=repr(error), pause_seconds=self._pause_seconds)
+            _settle(reads.values(), [None] * len(reads))
+            _settle([count.answer for count in counts], [None] * len(counts))
 
-    async def _round_trip(self, names: list[str], writes: list[_Write]) -> Sequence[bytes | None]:
+    async def _round_trip(
+        self, reads: dict[str, asyncio.Future[bytes | None]], counts: list[_Count], writes: list[_Write]
+    ) -> None:
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for write in writes:
                 pipeline.set(write.name, write.value, px=write.ttl_milliseconds)
-            if names:
-                pipeline.mget(names)
-            if not names and not writes:
-                pipeline.ping()
-            answers = await pipeline.execute()
-            return answers[-1] if names else []
+            for count in counts:
+                pipeline.set(count.name, 0, ex=count.ttl_seconds, nx=True)
+                pipeline.incr(count.name)
+            if reads:
+                pipeline.mget(list(reads))
+            answers = await pipeline.execute(raise_on_error=False)
+        sums = answers[len(writes) : len(answers) - bool(reads)][1::2]
+        _settle([count.answer for count in counts], [each if isinstance(each, int) else None for each in sums])
+        if reads and isinstance(answers[-1], list):
+            _settle(reads.values(), [copy if isinstance(copy, bytes) else None for copy in answers[-1]])
+        if refusal := next((answer for answer in answers if isinstance(answer, Exception)), None):
+            raise refusal  # such as a write to a full Redis; what else was answered counts
+
+
+def _settle(futures: Collection[asyncio.Future[Any]], values: Sequence[Any]) -> None:
+    """Answer those who still wait; a caller that gave up has cancelled its own."""
+    for future, value in zip(futures, values, strict=True):
+        if not future.done():
+            future.set_result(value)
+
+
+def _with_known_options(url: str) -> str:
+    parts = urlsplit(url)
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    known = [(name, value) for name, value in given if name in URL_OPTIONS]
+    if ignored := sorted({name for name, _ in given} - URL_OPTIONS):
+        log.warning("redis.options_ignored", options=ignored)
+    return urlunsplit(parts._replace(query=urlencode(known)))

@@ -200,12 +200,12 @@ async def _start(
             metrics=metrics,
             body_timeout_seconds=settings.http_body_timeout_seconds,
         ),
-        "security": await _security(stack, settings),
+        "security": await _security(stack, settings, cache),
         "health": health.Health(checks, decisive, metrics, refresh),
     }
 
 
-async def _security(stack: contextlib.AsyncExitStack, settings: Settings) -> Security:
+async def _security(stack: contextlib.AsyncExitStack, settings: Settings, cache: Cache | None) -> Security:
     tokens = rate_limit = None
     if settings.auth_mode == "jwt":
         keys: Keys = SharedSecret(settings.auth_jwt_secret.get_secret_value())
@@ -216,11 +216,7 @@ async def _security(stack: contextlib.AsyncExitStack, settings: Settings) -> Sec
                 log.warning("auth.any_audience", advice="set ORDERS_AUTH_AUDIENCE unless the issuer serves nobody else")
         tokens = Tokens(keys, settings.auth_issuer, settings.auth_audience)
     if settings.rate_limit:
-        url = settings.redis_url.get_secret_value()
-        pool = rates.open_pool(url, settings.redis_timeout_seconds) if url else None
-        if pool is not None:
-            stack.push_async_callback(pool.aclose)
-        rate_limit = rates.RateLimit(settings.rate_limit, pool)
+        rate_limit = rates.RateLimit(settings.rate_limit, cache)
     return Security(tokens, settings.auth_tenant_claim, settings.admin_token.get_secret_value(), rate_limit)
 
 

@@ -100,3 +100,29 @@ async def test_a_server_that_dies_or_freezes_is_skipped_and_asked_again_when_it_
         assert await cache.get("name") is None
         await server.start() if way == "kill" else server.thaw()
         await wait_until(is_there, AMPLE_SECONDS, "copies again")
+
+
+@pytest.mark.parametrize(
+    "options", ["decode_responses=True", "protocol=3&encoding=utf-16", "socket_timeout=0&max_connections=0"]
+)
+async def test_options_of_the_url_do_not_change_what_comes_back(redis_url: str, options: str) -> None:
+    async with cache_at(f"{redis_url}?{options}") as cache:
+        cache.put("name", b"\xff value", 60)
+        assert await cache.get("name") == b"\xff value"
+
+
+async def test_the_database_may_be_named_by_an_option(redis_url: str) -> None:
+    address, _, database = redis_url.rpartition("/")
+    async with cache_at(redis_url) as cache, cache_at(f"{address}?db={database}") as same:
+        cache.put("name", b"value", 60)
+        assert await cache.get("name") == b"value"
+        assert await same.get("name") == b"value"
+
+
+async def test_a_refused_command_does_not_spoil_the_other_answers(cache: Cache, redis_url: str) -> None:
+    cache.put("copy", b"value", 60)
+    assert await cache.get("copy") == b"value"
+    async with Client.from_url(redis_url) as client:
+        await client.lpush("rate", "no number")
+    answers = await asyncio.gather(cache.count("rate", 60), cache.get("copy"), cache.count("other", 60))
+    assert list(answers) == [None, b"value", 1]

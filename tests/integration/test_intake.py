@@ -1,9 +1,10 @@
 """Intake under failure: the same answers with Redis there, gone, flushed, frozen or lying, and with COMMITs lost."""
 
 import asyncio
+import hashlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -87,7 +88,7 @@ async def test_a_copy_ends_no_later_than_its_key(
         copy, kept_milliseconds = await client.get(name), await client.pttl(name)
     assert isinstance(copy, bytes)
     key_ends = await pool.fetchval("SELECT extract(epoch FROM expires_at)::float8 FROM idempotency_keys")
-    assert json.loads(copy.partition(b"\n")[0])["expires_at"] <= key_ends  # then it is not believed any more
+    assert json.loads(copy.split(b"\n")[1])["expires_at"] <= key_ends  # then it is not believed any more
     assert 0 < kept_milliseconds <= hours * 3_600_000  # then forgotten; Redis counts from when it hears of it
 
 
@@ -97,6 +98,51 @@ async def test_a_flushed_redis_changes_no_answer(cached: httpx.AsyncClient, redi
         for _ in range(5):
             await client.flushdb()
             assert_same(first, await place(cached))
+
+
+def changed(copy: bytes, old: bytes, new: bytes) -> bytes:
+    """Return a copy that says something else, with a digest that fits."""
+    _, _, content = copy.partition(b"\n")
+    assert old in content
+    content = content.replace(old, new)
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "shortened": lambda copy: copy[:-1],
+    "lengthened": lambda copy: copy + b" ",
+    "nested": lambda _: b"[" * 5000,
+    "nested, with a digest": lambda copy: changed(copy, b"{", b"[" * 5000),
+    "infinite": lambda copy: changed(copy, b'"expires_at": 1', b'"expires_at": Infinity, "other": 1'),
+    "status": lambda copy: changed(copy, b'"status": 201', b'"status": 42'),
+    "not found": lambda copy: changed(copy, b'"status": 201', b'"status": 404'),
+    "location not Latin": lambda copy: changed(copy, b'"location": "/', '"location": "/Łódź'.encode()),
+    "location with a line end": lambda copy: changed(copy, b'"location": "/', b'"location": "/\\r\\nX-Evil: 1'),
+    "large": lambda _: b"x" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_a_damaged_copy_decides_no_answer(
+    cached: httpx.AsyncClient, redis_url: str, damage: Callable[[bytes], bytes]
+) -> None:
+    first = await place(cached)
+    await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+    async with Client.from_url(redis_url) as client:
+        [name] = await client.keys()
+        copy = await client.get(name)
+        assert isinstance(copy, bytes)
+        await client.set(name, damage(copy))
+    assert_same(first, await place(cached))
+    assert (await replays(cached, "redis"), await replays(cached, "postgres")) == (0, 1)
+
+
+async def test_a_url_that_asks_for_text_changes_no_answer(database_url: str, redis_url: str) -> None:
+    async with serving(database_url, redis_url=redis_url + "?decode_responses=True", rate_limit="9/day") as api:
+        first = await place(api)
+        await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+        assert_same(first, await place(api))
+        assert await replays(api, "redis") == 1
 
 
 async def test_a_redis_restored_from_before_the_key_was_used_again_is_not_believed(
@@ -110,7 +156,7 @@ async def test_a_redis_restored_from_before_the_key_was_used_again_is_not_believ
         copy = await client.get(name)
         assert isinstance(copy, bytes)
         await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp()")
-        await client.set(name, copy.replace(b'"expires_at": 1', b'"expires_at": 0.1'))
+        await client.set(name, changed(copy, b'"expires_at": 1', b'"expires_at": 0.1'))
         new = await place(cached)
     assert new.headers["location"] != old.headers["location"]
 

@@ -1,13 +1,16 @@
 """Each tenant has a quota, the same for all processes; without Redis each process counts for itself, and none fails."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import Redis
 
-from app.api.rates import RateLimit, open_pool
+from app.api.rates import RateLimit
+from app.cache import Cache
 from app.errors import TooManyRequests
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
@@ -19,11 +22,21 @@ JWT = {"auth_mode": "jwt", "auth_jwt_secret": SECRET}
 NOON = 1_800_000_000.0  # a round minute, hour and day would do as well
 
 
+@contextlib.asynccontextmanager
+async def cache_at(
+    url: str, timeout_seconds: float = AMPLE_SECONDS, pause_seconds: float = 2.0
+) -> AsyncIterator[Cache]:
+    cache = Cache(url, timeout_seconds, pause_seconds)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+
+
 @pytest.fixture
-async def connections(redis_url: str) -> AsyncIterator[BlockingConnectionPool]:
-    pool = open_pool(redis_url, AMPLE_SECONDS)
-    yield pool
-    await pool.aclose()
+async def cache(redis_url: str) -> AsyncIterator[Cache]:
+    async with cache_at(redis_url) as cache:
+        yield cache
 
 
 async def test_a_quota_is_counted_down_and_then_refused_until_its_window_ends(
@@ -69,19 +82,31 @@ async def test_one_tenant_uses_up_its_own_quota_and_nobody_elses(database_url: s
         assert (await api.get(NOWHERE)).status_code == 401
 
 
-async def test_two_processes_share_one_quota(connections: BlockingConnectionPool) -> None:
-    one, other = (RateLimit("3/day", connections, clock=lambda: NOON) for _ in range(2))
-    counted = [(await each.count("acme")).count for each in (one, other, one, other)]
-    assert counted == [1, 2, 3, 4]
-    with pytest.raises(TooManyRequests):
-        (await one.count("acme")).check()
+async def test_two_processes_share_one_quota(cache: Cache, redis_url: str) -> None:
+    async with cache_at(redis_url) as another_cache:
+        one, other = (RateLimit("3/day", each, clock=lambda: NOON) for each in (cache, another_cache))
+        counted = [(await each.count("acme")).count for each in (one, other, one, other)]
+        assert counted == [1, 2, 3, 4]
+        with pytest.raises(TooManyRequests):
+            (await one.count("acme")).check()
 
 
-async def test_the_next_window_brings_a_whole_quota_just_when_it_was_promised(
-    connections: BlockingConnectionPool,
-) -> None:
+async def test_concurrent_requests_are_each_counted_once(cache: Cache) -> None:
+    limit = RateLimit("1000/day", cache, clock=lambda: NOON)
+    quotas = await asyncio.gather(*(limit.count("acme") for _ in range(100)), limit.count("globex"))
+    assert sorted(quota.count for quota in quotas) == [1, *range(1, 101)]
+
+
+async def test_a_count_ends_with_its_window(cache: Cache, redis_url: str) -> None:
+    await RateLimit("3/minute", cache, clock=lambda: NOON).count("acme")
+    async with Redis.from_url(redis_url) as redis:
+        [name] = await redis.keys()
+        assert 0 < await redis.ttl(name) <= 60
+
+
+async def test_the_next_window_brings_a_whole_quota_just_when_it_was_promised(cache: Cache) -> None:
     now = NOON + 13.5
-    limit = RateLimit("1/minute", connections, clock=lambda: now)
+    limit = RateLimit("1/minute", cache, clock=lambda: now)
     await limit.count("acme")
     spent = await limit.count("acme")
     with pytest.raises(TooManyRequests) as caught:
@@ -92,34 +117,32 @@ async def test_the_next_window_brings_a_whole_quota_just_when_it_was_promised(
 
 
 async def test_while_redis_is_out_each_process_counts_for_itself_and_comes_back(server_directory: Path) -> None:
-    async with servers.redis(server_directory) as redis:
-        pools = open_pool(redis.url, AMPLE_SECONDS), open_pool(redis.url, 0.1)
-        limit, impatient = (RateLimit("3/day", pool, clock=lambda: NOON, breaker_seconds=0.001) for pool in pools)
+    async with (
+        servers.redis(server_directory) as redis,
+        cache_at(redis.url, pause_seconds=0.001) as patient,
+        cache_at(redis.url, 0.1, 0.001) as impatient,
+    ):
+        limit, hasty = (RateLimit("3/day", each, clock=lambda: NOON) for each in (patient, impatient))
         assert [(await limit.count("acme")).count for _ in range(2)] == [1, 2]
         redis.freeze()
-        assert [(await impatient.count("acme")).count for _ in range(2)] == [1, 2]
+        assert [(await hasty.count("acme")).count for _ in range(2)] == [1, 2]
         redis.thaw()
         await redis.kill()
         assert [(await limit.count("acme")).count for _ in range(2)] == [1, 2]
         await redis.start()
         assert (await limit.count("acme")).count == 1
-        for pool in pools:
-            await pool.aclose()
 
 
-async def test_while_the_breaker_is_open_nobody_waits_for_redis(server_directory: Path) -> None:
-    asked = 0
-
-    async with servers.redis(server_directory) as redis:
-        pool = open_pool(redis.url, AMPLE_SECONDS)
-        limit = RateLimit("3/day", pool, clock=lambda: NOON, breaker_seconds=3600)
+async def test_while_the_breaker_is_open_no_request_waits_for_redis(server_directory: Path) -> None:
+    """Copies and rates share one client, so they share its breaker."""
+    async with servers.redis(server_directory) as redis, cache_at(redis.url, pause_seconds=3600) as cache:
+        limit = RateLimit("3/day", cache, clock=lambda: NOON)
         await redis.kill()
-        await limit.count("acme")
+        assert await cache.get("copy") is None
         await redis.start()
-        for _ in range(2):
-            asked = (await limit.count("acme")).count
-        await pool.aclose()
-    assert asked == 3
+        assert [(await limit.count("acme")).count for _ in range(2)] == [1, 2]
+        async with Redis.from_url(redis.url) as client:
+            assert await client.dbsize() == 0
 
 
 @pytest.mark.parametrize("url", ["redis://no-such-host.invalid/0", "redis://127.0.0.1:1/0"])
