@@ -32,6 +32,6 @@ WORKDIR /data
 EXPOSE 8000
 # The process is up; whether it can do its work is /readyz's to say, and no reason to restart it.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.getenv(\"ORDERS_PORT\", \"8000\")}/livez', timeout=2)"]
+    CMD ["python", "-m", "app.healthcheck"]
 ENTRYPOINT ["orders"]
 CMD ["serve"]

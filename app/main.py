@@ -45,6 +45,7 @@ from app.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
+ADMIN_TOKEN_LENGTH = 16  # shorter ones are guessed
 RELAY_POOL_SIZE = 4  # for the relay, the janitor, and counting
 
 
@@ -215,6 +216,10 @@ async def _security(stack: contextlib.AsyncExitStack, settings: Settings, cache:
             if not settings.auth_audience:
                 log.warning("auth.any_audience", advice="set ORDERS_AUTH_AUDIENCE unless the issuer serves nobody else")
         tokens = Tokens(keys, settings.auth_issuer, settings.auth_audience)
+    if 0 < len(settings.admin_token.get_secret_value()) < ADMIN_TOKEN_LENGTH:
+        log.warning(
+            "auth.short_admin_token", advice=f"set ORDERS_ADMIN_TOKEN to {ADMIN_TOKEN_LENGTH} characters or more"
+        )
     if settings.rate_limit:
         rate_limit = rates.RateLimit(settings.rate_limit, cache)
     return Security(tokens, settings.auth_tenant_claim, settings.admin_token.get_secret_value(), rate_limit)

@@ -15,14 +15,16 @@ STRIPE_KEY = re.compile(r"[sr]k_[A-Za-z0-9_]+")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]*=*")
 Role = Literal["api", "relay", "consumer", "janitor"]
 ALL_ROLES: frozenset[Role] = frozenset({"api", "relay", "consumer", "janitor"})
+KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://.*")  # which it sets as ORDERS_PORT for a Service named `orders`
 MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2: a key for HS256 is no shorter than its hash
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
+LockSeconds = Annotated[Seconds, Field(le=2_147_483)]  # Postgres's lock_timeout is a 32-bit integer of milliseconds
 
 
 class Database(BaseSettings):
     """What `orders migrate` needs."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: SecretStr = Field(description="PostgreSQL: `postgresql://`, `postgres://` or `postgresql+asyncpg://`")
 
@@ -59,7 +61,7 @@ class Operations(Database):
 class Auth(BaseSettings):
     """Who may call; what `orders token` needs."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     auth_mode: Literal["none", "jwt"] = Field(
         default="none", description="`none`: everybody is the tenant `default`; `jwt`: bearer tokens with a tenant"
@@ -131,11 +133,16 @@ class Settings(Operations, Retention, Auth):
         default=ALL_ROLES,
         description="what this process does, separated by commas; `consumer` also runs the sagas",
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: str = Field(default="127.0.0.1", description="address to listen on; `::` takes IPv4 too")
     admin_token: SecretStr = Field(
         default=SecretStr(""), description="operators' bearer token for `/ops`; empty: there is no `/ops`"
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, whatever the roles")
+    port: int = Field(
+        default=8000,
+        ge=0,
+        le=65535,
+        description="port to listen on, whatever the roles; `tcp://…`, as Kubernetes sets for a Service, is ignored",
+    )
     log_format: Literal["json", "console"] = Field(default="json", description="one JSON object a line, or for people")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
     rate_limit: str = Field(
@@ -159,7 +166,7 @@ class Settings(Operations, Retention, Auth):
     )
     idempotency_required: bool = Field(default=False, description="refuse a write without an Idempotency-Key")
     idempotency_ttl_seconds: Seconds = Field(default=86_400, description="lifetime of a key from its first use")
-    idempotency_wait_seconds: Seconds = Field(default=5, description="wait for the first request with the same key")
+    idempotency_wait_seconds: LockSeconds = Field(default=5, description="wait for the first request with the same key")
 
     outbox_poll_seconds: Seconds = Field(default=0.5, description="between looks at the outbox (woken at once besides)")
     outbox_batch_size: PositiveInt = Field(
@@ -215,6 +222,11 @@ class Settings(Operations, Retention, Auth):
             raise ValueError("no role given")
         return roles
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _own_port(cls, value: object) -> object:
+        return 8000 if isinstance(value, str) and KUBERNETES_PORT.fullmatch(value) else value
+
     @field_validator("redis_url")
     @classmethod
     def _cache_spelling(cls, value: SecretStr) -> SecretStr:
@@ -225,6 +237,8 @@ class Settings(Operations, Retention, Auth):
     @field_validator("inventory_url", "payment_url", "shipping_url")
     @classmethod
     def _partner_spelling(cls, value: str) -> str:
+        if {"?", "#"} & set(value):  # the paths of the calls come behind it
+            raise ValueError("must have no query and no fragment")
         return _check_web_url(value)
 
     @field_validator("stripe_api_key")

@@ -1,13 +1,16 @@
 """What a process tells of itself: `/livez`, `/readyz`, `/metrics`, its documents; and what is left without Postgres."""
 
 import asyncio
+import contextlib
 import json
 import re
 from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from app import server
 from app.db import Pool, migrate
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
@@ -156,3 +159,19 @@ async def test_a_process_that_starts_without_postgres_waits_for_it(server_direct
         assert_problem(await api.post("/orders", json=LINE), 503, "database-unavailable")
         async with postgres:
             assert (await api.post("/orders", json=LINE)).status_code == 201
+
+
+@pytest.mark.parametrize("client", ["127.0.0.1", "::1"])
+async def test_the_address_of_everything_takes_both_families(client: str) -> None:
+    """A container whose ORDERS_HOST is `::` is asked by its health check over IPv4."""
+    with contextlib.closing(server.listen("::", 0)) as listener:
+        _, writer = await asyncio.open_connection(client, listener.getsockname()[1])
+        writer.close()
+
+
+async def test_a_short_admin_token_is_warned_about(database_url: str) -> None:
+    for token, warned in (("fifteen-letters", True), ("sixteen--letters", False)):
+        with capture_logs() as logs:
+            async with serving(database_url, admin_token=token):
+                pass
+        assert ("auth.short_admin_token" in [line["event"] for line in logs]) is warned
