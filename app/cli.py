@@ -38,7 +38,7 @@ app.add_typer(saga.app, name="saga")
 def serve() -> None:
     """Run the service with the roles in ORDERS_ROLES, until Ctrl-C or SIGTERM."""
     configured = settings.load(settings.Settings)
-    telemetry.configure_logging(configured.log_format, configured.log_level)
+    telemetry.configure_logging(configured.log_format, configured.log_level, background=True)
     uvloop.run(server.until_signalled(composition.serve(configured)))
 
 
@@ -66,7 +66,7 @@ def run_sandbox(
     ledger: Annotated[Path | None, typer.Option(help="SQLite file, kept between runs; default: in memory.")] = None,
 ) -> None:
     """Run the partner simulator: inventory, payment and shipping, with a ledger of its own and faults on request."""
-    telemetry.configure_logging("console", "INFO")
+    telemetry.configure_logging("console", "INFO", background=True)
     with contextlib.closing(server.listen(host, port)) as listener:
         text = "sandbox on http://{}:{} (Ctrl-C ends it)".format(*listener.getsockname()[:2])
         one = demo.simulator(ledger, listener)

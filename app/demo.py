@@ -45,7 +45,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
     """Run until a signal. `data_dir` None: a fresh directory, removed at the end."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(_directory(data_dir))
-        telemetry.configure_logging("console", "WARNING")
+        telemetry.configure_logging("console", "WARNING", background=True)
         service_socket = stack.enter_context(contextlib.closing(server.listen(HOST, port)))
         sandbox_socket = stack.enter_context(contextlib.closing(server.listen(HOST, sandbox_port)))
         service_url, sandbox_url = (

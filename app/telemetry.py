@@ -1,9 +1,14 @@
 """Logs, metrics and trace context. Labels are of low cardinality: never an order id, never a key."""
 
+import atexit
 import contextlib
 import itertools
 import logging
+import os
+import queue
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,8 +41,79 @@ SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 90
 TRACEBACK = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
-def configure_logging(log_format: str, level: str) -> None:
-    """Send every log line, ours and the libraries', to stderr: one JSON object each, or for people (`console`)."""
+LOG_QUEUE_LINES = 4096
+LOG_BATCH_LINES = 256
+LOG_FLUSH_SECONDS = 1.0  # at the exit, for a reader that stalls
+# Of the process, as logging is: each registry shows it.
+LOG_LINES_DROPPED = Counter("log_lines_dropped", "Log lines that their reader was too slow for", registry=None)
+
+
+class BackgroundHandler(logging.Handler):
+    """Writes to a file descriptor from a thread of its own, so that a reader that stalls stops nothing but the log.
+
+    A pipe takes 64 KiB from a writer whose reader stalls, then blocks it. Lines are formatted by the caller, whose
+    context they need, and wait in a bounded queue. When it is full they are dropped, counted, and reported once there
+    is room.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(LOG_QUEUE_LINES)
+        self._dropped = 0  # since it was last reported
+        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
+        self._thread.start()
+        atexit.register(self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the line, or drop it."""
+        try:
+            self._lines.put_nowait(self.format(record))
+        except Exception:  # noqa: BLE001 - full, or a value that cannot be formatted: nobody could be told of either
+            self._drop(1)
+
+    def flush(self) -> None:
+        """Wait until all is written, for LOG_FLUSH_SECONDS at most."""
+        deadline = time.monotonic() + LOG_FLUSH_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _drop(self, lines: int) -> None:
+        self._dropped += lines
+        LOG_LINES_DROPPED.inc(lines)
+
+    def _write_all(self) -> None:
+        while True:
+            lines = [self._lines.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(lines) < LOG_BATCH_LINES:
+                    lines.append(self._lines.get_nowait())
+            try:
+                _write(self._descriptor, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+            except OSError:  # the reader is gone
+                self._drop(len(lines))
+            else:
+                self._report_dropped()
+            for _ in lines:
+                self._lines.task_done()
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            lines, self._dropped = self._dropped, 0
+            structlog.get_logger(__name__).warning("log.lines_dropped", lines=lines)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def configure_logging(log_format: str, level: str, *, background: bool = False) -> None:
+    """Send every log line, ours and the libraries', to stderr: one JSON object each, or for people (`console`).
+
+    `background`: for what serves, and must not wait for whoever reads its log.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -58,7 +134,7 @@ def configure_logging(log_format: str, level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BackgroundHandler(sys.stderr.fileno()) if background else logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -104,6 +180,7 @@ class Metrics:
             self.idempotency_conflicts.labels(kind)
         self._messaging(registry)
         self._sagas(registry)
+        registry.register(LOG_LINES_DROPPED)
         self.db_pool_in_use = Gauge("db_pool_in_use", "Connections lent out", registry=registry)
 
     def _messaging(self, registry: CollectorRegistry) -> None:

@@ -23,7 +23,7 @@ def serve(point: str, number: signal.Signals = signal.SIGKILL) -> None:
             os.kill(os.getpid(), number)
 
     configured = settings.load(settings.Settings)
-    telemetry.configure_logging(configured.log_format, configured.log_level)
+    telemetry.configure_logging(configured.log_format, configured.log_level, background=True)
     uvloop.run(server.until_signalled(main.serve(configured, checkpoint)))
 
 

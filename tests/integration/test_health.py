@@ -46,6 +46,7 @@ FROM_THE_START = (
     "dlq_depth",
     'queue_depth{queue="orders.saga"}',
     "outbox_resent_total",
+    "log_lines_dropped_total",
     'janitor_pruned_total{table="outbox"}',
     'idempotency_cache_hits_total{source="redis"}',
     'idempotency_cache_hits_total{source="postgres"}',

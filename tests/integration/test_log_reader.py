@@ -1,0 +1,97 @@
+"""A log reader that stalls or goes away stops the log, and nothing else."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from app.embedded import dying_with_parent
+from app.telemetry import LOG_QUEUE_LINES, BackgroundHandler, Metrics
+from tests.harness.ports import free_port
+from tests.harness.processes import REPOSITORY
+from tests.harness.sandboxes import plain_http
+from tests.harness.wait import AMPLE_SECONDS, wait_until
+
+LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": 1}
+ORDERS = 500  # a line of some 200 bytes each; a pipe holds 64 KiB
+
+
+async def is_live(api: httpx.AsyncClient) -> bool:
+    try:
+        return (await api.get("/livez")).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("goes_away", [False, True], ids=["stalls", "goes away"])
+async def test_the_service_outlives_its_log_reader(database_url: str, *, goes_away: bool) -> None:
+    """Every order is answered, and the process ends in time; a reader that comes back misses nothing."""
+    port, (read_end, write_end) = free_port(), os.pipe()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
+    env |= {"ORDERS_DATABASE_URL": database_url, "ORDERS_ROLES": "api", "ORDERS_PORT": str(port)}
+    command = (*dying_with_parent(signal.SIGKILL), sys.executable, "-m", "app", "serve")
+    process = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, env=env, stderr=write_end)
+    os.close(write_end)
+    async with plain_http(f"http://127.0.0.1:{port}") as api:
+        await wait_until(lambda: is_live(api), AMPLE_SECONDS, "the service")
+        if goes_away:
+            os.close(read_end)
+        async with asyncio.timeout(AMPLE_SECONDS):
+            for _ in range(ORDERS // 50):
+                answers = await asyncio.gather(*(api.post("/orders", json=LINE) for _ in range(50)))
+                assert {answer.status_code for answer in answers} == {201}
+        assert await is_live(api)
+    process.terminate()
+    if not goes_away:
+        log = await asyncio.to_thread(read_all, read_end)
+        assert sum(json.loads(line)["event"] == "order.placed" for line in log.splitlines()) == ORDERS
+    async with asyncio.timeout(AMPLE_SECONDS):
+        assert await process.wait() == 0
+
+
+def read_all(descriptor: int) -> str:
+    with open(descriptor, encoding="utf-8") as stream:
+        return stream.read()
+
+
+@pytest.fixture
+def stalled() -> Iterator[tuple[logging.Logger, int]]:
+    """A logger whose lines go to a pipe, and the pipe's other end."""
+    read_end, write_end = os.pipe()
+    logger = logging.getLogger("stalled")
+    logger.propagate = False
+    logger.handlers[:] = [BackgroundHandler(write_end)]
+    yield logger, read_end
+    os.close(read_end)
+
+
+def lines_dropped() -> float:
+    """Return how many lines this process has dropped, in other tests too."""
+    return Metrics().registry.get_sample_value("log_lines_dropped_total") or 0.0
+
+
+async def test_lines_beyond_the_queue_are_dropped_and_counted(stalled: tuple[logging.Logger, int]) -> None:
+    logger, read_end = stalled
+    before = lines_dropped()
+    sent = 2 * LOG_QUEUE_LINES
+    for number in range(sent):
+        logger.warning("%s", f"{number} ".ljust(100, "x"))
+    dropped = lines_dropped() - before
+    assert 0 < dropped < sent
+    seen = b""
+
+    def read() -> bool:
+        nonlocal seen
+        seen += os.read(read_end, 1 << 20)
+        return bool(seen.count(b"\n") == sent - dropped)
+
+    await wait_until(read, AMPLE_SECONDS, "the lines that were not dropped")
+    first, *_, last = seen.decode().split("\n")[:-1]
+    assert first.startswith("0 ")
+    assert int(last.split()[0]) < sent
