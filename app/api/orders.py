@@ -18,8 +18,9 @@ from app.api.schemas import (
     read_place_order,
 )
 from app.api.security import caller
+from app.errors import OutboxFull
 from app.messaging.backlog import Backlog
-from app.orders import service
+from app.orders import once, service
 from app.orders.keys import Answer
 from app.orders.models import Order
 from app.telemetry import Metrics, trace_headers
@@ -56,6 +57,7 @@ def render(order: Order) -> Answer:
 
 @router.post(
     "/orders",
+    operation_id="placeOrder",
     status_code=HTTPStatus.CREATED,
     summary="Place an order",
     response_model=OrderAnswer,
@@ -70,7 +72,12 @@ async def place(request: Request) -> Response:
     key = intake.idempotency.key(request, tenant, asked.normal_form())
 
     async def act(wait_seconds: float) -> Answer:
-        intake.backlog.require_room()
+        try:
+            intake.backlog.require_room()
+        except OutboxFull:
+            if key is None or (stored := await once.replay(intake.pool, key)) is None:
+                raise
+            return stored  # it takes no room
         return await service.place(
             intake.pool,
             asked.command(tenant),

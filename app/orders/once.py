@@ -80,6 +80,16 @@ async def once(
         runs -= 1
 
 
+async def replay(pool: db.Pool, key: Key) -> Answer | None:
+    """Return the answer that the key already has, None if it has none.
+
+    Raises IdempotencyKeyReused, DatabaseUnavailable.
+    """
+    async with db.connection(pool) as conn:
+        stored = await keys.find(conn, key.tenant, key.key)
+    return None if stored is None else _replay(key, stored, ours=None)
+
+
 async def _take(
     conn: db.Connection, key: Key, foretold: Answer | None, ttl_seconds: float, wait_seconds: float
 ) -> bool:

@@ -250,6 +250,20 @@ async def test_intake_is_closed_while_the_outbox_is_over_its_limit_and_opens_by_
         await wait_until(lambda: is_taken(api), AMPLE_SECONDS, "201")
 
 
+async def test_a_key_that_has_its_answer_is_answered_while_intake_is_closed(database_url: str, pool: db.Pool) -> None:
+    """There is no copy in Redis here; a key in use for another request is told so, a new key gets the 503."""
+    async with serving(database_url, outbox_max_pending=2) as api:
+        first = await place(api)
+        async with db.transaction(pool) as conn:
+            for _ in range(3):
+                await outbox.add(conn, event())
+        await wait_until(lambda: is_closed(api), AMPLE_SECONDS, "refusal because of the outbox")
+        assert_same(first, await place(api))
+        assert_problem(await place(api, customer_id="other"), 422, "idempotency-key-reused")
+        assert_problem(await place(api, "new"), 503, "outbox-full")
+        assert_problem(await api.get("/idempotency-keys/new"), 404, "idempotency-key-not-found")
+
+
 async def is_closed(api: httpx.AsyncClient) -> bool:
     return bool((await place(api, None)).json().get("code") == "outbox-full")
 
