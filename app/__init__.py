@@ -5,7 +5,7 @@ The way of an order, in reading order:
     api.connection      below HTTP's semantics: bounds and deadlines for heads and sockets
     api.edge            what every request passes: its id, trace, metric, limits; the last resort        (api.problems)
     api.security        who calls, and what they may do                                        (tokens, jwks, rates)
-    api.orders          reads the request, answers it; beside it cancelling, reading, operators, health        (schemas)
+    api.orders          reads the request, answers it; beside it cancelling, reading, operators, health, pages (schemas)
     api.idempotency     the Idempotency-Key, the request's fingerprint; one request a key, in line for Postgres
                         (admission), a copy of the answer in Redis (copies, `cache`)
     orders.once         one transaction with the key's row, whatever happens to its COMMIT                       (keys)

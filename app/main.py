@@ -15,12 +15,12 @@ from app.api import (
     cancelling,
     connection,
     dead_letters,
-    docs,
     health,
     jwks,
     openapi,
     operators,
     orders,
+    pages,
     problems,
     rates,
     reading,
@@ -79,14 +79,14 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing, lease: Tran
         summary="Takes orders and drives each to an end: confirmed, or everything undone.",
         lifespan=lifespan,
         openapi_url="/openapi.json",
-        docs_url=None,  # `docs` serves it, with a policy for its scripts
+        docs_url=None,  # `pages` serves it, from files of our own and with a policy for its scripts
         redoc_url=None,
         redirect_slashes=False,
     )
     app.add_middleware(Edge, metrics=metrics, max_in_flight=settings.http_max_in_flight)
     problems.install(app)
     app.include_router(health.router)
-    app.include_router(docs.router)
+    app.include_router(pages.router)
     if "api" in settings.roles:
         app.include_router(orders.router)
         app.include_router(cancelling.router)

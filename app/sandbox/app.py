@@ -12,11 +12,12 @@ from typing import Annotated, TypedDict
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from app.sandbox import faults, inventory, payment, problems, shipping
+from app.sandbox import faults, inventory, pages, payment, problems, shipping
 from app.sandbox.calls import Body, Call, SagaId
 from app.sandbox.delivery import deliver
 from app.sandbox.faults import Rule
@@ -206,6 +207,9 @@ def create_app(ledger_path: Path | None) -> FastAPI:
 
     app = FastAPI(
         title="Partner sandbox",
+        docs_url=None,  # `pages` serves it, from files of our own
+        generate_unique_id_function=_operation_id,
+        redoc_url=None,
         lifespan=lifespan,
         exception_handlers={
             ProblemError: problems.on_problem,
@@ -215,7 +219,14 @@ def create_app(ledger_path: Path | None) -> FastAPI:
     )
     app.include_router(partners)
     app.include_router(simulator)
+    app.include_router(pages.router)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Name an operation after its function: `set_stock` → `setStock`."""
+    first, *others = route.name.split("_")
+    return first + "".join(word.capitalize() for word in others)
 
 
 def _seen(saga_id: str, state: str | None) -> dict[str, str]:
