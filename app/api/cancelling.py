@@ -27,6 +27,7 @@ router = APIRouter(tags=["orders"])
 
 @router.post(
     "/orders/{order_id}/cancel",
+    operation_id="cancelOrder",
     summary="Cancel an order",
     description=(
         "200: the order is cancelled. 202: its saga has started and turns back; the order ends `cancelled` (or "

@@ -48,6 +48,7 @@ BODY = openapi.request_body(TreatDeadLetters, required=False)
 
 @router.get(
     "",
+    operation_id="listDeadLetters",
     summary="Dead letters, and what a replay would do",
     response_model=DeadLettersAnswer,
     responses={
@@ -66,6 +67,7 @@ async def peek(request: Request) -> JSONResponse:
 
 @router.post(
     "/replay",
+    operation_id="replayDeadLetters",
     summary="Send dead letters again",
     response_model=TreatedAnswer,
     responses={
@@ -85,6 +87,7 @@ async def replay(request: Request, operator: Who) -> JSONResponse:
 
 @router.post(
     "/purge",
+    operation_id="purgeDeadLetters",
     summary="Remove dead letters",
     response_model=TreatedAnswer,
     responses={

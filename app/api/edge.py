@@ -57,6 +57,11 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":
+            # Whatever answers GET answers HEAD (RFC 9110, section 9.3.2). The server, whose scope stays as it is, sends
+            # the headers alone.
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
         request_id = given if ACCEPTABLE_ID.fullmatch(given) else str(uuid4())
@@ -84,16 +89,16 @@ class Edge:
             except ClientDisconnect:
                 # It hung up before its body was complete: nothing was done, and nobody is left to be answered.
                 status = CLIENT_GONE
-                log.info("http.client_gone", method=scope["method"], route=_route(scope))
+                log.info("http.client_gone", method=method, route=_route(scope))
             except Exception:
-                log.exception("http.failed", method=scope["method"], route=_route(scope))
+                log.exception("http.failed", method=method, route=_route(scope))
                 if status:
                     raise  # the answer has begun: all that is left is to cut the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
                 self._in_flight -= 1
                 duration = time.perf_counter() - began
-                self._metrics.http_duration.labels(scope["method"], _route(scope), status).observe(duration)
+                self._metrics.http_duration.labels(method, _route(scope), status).observe(duration)
 
 
 def _route(scope: Scope) -> str:

@@ -52,7 +52,7 @@ class Readiness(BaseModel):
     checks: list[CheckRow]
 
 
-@router.get("/livez", summary="Is the process up?")
+@router.get("/livez", operation_id="getLiveness", summary="Is the process up?")
 @router.get("/health/live", include_in_schema=False)
 async def livez() -> dict[str, str]:
     """Check nothing: a process that answers is alive, and restarting it would mend no dependency."""
@@ -61,6 +61,7 @@ async def livez() -> dict[str, str]:
 
 @router.get(
     "/readyz",
+    operation_id="getReadiness",
     summary="Can the process do its work?",
     response_model=Readiness,
     responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": Readiness}},
@@ -87,7 +88,7 @@ async def _row(name: str, check: Check, health: Health) -> dict[str, Any]:
         return {"name": name, "status": status, "detail": detail}
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", operation_id="getMetrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return every metric; gauges that are read from Postgres keep their last value while it is out."""
     health: Health = request.state.health

@@ -33,7 +33,20 @@ from app.telemetry import Metrics
 
 HEADER = "Idempotency-Key"
 MAX_LENGTH = 255
-STRUCTURED_STRING = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')  # RFC 9651, section 3.3.3
+# An Item of RFC 9651 that is a String (section 3.3.3), with parameters (3.1.2) whose values are of any type (3.3).
+STRING = r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"'
+BARE_ITEM = "|".join(
+    (
+        STRING.replace("((", "(?:(", 1),
+        r"-?[0-9]{1,15}|-?[0-9]{1,12}\.[0-9]{1,3}",
+        r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*",
+        r":(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?:",
+        r"\?[01]",
+        r"@-?[0-9]{1,15}",
+        r'%"(?:[\x20-\x21\x23\x24\x26-\x7e]|%[0-9a-f]{2})*"',
+    )
+)
+STRUCTURED_STRING = re.compile(rf"{STRING}(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:{BARE_ITEM}))?)*")
 VISIBLE = re.compile(r"[\x21-\x7e]+")
 FINGERPRINT_VERSION = 1
 
@@ -43,8 +56,9 @@ Act = Callable[[float], Awaitable[Answer]]
 def read_key(values: Sequence[str], *, required: bool) -> str | None:
     """Return the key in the header's values, None if there is none or it is blank.
 
-    `"abc"` (a structured-field string, draft-ietf-httpapi-idempotency-key-header) and `abc` are the same key. Raises
-    IdempotencyKeyMissing if `required`, IdempotencyKeyInvalid unless it is 1 to 255 visible ASCII characters.
+    `"abc"` (a structured-field string, draft-ietf-httpapi-idempotency-key-header), `"abc";v=1` (whose parameters mean
+    nothing) and `abc` are the same key. Raises IdempotencyKeyMissing if `required`, IdempotencyKeyInvalid unless it is
+    1 to 255 visible ASCII characters.
     """
     given = [value.strip() for value in values if value.strip()]
     if not given:

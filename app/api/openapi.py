@@ -1,6 +1,7 @@
 """The parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.api.problems import MEDIA_TYPE
+from app.api.problems import MEDIA_TYPE, TEMPORARY
 from app.api.schemas import Problem
 
 VERSION = "0.1.0"
@@ -16,21 +17,51 @@ VERSION = "0.1.0"
 Responses = dict[int | str, dict[str, Any]]
 
 
+# The scheme of tenants is added here: a dependency for the document alone would cost every request something.
+TENANT = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "with `ORDERS_AUTH_MODE=jwt`"}
+SECURITY: Mapping[str, list[dict[str, list[str]]]] = {"orders": [{"tenant": []}, {}]}  # by tag
+REFERENCE = "#/components/schemas/"
+
+
 def install(app: FastAPI) -> None:
-    """Put the examples that are text into the document as what they say."""
+    """Complete the document with what FastAPI leaves out or has too much of.
+
+    HEAD is not in it: it is there wherever GET is (RFC 9110, section 9.3.2).
+    """
     generate = app.openapi
 
     def complete() -> dict[str, Any]:
         document = generate()
         for path in document["paths"].values():
             for operation in path.values():
+                if security := SECURITY.get(operation.get("tags", [""])[0]):
+                    operation["security"] = security
                 for response in operation["responses"].values():
                     for content in response.get("content", {}).values():
                         if isinstance(content.get("example"), str):
                             content["example"] = json.loads(content["example"])
+        components = document.setdefault("components", {})
+        components.setdefault("securitySchemes", {})["tenant"] = TENANT
+        schemas = {**components.get("schemas", {}), "Problem": Problem.model_json_schema()}
+        used = _used_schemas(document["paths"], schemas)
+        components["schemas"] = {name: schemas[name] for name in sorted(used)}
         return document
 
     app.openapi = complete  # type: ignore[method-assign] # FastAPI's own way to extend it
+
+
+def _used_schemas(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:
+    """Return the names of the schemas that the paths refer to, directly or through others."""
+    used: set[str] = set()
+    found = _references(paths)
+    while found:
+        used |= found
+        found = {name for of in found for name in _references(schemas[of])} - used
+    return used
+
+
+def _references(value: object) -> set[str]:
+    return set(re.findall(f'"{REFERENCE}([^"]+)"', json.dumps(value)))
 
 
 def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -83,6 +114,7 @@ HEADERS: Mapping[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.TOO_MANY_REQUESTS: ("RateLimit", "RateLimit-Policy", "Retry-After"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
 }
+TEMPORARY_CONFLICTS = frozenset(error.code for error in TEMPORARY)
 DESCRIPTIONS: Mapping[str, str] = {
     "Cache-Control": "`private, no-cache`: kept by the caller alone and asked about before each use; or `no-store`",
     "ETag": "strong; names this version of the order",
@@ -138,10 +170,11 @@ def _problem(status: HTTPStatus, code: str, detail: str) -> dict[str, Any]:
         "code": code,
         "detail": detail,
     }
+    final = status is HTTPStatus.CONFLICT and code not in TEMPORARY_CONFLICTS
     return {
         "description": status.phrase,
-        "headers": headers(*HEADERS.get(status, ())),
-        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema(), "example": example}},
+        "headers": headers(*(() if final else HEADERS.get(status, ()))),
+        "content": {MEDIA_TYPE: {"schema": {"$ref": f"{REFERENCE}Problem"}, "example": example}},
     }
 
 

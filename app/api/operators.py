@@ -33,7 +33,13 @@ log = structlog.get_logger(__name__)
 # Of every route: who calls is asked before anything else, so that nobody else learns what a valid request is.
 # The first is for the document only; the second decides.
 OPERATORS_ONLY = (
-    Depends(HTTPBearer(auto_error=False, scheme_name="operator", description="`ORDERS_ADMIN_TOKEN`")),
+    Depends(
+        HTTPBearer(
+            auto_error=False,
+            scheme_name="operator",
+            description="`ORDERS_ADMIN_TOKEN`, or a token with the scope `orders:operate`",
+        )
+    ),
     Depends(security.operator),
 )
 Who = Annotated[security.Operator, Depends(security.operator)]
@@ -125,6 +131,7 @@ STATS: Mapping[str, Any] = {
 
 @router.get(
     "/outbox",
+    operation_id="listOutbox",
     summary="What waits to be published, and why",
     response_model=OutboxAnswer,
     responses={
@@ -147,6 +154,7 @@ async def read_outbox(request: Request) -> JSONResponse:
 
 @router.post(
     "/outbox/{row_id}/requeue",
+    operation_id="requeueOutboxMessage",
     summary="Let a parked event be published again",
     description=(
         "The row goes back to pending, with all its attempts. It needs no Idempotency-Key: done a second time it is "
@@ -172,6 +180,7 @@ async def requeue(request: Request, operator: Who, row_id: UUID) -> JSONResponse
 
 @router.get(
     "/stats",
+    operation_id="getStats",
     summary="Where the service stands",
     response_model=StatsAnswer,
     responses={

@@ -65,6 +65,9 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
 }
 
 
+TEMPORARY = (Unavailable, RequestInProgress, DeadLettersBusy)  # sent again they may succeed; other conflicts are final
+
+
 def problem(
     status: HTTPStatus,
     code: str,
@@ -110,7 +113,7 @@ def answer_to(error: OrdersError) -> Response:
         raise error
     headers: dict[str, str] = {}
     detail = str(error)
-    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT}:
+    if isinstance(error, TEMPORARY):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(error, Unavailable):
         log.warning("http.unavailable", code=error.code, error=detail)
@@ -152,7 +155,8 @@ def _routes(app: FastAPI) -> Iterator[BaseRoute]:
 def _allowed(request: Request) -> str:
     """Return the methods of every route of this path; the framework names those of the first alone."""
     matching = (route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
+    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

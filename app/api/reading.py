@@ -64,6 +64,7 @@ def etag(order: Order) -> str:
 
 @router.get(
     "/idempotency-keys/{key:path}",
+    operation_id="getIdempotencyKey",
     summary="Read what an Idempotency-Key stands for",
     responses=openapi.problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND),
 )
@@ -86,6 +87,7 @@ async def read_what_a_key_stands_for(
 
 @router.get(
     "/orders",
+    operation_id="listOrders",
     summary="List orders",
     response_model=OrdersAnswer,
     responses={
@@ -114,6 +116,7 @@ async def list_orders(request: Request) -> Response:
 
 @router.get(
     "/orders/{order_id}",
+    operation_id="getOrder",
     summary="Read an order",
     response_model=OrderAnswer,
     responses={

@@ -99,6 +99,7 @@ BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider i
 
 @router.get(
     "",
+    operation_id="listSagas",
     summary="Sagas that have not ended",
     response_model=SagasAnswer,
     responses={
@@ -123,6 +124,7 @@ async def list_sagas(request: Request) -> JSONResponse:
 
 @router.get(
     "/{order_id}",
+    operation_id="getSaga",
     summary="A saga with its log",
     response_model=SagaAnswer,
     responses={
@@ -141,6 +143,7 @@ async def show(request: Request, order_id: UUID) -> JSONResponse:
 
 @router.post(
     "/{order_id}/retry",
+    operation_id="retrySaga",
     summary="Have a saga that waits taken on at once",
     response_model=SagaChanged,
     responses={
@@ -165,6 +168,7 @@ async def retry(request: Request, who: Who, order_id: UUID) -> JSONResponse:
 
 @router.post(
     "/{order_id}/compensate",
+    operation_id="compensateSaga",
     summary="Turn a saga back",
     response_model=SagaChanged,
     responses={

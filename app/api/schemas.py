@@ -108,6 +108,7 @@ def _currency(value: str) -> str:
     return value
 
 
+DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # as pydantic writes a bound of ours
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_text)]
 Sku = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(lambda sku: _text(sku, cards.SHORTEST_IN_SKU))]
 PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_text)]
@@ -296,7 +297,7 @@ def _mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
     return [
         {
             "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
-            "detail": each["msg"].removeprefix("Value error, "),
+            "detail": DECIMAL.sub(r"\1", each["msg"].removeprefix("Value error, ")),
         }
         for each in error.errors(include_url=False, include_input=False, include_context=False)
     ]

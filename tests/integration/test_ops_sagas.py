@@ -132,7 +132,9 @@ async def test_what_cannot_be_done_is_a_conflict_or_not_found(ops: httpx.AsyncCl
     saga, unstarted = await start_saga(stage.pool), (await placed(stage.pool)).id
     await stage.drive()
     for action, code in zip(CHANGES, ("saga-not-retriable", "order-not-cancellable"), strict=True):
-        assert_problem(await ops.post(f"/ops/sagas/{saga}/{action}", json=WHY), 409, code)
+        refused = await ops.post(f"/ops/sagas/{saga}/{action}", json=WHY)
+        assert_problem(refused, 409, code)
+        assert "retry-after" not in refused.headers
         assert_problem(await ops.post(f"/ops/sagas/{uuid4()}/{action}", json=WHY), 404, "order-not-found")
     assert_problem(await ops.post(f"/ops/sagas/{unstarted}/retry", json=WHY), 409, "saga-not-retriable")
     assert_problem(await ops.get(f"/ops/sagas/{uuid4()}"), 404, "order-not-found")

@@ -18,6 +18,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 CACHING = {"cache-control": "private, no-cache", "vary": "Prefer"}
 LONG = {"Prefer": "wait=30"}
+TOKEN = "a-token-of-the-operators"
 
 
 async def confirm(pool: db.Pool, order_id: UUID) -> None:
@@ -205,3 +206,23 @@ async def test_an_order_that_ends_in_this_process_wakes_who_waits_for_it_without
         assert ended.is_set()
         assert not other.is_set()
     assert await stage.outcome(saga) == "confirmed"
+
+
+async def test_head_is_get_without_a_body(database_url: str, pool: db.Pool) -> None:
+    """The same status and headers wherever GET is; proxies and health checks ask so."""
+    order = f"/orders/{(await placed(pool)).id}"
+    paths = ["/livez", "/readyz", "/health/live", "/health/ready", "/metrics", "/", "/docs", "/openapi.json"]
+    paths += ["/orders", order, "/idempotency-keys/none", "/nowhere", "/ops/sagas"]
+    async with serving(database_url, admin_token=TOKEN) as api:
+        api.headers["Authorization"] = f"Bearer {TOKEN}"
+        for path in paths:
+            got, head = await api.get(path), await api.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            changing = {"date", "x-request-id"} | ({"content-length"} if path == "/metrics" else set())
+            assert {name for name in got.headers if got.headers[name] != head.headers.get(name)} <= changing, path
+        known = await api.head(order, headers={"If-None-Match": (await api.get(order)).headers["etag"]})
+        assert known.status_code == 304
+        refused = await api.head(f"{order}/cancel")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+        assert (await api.put(order)).headers["allow"] == "GET, HEAD"
+        assert 'method="HEAD",route="/livez",status="200"' in (await api.get("/metrics")).text

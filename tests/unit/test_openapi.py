@@ -1,5 +1,7 @@
 """The document tells of every status, header and parameter, with examples that are true to their models."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -35,9 +37,13 @@ ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def paths() -> dict[str, Any]:
-    settings = load(Settings, database_url="postgresql://none", roles="api")
-    found: dict[str, Any] = create_app(settings).openapi()["paths"]
+def document() -> dict[str, Any]:
+    return create_app(load(Settings, database_url="postgresql://none", roles="api")).openapi()
+
+
+@pytest.fixture(scope="module")
+def paths(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["paths"]
     return found
 
 
@@ -78,6 +84,48 @@ def test_an_order_is_documented_with_its_etag_and_a_refused_operator_with_the_ch
     assert "WWW-Authenticate" in stats["responses"]["401"]["headers"]
     assert "Retry-After" in stats["responses"]["503"]["headers"]
     assert stats["security"] == [{"operator": []}]
+
+
+@pytest.fixture(scope="module")
+def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every operation, by its method and path."""
+    return {
+        f"{method} {path}": operation for path, each in document["paths"].items() for method, operation in each.items()
+    }
+
+
+def test_every_operation_has_a_short_id_of_its_own(operations: dict[str, dict[str, Any]]) -> None:
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(set(ids)) == len(ids)
+    assert [name for name in ids if not re.fullmatch(r"[a-z]+([A-Z][a-z]+)+", name)] == []
+    assert {"placeOrder", "getOrder", "listOrders", "cancelOrder"} < set(ids)
+
+
+def test_every_guarded_operation_names_its_scheme(
+    document: dict[str, Any], operations: dict[str, dict[str, Any]]
+) -> None:
+    schemes = {
+        name: [scheme for choice in operation.get("security", []) for scheme in choice]
+        for name, operation in operations.items()
+    }
+    for name, found in schemes.items():
+        path = name.split()[1]
+        expected = "operator" if path.startswith("/ops") else "tenant" if path.startswith(("/orders", "/idem")) else ""
+        assert found == ([expected] if expected else []), name
+    assert set(document["components"]["securitySchemes"]) == {"operator", "tenant"}
+
+
+def test_every_schema_is_used(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    names = document["components"]["schemas"]
+    assert "Problem" in names
+    assert [name for name in names if f'"#/components/schemas/{name}"' not in text] == []
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == set(names)
+
+
+def test_a_final_conflict_is_not_to_be_retried(operations: dict[str, dict[str, Any]]) -> None:
+    assert "Retry-After" not in operations["post /ops/sagas/{order_id}/retry"]["responses"]["409"]["headers"]
+    assert "Retry-After" in operations["post /orders"]["responses"]["409"]["headers"]
 
 
 def test_the_example_of_a_cursor_is_one(paths: dict[str, Any]) -> None:
