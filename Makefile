@@ -68,10 +68,12 @@ requirements: .venv/.dev ## pin the newest versions that pyproject.toml allows
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-find-links --no-emit-index-url
 
-# Tests start servers of their own: in containers where there is an engine for them, else as processes.
+# Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer
+# always as a process.
 .PHONY: .servers
 .servers: .venv/.dev
-	@$(BIN)/python -m tests.harness.containers --pull || scripts/install-servers
+	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer; \
+		else scripts/install-servers; fi
 
 .venv/.dev: requirements/dev.txt pyproject.toml
 	@echo "Installing the development environment into .venv ..."

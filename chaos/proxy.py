@@ -103,6 +103,10 @@ class Proxy:
         if not self._armed.has(Refuse):
             self._listen()
 
+    def redirect(self, upstream_host: str, upstream_port: int) -> None:
+        """Forward new connections to another server; those that are open stay where they are."""
+        self._upstream = (upstream_host, upstream_port)
+
     def cut(self) -> None:
         """Close every connection at once, delivering nothing more."""
         for task, connection in self._connections.items():

@@ -24,8 +24,15 @@ def patient_pool(
 async def fresh(server_url: str, run: Run) -> AsyncIterator[str]:
     """Lend the URL of a migrated, empty database; drop it afterwards, whoever is still connected."""
     template = await asyncio.to_thread(_migrated_template, server_url, run)
+    async with created(server_url, run, f"TEMPLATE {template}") as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def created(server_url: str, run: Run, options: str) -> AsyncIterator[str]:
+    """Lend the URL of a database with these options of CREATE DATABASE; drop it afterwards."""
     name = f"{_prefix(run)}{uuid.uuid4().hex[:12]}"
-    await _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    await _execute(server_url, f"CREATE DATABASE {name} {options}")
     try:
         yield _in_database(server_url, name)
     finally:
