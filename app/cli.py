@@ -50,7 +50,7 @@ def migrate(
     """Bring the database schema up to this release's."""
     url = settings.load(settings.Database).database_url.get_secret_value()
     telemetry.configure_logging("console", "WARNING")
-    _, revision = asyncio.run(db.inspect(url))
+    revision = asyncio.run(db.inspect(url))
     if check and db.is_behind(revision):
         typer.echo("the schema is behind this release: run `orders migrate`")
         raise typer.Exit(1)

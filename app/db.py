@@ -1,33 +1,34 @@
 """Postgres: the schema's metadata, connection pools that fail fast, transactions, migrations.
 
 Hot writes are hand-written SQL on asyncpg; SQLAlchemy describes the schema, so that a test can hold the migrations to
-it. Whatever says that Postgres is out, slow or full leaves this module as DatabaseUnavailable.
+it. Whatever says that Postgres is out, slow, full or read-only leaves this module as DatabaseUnavailable.
 """
 
 import asyncio
 import contextlib
 import functools
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError
 
+from app.db_session import CONNECT_SECONDS, UNAVAILABLE, connect, errors_of_opening, unavailable
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
-CONNECT_SECONDS = 5.0
+IDLE_SECONDS = 300.0  # an idle connection is closed after; asyncpg's default
 POOL_WAIT_SECONDS = 5.0  # where nobody waits for an answer; requests have a setting
 MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each waits 2 s for a lock (migrations/env.py)
-COME_AGAIN = {asyncpg.LockNotAvailableError.sqlstate, asyncpg.DeadlockDetectedError.sqlstate}
 COMMAND_TIMEOUT_SECONDS = 5.0  # no statement of ours takes a second; a server that does not answer is out
 
+MIGRATING_ROLE = "migrate as a role that owns the tables and has USAGE and CREATE on their schema"
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = MetaData(
@@ -38,24 +39,6 @@ metadata = MetaData(
         "ck": "%(table_name)s_%(constraint_name)s_check",
     }
 )
-
-UNAVAILABLE = (
-    OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
-    asyncpg.PostgresConnectionError,  # class 08
-    asyncpg.InsufficientResourcesError,  # class 53: out of connections, memory or disk
-    asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, terminated by an operator
-    asyncpg.InvalidAuthorizationSpecificationError,  # class 28
-    asyncpg.InvalidCatalogNameError,  # class 3D
-    asyncpg.LockNotAvailableError,  # lock_timeout: somebody keeps a row for too long
-    asyncpg.ReadOnlySQLTransactionError,  # connected to a standby, as after a failover
-    asyncpg.InterfaceError,  # the connection is already closed
-)
-
-
-def plain_url(url: str) -> str:
-    """Turn any of the accepted spellings into the one that asyncpg reads; SQLAlchemy's `ssl` is libpq's `sslmode`."""
-    spelling, plain = "postgresql+asyncpg://", "postgresql://"
-    return re.sub(r"([?&])ssl=", r"\1sslmode=", url).replace(spelling, plain, 1) if url.startswith(spelling) else url
 
 
 class Pool(asyncpg.Pool):
@@ -70,26 +53,25 @@ class Pool(asyncpg.Pool):
         connection_class: type[asyncpg.Connection],
     ) -> None:
         super().__init__(
-            plain_url(url),
+            url,
             min_size=0,
             max_size=size,
-            max_queries=50_000,  # this and the next: asyncpg's defaults
-            max_inactive_connection_lifetime=300.0,
+            max_queries=50_000,  # asyncpg's default
+            max_inactive_connection_lifetime=IDLE_SECONDS,
             connection_class=connection_class,
             record_class=asyncpg.Record,
             loop=None,
-            timeout=max(wait_seconds, CONNECT_SECONDS),
+            connect=self._open,
             command_timeout=command_seconds,
-            init=_require_durability,
             reset=_leave_no_transaction,
-            server_settings={
-                "application_name": "orders",
-                "jit": "off",  # no statement of ours runs as long as compiling it takes, whatever the planner believes
-                # A process that froze inside a transaction must not hold its locks for long: sagas have leases of 30 s.
-                "idle_in_transaction_session_timeout": "10s",
-            },
         )
         self.wait_seconds = wait_seconds
+
+    async def _open(self, dsn: Any = None, **options: Any) -> asyncpg.Connection:
+        try:
+            return await connect(dsn, max(self.wait_seconds, CONNECT_SECONDS), **options)
+        except ConfigurationError as error:  # a running process goes on when that is put right
+            raise DatabaseUnavailable(str(error)) from error
 
 
 @contextlib.asynccontextmanager
@@ -107,12 +89,6 @@ async def open_pool(
         yield pool
     finally:
         pool.terminate()  # not close: nobody uses it any more, and a silent server must not hold an exit up
-
-
-async def _require_durability(conn: Connection) -> None:
-    """Refuse a connection whose commits could be lost after they were acknowledged: no 201 may rest on one."""
-    if await conn.fetchval("SELECT current_setting('synchronous_commit')") == "off":
-        raise DatabaseUnavailable("postgres: synchronous_commit is off")
 
 
 async def _leave_no_transaction(conn: Connection) -> None:
@@ -135,13 +111,18 @@ async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIter
             # What was being asked may still be under way, and so may its cancellation: nobody must inherit them.
             conn.terminate()
             raise
+        except asyncpg.ReadOnlySQLTransactionError:
+            # The server was demoted, and every session that was opened before is on it: none is lent again.
+            conn.terminate()
+            await pool.expire_connections()
+            raise
         except asyncpg.PostgresError as error:
             _withhold_values(error)
             raise
         finally:
             await pool.release(conn)
     except UNAVAILABLE as error:
-        raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
+        raise unavailable(error) from error
 
 
 def _withhold_values(error: asyncpg.PostgresError) -> None:
@@ -182,35 +163,28 @@ def first_id(seconds_ago: float) -> uuid.UUID:
     return uuid.UUID(int=int((time.time() - seconds_ago) * 1000) << 80)  # RFC 9562, section 5.7
 
 
-async def inspect(url: str) -> tuple[str, str | None]:
-    """Return the server's synchronous_commit and the schema's revision. Raises DatabaseUnavailable."""
+async def require_writable(conn: Connection) -> None:
+    """Raise asyncpg.ReadOnlySQLTransactionError, as a write would, on a session whose server was demoted."""
+    if await conn.fetchval("SHOW transaction_read_only") == "on":
+        raise asyncpg.ReadOnlySQLTransactionError("the server is read-only or in recovery")
+
+
+async def inspect(url: str) -> str | None:
+    """Return the schema's revision, by a session like those of a pool. Raises what `connect` does."""
+    conn = await connect(url, command_timeout=COMMAND_TIMEOUT_SECONDS)
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            conn = await asyncpg.connect(plain_url(url))
-            try:
-                return await conn.fetchval("SELECT current_setting('synchronous_commit')"), await revision(conn)
-            finally:
-                conn.terminate()  # not close: that waits for the server, which has answered
-    except asyncpg.ClientConfigurationError as error:  # an InterfaceError, but no outage
-        raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
-    except UNAVAILABLE as error:
-        raise DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": ")) from error
-    except asyncpg.PostgresError as error:  # reached, and it refused: a parameter that it does not know, no rights
-        raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
+        with errors_of_opening():
+            return await revision(conn)
+    finally:
+        conn.terminate()  # not close: that waits for the server, which has answered
 
 
 async def check(url: str) -> None:
-    """Refuse what the service must not run on: commits that are not durable, a schema that is behind.
+    """Refuse what the service must not run on: what `connect` refuses, and a schema that is behind.
 
     Raises ConfigurationError, or DatabaseUnavailable when Postgres cannot be asked.
     """
-    durability, present = await inspect(url)
-    if durability == "off":
-        raise ConfigurationError(
-            "ORDERS_DATABASE_URL: synchronous_commit is off there, so an acknowledged order could be lost; "
-            "set it to on (or local, remote_write, remote_apply)"
-        )
-    if is_behind(present):
+    if is_behind(await inspect(url)):
         raise ConfigurationError("the database schema is behind this release: run `orders migrate`")
 
 
@@ -243,7 +217,7 @@ def _revisions() -> list[str]:
 def migrate(url: str) -> None:
     """Bring the schema to this release's. Safe to run from several processes at once; blocks, so not in a loop.
 
-    Raises DatabaseUnavailable when others keep a table locked all the time.
+    Raises ConfigurationError when the role may not, DatabaseUnavailable when others keep a table locked all the time.
     """
     # Half a second of imports (templates, colours) that no other command should pay for.
     from alembic import command  # noqa: PLC0415
@@ -257,7 +231,19 @@ def migrate(url: str) -> None:
         try:
             return command.upgrade(config, "head")
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in COME_AGAIN:
-                raise
+            _pass_over_a_lock(error)
             time.sleep(MIGRATION_PAUSE_SECONDS)
     raise DatabaseUnavailable("somebody keeps a table locked (a vacuum, a backup?): not all is migrated, try again")
+
+
+def _pass_over_a_lock(error: DBAPIError) -> None:
+    """Return if a migration may be tried again; else raise what its error means."""
+    match cause := error.orig and error.orig.__cause__:
+        case asyncpg.LockNotAvailableError() | asyncpg.DeadlockDetectedError():
+            return
+        case asyncpg.InsufficientPrivilegeError():
+            raise ConfigurationError(f"ORDERS_DATABASE_URL: {cause}: {MIGRATING_ROLE}") from error
+        case BaseException() if isinstance(cause, UNAVAILABLE):
+            raise unavailable(cause) from error
+        case _:
+            raise error

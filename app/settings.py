@@ -26,7 +26,12 @@ class Database(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    database_url: SecretStr = Field(description="PostgreSQL: `postgresql://`, `postgres://` or `postgresql+asyncpg://`")
+    database_url: SecretStr = Field(
+        description=(
+            "PostgreSQL: `postgresql://`, `postgres://` or `postgresql+asyncpg://`; "
+            "of several hosts (`//a:5432,b/orders`) the first that is writable is used"
+        )
+    )
 
     @field_validator("database_url")
     @classmethod

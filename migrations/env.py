@@ -7,13 +7,14 @@ It needs a connection of its own to the server: a pooler that lends one for a tr
 import asyncio
 from functools import partial
 
-import asyncpg
 from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app import db, settings
+from app.db_session import connect
+from app.errors import ConfigurationError
 from app.messaging import inbox, outbox
 from app.operations import audit
 from app.orders import tables
@@ -24,6 +25,7 @@ LOCK = 6_018_743  # any number, the same in every release: only one process migr
 
 
 def migrate(connection: Connection) -> None:
+    require_rights(connection)
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})  # until the connection closes
     # Whoever waits for a table's lock keeps all others waiting behind: better give up, and come again.
     connection.execute(text("SET lock_timeout = '2s'"))
@@ -35,12 +37,21 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
 
 
+def require_rights(connection: Connection) -> None:
+    """Refuse a role that may not create tables, also while there is none to create: better now than at an upgrade."""
+    query = "SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'CREATE')"
+    user, schema, may_create = connection.execute(text(query)).one()
+    if not may_create:  # None: there is no schema that the role may use
+        named = "any schema of its search_path" if schema is None else f"the schema {schema}"
+        raise ConfigurationError(
+            f"ORDERS_DATABASE_URL: the role {user} may not create tables in {named}: {db.MIGRATING_ROLE}"
+        )
+
+
 async def main() -> None:
     url = context.config.attributes.get("url") or settings.load(settings.Database).database_url.get_secret_value()
-    # asyncpg reads the URL, as it does for the service: SQLAlchemy does not know `sslmode` and its like.
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=partial(asyncpg.connect, db.plain_url(url)), poolclass=NullPool
-    )
+    # A session like those of the service: SQLAlchemy does not know `sslmode` and its like.
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=partial(connect, url), poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(migrate)

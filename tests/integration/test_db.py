@@ -122,6 +122,23 @@ async def test_a_connection_whose_commits_may_be_lost_is_refused(database_url: s
             await answer(pool)
 
 
+@pytest.mark.parametrize(
+    ("of", "level"), [("DATABASE {0}", "serializable"), ("ROLE CURRENT_USER IN DATABASE {0}", "repeatable read")]
+)
+async def test_everything_is_read_committed(pool: db.Pool, database_url: str, of: str, level: str) -> None:
+    """Whatever the default of database or role: single statements too, and also for the next user of a connection."""
+    name = database_url.rpartition("/")[2]
+    await pool.execute(f"ALTER {of.format(name)} SET default_transaction_isolation = '{level}'")
+    async with pool_of(database_url, 1) as narrow:
+        for _ in range(2):
+            with contextlib.suppress(ValueError):
+                async with db.transaction(narrow) as conn:
+                    assert await conn.fetchval("SHOW transaction_isolation") == "read committed"
+                    raise ValueError
+            async with db.connection(narrow) as conn:
+                assert await conn.fetchval("SHOW transaction_isolation") == "read committed"
+
+
 async def test_a_transaction_whose_error_was_swallowed_is_not_taken_for_committed(noting: db.Pool) -> None:
     async def swallow() -> None:
         async with db.transaction(noting) as conn:

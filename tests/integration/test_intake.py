@@ -235,6 +235,17 @@ async def test_a_commit_that_stays_unknown_is_a_503_and_the_key_tells_later(data
     assert await pool.fetchval("SELECT count(*) FROM orders") == 1
 
 
+async def test_one_order_a_key_where_transactions_are_serializable(database_url: str, pool: db.Pool) -> None:
+    """By the default of the database, that is, which would fail what meets at a key."""
+    name = database_url.rpartition("/")[2]
+    await pool.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    async with serving(database_url) as api, serving(database_url) as other:
+        answers = await asyncio.gather(*(place(each) for each in (api, other) * 10))
+        assert {answer.status_code for answer in answers} == {201}
+        assert len({answer.content for answer in answers}) == 1
+    assert await pool.fetchval("SELECT count(*) FROM orders") == 1
+
+
 async def test_intake_is_closed_while_the_outbox_is_over_its_limit_and_opens_by_itself(
     database_url: str, pool: db.Pool
 ) -> None:
