@@ -22,6 +22,7 @@ from app.db_session import CONNECT_SECONDS, UNAVAILABLE, connect, errors_of_open
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 Connection = asyncpg.Connection | PoolConnectionProxy
+Opening = asyncio.Task[asyncpg.Connection]
 
 IDLE_SECONDS = 300.0  # an idle connection is closed after; asyncpg's default
 POOL_WAIT_SECONDS = 5.0  # where nobody waits for an answer; requests have a setting
@@ -42,7 +43,11 @@ metadata = MetaData(
 
 
 class Pool(asyncpg.Pool):
-    """Connections, and how long a caller waits for a free one unless it says otherwise."""
+    """Connections, and how long a caller waits for a free one unless it says otherwise.
+
+    Each connection is opened in a task, which goes on when its waiter has left, and serves the next one. Cancelled with
+    its waiter, a connection that takes longer to open than callers wait would never be opened.
+    """
 
     def __init__(
         self,
@@ -61,17 +66,78 @@ class Pool(asyncpg.Pool):
             connection_class=connection_class,
             record_class=asyncpg.Record,
             loop=None,
-            connect=self._open,
+            connect=self._open_or_take_over,
             command_timeout=command_seconds,
             reset=_leave_no_transaction,
         )
         self.wait_seconds = wait_seconds
+        self._openings: set[Opening] = set()  # those whose connections the pool does not have yet
+        self._left: list[Opening] = []  # those of them that have no waiter, the oldest first
 
-    async def _open(self, dsn: Any = None, **options: Any) -> asyncpg.Connection:
+    async def _open_or_take_over(self, *url: Any, **options: Any) -> asyncpg.Connection:
+        """Open a connection. Where a waiter left an opening, take it over, so that there are no more than the size."""
+        opening = self._take_over() or asyncio.create_task(self._open(*url, **options))
+        self._openings.add(opening)
         try:
-            return await connect(dsn, max(self.wait_seconds, CONNECT_SECONDS), **options)
+            await asyncio.wait([opening])
+        except asyncio.CancelledError:
+            self._leave(opening)
+            raise
+        self._openings.discard(opening)
+        if opening.cancelled():
+            raise asyncpg.InterfaceError("the pool has ended")
+        return opening.result()
+
+    async def _open(self, url: str, **options: Any) -> asyncpg.Connection:
+        try:
+            return await connect(url, max(self.wait_seconds, CONNECT_SECONDS), **options)
         except ConfigurationError as error:  # a running process goes on when that is put right
             raise DatabaseUnavailable(str(error)) from error
+
+    def _leave(self, opening: Opening) -> None:
+        """Keep an opening for the next waiter, as long as the pool keeps an idle connection."""
+        self._left.append(opening)
+        asyncio.get_running_loop().call_later(0 if self.is_closing() else IDLE_SECONDS, self._give_up, opening)
+
+    def _take_over(self) -> Opening | None:
+        while self._left:
+            opening = self._left.pop(0)
+            if not opening.done() or _is_open(opening):
+                return opening
+            self._openings.discard(opening)
+        return None
+
+    def _give_up(self, opening: Opening) -> None:
+        if opening in self._left:
+            self._left.remove(opening)
+            self._openings.discard(opening)
+            _discard(opening)
+
+    async def expire_connections(self) -> None:
+        """Lend none of the connections again that were opened by now."""
+        await super().expire_connections()
+        for opening in tuple(self._left):
+            self._give_up(opening)
+
+    async def end(self) -> None:
+        """Cut every connection, those that are being opened too.
+
+        Not asyncpg's `close`: it waits for the server, and a silent one must not hold an exit up.
+        """
+        self.terminate()
+        for opening in self._openings:
+            _discard(opening)
+        await asyncio.gather(*self._openings, return_exceptions=True)
+
+
+def _is_open(opening: Opening) -> bool:
+    """Tell whether an opening that is done has led to a connection that is still there."""
+    return not opening.cancelled() and opening.exception() is None and not opening.result().is_closed()
+
+
+def _discard(opening: Opening) -> None:
+    if not opening.cancel() and _is_open(opening):
+        opening.result().terminate()
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +154,7 @@ async def open_pool(
     try:
         yield pool
     finally:
-        pool.terminate()  # not close: nobody uses it any more, and a silent server must not hold an exit up
+        await pool.end()
 
 
 async def _leave_no_transaction(conn: Connection) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from app import db
 from app.errors import DatabaseUnavailable
+from chaos.faults import Blackhole, Delay
 from tests.harness import servers
+from tests.harness.proxied import Proxied
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 SHORT_SECONDS = 0.05
@@ -137,6 +139,53 @@ async def test_everything_is_read_committed(pool: db.Pool, database_url: str, of
                     raise ValueError
             async with db.connection(narrow) as conn:
                 assert await conn.fetchval("SHOW transaction_isolation") == "read committed"
+
+
+async def sessions_besides(proxied: Proxied) -> int:
+    known = [conn.get_server_pid() for conn in (proxied.client, proxied.witness)]
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> ALL($1)"
+    count: int = await proxied.witness.fetchval(query, known)
+    return count
+
+
+async def test_a_connection_that_opens_slowly_serves_later_callers(proxied: Proxied) -> None:
+    """No caller waits as long as opening takes. There are never more openings than places, and none stays behind."""
+    proxied.proxy.arm(Delay(seconds=0.05))
+
+    async def some_are_answered(pool: db.Pool) -> bool:
+        results = await asyncio.gather(*(answer(pool) for _ in range(5)), return_exceptions=True)
+        assert await sessions_besides(proxied) <= 2
+        assert {type(result) for result in results} <= {int, DatabaseUnavailable}
+        return 42 in results
+
+    async with pool_of(proxied.url, 2, AMPLE_SECONDS, wait_seconds=SHORT_SECONDS) as pool:
+        await wait_until(lambda: some_are_answered(pool), AMPLE_SECONDS, "a connection")
+    proxied.client.terminate()
+    await proxied.sessions_end()
+
+
+async def test_what_no_caller_has_taken_yet_expires_too(proxied: Proxied) -> None:
+    proxied.proxy.arm(Delay(seconds=0.05))
+    async with pool_of(proxied.url, 1, wait_seconds=SHORT_SECONDS) as pool:
+        with pytest.raises(DatabaseUnavailable):
+            await answer(pool)
+        await wait_until(lambda: sessions_besides(proxied), AMPLE_SECONDS, "a session")
+        await pool.expire_connections()
+
+        async def none_is_left() -> bool:
+            return await sessions_besides(proxied) == 0
+
+        await wait_until(none_is_left, AMPLE_SECONDS, "the end of the session")
+
+
+async def test_a_pool_that_ends_cuts_what_is_being_opened(proxied: Proxied) -> None:
+    async with pool_of(proxied.url, 1, wait_seconds=SHORT_SECONDS) as pool:
+        proxied.proxy.arm(Blackhole())
+        with pytest.raises(DatabaseUnavailable):
+            await answer(pool)
+    proxied.proxy.disarm()
+    proxied.client.terminate()
+    await proxied.sessions_end()
 
 
 async def test_a_transaction_whose_error_was_swallowed_is_not_taken_for_committed(noting: db.Pool) -> None:

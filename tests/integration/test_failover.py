@@ -63,10 +63,17 @@ async def test_sessions_on_a_demoted_server_are_dropped(pair: Pair) -> None:
 
 
 async def test_a_url_of_two_hosts_leads_to_the_primary(pair: Pair) -> None:
-    """Also when the standby is named first."""
+    """Also when the standby is named first, and when the primary falls silent and the standby takes its place."""
     primary, standby = pair
     async with patient_pool(either(standby, primary), 1) as pool, db.connection(pool) as conn:
         assert await conn.fetchval("SELECT inet_server_port()") == primary.port
+    impatient = {"database_statement_seconds": 1, "database_pool_wait_seconds": 1}
+    async with serving(either(primary, standby), **impatient) as api:
+        await becomes(api, 201, 200)
+        primary.freeze()
+        await becomes(api, 503, 503)
+        await standby.promote()
+        await becomes(api, 201, 200)
 
 
 async def test_a_server_in_recovery_is_unavailable(pair: Pair) -> None:
