@@ -2,7 +2,7 @@
 
 The way of an order, in reading order:
 
-    api.connection      below HTTP's semantics: bounds and deadlines for heads and sockets
+    api.connection      below HTTP's semantics: bounds and deadlines for heads and sockets                      (http1)
     api.edge            what every request passes: its id, trace, metric, limits; the last resort        (api.problems)
     api.security        who calls, and what they may do                                        (tokens, jwks, rates)
     api.orders          reads the request, answers it; beside it cancelling, reading, operators, health, pages (schemas)

@@ -16,16 +16,16 @@ from uuid import uuid4
 
 import structlog
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api import problems
 from app.api.edge import REQUEST_ID, protect
+from app.api.http1 import PIECE_BYTES, SequentialProtocol
 
 log = structlog.get_logger(__name__)
 
 MAX_TARGET_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 16 * 1024
-PIECE_BYTES = 4 * 1024  # fed to the parser at a time: so exactly are bytes outside of bodies counted
 MAX_STRAY_BYTES = MAX_TARGET_BYTES + MAX_HEADER_BYTES + 2 * PIECE_BYTES
 LINGER_SECONDS = 2.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close by RST
@@ -39,6 +39,9 @@ HEADERS_TOO_LARGE = problems.problem(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "headers-too-large",
     f"the headers are larger than {MAX_HEADER_BYTES} bytes",
+)
+NOT_ONE_HOST = problems.problem(
+    HTTPStatus.BAD_REQUEST, "malformed-request", "a request has one Host header (RFC 9112, section 3.2)"
 )
 HEAD_TIMEOUT = problems.problem(
     HTTPStatus.REQUEST_TIMEOUT, "header-timeout", "the head of the request did not arrive in time"
@@ -55,7 +58,7 @@ class _Refused(Exception):
     """Stops the parser; what to answer is in the protocol."""
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(SequentialProtocol):
     """uvicorn's protocol with deadlines and bounds."""
 
     def __init__(
@@ -73,12 +76,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
         self._unsent = 0  # when the write deadline began
-        self._awaiting_head = True
         self._begun = False  # of the head that is awaited, something has come
         self._stray_bytes = 0  # since the last piece of a body, or the begin of a message
         self._header_bytes = 0
         self._answer = MALFORMED
-        self._over = False  # nothing that arrives counts any more
         self._of_use = False
         self._waiting_since = self.loop.time()
 
@@ -113,31 +114,24 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def is_idle(self, newcomer: "GuardedProtocol") -> bool:
         """Whether nothing is lost to a client when this connection ends to make room for another."""
-        busy = self._is_answering() or self.transport.get_write_buffer_size()
+        busy = self._is_answering() or self._unparsed or self.transport.get_write_buffer_size()
         return self is not newcomer and not busy and not self.transport.is_closing()
-
-    def _is_answering(self) -> bool:
-        return self._cycle is not None and not self._cycle.response_complete
-
-    @property
-    def _cycle(self) -> RequestResponseCycle | None:
-        return self.cycle  # None before the first request, whatever uvicorn's annotation says
 
     # Bytes
 
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser piece by piece, counting."""
-        for start in range(0, len(data), PIECE_BYTES):
-            if self._over or self.parser is None:  # refused, or the connection is gone
-                return
-            piece = data[start : start + PIECE_BYTES]
-            self._stray_bytes += len(piece)
-            self._begun = True
-            super().data_received(piece)
-            if self._stray_bytes > MAX_STRAY_BYTES and not self._over:
-                self._refuse(HEADERS_TOO_LARGE)
+    def _parse(self) -> None:
+        """Parse what is due; what then is there of a head has a deadline."""
+        super()._parse()
         if self._awaiting_head and self._begun and self._deadline is None and not self._over:
             self._start_deadline(self._header_timeout_seconds)
+
+    def _feed(self, piece: bytes) -> None:
+        """Feed the parser, counting."""
+        self._stray_bytes += len(piece)
+        self._begun = True
+        super()._feed(piece)
+        if self._stray_bytes > MAX_STRAY_BYTES and not self._over:
+            self._refuse(HEADERS_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -161,10 +155,15 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request over."""
-        self._stop_deadline()
+        """Hand the request over; one with an offer to upgrade, when its head is parsed again."""
+        if self.parser.get_method() == b"CONNECT":
+            self._stop_parsing(MALFORMED)  # of no use but to a proxy; the parser takes it for an upgrade
+        if not self.parser.should_upgrade():
+            hosts = sum(name == b"host" for name, _ in self.headers)
+            if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+                self._stop_parsing(NOT_ONE_HOST)
+            self._stop_deadline()
         super().on_headers_complete()
-        self._awaiting_head = False
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body. How much of it is read, and how long, is the route's to say."""
@@ -174,7 +173,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Be ready for the next request."""
         self._stop_deadline()
-        self._awaiting_head = True
         self._begun = False
         self._stray_bytes = 0
         super().on_message_complete()

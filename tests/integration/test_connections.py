@@ -6,7 +6,6 @@ import gc
 import json
 import select
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,26 +16,12 @@ from app.api.connection import RESET, GuardedProtocol
 from app.main import make_server
 from app.settings import Settings, load
 from tests.harness.api import serving
+from tests.harness.raw_http import dialled, heard
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-LARGE = 64 * 1024
 LATE = 0.1  # seconds a head may take, where that matters
-
-
-@contextlib.asynccontextmanager
-async def dialled(
-    api: httpx.AsyncClient, first: bytes = b""
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect. What is said `first` is there when the server, on this thread too, begins to count the time."""
-    client = socket.create_connection(("127.0.0.1", api.base_url.port))
-    client.sendall(first)
-    reader, writer = await asyncio.open_connection(sock=client)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
 
 
 async def said(api: httpx.AsyncClient, *parts: bytes, first: bytes = b"") -> bytes:
@@ -48,18 +33,6 @@ async def said(api: httpx.AsyncClient, *parts: bytes, first: bytes = b"") -> byt
             with contextlib.suppress(ConnectionError):
                 await writer.drain()
         return await hearing
-
-
-async def heard(reader: asyncio.StreamReader) -> bytes:
-    """Return all that comes. After an answer a reset ends it too: for one who still sends, when the server lingered."""
-    answer = b""
-    try:
-        while piece := await reader.read(LARGE):
-            answer += piece
-    except ConnectionError:
-        if not answer:
-            raise
-    return answer
 
 
 def problem(answer: bytes, status: int, code: str) -> dict[str, str]:
@@ -97,6 +70,9 @@ def get(target: bytes = b"/livez", *headers: bytes) -> bytes:
         ([b"GET nowhere HTTP/1.1\r\n\r\n"], 400, "malformed-request"),
         ([b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"], 400, "malformed-request"),
         ([b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET /livez HTTP/1.1\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n"], 400, "malformed-request"),
         ([POST, b"no number\r\n"], 400, "malformed-request"),
         ([POST, b"1" + b";x" * 100_000], 431, "headers-too-large"),
         ([POST, b"1\r\n{\r\n0\r\n", *[b"T: " + b"t" * 1000 + b"\r\n"] * 100], 431, "headers-too-large"),
@@ -132,9 +108,16 @@ async def test_a_head_of_just_the_bounds_is_read(api: httpx.AsyncClient) -> None
 async def test_requests_sent_all_at_once_are_answered_up_to_the_first_that_is_refused(api: httpx.AsyncClient) -> None:
     answer = await said(api, get() + get(b"/" + b"a" * 9000) + get())
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.count(b"HTTP/1.1 ") == 2
+    problem(answer[answer.index(b"HTTP/1.1 414") :], 414, "target-too-long")
     several = await said(api, get() + get() + get(b"/livez", b"Connection: close"))
     assert several.count(b"HTTP/1.1 200 OK") == 3
+
+
+@pytest.mark.parametrize("host", [b"", b"Host: x\r\n", b"Host:\r\n"])
+async def test_http_1_0_needs_no_host(api: httpx.AsyncClient, host: bytes) -> None:
+    """HAProxy's health checks are such requests."""
+    assert (await said(api, b"GET /readyz HTTP/1.0\r\n" + host + b"\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_trailer_is_no_header(api: httpx.AsyncClient) -> None:

@@ -1,0 +1,143 @@
+"""Read the requests of one connection: the next one when the one before has its answer, and no other protocol.
+
+uvicorn parses all that has arrived and queues every request it finds. A client that sends requests without waiting for
+answers (RFC 9112, section 9.3.2) would fill the memory, so here the parser is fed up to the end of one request. The
+bytes after it wait, and while any wait, nothing more is read from the socket: at most one read of them is kept. A
+connection without such bytes goes on being read, so that a client that hangs up is noticed while it is answered.
+
+httptools cannot be stopped at the end of a request. Its input is cut there instead: after `Content-Length` bytes of a
+body, or after an empty line, since without a `Content-Length` no request ends anywhere else.
+"""
+
+import re
+from typing import Any
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+PIECE_BYTES = 4 * 1024  # fed to the parser at a time at most
+# A run of them is one cut: no second request ends within it, and a body full of line feeds costs few cuts.
+EMPTY_LINES = re.compile(rb"^(?:\r?\n)+", re.MULTILINE)
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control. A route that waits for its body resumes reading; not while bytes are held back."""
+
+    holding = False
+
+    def resume_reading(self) -> None:
+        if not self.holding:
+            super().resume_reading()
+
+
+class SequentialProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with one request at a time, which ignores every offer to upgrade."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unparsed = b""
+        self._at = 0  # what comes before it is parsed
+        self._body_left = 0  # bytes of a body with a Content-Length
+        self._awaiting_head = True
+        self._over = False  # nothing that arrives counts any more
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection."""
+        super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection, and what it sent last."""
+        super().connection_lost(exc)
+        self._unparsed = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what is due."""
+        self._unparsed = self._unparsed[self._at :] + data
+        self._at = 0
+        self._parse()
+
+    def on_response_complete(self) -> None:
+        """Parse the next request, if it is here."""
+        super().on_response_complete()
+        self._parse()
+
+    def _parse(self) -> None:
+        """Feed the parser to the end of a request that has no answer yet, and hold back what comes after it."""
+        while self._at < len(self._unparsed) and not self._is_deaf():
+            if self._awaiting_head and self._is_answering():
+                self.flow.holding = True
+                self.flow.pause_reading()
+                return
+            begin, self._at = self._at, self._piece_end()
+            self._feed(self._unparsed[begin : self._at])
+        self._unparsed = b""
+        self._at = 0
+        if self.flow.holding:
+            self.flow.holding = False
+            if not self.transport.is_closing():
+                self.flow.resume_reading()
+
+    def _is_deaf(self) -> bool:
+        return self._over or self.transport.is_closing()  # refused, or the connection is ending
+
+    def _is_answering(self) -> bool:
+        return self._cycle is not None and not self._cycle.response_complete
+
+    @property
+    def _cycle(self) -> RequestResponseCycle | None:
+        return self.cycle  # None before the first request, whatever uvicorn's annotation says
+
+    def _piece_end(self) -> int:
+        if self._body_left:
+            return self._at + min(self._body_left, PIECE_BYTES)
+        end = self._at + PIECE_BYTES
+        cut = EMPTY_LINES.search(self._unparsed, self._at, end)
+        return cut.end() if cut else end
+
+    def _feed(self, piece: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            try:
+                self.parser.feed_data(piece)
+            except HttpParserUpgrade as offer:
+                self._parse_again(piece[offer.args[0] :])
+        except HttpParserError as error:
+            self.send_400_response(str(error))
+
+    def _parse_again(self, rest: bytes) -> None:
+        """Parse the head without its `Upgrade`, then `rest`.
+
+        After a head that offers another protocol (RFC 9110, section 7.8) httptools takes all that follows for that
+        protocol: it drops the request's body, and would read the body's bytes as the next request.
+        """
+        request_line = b"%b %b HTTP/%b\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
+        fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"".join((request_line, *fields, b"\r\n", rest)))
+
+    def on_headers_complete(self) -> None:
+        """Hand the request over, unless its head will be parsed again."""
+        if self.parser.should_upgrade():
+            return
+        self._awaiting_head = False
+        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._body_left = max(0, self._body_left - len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Be ready for the next request."""
+        if self.parser.should_upgrade():
+            return
+        self._awaiting_head = True
+        super().on_message_complete()
