@@ -27,6 +27,7 @@ from app.api import (
     sagas,
 )
 from app.api.admission import Admission
+from app.api.bodies import Bodies
 from app.api.edge import Edge
 from app.api.idempotency import Idempotency
 from app.api.security import Security
@@ -169,6 +170,7 @@ async def _start(
         roles += [Role("backlog", loop.run, loop.stop), Role("waiters", waiters.run, waiters.stop)]
     tasks = [asyncio.create_task(role.run(), name=role.name) for role in roles]
     stack.push_async_callback(_stop, roles, tasks, settings.shutdown_timeout_seconds / 2)
+    bodies = Bodies(settings.http_body_timeout_seconds, max(1, settings.http_max_in_flight // 2))
     intake = orders.Intake(
         pool=request_pool,
         metrics=metrics,
@@ -184,7 +186,7 @@ async def _start(
             wait_seconds=settings.idempotency_wait_seconds,
         ),
         backlog=limit,
-        body_timeout_seconds=settings.http_body_timeout_seconds,
+        bodies=bodies,
     )
     pools = {"requests": request_pool, "work": work_pool, "relay": relay_pool}
     checks, decisive = parts.checks(request_pool, cache)
@@ -199,7 +201,7 @@ async def _start(
             on_pending=parts.wake_relay,
             on_saga=parts.wake_all,
             metrics=metrics,
-            body_timeout_seconds=settings.http_body_timeout_seconds,
+            bodies=bodies,
         ),
         "security": await _security(stack, settings, cache),
         "health": health.Health(checks, decisive, metrics, refresh),

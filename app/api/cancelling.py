@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api import openapi
-from app.api.bodies import read_body
+from app.api.bodies import Bodies, has_body
 from app.api.orders import KEY_PARAMETER, Intake, render
 from app.api.schemas import OrderAnswer, parse_json
 from app.api.security import caller
@@ -51,8 +51,9 @@ router = APIRouter(tags=["orders"])
 async def cancel(request: Request, order_id: UUID) -> Response:
     """Answer 200 or 202 once it is durable that the order will never be confirmed; with a known key, that again."""
     intake: Intake = request.state.intake
-    tenant = (await caller(request, "orders:write")).tenant
-    await _read_nothing(request, intake.body_timeout_seconds)
+    sender = await caller(request, "orders:write")
+    tenant = sender.tenant
+    await _read_nothing(request, intake.bodies, sender.source)
     key = intake.idempotency.key(request, tenant, {})
     ended_now = False
 
@@ -70,11 +71,11 @@ async def cancel(request: Request, order_id: UUID) -> Response:
     return _answered(intake, answer, ended_now=ended_now)
 
 
-async def _read_nothing(request: Request, timeout_seconds: float) -> None:
+async def _read_nothing(request: Request, bodies: Bodies, source: str) -> None:
     """Read a body that may be absent, empty or `{}`. Raises ValidationFailed, and as reading an order's body does."""
-    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+    if not has_body(request.headers):
         return  # whatever type it claims: some clients name one for nothing
-    body = await read_body(request, timeout_seconds)
+    body = await bodies.read(request, source)
     try:
         empty = not body.strip() or parse_json(body) == {}
     except MalformedRequest:

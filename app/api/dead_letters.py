@@ -110,7 +110,7 @@ async def purge(request: Request, operator: Who) -> JSONResponse:
 async def _treat(request: Request, operator: security.Operator, action: Action) -> JSONResponse:
     operators: Operators = request.state.operators
     read_query(Query, request.query_params.multi_items())
-    asked = await read_optional_body(request, TreatDeadLetters)
+    asked = await read_optional_body(request, operator, TreatDeadLetters)
     acting = None if asked.dry_run else Operator(operator.subject, asked.reason or "")
     summary, findings = await _go_over(request, action, asked, asked.limit, acting)
     answer = TreatedAnswer.of_pass(asked.queue, summary, findings, dry_run=asked.dry_run)

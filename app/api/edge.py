@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
+from app.api.bodies import has_body
 from app.errors import Overloaded
 from app.telemetry import Metrics, trace_context
 
@@ -22,7 +23,6 @@ REQUEST_ID = "X-Request-ID"
 CLIENT_GONE = 499  # in the metric only; nginx's number for it
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-OVERLOADED = Overloaded("as many requests are under way as the process serves at a time")
 # Whoever looks after the process must see it under any load.
 UNBOUNDED = frozenset({"/livez", "/readyz", "/metrics", "/health/live", "/health/ready"})
 
@@ -43,14 +43,34 @@ def protect(headers: list[tuple[bytes, bytes]]) -> None:
     headers.extend(header for header in SECURITY_HEADERS if header[0] not in present)
 
 
+class Place:
+    """A request's place among those in flight."""
+
+    def __init__(self, edge: "Edge") -> None:
+        self._edge = edge
+        self._taken = False
+
+    def take(self) -> None:
+        """Take the place, unless that is done. Raises Overloaded when there is none."""
+        if not self._taken:
+            if self._edge.in_flight >= self._edge.max_in_flight:
+                raise Overloaded("as many requests are under way as the process serves at a time")
+            self._edge.in_flight += 1
+            self._taken = True
+
+    def leave(self) -> None:
+        """Give the place back, if it was taken."""
+        self._edge.in_flight -= self._taken
+
+
 class Edge:
     """ASGI middleware; the first and last of our own code that a request meets."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, max_in_flight: int) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -78,14 +98,18 @@ class Edge:
                 protect(message["headers"])
             await send(message)
 
+        place = Place(self)
+        scope.setdefault("state", {})["place"] = place
         with (
             structlog.contextvars.bound_contextvars(request_id=request_id),
             trace_context({name: ",".join(headers.getlist(name)) for name in ("traceparent", "tracestate")}),
         ):
-            self._in_flight += 1
             try:
-                full = self._in_flight > self._max_in_flight and scope["path"] not in UNBOUNDED
-                await (problems.answer_to(OVERLOADED) if full else self._app)(scope, receive, send_with_id)
+                if scope["path"] not in UNBOUNDED and not (method == "POST" and has_body(headers)):
+                    place.take()  # else its route takes it, when the body is complete
+                await self._app(scope, receive, send_with_id)
+            except Overloaded as error:
+                await problems.answer_to(error)(scope, receive, send_with_id)
             except ClientDisconnect:
                 # It hung up before its body was complete: nothing was done, and nobody is left to be answered.
                 status = CLIENT_GONE
@@ -96,7 +120,7 @@ class Edge:
                     raise  # the answer has begun: all that is left is to cut the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
-                self._in_flight -= 1
+                place.leave()
                 duration = time.perf_counter() - began
                 self._metrics.http_duration.labels(method, _route(scope), status).observe(duration)
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from app import db
 from app.api import openapi, security
-from app.api.bodies import read_body
+from app.api.bodies import Bodies, has_body
 from app.api.queries import Limited, Query, Requeue, read_query
 from app.api.schemas import parse_json, validated
 from app.api.views import OutboxAnswer, OutboxCounts
@@ -69,7 +69,7 @@ class Operators:
     on_pending: Callable[[], None]  # there is something to publish
     on_saga: Callable[[], None]  # a saga is due, or an order has ended
     metrics: Metrics
-    body_timeout_seconds: float
+    bodies: Bodies
 
 
 class Requeued(BaseModel):
@@ -171,7 +171,7 @@ async def read_outbox(request: Request) -> JSONResponse:
 async def requeue(request: Request, operator: Who, row_id: UUID) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
     operators: Operators = request.state.operators
-    asked = await read_optional_body(request, Requeue)
+    asked = await read_optional_body(request, operator, Requeue)
     await outbox.requeue(operators.pool, row_id, Operator(operator.subject, asked.reason or ""))
     operators.on_pending()
     log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)
@@ -208,15 +208,15 @@ async def read_stats(request: Request) -> JSONResponse:
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
-async def read_optional_body(request: Request, kind: type[Kind]) -> Kind:
+async def read_optional_body(request: Request, who: security.Operator, kind: type[Kind]) -> Kind:
     """Read what goes with a change; no body, or an empty one, means `{}`.
 
-    Raises ValidationFailed, and as `read_body` does.
+    Raises ValidationFailed, and as `Bodies.read` does.
     """
     operators: Operators = request.state.operators
-    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+    if not has_body(request.headers):
         return kind()
-    body = await read_body(request, operators.body_timeout_seconds)
+    body = await operators.bodies.read(request, who.source)
     return validated(kind, parse_json(body) if body.strip() else {}, "the body is not valid")
 
 

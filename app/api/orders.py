@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api import openapi
-from app.api.bodies import read_body
+from app.api.bodies import Bodies
 from app.api.idempotency import HEADER, Idempotency
 from app.api.schemas import (
     OrderAnswer,
@@ -47,7 +47,7 @@ class Intake:
     checkpoint: Callable[[str], None]
     idempotency: Idempotency
     backlog: Backlog
-    body_timeout_seconds: float
+    bodies: Bodies
 
 
 def render(order: Order) -> Answer:
@@ -67,8 +67,9 @@ def render(order: Order) -> Answer:
 async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; with a known Idempotency-Key, the first answer again."""
     intake: Intake = request.state.intake
-    tenant = (await caller(request, "orders:write")).tenant
-    asked = read_place_order(await read_body(request, intake.body_timeout_seconds))
+    sender = await caller(request, "orders:write")
+    tenant = sender.tenant
+    asked = read_place_order(await intake.bodies.read(request, sender.source))
     key = intake.idempotency.key(request, tenant, asked.normal_form())
 
     async def act(wait_seconds: float) -> Answer:

@@ -14,7 +14,6 @@ from fastapi.responses import JSONResponse
 
 from app import db
 from app.api import openapi, security
-from app.api.bodies import read_body
 from app.api.operators import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who
 from app.api.queries import ListSagas, Query, Reasoned, read_query
 from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
@@ -198,7 +197,7 @@ async def _operator(request: Request, who: security.Operator) -> Operator:
     """Return who asks, and the reason that the body gives."""
     operators: Operators = request.state.operators
     read_query(Query, request.query_params.multi_items())
-    body = await read_body(request, operators.body_timeout_seconds)
+    body = await operators.bodies.read(request, who.source)
     return Operator(who.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
 
 

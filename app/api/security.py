@@ -22,9 +22,13 @@ BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request; `tenant` owns every row that it reads or writes."""
+    """Whoever sent a request; `tenant` owns every row that it reads or writes.
+
+    `source`: whose share of the process it uses: the tenant's, or the peer address's where no token names a tenant.
+    """
 
     tenant: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,11 @@ class Operator:
     """Whoever operates the service, all tenants of it. `subject`: a name for the record of what was done."""
 
     subject: str
+
+    @property
+    def source(self) -> str:
+        """Whose share of the process it uses; no tenant has such a name."""
+        return f"operator\n{self.subject}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,8 @@ async def caller(request: Request, scope: Scope) -> Caller:
         state.check()
     if claims is not None:
         _require(claims, scope)
-    return Caller(tenant)
+    peer = request.client.host if request.client else ""
+    return Caller(tenant, f"peer\n{peer}" if claims is None else tenant)
 
 
 async def operator(request: Request) -> Operator:

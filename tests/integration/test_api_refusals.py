@@ -48,6 +48,8 @@ REFUSED = [
     post(415, "unsupported-media-type", **{"content-type": "text/plain"}),
     post(415, "unsupported-media-type", **{"content-type": "application/x-www-form-urlencoded"}),
     post(415, "unsupported-media-type", **{"content-type": "application/jsonp"}),
+    post(415, "unsupported-media-type", **{"content-encoding": "gzip"}),
+    post(415, "unsupported-media-type", **{"content-encoding": "identity, br"}),
     post(422, "validation-failed", b"[]"),
     post(422, "validation-failed", b"{}"),
     post(422, "validation-failed", json.dumps(LINE | {"surprise": 1}).encode()),
