@@ -92,11 +92,19 @@ def prune(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Remove what is past its retention, in one pass; the role janitor does the same by itself."""
+    """Remove what is past its retention, in one pass; the role janitor does the same by itself.
+
+    Exits with 1 when a table could not be pruned, and with 3 when Postgres was out of reach for all of them.
+    """
     database = {} if data_dir is None else {"database_url": embedded.running_url(data_dir)}
-    telemetry.configure_logging("console", "WARNING")
-    removed = uvloop.run(roles.prune(settings.load(settings.Retention, **database)))
+    telemetry.configure_logging("console", "CRITICAL")  # a line of ours reports each failure
+    removed, failures = uvloop.run(roles.prune(settings.load(settings.Retention, **database)))
     typer.echo(json.dumps(removed) if as_json else "\n".join(f"{rows:>9} {table}" for table, rows in removed.items()))
+    for table, error in failures.items():
+        typer.echo(f"orders: {table} could not be pruned: {error}", err=True)
+    if failures:
+        unreachable = len(failures) == len(removed) and all(isinstance(each, Unavailable) for each in failures.values())
+        raise typer.Exit(3 if unreachable else 1)
 
 
 @app.command(name="demo")

@@ -10,6 +10,7 @@ import functools
 import time
 import uuid
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,15 @@ async def transaction(
             raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT did a {answer}")
 
 
-def first_id(seconds_ago: float) -> uuid.UUID:
+async def now(conn: Connection) -> datetime:
+    """Return the time on Postgres's clock, the only one that ages and retention go by: a process's may be wrong."""
+    instant: datetime = await conn.fetchval("SELECT clock_timestamp()")
+    return instant
+
+
+def first_id(instant: datetime) -> uuid.UUID:
     """Return the lowest UUIDv7 of that time: ids are ordered by time, so a primary key finds the old rows by itself."""
-    return uuid.UUID(int=int((time.time() - seconds_ago) * 1000) << 80)  # RFC 9562, section 5.7
+    return uuid.UUID(int=int(instant.timestamp() * 1000) << 80)  # RFC 9562, section 5.7
 
 
 async def require_writable(conn: Connection) -> None:

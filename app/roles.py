@@ -291,15 +291,20 @@ def make_janitor(pool: db.Pool, metrics: Metrics, settings: Retention) -> Janito
     )
 
 
-async def prune(settings: Retention) -> dict[str, int]:
-    """Make one pass of the janitor. Returns how many rows it removed, by table. Raises DatabaseUnavailable."""
+async def prune(settings: Retention) -> tuple[dict[str, int], dict[str, Exception]]:
+    """Make one pass of the janitor. Returns how many rows it removed, and what failed, by table.
+
+    Raises DatabaseUnavailable.
+    """
     url = settings.database_url.get_secret_value()
     await db.check(url)
-    removed = dict.fromkeys(PRUNED_TABLES, 0)
+    removed, failures = dict.fromkeys(PRUNED_TABLES, 0), {}
     async with db.open_pool(url, 1) as pool:
-        async for table, rows in make_janitor(pool, Metrics(), settings).sweep():
+        async for table, rows, error in make_janitor(pool, Metrics(), settings).sweep():
             removed[table] += rows
-    return removed
+            if error is not None:
+                failures[table] = error
+    return removed, failures
 
 
 async def _check_redis(cache: Cache) -> str:

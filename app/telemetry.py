@@ -212,8 +212,12 @@ class Metrics:
             "orders_unstarted", "Orders placed a minute ago or earlier whose saga has not started", registry=registry
         )
         self.pruned = Counter("janitor_pruned", "Rows removed after their retention", ["table"], registry=registry)
+        self.prune_failed = Counter(
+            "janitor_failures", "Passes that an error ended for a table", ["table"], registry=registry
+        )
         for table in PRUNED_TABLES:
             self.pruned.labels(table)
+            self.prune_failed.labels(table)
 
     def _sagas(self, registry: CollectorRegistry) -> None:
         self.saga_in_flight = Gauge(

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, text
 
-from app.db import Connection, affected, first_id, metadata
+from app.db import Connection, affected, metadata
 
 table = Table(
     "inbox",
@@ -116,12 +116,12 @@ async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -
 
 
 async def prune(
-    conn: Connection, after: UUID, limit: int, retention_seconds: float, consumer: str
+    conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, consumer: str
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` rows after this one, oldest first; delete those that took effect long since.
+    """Look at the next `limit` rows between these ids, oldest first; delete those that took effect long ago.
 
     Failed and dead ones stay: their counts are still needed. Returns how many were deleted, and where to go on; None:
-    at the rows that are too young.
+    at the end.
     """
     rows = await conn.fetch(
         f"""
@@ -130,7 +130,7 @@ async def prune(
         """,  # noqa: S608 - a number
         consumer,
         str(after),
-        str(first_id(retention_seconds)),
+        str(before),
     )
     if not rows:
         return 0, None

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.db import Connection, affected, first_id, metadata
+from app.db import Connection, affected, metadata
 from app.messaging.envelope import Envelope
 
 Ended = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which of these subjects are over
@@ -39,7 +39,7 @@ table = Table(
     Column("published_at", DateTime(timezone=True)),
     Column("parked_at", DateTime(timezone=True)),
     Column("resends", Integer, nullable=False, server_default=text("0")),
-    Column("pending_since", DateTime(timezone=True)),  # NULL: since it occurred
+    Column("pending_since", DateTime(timezone=True)),  # NULL, from an older release: since it occurred
     Index("outbox_next_attempt_at_idx", "next_attempt_at", "id", postgresql_where=text(PENDING)),
     Index("outbox_subject_sequence_idx", "subject", "sequence", postgresql_where=text("published_at IS NULL")),
 )
@@ -63,11 +63,15 @@ class Verdict:
 
 
 async def add(conn: Connection, envelope: Envelope) -> None:
-    """Write the event in the caller's transaction."""
+    """Write the event in the caller's transaction.
+
+    It occurred by the clock of this process, and is pending since a time on Postgres's clock, which its age goes by.
+    """
     await conn.execute(
         """
-        INSERT INTO outbox (id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        INSERT INTO outbox
+            (id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, pending_since)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, statement_timestamp())
         """,
         envelope.id,
         envelope.type,
@@ -200,17 +204,17 @@ async def repend(conn: Connection, ids: Collection[UUID], after_seconds: float) 
 
 
 async def prune(
-    conn: Connection, after: UUID, limit: int, retention_seconds: float, ended: Ended
+    conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, ended: Ended
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` rows after this one, oldest first; delete what is out long since and may be forgotten.
+    """Look at the next `limit` rows between these ids, oldest first; delete what was published long ago.
 
     That is: published `retention_seconds` ago, and its subject has `ended`, so that nobody can need it again. Rows that
-    stay are stepped over. Returns how many were deleted, and where to go on; None: at the rows that are too young.
+    stay are stepped over. Returns how many were deleted, and where to go on; None: at the end.
     """
     rows = await conn.fetch(
         f"SELECT id, subject FROM outbox WHERE id > $1 AND id < $2 ORDER BY id LIMIT {limit:d}",  # noqa: S608 - a number
         after,
-        first_id(retention_seconds),
+        before,
     )
     if not rows:
         return 0, None

@@ -27,7 +27,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
@@ -216,7 +215,7 @@ class Orchestrator:
                 tracking_id = _tracking_id(entries)
                 order = await service.change_status(conn, order, end.status, state.reason, saga.trace, tracking_id)
         if isinstance(end, plan.Finish):
-            self._finished(saga, order)
+            self._finished(ours, order)
         _tell_operator(saga, ours)
         if pause is not None:
             self._loop.wake_in(pause.seconds)
@@ -285,7 +284,7 @@ class Orchestrator:
         self._on_event()
         self._on_finished(saga.id)
         self._metrics.orders_finished.labels(order.status, order.status_reason or "").inc()
-        self._metrics.saga_duration.observe(max(0.0, (datetime.now(UTC) - saga.started_at).total_seconds()))
+        self._metrics.saga_duration.observe(max(0.0, saga.age_seconds))
         log.info("saga.finished", status=order.status, reason=order.status_reason)
 
 

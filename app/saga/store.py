@@ -102,6 +102,7 @@ class Saga:
     traceparent: str | None
     tracestate: str | None
     needs_operator: bool = False  # as of its last write
+    age_seconds: float = 0.0  # likewise
     cancelled: Reason | None = None  # who has asked for it to turn back, as far as this process knows
     payment_id: str | None = None  # of the charge that is about to be undone, if its answer is on record
 
@@ -236,7 +237,8 @@ async def save(
                     now.at + make_interval(secs => $15))
             FROM (SELECT clock_timestamp() AS at) AS now
             WHERE id = $1 AND version = $2
-            RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator
+            RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
+                      extract(epoch FROM now.at - started_at)::float8 AS age_seconds
         ), logged AS (
             INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
             SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
@@ -245,8 +247,8 @@ async def save(
                 WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
             ORDER BY entry.number
         )
-        SELECT saved.version, saved.needs_operator, orders.cancel_requested_at IS NOT NULL AS cancelled,
-               orders.cancel_reason
+        SELECT saved.version, saved.needs_operator, saved.age_seconds,
+               orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
         FROM saved JOIN orders USING (id)
         """,
         saga.id,
@@ -268,7 +270,8 @@ async def save(
     if row is None:
         raise StaleLease(f"saga {saga.id} was taken over")
     cancelled = Reason(row["cancel_reason"] or BEFORE_OPERATORS) if row["cancelled"] else None
-    return replace(saga, version=row["version"], state=state, needs_operator=row["needs_operator"], cancelled=cancelled)
+    written = {name: row[name] for name in ("version", "needs_operator", "age_seconds")}
+    return replace(saga, state=state, cancelled=cancelled, **written)
 
 
 async def payment_id(conn: db.Connection, saga_id: UUID) -> str | None:

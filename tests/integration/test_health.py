@@ -105,7 +105,7 @@ async def test_every_metric_is_there_at_zero_from_the_start(database_url: str, s
 async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool: Pool) -> None:
     for _ in range(3):
         await api.post("/orders", json=LINE)
-    await pool.execute("UPDATE outbox SET occurred_at = occurred_at - interval '1 hour'")
+    await pool.execute("UPDATE outbox SET pending_since = pending_since - interval '1 hour'")
 
     async def measured() -> list[str]:
         lines = (await api.get("/metrics")).text.splitlines()

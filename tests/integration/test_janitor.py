@@ -1,13 +1,12 @@
 """The janitor: what has served its time goes, a batch at a time, and nothing goes that anybody could still need."""
 
 from functools import partial
-from uuid import UUID
 
 import pytest
 
 from app.db import Pool
 from app.messaging.consumer import Consumer, Handled
-from app.operations.janitor import BATCH, Janitor
+from app.operations.janitor import BATCH, END, START, Janitor
 from app.orders.keys import Key
 from app.roles import CONSUMER
 from app.saga import store
@@ -49,8 +48,8 @@ def consumer_of(pool: Pool, metrics: Metrics) -> Consumer:
 async def sweep(pool: Pool) -> dict[str, int]:
     """Make one pass; return what was removed, by table."""
     removed: dict[str, int] = {}
-    async for table, count in janitor(pool).sweep():
-        removed[table] = removed.get(table, 0) + count
+    async for batch in janitor(pool).sweep():
+        removed[batch.table] = removed.get(batch.table, 0) + batch.removed
     return removed
 
 
@@ -141,7 +140,7 @@ async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
         for table in forgotten:
             async with stage.pool.acquire() as conn:
                 at_once = janitor(stage.pool, retention_seconds=0)
-                assert (await at_once.prunes[table](conn, UUID(int=0)))[0] == (
+                assert (await at_once.prunes[table](conn, START, END))[0] == (
                     1 if times == 1 or table == "inbox" else 0
                 )
 
@@ -165,7 +164,7 @@ async def test_living_keys_are_not_looked_at(pool: Pool) -> None:
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '1 day'")
     await pool.execute("VACUUM ANALYZE idempotency_keys")
     one = janitor(pool)
-    plans = await plans_of(pool, lambda conn: one.prunes["idempotency_keys"](conn, UUID(int=0)))
+    plans = await plans_of(pool, lambda conn: one.prunes["idempotency_keys"](conn, START, END))
     assert len(plans) == 1
     assert buffers(plans) < 20
 
@@ -192,7 +191,7 @@ async def test_old_rows_are_found_without_reading_a_table_whatever_the_planner_k
     await lived_through(pool, 2_000, "100 days")
     one = janitor(pool)
     for _ in range(2):
-        plans = await plans_of(pool, lambda conn: one.prunes[table](conn, UUID(int=0)))
+        plans = await plans_of(pool, lambda conn: one.prunes[table](conn, START, END))
         assert table not in full_scans(plans)
         assert f"{table}_pkey" in indexes(plans)
         await pool.execute("ANALYZE")

@@ -153,7 +153,7 @@ async def test_a_row_behind_another_of_its_order_says_so(ops: httpx.AsyncClient,
 async def test_the_outbox_is_counted_in_all_whatever_the_limit(ops: httpx.AsyncClient, pool: Pool) -> None:
     for _ in range(5):
         await placed(pool)
-    await pool.execute("UPDATE outbox SET occurred_at = clock_timestamp() - interval '1 hour'")
+    await pool.execute("UPDATE outbox SET pending_since = clock_timestamp() - interval '1 hour'")
     first = "(SELECT id FROM outbox ORDER BY id LIMIT 1)"
     await pool.execute(f"UPDATE outbox SET parked_at = clock_timestamp() WHERE id = {first}")  # noqa: S608 - a constant
     await pool.execute(

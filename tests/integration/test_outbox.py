@@ -203,7 +203,7 @@ async def test_whatever_is_neither_published_nor_parked_counts_as_pending(pool: 
     async with db.connection(pool) as conn:
         if kind == "refused":
             await outbox.settle(conn, token, [Verdict(only.id, "nacked", 60)])
-        await conn.execute("UPDATE outbox SET occurred_at = clock_timestamp() - interval '1 hour'")
+        await conn.execute("UPDATE outbox SET pending_since = clock_timestamp() - interval '1 hour'")
         pending, age, parked = await unpublished.stats(conn)
     assert (pending, parked) == (1, 0)
     assert 3600 <= age < 7200

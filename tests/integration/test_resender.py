@@ -37,7 +37,8 @@ async def placed_and_published(pool: db.Pool, seconds_ago: float, resends: int =
     await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 day' WHERE id = $1", order.id)
     await pool.execute(
         """
-        UPDATE outbox SET published_at = clock_timestamp() - make_interval(secs => $2), resends = $3, attempts = 2
+        UPDATE outbox SET published_at = clock_timestamp() - make_interval(secs => $2), resends = $3, attempts = 2,
+            pending_since = clock_timestamp() - interval '1 day'
         WHERE subject = $1
         """,
         str(order.id),
@@ -159,7 +160,7 @@ async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_p
     for _ in range(2):
         plans = await plans_of(pool, lambda conn: upkeep.unstarted(conn, upkeep.FIRST, BATCH, 60))
         assert full_scans(plans) == set()
-        assert indexes(plans) == {"orders_status_tenant_placed_at_id_idx", "sagas_pkey"}
+        assert indexes(plans) == {"orders_status_tenant_placed_at_id_idx", "sagas_pkey", "outbox_pkey"}
         await pool.execute("ANALYZE")
 
 
@@ -182,7 +183,9 @@ async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_aga
         assert await relay.run_once() == 1
         await (await channel.get_queue(QUEUE)).purge()
         await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 hour'")
-        await pool.execute("UPDATE outbox SET published_at = published_at - interval '1 hour'")
+        await pool.execute(
+            "UPDATE outbox SET published_at = now() - interval '1 hour', pending_since = now() - interval '1 hour'"
+        )
         assert await look(pool) == [order.id]
         assert await relay.run_once() == 1
         assert (await next_message(channel, QUEUE)).message_id == str(order.id)
