@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 
 ADMIN_TOKEN_LENGTH = 16  # shorter ones are guessed
 RELAY_POOL_SIZE = 4  # for the relay, the janitor, and counting
+PROBE_POOL_SIZE = 2  # for readiness, and for the gauges: one look at a time each
 
 
 class State(TypedDict):
@@ -188,9 +189,13 @@ async def _start(
         backlog=limit,
         bodies=bodies,
     )
-    pools = {"requests": request_pool, "work": work_pool, "relay": relay_pool}
-    checks, decisive = parts.checks(request_pool, cache)
-    refresh = partial(_refresh_gauges, relay_pool, tuple(pools.values()), metrics)
+    probe_pool = await stack.enter_async_context(
+        db.open_pool(url, PROBE_POOL_SIZE, health.COUNTING_SECONDS, health.CHECK_SECONDS)
+    )
+    pools = {"requests": request_pool, "work": work_pool, "relay": relay_pool, "probes": probe_pool}
+    metrics.db_pool_in_use.set_function(lambda: sum(each.get_size() - each.get_idle_size() for each in pools.values()))
+    probes = health.Health(*parts.checks(probe_pool, cache), metrics, partial(_count, probe_pool, metrics))
+    stack.push_async_callback(probes.close)
     return {
         "intake": intake,
         "reading": reading.Reading(request_pool, waiters),
@@ -204,7 +209,7 @@ async def _start(
             bodies=bodies,
         ),
         "security": await _security(stack, settings, cache),
-        "health": health.Health(checks, decisive, metrics, refresh),
+        "health": probes,
     }
 
 
@@ -247,8 +252,8 @@ async def _stop(roles: list[Role], tasks: list[asyncio.Task[None]], grace_second
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _refresh_gauges(pool: db.Pool, pools: tuple[db.Pool, ...], metrics: Metrics) -> None:
-    metrics.db_pool_in_use.set(sum(each.get_size() - each.get_idle_size() for each in pools))
+async def _count(pool: db.Pool, metrics: Metrics) -> None:
+    """Set the gauges of what waits in Postgres."""
     async with db.connection(pool) as conn:
         pending, age, parked = await unpublished.stats(conn)
         sagas = await upkeep.stats(conn)

@@ -184,7 +184,11 @@ class Metrics:
         self.db_pool_in_use = Gauge("db_pool_in_use", "Connections lent out", registry=registry)
 
     def _messaging(self, registry: CollectorRegistry) -> None:
-        self.outbox_pending = Gauge("outbox_pending", "Rows not yet published nor parked", registry=registry)
+        self.outbox_pending = Gauge(
+            "outbox_pending",
+            "Rows not yet published nor parked, all of them; as of a second ago, or of 10 s while counting takes long",
+            registry=registry,
+        )
         self.outbox_oldest_pending_age = Gauge(
             "outbox_oldest_pending_age_seconds", "Age of the oldest pending row", registry=registry
         )

@@ -1,10 +1,14 @@
-"""`/livez`, `/readyz` and `/metrics`, served by every process whatever its roles."""
+"""`/livez`, `/readyz` and `/metrics`, served by every process whatever its roles.
+
+However many ask, and however often, a dependency is looked at once a second, over connections that no other work needs.
+"""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -19,22 +23,14 @@ log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
 
 CHECK_SECONDS = 2.0
+FRESH_SECONDS = 1.0  # what a look found is told to those who ask within that time
+COUNTING_SHARE = 0.05  # of the time goes into counting rows for gauges, as long as they are not older than this:
+COUNTED_SECONDS = 10.0
+COUNTING_SECONDS = 10.0  # for one statement of it: a million rows on a busy disk
 
 Check = Callable[[], Awaitable[str]]
 Status = Literal["ok", "degraded", "down"]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What there is to check: by name, a function that returns a detail or raises Unavailable.
-
-    Without a check in `decisive` the process cannot do its work (503); the others only make it slower (200).
-    """
-
-    checks: Mapping[str, Check]
-    decisive: frozenset[str]
-    metrics: Metrics
-    refresh_gauges: Callable[[], Awaitable[None]]
+T = TypeVar("T")
 
 
 class CheckRow(BaseModel):
@@ -50,6 +46,96 @@ class Readiness(BaseModel):
 
     status: Status
     checks: list[CheckRow]
+
+
+class SingleFlight(Generic[T]):
+    """Runs `look` once for all who ask meanwhile, and for those who ask within `FRESH_SECONDS` after.
+
+    A look is a task of its own: an asker that is cancelled ends neither it nor the others' wait. With a `share`, what a
+    slow look found is told for longer, up to `COUNTED_SECONDS`, so that looking takes no more than that of the time.
+    """
+
+    def __init__(
+        self, look: Callable[[], Awaitable[T]], share: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._look = look
+        self._share = share
+        self._clock = clock
+        self._task: asyncio.Task[T] | None = None
+        self._fresh_until = 0.0
+
+    async def __call__(self) -> T:
+        """Return what the look finds, or found a moment ago; raise what it raised."""
+        if self._task is None or (self._task.done() and self._clock() >= self._fresh_until):
+            self._task = asyncio.create_task(self._run())
+        return await asyncio.shield(self._task)
+
+    async def _run(self) -> T:
+        began = self._clock()
+        try:
+            return await self._look()
+        finally:
+            ended = self._clock()
+            rest = (ended - began) / self._share
+            self._fresh_until = ended + max(FRESH_SECONDS, min(rest, COUNTED_SECONDS))
+
+    async def close(self) -> None:
+        """Cut off a look that is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+class Health:
+    """What `/readyz` and `/metrics` tell.
+
+    `checks`: by name, a function that returns a detail or raises Unavailable. Without a check in `decisive` the process
+    cannot do its work (503); the others only make it slower (200). `count`: sets the gauges that Postgres is asked for.
+    """
+
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        decisive: frozenset[str],
+        metrics: Metrics,
+        count: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._checks = checks
+        self._decisive = decisive
+        self._registry = metrics.registry
+        self._count = SingleFlight(count, COUNTING_SHARE)
+        self.readiness = SingleFlight(self._check_all)
+        self.exposition = SingleFlight(self._expose)
+
+    async def close(self) -> None:
+        """Cut off what is under way."""
+        for flight in (self.readiness, self.exposition, self._count):
+            await flight.close()
+
+    async def _check_all(self) -> Readiness:
+        rows = await asyncio.gather(*(self._check(name, check) for name, check in self._checks.items()))
+        worst = {row.status for row in rows}
+        return Readiness(
+            status="down" if "down" in worst else "degraded" if "degraded" in worst else "ok", checks=list(rows)
+        )
+
+    async def _check(self, name: str, check: Check) -> CheckRow:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                return CheckRow(name=name, status="ok", detail=await check())
+        except (Unavailable, TimeoutError) as error:
+            log.warning("health.failed", check=name, error=str(error))
+            detail = (error.public if isinstance(error, Unavailable) else None) or f"{name} is out of reach"
+            return CheckRow(name=name, status="down" if name in self._decisive else "degraded", detail=detail)
+
+    async def _expose(self) -> bytes:
+        """Render every metric. A count that takes too long goes on, and its gauges keep their last values meanwhile."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await self._count()
+        except (Unavailable, TimeoutError) as error:
+            log.warning("metrics.stale", error=str(error))
+        return generate_latest(self._registry)
 
 
 @router.get("/livez", operation_id="getLiveness", summary="Is the process up?")
@@ -68,33 +154,15 @@ async def livez() -> dict[str, str]:
 )
 @router.get("/health/ready", include_in_schema=False)
 async def readyz(request: Request) -> Response:
-    """Look at every dependency, a row each."""
+    """Tell what a look at every dependency found, a row each; it may be a second old."""
     health: Health = request.state.health
-    rows = await asyncio.gather(*(_row(name, check, health) for name, check in health.checks.items()))
-    worst = {row["status"] for row in rows}
-    status: Status = "down" if "down" in worst else "degraded" if "degraded" in worst else "ok"
-    code = HTTPStatus.SERVICE_UNAVAILABLE if status == "down" else HTTPStatus.OK
-    return JSONResponse({"status": status, "checks": rows}, code)
-
-
-async def _row(name: str, check: Check, health: Health) -> dict[str, Any]:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            return {"name": name, "status": "ok", "detail": await check()}
-    except (Unavailable, TimeoutError) as error:
-        status = "down" if name in health.decisive else "degraded"
-        log.warning("health.failed", check=name, error=str(error))
-        detail = (error.public if isinstance(error, Unavailable) else None) or f"{name} is out of reach"
-        return {"name": name, "status": status, "detail": detail}
+    found = await health.readiness()
+    code = HTTPStatus.SERVICE_UNAVAILABLE if found.status == "down" else HTTPStatus.OK
+    return JSONResponse(found.model_dump(), code)
 
 
 @router.get("/metrics", operation_id="getMetrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return every metric; gauges that are read from Postgres keep their last value while it is out."""
+    """Return every metric, as of the last second. Without Postgres, gauges that are read from it stay as they are."""
     health: Health = request.state.health
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            await health.refresh_gauges()
-    except (Unavailable, TimeoutError) as error:
-        log.warning("metrics.stale", error=str(error))
-    return Response(generate_latest(health.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await health.exposition(), media_type=CONTENT_TYPE_LATEST)

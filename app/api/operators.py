@@ -125,6 +125,7 @@ STATS: Mapping[str, Any] = {
         "requests": {"open": 4, "in_use": 1, "max": 10},
         "work": {"open": 6, "in_use": 2, "max": 10},
         "relay": {"open": 2, "in_use": 1, "max": 4},
+        "probes": {"open": 2, "in_use": 0, "max": 2},
     },
 }
 

@@ -195,6 +195,7 @@ async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, p
         "requests": (0, 10),
         "work": (0, 10),
         "relay": (0, 4),
+        "probes": (0, 2),
     }
     assert answer.headers["cache-control"] == "no-store"
 

@@ -1,0 +1,97 @@
+"""One look serves all who ask: meanwhile, and for a second after it."""
+
+import asyncio
+
+import pytest
+
+from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, SingleFlight
+from app.errors import DatabaseUnavailable
+from tests.harness.wait import AMPLE_SECONDS, wait_until
+
+
+class Looks:
+    """Counts looks, on a clock that a test moves; each ends when it may, and takes so many seconds of that clock."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.now = 100.0
+        self.takes_seconds = 0.0
+        self.error: Exception | None = None
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def look(self) -> int:
+        self.number += 1
+        await self.may_end.wait()
+        self.now += self.takes_seconds
+        if self.error is not None:
+            raise self.error
+        return self.number
+
+    def clock(self) -> float:
+        return self.now
+
+
+async def test_all_who_ask_meanwhile_share_one_look() -> None:
+    looks = Looks()
+    flight = SingleFlight(looks.look, clock=looks.clock)
+    looks.may_end.clear()
+    asking = [asyncio.create_task(flight()) for _ in range(300)]
+    await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
+    looks.may_end.set()
+    assert set(await asyncio.gather(*asking)) == {1}
+
+
+async def test_the_first_asker_may_leave() -> None:
+    looks = Looks()
+    flight = SingleFlight(looks.look, clock=looks.clock)
+    looks.may_end.clear()
+    first, second = asyncio.create_task(flight()), asyncio.create_task(flight())
+    await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    looks.may_end.set()
+    assert await second == 1
+
+
+async def test_a_look_stays_fresh_for_a_second() -> None:
+    looks = Looks()
+    flight = SingleFlight(looks.look, clock=looks.clock)
+    for number, later in enumerate((0.0, 0.9 * FRESH_SECONDS, 0.1 * FRESH_SECONDS)):
+        looks.now += later
+        assert await flight() == (1 if number < 2 else 2)
+
+
+async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
+    looks = Looks()
+    flight = SingleFlight(looks.look, clock=looks.clock)
+    looks.error = DatabaseUnavailable("down")
+    failed = await asyncio.gather(*(flight() for _ in range(3)), return_exceptions=True)
+    assert (failed, looks.number) == ([looks.error] * 3, 1)
+    looks.error = None
+    looks.now += FRESH_SECONDS
+    assert await flight() == 2
+
+
+@pytest.mark.parametrize(("takes_seconds", "rest_seconds"), [(0.01, FRESH_SECONDS), (0.2, 4.0), (5.0, COUNTED_SECONDS)])
+async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds: float) -> None:
+    looks = Looks()
+    looks.takes_seconds = takes_seconds
+    flight = SingleFlight(looks.look, COUNTING_SHARE, looks.clock)
+    assert await flight() == 1
+    looks.now += rest_seconds - 0.001
+    assert await flight() == 1
+    looks.now += 0.002
+    assert await flight() == 2
+
+
+async def test_closing_cuts_off_a_look() -> None:
+    looks = Looks()
+    flight = SingleFlight(looks.look, clock=looks.clock)
+    looks.may_end.clear()
+    asking = asyncio.create_task(flight())
+    await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
+    await flight.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
