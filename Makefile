@@ -69,10 +69,10 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-annotate --no-emit-find-links --no-emit-index-url
 
 # Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer
-# always as a process.
+# always as a process, and libfaketime is loaded into one.
 .PHONY: .servers
 .servers: .venv/.dev
-	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer; \
+	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer libfaketime; \
 		else scripts/install-servers; fi
 
 .venv/.dev: requirements/dev.txt pyproject.toml

@@ -53,13 +53,16 @@ class Selection:
     since_seconds: float | None = None
     limit: int | None = None
 
-    def means(self, letter: DeadLetter) -> bool:
-        """Tell whether this one is meant, whatever the limit. One that does not say when it failed is not recent."""
+    def means(self, letter: DeadLetter, now: datetime) -> bool:
+        """Tell whether this one is meant, whatever the limit. One that does not say when it failed is not recent.
+
+        `now` is by Postgres's clock, as is the time of a failure that the inbox has counted.
+        """
         if self.id is not None and not {self.id, str(self.order_id or self.id)} & {letter.id, letter.event_id}:
             return False
         if self.since_seconds is None:
             return True
-        earliest = datetime.now(UTC) - timedelta(seconds=self.since_seconds)
+        earliest = now - timedelta(seconds=self.since_seconds)
         return letter.last_failure_at is not None and letter.last_failure_at >= earliest
 
     @property
@@ -194,7 +197,7 @@ class DeadLetters:
     async def _treat(
         self, one: Pass, action: Action, selection: Selection, taken: Sequence[DeadLetter], *, dry_run: bool
     ) -> list[Finding]:
-        findings = await self._findings([letter for letter in taken if selection.means(letter)])
+        findings = await self._findings(taken, selection)
         if findings and action is Action.PURGE:
             findings = await self._marked(one, findings)
         if findings and not dry_run:
@@ -214,9 +217,11 @@ class DeadLetters:
                 await unpublished.send_again(conn, order_id)
         return needed
 
-    async def _findings(self, letters: Sequence[DeadLetter]) -> list[Finding]:
-        ids = {letter.event_id for letter in letters if letter.event_id is not None}
+    async def _findings(self, taken: Sequence[DeadLetter], selection: Selection) -> list[Finding]:
         async with db.connection(self.pool) as conn:
+            now = await db.now(conn)
+            letters = [letter for letter in taken if selection.means(letter, now)]
+            ids = {letter.event_id for letter in letters if letter.event_id is not None}
             records = await inbox.look_up(conn, self.consumer, ids) if ids else {}
         return [Finding(letter, records.get(letter.event_id or "")) for letter in letters]
 

@@ -87,6 +87,21 @@ async def test_prune_tells_a_server_out_of_reach_from_a_bad_setting(
     assert (code, out, err.count("\n")) == (expected, "", 1)
 
 
+@pytest.mark.parametrize(("locked", "expected"), [(("inbox",), 1), (PRUNED_TABLES, 3)])
+async def test_prune_reports_tables_that_failed(
+    database_url: str, pool: Pool, locked: tuple[str, ...], expected: int
+) -> None:
+    """Locked, as a migration may do, and with every table so nothing can be done: try again later."""
+    await lived_through(pool, 3, "91 days")
+    async with pool.acquire() as conn, conn.transaction():
+        await conn.execute(f"LOCK TABLE {', '.join(locked)}")
+        code, out, err = await orders("prune", "--json", database_url=database_url)
+    removed = {table: 0 if table in locked else 3 for table in ("outbox", "inbox", "sagas")}
+    assert (code, json.loads(out)) == (expected, {**removed, "idempotency_keys": 0})
+    told = [line.split(":")[1].split()[0] for line in err.splitlines()]
+    assert told == list(locked)
+
+
 @pytest.mark.parametrize("args", [["migrate"], ["migrate", "--check"]])
 async def test_migrate_exits_with_3_when_postgres_is_out_of_reach(args: list[str]) -> None:
     code, out, err = await orders(*args, database_url=NOBODY)

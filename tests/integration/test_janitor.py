@@ -1,6 +1,7 @@
 """The janitor: what has served its time goes, a batch at a time, and nothing goes that anybody could still need."""
 
 from functools import partial
+from uuid import UUID
 
 import pytest
 
@@ -9,8 +10,9 @@ from app.messaging.consumer import Consumer, Handled
 from app.operations.janitor import BATCH, END, START, Janitor
 from app.orders.keys import Key
 from app.roles import CONSUMER
-from app.saga import store
-from app.telemetry import Metrics
+from app.saga import reading, store
+from app.saga.reading import MAX_STEPS
+from app.telemetry import PRUNED_TABLES, Metrics
 from tests.harness.events import PLACED, nothing
 from tests.harness.history import lived_through, rows
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, place, placed
@@ -24,6 +26,11 @@ KEYS = """
     SELECT 'default', 'made-' || n, '', 1, 201, '/orders/1', '', clock_timestamp() - interval '2 days',
            clock_timestamp() - make_interval(secs => n)
     FROM generate_series(1, $1) AS n
+"""
+
+LOGGED = """
+    INSERT INTO saga_steps (saga_id, step, action, attempt, outcome)
+    SELECT id, 'charge_payment', 'undo', n, 'unknown' FROM sagas, generate_series(1, $1) AS n
 """
 
 
@@ -51,6 +58,12 @@ async def sweep(pool: Pool) -> dict[str, int]:
     async for batch in janitor(pool).sweep():
         removed[batch.table] = removed.get(batch.table, 0) + batch.removed
     return removed
+
+
+async def shown(pool: Pool) -> dict[UUID, list[reading.Line]]:
+    """Return what operators are shown of the log of each saga."""
+    async with pool.acquire() as conn:
+        return {row["id"]: await reading.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}
 
 
 async def keys(pool: Pool) -> list[str]:
@@ -143,6 +156,50 @@ async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
                 assert (await at_once.prunes[table](conn, START, END))[0] == (
                     1 if times == 1 or table == "inbox" else 0
                 )
+
+
+async def test_ids_from_the_future_keep_no_row(pool: Pool) -> None:
+    """As a process makes them whose clock is ahead, here by ten years."""
+    await lived_through(pool, 3, "-3650 days")
+    before = await rows(pool)
+    await sweep(pool)
+    assert await rows(pool) == before
+    await pool.execute("UPDATE outbox SET published_at = clock_timestamp() - interval '8 days'")
+    await pool.execute("UPDATE inbox SET processed_at = clock_timestamp() - interval '8 days'")
+    await pool.execute("UPDATE sagas SET finished_at = clock_timestamp() - interval '91 days'")
+    await sweep(pool)
+    assert await rows(pool) == {**dict.fromkeys(before, 0), "orders": 3}
+
+
+@pytest.mark.parametrize(("sagas", "lines"), [(1, MAX_STEPS * 5), (300, 10)])
+async def test_a_batch_is_bounded_by_lines_of_logs(pool: Pool, sagas: int, lines: int) -> None:
+    await lived_through(pool, sagas, "91 days")
+    await pool.execute(LOGGED, lines)
+    before, left = await shown(pool), (await rows(pool))["saga_steps"]
+    async for batch in janitor(pool).sweep():
+        assert batch.error is None
+        now = await shown(pool)
+        assert now == {saga: log for saga, log in before.items() if saga in now}
+        were, left = left, (await rows(pool))["saga_steps"]
+        assert were - left <= MAX_STEPS
+    assert await rows(pool) == KEPT | dict.fromkeys(("outbox", "inbox", "sagas", "saga_steps"), 0) | {"orders": sagas}
+
+
+async def test_a_table_that_fails_keeps_no_other_from_being_pruned(pool: Pool) -> None:
+    await lived_through(pool, 3, "91 days")
+    await pool.execute("ALTER TABLE outbox RENAME TO elsewhere")
+    metrics = Metrics()
+    one = janitor(pool, metrics)
+    while await one.run_once():
+        pass
+    failures = [metrics.registry.get_sample_value("janitor_failures_total", {"table": each}) for each in PRUNED_TABLES]
+    assert dict(zip(PRUNED_TABLES, failures, strict=True)) == {**dict.fromkeys(PRUNED_TABLES, 0), "outbox": 1}
+    await pool.execute("ALTER TABLE elsewhere RENAME TO outbox")
+    left = dict.fromkeys(("inbox", "sagas", "saga_steps"), 0)
+    assert await rows(pool) == KEPT | left
+    while await one.run_once():
+        pass
+    assert await rows(pool) == KEPT | left | {"outbox": 0}
 
 
 async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: Pool) -> None:
