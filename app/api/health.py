@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
 
 CHECK_SECONDS = 2.0
+PROBES_A_TURN = 2
 FRESH_SECONDS = 1.0  # what a look found is told to those who ask within that time
 COUNTING_SHARE = 0.05  # of the time goes into counting rows for gauges, as long as they are not older than this:
 COUNTED_SECONDS = 10.0
@@ -104,12 +105,30 @@ class Health:
         self._decisive = decisive
         self._registry = metrics.registry
         self._count = SingleFlight(count, COUNTING_SHARE)
-        self.readiness = SingleFlight(self._check_all)
-        self.exposition = SingleFlight(self._expose)
+        self._readiness = SingleFlight(self._check_all)
+        self._exposition = SingleFlight(self._expose)
+        self._turns = asyncio.Semaphore(PROBES_A_TURN)
+
+    async def readiness(self) -> Readiness:
+        """Look at every dependency, or tell what the last look found."""
+        found = await self._readiness()
+        await self.turn()
+        return found
+
+    async def exposition(self) -> bytes:
+        """Render every metric, or return what was rendered last."""
+        found = await self._exposition()
+        await self.turn()
+        return found
+
+    async def turn(self) -> None:
+        """Wait in line: each turn of the event loop answers a few probes, since an order takes many turns."""
+        async with self._turns:
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Cut off what is under way."""
-        for flight in (self.readiness, self.exposition, self._count):
+        for flight in (self._readiness, self._exposition, self._count):
             await flight.close()
 
     async def _check_all(self) -> Readiness:
@@ -140,8 +159,10 @@ class Health:
 
 @router.get("/livez", operation_id="getLiveness", summary="Is the process up?")
 @router.get("/health/live", include_in_schema=False)
-async def livez() -> dict[str, str]:
+async def livez(request: Request) -> dict[str, str]:
     """Check nothing: a process that answers is alive, and restarting it would mend no dependency."""
+    health: Health = request.state.health
+    await health.turn()
     return {"status": "ok"}
 
 

@@ -1,11 +1,12 @@
-"""One look serves all who ask: meanwhile, and for a second after it."""
+"""One look serves all who ask: meanwhile, and for a second after it; and a crowd leaves the event loop to others."""
 
 import asyncio
 
 import pytest
 
-from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, SingleFlight
+from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SingleFlight
 from app.errors import DatabaseUnavailable
+from app.telemetry import Metrics
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -95,3 +96,26 @@ async def test_closing_cuts_off_a_look() -> None:
     await flight.close()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+async def test_a_crowd_of_probes_leaves_turns_to_others() -> None:
+    answered = 0
+
+    async def count() -> None:
+        pass
+
+    async def probe() -> None:
+        nonlocal answered
+        await health.readiness()
+        answered += 1
+
+    health = Health({}, frozenset(), Metrics(), count)
+    await health.readiness()
+    crowd = [asyncio.create_task(probe()) for _ in range(300)]
+    for _ in range(20):
+        before = answered
+        await asyncio.sleep(0)
+        assert answered - before <= PROBES_A_TURN
+    await asyncio.gather(*crowd)
+    assert answered == 300
+    await health.close()
