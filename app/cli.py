@@ -94,7 +94,7 @@ def prune(
 ) -> None:
     """Remove what is past its retention, in one pass; the role janitor does the same by itself.
 
-    Exits with 1 when a table could not be pruned, and with 3 when Postgres was out of reach for all of them.
+    Exits with 1 when a table could not be pruned, and with 3 when Postgres was unavailable for all of them.
     """
     database = {} if data_dir is None else {"database_url": embedded.running_url(data_dir)}
     telemetry.configure_logging("console", "CRITICAL")  # a line of ours reports each failure

@@ -1,6 +1,6 @@
 """`/livez`, `/readyz` and `/metrics`, served by every process whatever its roles.
 
-However many ask, and however often, a dependency is looked at once a second, over connections that no other work needs.
+A dependency is checked once a second for all who ask, over connections that no other work needs.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
 
 CHECK_SECONDS = 2.0
-PROBES_A_TURN = 2
-FRESH_SECONDS = 1.0  # what a look found is told to those who ask within that time
-COUNTING_SHARE = 0.05  # of the time goes into counting rows for gauges, as long as they are not older than this:
-COUNTED_SECONDS = 10.0
-COUNTING_SECONDS = 10.0  # for one statement of it: a million rows on a busy disk
+PROBES_A_TURN = 2  # answered in each turn of the event loop
+FRESH_SECONDS = 1.0  # what a look found answers those who ask within that time
+COUNTING_SHARE = 0.05  # of the time may go into counting rows for gauges
+COUNTED_SECONDS = 10.0  # the longest wait before the next count, since alerts go by these gauges
+COUNTING_SECONDS = 10.0  # for one statement: a million rows on a busy disk
 
 Check = Callable[[], Awaitable[str]]
 Status = Literal["ok", "degraded", "down"]
@@ -52,8 +52,8 @@ class Readiness(BaseModel):
 class SingleFlight(Generic[T]):
     """Runs `look` once for all who ask meanwhile, and for those who ask within `FRESH_SECONDS` after.
 
-    A look is a task of its own: an asker that is cancelled ends neither it nor the others' wait. With a `share`, what a
-    slow look found is told for longer, up to `COUNTED_SECONDS`, so that looking takes no more than that of the time.
+    A look is a task of its own: cancelling a caller cancels neither the look nor the other callers. With a `share` of
+    the time for looking, what a slow look found is used for longer, up to `COUNTED_SECONDS`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class SingleFlight(Generic[T]):
             self._fresh_until = ended + max(FRESH_SECONDS, min(rest, COUNTED_SECONDS))
 
     async def close(self) -> None:
-        """Cut off a look that is under way."""
+        """Cancel a look that is running."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -122,12 +122,12 @@ class Health:
         return found
 
     async def turn(self) -> None:
-        """Wait in line: each turn of the event loop answers a few probes, since an order takes many turns."""
+        """Wait in line. An order takes many turns of the event loop, so none may be filled by a crowd of probes."""
         async with self._turns:
             await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """Cut off what is under way."""
+        """Cancel what is running."""
         for flight in (self._readiness, self._exposition, self._count):
             await flight.close()
 

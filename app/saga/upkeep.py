@@ -11,8 +11,9 @@ from app.orders.status import FINAL
 from app.saga.reading import MAX_STEPS
 
 Place = tuple[str, datetime, UUID]  # tenant, placed_at, id of the order that a look went up to
-ENDED = "finished_at <= $3 AND (SELECT status FROM orders WHERE orders.id = sagas.id) = ANY($4)"
 FIRST: Place = ("", datetime.min.replace(tzinfo=UTC), UUID(int=0))
+# What may be pruned. The bound is a parameter, so that rows counted by one statement are those that the next deletes.
+ENDED = "finished_at <= $3 AND (SELECT status FROM orders WHERE orders.id = sagas.id) = ANY($4)"
 
 
 class Stats(NamedTuple):

@@ -58,7 +58,7 @@ async def age(pool: db.Pool) -> None:
     """Let an hour pass for everything."""
     for table, columns in {
         "orders": ("placed_at",),
-        "outbox": ("published_at",),
+        "outbox": ("published_at", "pending_since"),
         "inbox": ("dead_at", "purged_at"),
     }.items():
         changes = ", ".join(f"{column} = {column} - interval '1 hour'" for column in columns)

@@ -68,7 +68,7 @@ async def test_readiness_opens_no_connection_to_the_broker(
 
         async def says(postgres: str) -> bool:
             rows = {row["name"]: row["status"] for row in (await process.get("/readyz")).json()["checks"]}
-            return rows == {"postgres": postgres, "rabbitmq": "ok"}
+            return (rows["postgres"], rows["rabbitmq"]) == (postgres, "ok")
 
         await wait_until(lambda: says("ok"), AMPLE_SECONDS, "readiness")
         broker_proxy.arm(Refuse())
