@@ -171,6 +171,7 @@ async def _start(
         roles += [Role("backlog", loop.run, loop.stop), Role("waiters", waiters.run, waiters.stop)]
     tasks = [asyncio.create_task(role.run(), name=role.name) for role in roles]
     stack.push_async_callback(_stop, roles, tasks, settings.shutdown_timeout_seconds / 2)
+    # Half of the places for one source: room for many senders at once, and most connections are left to others.
     bodies = Bodies(settings.http_body_timeout_seconds, max(1, settings.http_max_in_flight // 2))
     intake = orders.Intake(
         pool=request_pool,

@@ -42,7 +42,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                reset_contextvars=True,  # a connection's next request must not inherit the trace of the one before
+                # The end of one answer starts the next request of its connection, which must not inherit its trace.
+                reset_contextvars=True,
                 timeout_keep_alive=keep_alive_seconds,
                 # Half of the time for open requests, the rest for the roles, which stop after them.
                 timeout_graceful_shutdown=max(1, int(shutdown_seconds / 2)),

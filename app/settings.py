@@ -167,7 +167,9 @@ class Settings(Operations, Retention, Auth):
         default=20, description="a client that reads nothing of its answer for so long is cut off"
     )
     http_max_in_flight: PositiveInt = Field(
-        default=500, le=100_000, description="requests served at a time by a process; beyond, 503"
+        default=500,
+        le=100_000,
+        description="requests served at a time by a process, and twice the bodies of one sender that may be arriving",
     )
     idempotency_required: bool = Field(default=False, description="refuse a write without an Idempotency-Key")
     idempotency_ttl_seconds: Seconds = Field(default=86_400, description="lifetime of a key from its first use")

@@ -7,6 +7,7 @@ way and not in anybody else's. Wherever an answer is possible it is a problem wi
 """
 
 import asyncio
+import re
 import socket
 import struct
 from functools import partial
@@ -26,12 +27,23 @@ log = structlog.get_logger(__name__)
 
 MAX_TARGET_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 16 * 1024
+# Bytes outside of bodies are counted a piece at a time.
 MAX_STRAY_BYTES = MAX_TARGET_BYTES + MAX_HEADER_BYTES + 2 * PIECE_BYTES
+HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")  # a host and its port (RFC 3986, section 3.2)
 LINGER_SECONDS = 2.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close by RST
 UNREAD_BODY_SECONDS = 5.0  # for the rest of a body that was answered without being read
 
 MALFORMED = problems.problem(HTTPStatus.BAD_REQUEST, "malformed-request", "this is not HTTP/1.1 (RFC 9112)")
+HOST_NEEDED = problems.problem(
+    HTTPStatus.BAD_REQUEST, "malformed-request", "a request needs one valid Host header (RFC 9112, section 3.2)"
+)
+NO_TUNNEL = problems.problem(
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    "method-not-allowed",
+    "the service is no proxy: it opens no tunnel",
+    headers={"Allow": "GET, HEAD, POST"},
+)
 TARGET_TOO_LONG = problems.problem(
     HTTPStatus.REQUEST_URI_TOO_LONG, "target-too-long", f"the target is longer than {MAX_TARGET_BYTES} bytes"
 )
@@ -39,9 +51,6 @@ HEADERS_TOO_LARGE = problems.problem(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "headers-too-large",
     f"the headers are larger than {MAX_HEADER_BYTES} bytes",
-)
-NOT_ONE_HOST = problems.problem(
-    HTTPStatus.BAD_REQUEST, "malformed-request", "a request has one Host header (RFC 9112, section 3.2)"
 )
 HEAD_TIMEOUT = problems.problem(
     HTTPStatus.REQUEST_TIMEOUT, "header-timeout", "the head of the request did not arrive in time"
@@ -59,7 +68,7 @@ class _Refused(Exception):
 
 
 class GuardedProtocol(SequentialProtocol):
-    """uvicorn's protocol with deadlines and bounds."""
+    """HTTP/1.1 with deadlines and bounds."""
 
     def __init__(
         self,
@@ -114,24 +123,22 @@ class GuardedProtocol(SequentialProtocol):
 
     def is_idle(self, newcomer: "GuardedProtocol") -> bool:
         """Whether nothing is lost to a client when this connection ends to make room for another."""
-        busy = self._is_answering() or self._unparsed or self.transport.get_write_buffer_size()
+        busy = self._is_answering() or self.transport.get_write_buffer_size()
         return self is not newcomer and not busy and not self.transport.is_closing()
 
     # Bytes
 
-    def _parse(self) -> None:
-        """Parse what is due; what then is there of a head has a deadline."""
-        super()._parse()
-        if self._awaiting_head and self._begun and self._deadline is None and not self._over:
-            self._start_deadline(self._header_timeout_seconds)
-
     def _feed(self, piece: bytes) -> None:
-        """Feed the parser, counting."""
         self._stray_bytes += len(piece)
         self._begun = True
         super()._feed(piece)
         if self._stray_bytes > MAX_STRAY_BYTES and not self._over:
             self._refuse(HEADERS_TOO_LARGE)
+
+    def _parse(self) -> None:
+        super()._parse()
+        if self._awaiting_head and self._begun and self._deadline is None and not self._over:
+            self._start_deadline(self._header_timeout_seconds)
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -155,15 +162,19 @@ class GuardedProtocol(SequentialProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request over; one with an offer to upgrade, when its head is parsed again."""
-        if self.parser.get_method() == b"CONNECT":
-            self._stop_parsing(MALFORMED)  # of no use but to a proxy; the parser takes it for an upgrade
-        if not self.parser.should_upgrade():
-            hosts = sum(name == b"host" for name, _ in self.headers)
-            if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
-                self._stop_parsing(NOT_ONE_HOST)
-            self._stop_deadline()
+        """Hand the request over."""
+        self._check_head()
+        self._stop_deadline()
         super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        if self.parser.get_method() == b"CONNECT":  # what follows is the tunnel's, whatever the head says of a body
+            self._stop_parsing(NO_TUNNEL)
+        hosts = [value for name, value in self.headers if name == b"host"]
+        # HTTP/1.0 has no Host: HAProxy's health checks, for one, send none.
+        needed = self.parser.get_http_version() not in {"0.9", "1.0"}
+        if len(hosts) > 1 or (needed and not hosts) or not all(HOST.fullmatch(host) for host in hosts):
+            self._stop_parsing(HOST_NEEDED)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body. How much of it is read, and how long, is the route's to say."""
@@ -172,6 +183,8 @@ class GuardedProtocol(SequentialProtocol):
 
     def on_message_complete(self) -> None:
         """Be ready for the next request."""
+        if self.parser.should_upgrade():
+            return  # its head is parsed again
         self._stop_deadline()
         self._begun = False
         self._stray_bytes = 0
@@ -187,7 +200,8 @@ class GuardedProtocol(SequentialProtocol):
         self._of_use = True
         self._waiting_since = self.loop.time()
         super().on_response_complete()
-        if not self._awaiting_head and self._deadline is None and not self.transport.is_closing():
+        unread = not (self._awaiting_head or self._is_answering())
+        if unread and self._deadline is None and not self.transport.is_closing():
             self._start_deadline(UNREAD_BODY_SECONDS)
 
     # Deadlines
@@ -260,8 +274,8 @@ class GuardedProtocol(SequentialProtocol):
         if self.transport.is_closing():
             return
         if self._is_answering():
-            if self._awaiting_head or self.cycle.response_started:
-                self.cycle.keep_alive = False  # what came before gets its answer, which ends the connection
+            if self.cycle.response_started:
+                self.cycle.keep_alive = False  # the answer goes on, and ends the connection
                 return
             # It is this request's own body that is broken: its route must not wait for the rest, nor answer.
             self.cycle.disconnected = True

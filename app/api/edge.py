@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.api.bodies import has_body
 from app.errors import Overloaded
 from app.telemetry import Metrics, trace_context
 
@@ -43,24 +42,31 @@ def protect(headers: list[tuple[bytes, bytes]]) -> None:
     headers.extend(header for header in SECURITY_HEADERS if header[0] not in present)
 
 
-class Place:
-    """A request's place among those in flight."""
+class Places:
+    """How many requests the process serves at a time."""
 
-    def __init__(self, edge: "Edge") -> None:
-        self._edge = edge
+    def __init__(self, count: int) -> None:
+        self.free = count
+
+
+class Place:
+    """One request's place among them. It is left while the request's body arrives: how long that takes, clients say."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._taken = False
 
     def take(self) -> None:
-        """Take the place, unless that is done. Raises Overloaded when there is none."""
-        if not self._taken:
-            if self._edge.in_flight >= self._edge.max_in_flight:
-                raise Overloaded("as many requests are under way as the process serves at a time")
-            self._edge.in_flight += 1
-            self._taken = True
+        """Take the place. Raises Overloaded when none is free."""
+        if not self._places.free:
+            raise Overloaded("as many requests are under way as the process serves at a time")
+        self._places.free -= 1
+        self._taken = True
 
     def leave(self) -> None:
-        """Give the place back, if it was taken."""
-        self._edge.in_flight -= self._taken
+        """Give the place back, if it is taken."""
+        self._places.free += self._taken
+        self._taken = False
 
 
 class Edge:
@@ -69,8 +75,7 @@ class Edge:
     def __init__(self, app: ASGIApp, metrics: Metrics, max_in_flight: int) -> None:
         self._app = app
         self._metrics = metrics
-        self.max_in_flight = max_in_flight
-        self.in_flight = 0
+        self._places = Places(max_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -87,6 +92,7 @@ class Edge:
         request_id = given if ACCEPTABLE_ID.fullmatch(given) else str(uuid4())
         began = time.perf_counter()
         status = 0
+        place = scope.setdefault("state", {})["place"] = Place(self._places)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -98,17 +104,15 @@ class Edge:
                 protect(message["headers"])
             await send(message)
 
-        place = Place(self)
-        scope.setdefault("state", {})["place"] = place
         with (
             structlog.contextvars.bound_contextvars(request_id=request_id),
             trace_context({name: ",".join(headers.getlist(name)) for name in ("traceparent", "tracestate")}),
         ):
             try:
-                if scope["path"] not in UNBOUNDED and not (method == "POST" and has_body(headers)):
-                    place.take()  # else its route takes it, when the body is complete
+                if scope["path"] not in UNBOUNDED:
+                    place.take()
                 await self._app(scope, receive, send_with_id)
-            except Overloaded as error:
+            except Overloaded as error:  # of the place above; the framework answers those of the routes
                 await problems.answer_to(error)(scope, receive, send_with_id)
             except ClientDisconnect:
                 # It hung up before its body was complete: nothing was done, and nobody is left to be answered.

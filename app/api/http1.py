@@ -24,15 +24,27 @@ EMPTY_LINES = re.compile(rb"^(?:\r?\n)+", re.MULTILINE)
 class _Flow(FlowControl):
     """uvicorn's flow control. A route that waits for its body resumes reading; not while bytes are held back."""
 
-    holding = False
+    _holding = False
+
+    def hold(self) -> None:
+        self._holding = True
+        self.pause_reading()
+
+    def release(self) -> None:
+        if self._holding:
+            self._holding = False
+            self.resume_reading()
 
     def resume_reading(self) -> None:
-        if not self.holding:
+        if not self._holding:
             super().resume_reading()
 
 
 class SequentialProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with one request at a time, which ignores every offer to upgrade."""
+    """uvicorn's protocol with one request at a time, which ignores every offer to upgrade.
+
+    A subclass refuses CONNECT: to httptools it is an upgrade with any head.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,7 +57,7 @@ class SequentialProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Take the connection."""
         super().connection_made(transport)
-        self.flow: _Flow = _Flow(transport)
+        self.flow = self._reading = _Flow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection, and what it sent last."""
@@ -67,20 +79,17 @@ class SequentialProtocol(HttpToolsProtocol):
         """Feed the parser to the end of a request that has no answer yet, and hold back what comes after it."""
         while self._at < len(self._unparsed) and not self._is_deaf():
             if self._awaiting_head and self._is_answering():
-                self.flow.holding = True
-                self.flow.pause_reading()
+                self._reading.hold()
                 return
             begin, self._at = self._at, self._piece_end()
             self._feed(self._unparsed[begin : self._at])
         self._unparsed = b""
         self._at = 0
-        if self.flow.holding:
-            self.flow.holding = False
-            if not self.transport.is_closing():
-                self.flow.resume_reading()
+        if not self.transport.is_closing():
+            self._reading.release()
 
     def _is_deaf(self) -> bool:
-        return self._over or self.transport.is_closing()  # refused, or the connection is ending
+        return self._over or self.transport.is_closing()
 
     def _is_answering(self) -> bool:
         return self._cycle is not None and not self._cycle.response_complete
@@ -103,8 +112,8 @@ class SequentialProtocol(HttpToolsProtocol):
                 self.parser.feed_data(piece)
             except HttpParserUpgrade as offer:
                 self._parse_again(piece[offer.args[0] :])
-        except HttpParserError as error:
-            self.send_400_response(str(error))
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
 
     def _parse_again(self, rest: bytes) -> None:
         """Parse the head without its `Upgrade`, then `rest`.

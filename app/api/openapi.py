@@ -111,11 +111,14 @@ HEADERS: Mapping[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate",),
     HTTPStatus.FORBIDDEN: ("WWW-Authenticate",),
     HTTPStatus.CONFLICT: ("Retry-After",),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: ("Accept", "Accept-Encoding"),
     HTTPStatus.TOO_MANY_REQUESTS: ("RateLimit", "RateLimit-Policy", "Retry-After"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
 }
 TEMPORARY_CONFLICTS = frozenset(error.code for error in TEMPORARY)
 DESCRIPTIONS: Mapping[str, str] = {
+    "Accept": "`application/json`",
+    "Accept-Encoding": "`identity`",
     "Cache-Control": "`private, no-cache`: kept by the caller alone and asked about before each use; or `no-store`",
     "ETag": "strong; names this version of the order",
     "Preference-Applied": "`wait=N` where the request's preference was followed, N after the cap",

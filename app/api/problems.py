@@ -120,6 +120,8 @@ def answer_to(error: OrdersError) -> Response:
         detail = "the service cannot take this request right now; try again with the same Idempotency-Key"
     if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
         headers["Connection"] = "close"  # the rest of the body is still on its way, and nobody will read it
+    if isinstance(error, UnsupportedMediaType):
+        headers |= {"Accept": "application/json", "Accept-Encoding": "identity"}  # RFC 9110, section 15.5.16
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized | InsufficientScope):

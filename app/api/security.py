@@ -24,7 +24,7 @@ BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6
 class Caller:
     """Whoever sent a request; `tenant` owns every row that it reads or writes.
 
-    `source`: whose share of the process it uses: the tenant's, or the peer address's where no token names a tenant.
+    `source`: with whom it shares a bound: its tenant or, where everybody is one tenant, its peer address.
     """
 
     tenant: str
@@ -39,7 +39,7 @@ class Operator:
 
     @property
     def source(self) -> str:
-        """Whose share of the process it uses; no tenant has such a name."""
+        """With whom it shares a bound; no tenant has such a name."""
         return f"operator\n{self.subject}"
 
 

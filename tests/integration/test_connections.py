@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import json
 import select
 import socket
 from typing import Any
@@ -16,43 +15,12 @@ from app.api.connection import RESET, GuardedProtocol
 from app.main import make_server
 from app.settings import Settings, load
 from tests.harness.api import serving
-from tests.harness.raw_http import dialled, heard
+from tests.harness.sockets import dialled, get, heard, problem, said
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 LATE = 0.1  # seconds a head may take, where that matters
-
-
-async def said(api: httpx.AsyncClient, *parts: bytes, first: bytes = b"") -> bytes:
-    """Send these bytes, and return all that comes back until the server closes."""
-    async with dialled(api, first) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
-        hearing = asyncio.create_task(heard(reader))
-        for part in parts:
-            writer.write(part)
-            with contextlib.suppress(ConnectionError):
-                await writer.drain()
-        return await hearing
-
-
-def problem(answer: bytes, status: int, code: str) -> dict[str, str]:
-    """Assert that it is one problem, with every header that an answer has; return the headers."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    headers = dict(line.split(": ", 1) for line in lines)
-    assert first.startswith(f"HTTP/1.1 {status} ")
-    assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
-    assert headers["x-request-id"]
-    assert headers["x-content-type-options"] == "nosniff"
-    assert "server" not in headers
-    told = json.loads(body)
-    assert (told["status"], told["code"]) == (status, code)
-    assert len(body) == int(headers["content-length"])
-    return headers
-
-
-def get(target: bytes = b"/livez", *headers: bytes) -> bytes:
-    return b"GET " + target + b" HTTP/1.1\r\n" + b"".join(each + b"\r\n" for each in (b"Host: x", *headers)) + b"\r\n"
 
 
 @pytest.mark.parametrize(
@@ -68,11 +36,13 @@ def get(target: bytes = b"/livez", *headers: bytes) -> bytes:
         ([b"\r\n" * 100_000], 431, "headers-too-large"),
         ([b"nonsense\r\n\r\n"], 400, "malformed-request"),
         ([b"GET nowhere HTTP/1.1\r\n\r\n"], 400, "malformed-request"),
+        ([b"GET /livez HTTP/1.1\r\n\r\n"], 400, "malformed-request"),
+        ([get(b"/livez", b"host: x")], 400, "malformed-request"),
+        ([get(b"/livez", b"Host: y").replace(b"/1.1", b"/1.0")], 400, "malformed-request"),
+        ([get().replace(b"Host: x", b"Host: x y")], 400, "malformed-request"),
+        ([b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", get()], 405, "method-not-allowed"),
         ([b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"], 400, "malformed-request"),
         ([b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"], 400, "malformed-request"),
-        ([b"GET /livez HTTP/1.1\r\n\r\n"], 400, "malformed-request"),
-        ([b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n"], 400, "malformed-request"),
-        ([b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n"], 400, "malformed-request"),
         ([POST, b"no number\r\n"], 400, "malformed-request"),
         ([POST, b"1" + b";x" * 100_000], 431, "headers-too-large"),
         ([POST, b"1\r\n{\r\n0\r\n", *[b"T: " + b"t" * 1000 + b"\r\n"] * 100], 431, "headers-too-large"),
@@ -105,31 +75,11 @@ async def test_a_head_of_just_the_bounds_is_read(api: httpx.AsyncClient) -> None
     assert (await api.get(target, headers={"A": "a" * 15_000})).status_code == 200
 
 
-async def test_requests_sent_all_at_once_are_answered_up_to_the_first_that_is_refused(api: httpx.AsyncClient) -> None:
-    answer = await said(api, get() + get(b"/" + b"a" * 9000) + get())
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert answer.count(b"HTTP/1.1 ") == 2
-    problem(answer[answer.index(b"HTTP/1.1 414") :], 414, "target-too-long")
-    several = await said(api, get() + get() + get(b"/livez", b"Connection: close"))
-    assert several.count(b"HTTP/1.1 200 OK") == 3
-
-
-@pytest.mark.parametrize("host", [b"", b"Host: x\r\n", b"Host:\r\n"])
-async def test_http_1_0_needs_no_host(api: httpx.AsyncClient, host: bytes) -> None:
-    """HAProxy's health checks are such requests."""
-    assert (await said(api, b"GET /readyz HTTP/1.0\r\n" + host + b"\r\n")).startswith(b"HTTP/1.1 200 ")
-
-
 async def test_a_trailer_is_no_header(api: httpx.AsyncClient) -> None:
     order = b'{"sku": "a", "quantity": 1, "unit_price": 1}'
     head = POST.replace(b"Host", b"Connection: close\r\nHost")
     answer = await said(api, head, b"%x\r\n%b\r\n0\r\nIdempotency-Key: two words\r\n\r\n" % (len(order), order))
     assert answer.startswith(b"HTTP/1.1 201 ")
-
-
-async def test_an_offer_to_upgrade_is_declined_in_silence(api: httpx.AsyncClient) -> None:
-    answer = await said(api, get(b"/livez", b"Connection: upgrade, close", b"Upgrade: websocket"))
-    assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
 @pytest.mark.parametrize("start", [b"G", HEAD, HEAD + b"A: b", b"\r\n"])

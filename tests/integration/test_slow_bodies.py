@@ -1,73 +1,122 @@
-"""Bodies that arrive slowly are in the way of whoever sends them, and of no other tenant or address."""
+"""Bodies that arrive slowly: in the way of their own sender's others, and of nobody else's requests."""
 
 import asyncio
-import socket
-from contextlib import AsyncExitStack
+import contextlib
+import json
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from app.db import Pool
+from app.orders.keys import Key
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
-from tests.harness.raw_http import statuses
+from tests.harness.orders import request_under_way, somebody_waits
+from tests.harness.sockets import dialled, statuses
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-PLACES = 4
-SHARE = PLACES // 2
-SLOW = 10
-ORDER = {"sku": "WIDGET", "quantity": 1, "unit_price": 1}
-OTHER_ADDRESS = "127.0.0.2"
+LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
+BODY = json.dumps(LINE).encode()
+HEAD = f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n"
+PLACES = 4  # so 2 bodies of one sender may be arriving
+SLOW = 6
 
 
-def head(authorization: str = "") -> bytes:
-    line = f"Authorization: {authorization}\r\n" if authorization else ""
-    fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n{line}"
-    return f"POST /orders HTTP/1.1\r\n{fields}\r\n{{".encode()
+class Slow:
+    """A request whose body the service waits for."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self._writer = writer
+
+    async def begin(self, **headers: str) -> None:
+        """Send the head, and wait for the word that the body is read."""
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = (
+            f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n{fields}\r\n"
+        )
+        self._writer.write(head.encode())
+        assert await self.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    async def status(self) -> int:
+        """Return the status of the answer."""
+        return statuses(await self.reader.readuntil(b"\r\n\r\n"))[0]
+
+    async def end(self) -> int:
+        """Send the body, and return the status of the answer."""
+        self._writer.write(BODY)
+        return await self.status()
 
 
-async def send_slowly(api: httpx.AsyncClient, stack: AsyncExitStack, data: bytes, address: str = "127.0.0.1") -> int:
-    """Send the beginning of SLOW bodies; return how many were refused, when all but a share were."""
-    readers = []
-    for _ in range(SLOW):
-        client = socket.create_connection(("127.0.0.1", api.base_url.port), source_address=(address, 0))
-        reader, writer = await asyncio.open_connection(sock=client)
-        stack.callback(writer.close)
-        writer.write(data)
-        readers.append(asyncio.create_task(reader.readuntil(b"}")))
-    await wait_until(lambda: sum(task.done() for task in readers) == SLOW - SHARE, AMPLE_SECONDS, "refusals")
-    refused = [task for task in readers if task.done()]
-    for task in readers:
-        task.cancel()
-    assert {status for task in refused for status in statuses(task.result())} == {503}
-    return len(refused)
+@pytest.fixture
+async def guarded(database_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    patient = {"http_max_in_flight": PLACES, "http_body_timeout_seconds": 2 * AMPLE_SECONDS}
+    async with serving(database_url, auth_mode="jwt", auth_jwt_secret=SECRET, **patient) as api:
+        yield api
 
 
-async def test_a_tenants_slow_bodies_hold_no_place_of_another(database_url: str) -> None:
-    settings = {"http_max_in_flight": PLACES, "http_body_timeout_seconds": 3600}
-    async with (
-        serving(database_url, auth_mode="jwt", auth_jwt_secret=SECRET, **settings) as api,
-        AsyncExitStack() as stack,
-    ):
-        acme, globex = (bearer(token(tenant=tenant)) for tenant in ("acme", "globex"))
-        assert await send_slowly(api, stack, head(acme["Authorization"])) == SLOW - SHARE
-        assert (await api.post("/orders", json=ORDER, headers=globex)).status_code == 201
-        assert_problem(await api.post("/orders", json=ORDER, headers=acme), 503, "overloaded")
+@pytest.fixture
+async def open_api(database_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    patient = {"http_max_in_flight": PLACES, "http_body_timeout_seconds": 2 * AMPLE_SECONDS}
+    async with serving(database_url, **patient) as api:
+        yield api
 
 
-async def test_without_tokens_an_addresss_slow_bodies_hold_no_place_of_another(database_url: str) -> None:
-    async with (
-        serving(database_url, http_max_in_flight=PLACES, http_body_timeout_seconds=3600) as api,
-        AsyncExitStack() as stack,
-    ):
-        assert await send_slowly(api, stack, head(), OTHER_ADDRESS) == SLOW - SHARE
-        assert (await api.post("/orders", json=ORDER)).status_code == 201
+async def begun(
+    stack: contextlib.AsyncExitStack, api: httpx.AsyncClient, peer: str = "127.0.0.1", **headers: str
+) -> Slow:
+    slow = Slow(*await stack.enter_async_context(dialled(api, peer=peer)))
+    await slow.begin(**headers)
+    return slow
 
 
-@pytest.mark.parametrize("given", ["Bearer nonsense", "Basic eDp5"])
-async def test_a_bad_token_is_refused_before_its_body_is_read(database_url: str, given: str) -> None:
-    async with serving(database_url, auth_mode="jwt", auth_jwt_secret=SECRET, http_body_timeout_seconds=3600) as api:
-        reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
-        writer.write(head(given))
-        async with asyncio.timeout(AMPLE_SECONDS):
-            assert statuses(await reader.readuntil(b"}")) == [401]
-        writer.close()
+async def test_slow_bodies_of_a_tenant_shut_out_no_other(guarded: httpx.AsyncClient) -> None:
+    """Of its own, the last ones to begin stay; those before get a 503 at once."""
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
+        neighbour = await begun(stack, guarded, **bearer(token(tenant="globex")))
+        slow = [await begun(stack, guarded, **bearer(token())) for _ in range(SLOW)]
+        for tenant in ("globex", "acme"):
+            prompt = await guarded.post("/orders", json=LINE, headers=bearer(token(tenant=tenant)))
+            assert prompt.status_code == 201
+        assert await neighbour.end() == 201
+        assert [await each.status() for each in slow[:-1]] == [503] * (SLOW - 1)  # one made room for the prompt order
+        assert await slow[-1].end() == 201
+
+
+async def test_without_tokens_an_address_has_its_share(open_api: httpx.AsyncClient) -> None:
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
+        neighbour = await begun(stack, open_api)
+        slow = [await begun(stack, open_api, "127.0.0.2") for _ in range(SLOW)]
+        assert [await each.status() for each in slow[:-2]] == [503] * (SLOW - 2)
+        assert [await each.end() for each in (neighbour, *slow[-2:])] == [201] * 3
+
+
+async def test_a_body_that_made_room_is_told_to_come_again(open_api: httpx.AsyncClient) -> None:
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
+        first = await begun(stack, open_api)
+        for _ in range(2):
+            await begun(stack, open_api)
+        head = (await first.reader.readuntil(b"\r\n\r\n")).decode()
+        body = await first.reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
+    assert "retry-after: 1" in head
+    assert json.loads(body)["code"] == "overloaded"
+
+
+async def test_a_place_is_taken_when_the_body_is_complete(database_url: str, pool: Pool) -> None:
+    patient = {"http_max_in_flight": 1, "http_body_timeout_seconds": 2 * AMPLE_SECONDS}
+    async with serving(database_url, **patient) as api, contextlib.AsyncExitStack() as stack:
+        slow = await begun(stack, api)
+        async with request_under_way(pool, Key("default", "k", b"", 1)):
+            waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
+            await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "a request in the only place")
+            assert await slow.end() == 503
+        assert (await waiting).status_code == 201
+        assert (await api.post("/orders", json=LINE)).status_code == 201
+
+
+async def test_a_bad_token_is_refused_before_its_body_is_read(guarded: httpx.AsyncClient) -> None:
+    async with dialled(guarded) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
+        writer.write(f"{HEAD}Authorization: Bearer x\r\n\r\n".encode())
+        assert statuses(await reader.readuntil(b"\r\n\r\n")) == [401]
+    assert_problem(await guarded.post("/orders", json=LINE), 401, "unauthorized")
