@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import httpx
+import hypothesis
 import pytest
 
 from app.db import Pool
@@ -22,6 +23,11 @@ from tests.harness.stripe_fake import StripeFake, stripe_fake
 
 POOL_SIZE = 10
 controller_run = pytest.StashKey[ControllerRun]()
+
+
+# No test fails by the clock, so no example has a deadline and none is too slow: the machine may have stood still.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

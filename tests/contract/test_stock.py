@@ -71,7 +71,7 @@ def plain(sandbox_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     free=st.integers(0, 12),
     quantities=st.lists(st.integers(1, 6), min_size=4, max_size=4),

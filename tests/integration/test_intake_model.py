@@ -104,7 +104,7 @@ class Callers(RuleBasedStateMachine):
 
 async def test_every_sequence_of_requests_is_answered_as_promised(database_url: str) -> None:
     """Without the roles that start sagas, so that nothing but the callers changes an order."""
-    examples = settings(max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    examples = settings(max_examples=15, stateful_step_count=30, suppress_health_check=list(HealthCheck))
     async with serving(database_url) as api:
         there = {"base_url": str(api.base_url), "database_url": database_url}
         await asyncio.to_thread(run_state_machine_as_test, type("Here", (Callers,), there), settings=examples)

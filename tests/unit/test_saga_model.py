@@ -161,4 +161,4 @@ class Sagas(RuleBasedStateMachine):
 
 
 TestSagas = Sagas.TestCase
-TestSagas.settings = settings(max_examples=600, stateful_step_count=40, deadline=None)
+TestSagas.settings = settings(max_examples=600, stateful_step_count=40)
