@@ -25,7 +25,8 @@ MAX_WRITES_WAITING = 10_000  # beyond, copies are dropped: a copy is never owed
 # What a URL may say besides host, port, user, password and database. redis-py lets a URL override its arguments, and
 # `decode_responses`, `protocol` or `retry_on_timeout` would change what comes back, or how long it takes.
 URL_OPTIONS = frozenset(
-    {"db", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile", "ssl_keyfile_password"}
+    {"db", "username", "password"}
+    | {f"ssl_{what}" for what in ("ca_certs", "cert_reqs", "certfile", "check_hostname", "keyfile", "keyfile_password")}
 )
 
 

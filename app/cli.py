@@ -151,6 +151,7 @@ def token(
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr."""
+    _open_standard_files()
     try:
         app()
     except RequestError as error:
@@ -159,6 +160,15 @@ def main() -> None:
         sys.exit(_fail(2, error))
     except Unavailable as error:
         sys.exit(_fail(3, error))
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where a standard file is closed; its number would go to a socket, which the event loop forbids."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _fail(code: int, error: Exception) -> int:

@@ -2,7 +2,7 @@
 
 import re
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +15,7 @@ STRIPE_KEY = re.compile(r"[sr]k_[A-Za-z0-9_]+")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]*=*")
 Role = Literal["api", "relay", "consumer", "janitor"]
 ALL_ROLES: frozenset[Role] = frozenset({"api", "relay", "consumer", "janitor"})
+REDIS_DATABASE = re.compile(r"[0-9]*")
 KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://.*")  # which it sets as ORDERS_PORT for a Service named `orders`
 MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2: a key for HS256 is no shorter than its hash
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
@@ -239,6 +240,14 @@ class Settings(Operations, Retention, Auth):
     def _cache_spelling(cls, value: SecretStr) -> SecretStr:
         if url := value.get_secret_value():
             _check_url(url, "redis", "rediss")
+            parts = urlsplit(url)
+            options = dict(parse_qsl(parts.query, keep_blank_values=True))
+            if not REDIS_DATABASE.fullmatch(options.get("db", parts.path.removeprefix("/"))):
+                raise ValueError("its database must be a number")
+            if parts.scheme == "redis" and any(name.startswith("ssl_") for name in options):
+                raise ValueError("must begin with rediss:// to have options for TLS")
+            if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
+                raise ValueError("ssl_cert_reqs must be none, optional or required")
         return value
 
     @field_validator("inventory_url", "payment_url", "shipping_url")

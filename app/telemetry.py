@@ -1,11 +1,11 @@
 """Logs, metrics and trace context. Labels are of low cardinality: never an order id, never a key."""
 
-import atexit
 import contextlib
 import itertools
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -58,12 +58,11 @@ class BackgroundHandler(logging.Handler):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._lines: queue.Queue[str] = queue.Queue(LOG_QUEUE_LINES)
-        self._dropped = 0  # since it was last reported
-        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
-        self._thread.start()
-        atexit.register(self.flush)
+        self._dropped = 0  # not reported yet
+        self._dropping = threading.Lock()
+        threading.Thread(target=self._write_all, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the line, or drop it."""
@@ -73,13 +72,14 @@ class BackgroundHandler(logging.Handler):
             self._drop(1)
 
     def flush(self) -> None:
-        """Wait until all is written, for LOG_FLUSH_SECONDS at most."""
+        """Wait until all is written, for LOG_FLUSH_SECONDS at most. `logging` calls it at the exit."""
         deadline = time.monotonic() + LOG_FLUSH_SECONDS
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def _drop(self, lines: int) -> None:
-        self._dropped += lines
+        with self._dropping:
+            self._dropped += lines
         LOG_LINES_DROPPED.inc(lines)
 
     def _write_all(self) -> None:
@@ -88,25 +88,30 @@ class BackgroundHandler(logging.Handler):
             with contextlib.suppress(queue.Empty):
                 while len(lines) < LOG_BATCH_LINES:
                     lines.append(self._lines.get_nowait())
+            reported = self._dropped
+            text = [self._report(reported), *lines] if reported else lines
             try:
-                _write(self._descriptor, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+                _write(self.descriptor, "".join(f"{line}\n" for line in text).encode(errors="backslashreplace"))
             except OSError:  # the reader is gone
                 self._drop(len(lines))
             else:
-                self._report_dropped()
+                with self._dropping:
+                    self._dropped -= reported
             for _ in lines:
                 self._lines.task_done()
 
-    def _report_dropped(self) -> None:
-        if self._dropped:
-            lines, self._dropped = self._dropped, 0
-            structlog.get_logger(__name__).warning("log.lines_dropped", lines=lines)
+    def _report(self, dropped: int) -> str:
+        message = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": "log.lines_dropped: %d"}
+        return self.format(logging.makeLogRecord({**message, "args": (dropped,)}))
 
 
 def _write(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # whoever opened it, a terminal or a parent, made it non-blocking
+            select.select([], [descriptor], [])
 
 
 def configure_logging(log_format: str, level: str, *, background: bool = False) -> None:
@@ -134,7 +139,7 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = BackgroundHandler(sys.stderr.fileno()) if background else logging.StreamHandler(sys.stderr)
+    handler = _handler(background=background)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -147,6 +152,12 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
     # They tell of every reconnect and request at INFO or WARNING; what matters of it our own lines say.
     for noisy in ("aio_pika", "aiormq", "uvicorn", "alembic"):
         logging.getLogger(noisy).setLevel("ERROR" if noisy in {"aio_pika", "aiormq"} else "WARNING")
+
+
+def _handler(*, background: bool) -> logging.Handler:
+    if sys.stderr is None:  # it was closed before the start, so its number may be another file's by now
+        return logging.NullHandler()
+    return BackgroundHandler(sys.stderr.fileno()) if background else logging.StreamHandler(sys.stderr)
 
 
 class Metrics:

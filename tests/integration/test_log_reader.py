@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -89,9 +90,37 @@ async def test_lines_beyond_the_queue_are_dropped_and_counted(stalled: tuple[log
     def read() -> bool:
         nonlocal seen
         seen += os.read(read_end, 1 << 20)
-        return bool(seen.count(b"\n") == sent - dropped)
+        return bool(seen.count(b"x\n") == sent - dropped)
 
     await wait_until(read, AMPLE_SECONDS, "the lines that were not dropped")
-    first, *_, last = seen.decode().split("\n")[:-1]
-    assert first.startswith("0 ")
-    assert int(last.split()[0]) < sent
+    assert seen.startswith(b"0 ")
+    assert sum(int(number) for number in re.findall(rb"log\.lines_dropped: (\d+)\n", seen)) == dropped
+
+
+async def test_a_reader_that_does_not_block_gets_every_line(stalled: tuple[logging.Logger, int]) -> None:
+    """A terminal or a parent process may have made the file non-blocking."""
+    logger, read_end = stalled
+    handler = next(each for each in logger.handlers if isinstance(each, BackgroundHandler))
+    os.set_blocking(handler.descriptor, False)
+    before, sent = lines_dropped(), LOG_QUEUE_LINES // 2
+    for number in range(sent):
+        logger.warning("%s", f"{number} ".ljust(100, "x"))
+    seen = b""
+    while seen.count(b"\n") < sent:
+        seen += await asyncio.to_thread(os.read, read_end, 1 << 20)
+    assert lines_dropped() == before
+    assert [int(line.split()[0]) for line in seen.splitlines()] == list(range(sent))
+
+
+async def test_the_service_runs_without_a_stderr(database_url: str) -> None:
+    port = free_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
+    env |= {"ORDERS_DATABASE_URL": database_url, "ORDERS_ROLES": "api", "ORDERS_PORT": str(port)}
+    command = " ".join((*dying_with_parent(signal.SIGKILL), sys.executable, "-m", "app", "serve", "2>&-"))
+    process = await asyncio.create_subprocess_shell(f"exec {command}", cwd=REPOSITORY, env=env)
+    async with plain_http(f"http://127.0.0.1:{port}") as api:
+        await wait_until(lambda: is_live(api), AMPLE_SECONDS, "the service")
+        assert (await api.post("/orders", json=LINE)).status_code == 201
+    process.terminate()
+    async with asyncio.timeout(AMPLE_SECONDS):
+        assert await process.wait() == 0

@@ -171,6 +171,10 @@ def test_passwords_do_not_show_when_settings_are_printed(env: Environment) -> No
 BAD = [
     ("REDIS_URL", "http://127.0.0.1"),
     ("REDIS_URL", "redis://:hunter2@127.0.0.1:port/"),
+    ("REDIS_URL", "redis://127.0.0.1/first"),
+    ("REDIS_URL", "redis://127.0.0.1/0?db=first"),
+    ("REDIS_URL", "redis://127.0.0.1/0?ssl_cert_reqs=none"),
+    ("REDIS_URL", "rediss://127.0.0.1/0?ssl_cert_reqs=maybe"),
     ("RATE_LIMIT", "0/second"),
     ("RATE_LIMIT", "200"),
     ("RATE_LIMIT", "200/fortnight"),
