@@ -28,6 +28,7 @@ from app.messaging.rabbitmq import (
     connect,
     copied,
     declare_topology,
+    frame_limit,
     unavailable,
 )
 
@@ -141,10 +142,10 @@ class QueuePass:
     async def _publish(self, number: int) -> BrokerUnavailable | None:
         message = self._at_hand[number]
         headers = {name: value for name, value in message.headers.items() if name not in ADDED_HEADERS}
-        again = copied(message, headers)
-        again.priority = message.priority
         try:
             with broker_errors():
+                again = copied(message, headers, frame_limit(message))
+                again.priority = message.priority
                 await self._channel.default_exchange.publish(again, QUEUE, mandatory=True, timeout=CONFIRM_SECONDS)
         except BrokerUnavailable as error:
             return error

@@ -24,7 +24,7 @@ from app.messaging.amqp_connection import AmqpConnection
 from app.messaging.envelope import UNDECODABLE, Envelope
 from app.messaging.publishing import Batch, ConfirmsLate
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal
-from app.messaging.undecodable import encodable
+from app.messaging.undecodable import encodable, fitting
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,11 @@ DEAD_LETTER_QUEUE = "orders.saga.dlq"
 
 ACCESS = re.compile(r"access to (\w+) '([^']*)'")
 INEQUIVALENT = re.compile(r"inequivalent arg '([^']*)' for (\w+) '([^']*)'")
+
+# CC and BCC ask the broker to send the copy to other queues, too, and it refuses a copy in which they are no list.
+NOT_COPIED = frozenset({UNDECODABLE, "CC", "BCC"})
+DEFAULT_FRAME_BYTES = 128 * 1024  # RabbitMQ's
+HEADER_FRAME_BYTES = 64  # of a frame with headers, at most: what is around the properties, an empty table, a priority
 
 CONNECT_SECONDS = 5
 SETUP_SECONDS = 10  # a queue without a leader makes no answer, and declaring it again later may help
@@ -221,11 +226,16 @@ class RabbitTransport:
         await self.close()
 
 
-def copied(message: AbstractIncomingMessage, headers: HeadersType) -> aio_pika.Message:
-    """Return a persistent message like the one that came in, with these headers, to be published in its stead."""
-    return aio_pika.Message(
+def copied(
+    message: AbstractIncomingMessage, headers: HeadersType, frame_bytes: int, story: HeadersType | None = None
+) -> aio_pika.Message:
+    """Return a persistent message like the one that came in, with these headers and `story`, to be published instead.
+
+    The broker closes a connection that sends headers larger than a frame, so headers make room for the story.
+    """
+    copy = aio_pika.Message(
         message.body,
-        headers=encodable({name: value for name, value in headers.items() if name != UNDECODABLE}),
+        headers=dict(story or {}),
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         correlation_id=message.correlation_id,
@@ -236,6 +246,17 @@ def copied(message: AbstractIncomingMessage, headers: HeadersType) -> aio_pika.M
         app_id=message.app_id,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
+    sent = encodable({name: value for name, value in headers.items() if name not in NOT_COPIED})
+    kept = fitting(sent, frame_bytes - HEADER_FRAME_BYTES - len(copy.properties.marshal()))
+    if len(kept) < len(sent):
+        log.warning("rabbitmq.headers_left_out", message_id=message.message_id, left_out=len(sent) - len(kept))
+    copy.headers = {**kept, **copy.headers}
+    return copy
+
+
+def frame_limit(message: AbstractIncomingMessage) -> int:
+    """Return how many bytes a frame may have on the connection of this message; the broker says 0 for no limit."""
+    return message.channel.connection.connection_tune.frame_max or DEFAULT_FRAME_BYTES
 
 
 async def unblocked(connection: AbstractConnection) -> None:

@@ -32,6 +32,7 @@ from app.messaging.rabbitmq import (
     connect,
     copied,
     declare_topology,
+    frame_limit,
     unavailable,
     unblocked,
 )
@@ -191,7 +192,7 @@ class Subscription:
             "x-first-failure-at": dead.first_failure_at.isoformat(),
             "x-last-failure-at": dead.last_failure_at.isoformat(),
         }
-        copy = copied(message, {**message.headers, **story})
+        copy = copied(message, message.headers, frame_limit(message), story)
         while True:
             try:
                 await self._aside.publish(copy)

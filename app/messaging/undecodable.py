@@ -6,9 +6,11 @@ message stays in the queue, so the next connection ends the same way. So each fr
 sees it: a property that cannot be decoded is replaced or dropped, and the header `x-undecodable` says so. Parsing such
 a message raises `UnreadableMessage`, so the consumer sets it aside.
 
-RabbitMQ itself checks `delivery_mode` and `expiration`, the only other properties that aio-pika could fail on.
+aio-pika fails on a `delivery_mode` or an `expiration` that is none. RabbitMQ refuses most of these when they are
+published by AMQP 0.9.1, not all that come in by other protocols or releases, so they are checked here, too.
 
-The other direction is `encodable`: headers that came in as valid AMQP, yet cannot be written again as they are.
+The other direction is `encodable` and `fitting`: headers that came in as valid AMQP, yet cannot be written again as
+they are, or not beside those that are added.
 """
 
 import asyncio
@@ -16,12 +18,13 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from aio_pika.abc import HeadersType
+from aio_pika.abc import DeliveryMode, HeadersType
+from aio_pika.message import decode_expiration
 from pamqp import constants, decode, encode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from app.messaging.envelope import UNDECODABLE, one_line
+from app.messaging.envelope import HEADER_PREFIX, UNDECODABLE, one_line
 
 FRAME_HEAD = struct.Struct(">BHI")  # type, channel, size of the payload
 CONTENT_HEAD = struct.Struct(">HHQH")  # class, weight, size of the body, flags: which properties follow
@@ -78,12 +81,20 @@ def decodable_header(payload: bytes) -> bytes:
     header = ContentHeader()
     try:
         header.unmarshal(payload)
+        _check(header.properties)
         if not _problem(header.properties):
             return payload
     except Exception:  # noqa: BLE001, S110 - whatever a decoder makes of foreign bytes; they are read one by one below
         pass
     header.properties = _salvage(payload)
     return header.marshal()
+
+
+def _check(properties: Basic.Properties) -> None:
+    """Raise ValueError for what pamqp decodes and aio-pika makes no message of."""
+    if properties.delivery_mode:
+        DeliveryMode(properties.delivery_mode)
+    decode_expiration(properties.expiration)
 
 
 def _problem(properties: Basic.Properties) -> str | None:
@@ -113,10 +124,11 @@ def _salvage(payload: bytes) -> Basic.Properties:
         one = Basic.Properties()
         try:
             setattr(one, name, decode.by_type(raw, kind)[1])
+            _check(one)
             problem = _problem(one)
         except Exception as error:  # noqa: BLE001 - as above
             problem = f"{name}: {error}"
-            setattr(one, name, _ascii(raw[1:]).decode() if kind == TEXT else None)
+            setattr(one, name, _ascii(raw[1:]).decode() if kind == TEXT and name != "expiration" else None)
         if problem:
             problems.append(problem)
         setattr(properties, name, one[name])
@@ -149,3 +161,14 @@ def _encodable(value: Any) -> Any:
     except Exception:  # noqa: BLE001 - a number out of range, bytes in a list, nesting that is too deep
         return one_line(repr(value)) if not isinstance(value, dict | list) else "nested, and not writable"
     return value
+
+
+def fitting(headers: HeadersType, room: int) -> HeadersType:
+    """Return the headers that fit into `room` bytes: an event's attributes first, then the small ones."""
+    sizes = {name: len(encode.field_table({name: value})) for name, value in headers.items()}
+    kept: HeadersType = {}
+    for name in sorted(sizes, key=lambda name: (not name.startswith(HEADER_PREFIX), sizes[name])):
+        if sizes[name] <= room:
+            kept[name] = headers[name]
+            room -= sizes[name]
+    return kept

@@ -48,6 +48,12 @@ def table(*entries: tuple[bytes, bytes]) -> bytes:
     return struct.pack(">I", len(content)) + content
 
 
+def array(*values: bytes) -> bytes:
+    """Encode the value of a header that holds encoded values."""
+    content = b"".join(values)
+    return b"A" + struct.pack(">I", len(content)) + content
+
+
 async def publish_raw(
     channel: AbstractChannel, body: bytes, raw: Mapping[str, bytes], exchange: str, routing_key: str
 ) -> None:

@@ -8,17 +8,24 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from app import db
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE
+from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
 from app.operations.dead_letters import Action
 from tests.harness.api import serving
 from tests.harness.dead_letters import consuming, drained, go_over, holds, in_queue, send
 from tests.harness.events import Effects, event
-from tests.harness.raw_amqp import long_string, publish_raw, short_string, table
+from tests.harness.messages import next_message
+from tests.harness.raw_amqp import array, long_string, publish_raw, short_string, table
 
 RAW: dict[str, dict[str, bytes]] = {
     "timestamp": {"timestamp": struct.pack(">Q", 1_772_000_000_000_000)},  # microseconds
     "message_id": {"message_id": short_string(b"r\xe9f-1")},
     "headers": {"headers": table((b"name", long_string(b"Ren\xe9")))},
+}
+# What arrives, and yet cannot be sent on as it is; the broker's frames hold 128 KiB.
+UNSENDABLE: dict[str, dict[str, bytes]] = {
+    "full frame": {"headers": table(*[(b"h%d" % each, long_string(b"e" * 490)) for each in range(262)])},
+    "grows when repaired": {"headers": table(*[(b"h%d" % each, long_string(b"\xe9" * 490)) for each in range(240)])},
+    "asks for other queues": {"headers": table((b"CC", array(long_string(b"\xe9"))))},
 }
 TOKEN = "a-token-of-the-operators"
 
@@ -43,6 +50,23 @@ async def test_undecodable_messages_are_set_aside_and_others_take_effect(
         assert str(letter.headers["x-reason"]).startswith("unreadable: its properties cannot be decoded: " + kind)
         assert not letter.headers.get("x-delivery-count")
     assert effects.calls == len(fine)
+
+
+@pytest.mark.parametrize("raw", UNSENDABLE.values(), ids=UNSENDABLE)
+async def test_headers_that_cannot_be_sent_on_keep_no_letter_back(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, effects: Effects, raw: dict[str, bytes]
+) -> None:
+    """The copy goes without them, and so does a replay; the body and the reason arrive."""
+    await publish_raw(channel, b"not an event", raw, EXCHANGE, "order.placed")
+    async with consuming(rabbitmq_url, effects.consumer()):
+        await holds(channel, 1)
+    letters = in_queue(pool, rabbitmq_url)
+    _, [found] = await go_over(letters, Action.PEEK)
+    assert found.letter.reason.startswith("unreadable: ")
+    assert (await go_over(letters, Action.REPLAY))[0].kept == 0
+    again = await next_message(channel, QUEUE)
+    assert again.body == b"not an event"
+    assert "CC" not in again.headers
 
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
