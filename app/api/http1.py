@@ -101,9 +101,10 @@ class SequentialProtocol(HttpToolsProtocol):
     def _piece_end(self) -> int:
         if self._body_left:
             return self._at + min(self._body_left, PIECE_BYTES)
-        end = self._at + PIECE_BYTES
-        cut = EMPTY_LINES.search(self._unparsed, self._at, end)
-        return cut.end() if cut else end
+        # Search a copy: `^` matches at its start, and the CR of an empty line may be the end of the piece before.
+        piece = self._unparsed[self._at : self._at + PIECE_BYTES]
+        cut = EMPTY_LINES.search(piece)
+        return self._at + (cut.end() if cut else len(piece))
 
     def _feed(self, piece: bytes) -> None:
         self._unset_keepalive_if_required()

@@ -10,6 +10,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.api.connection import GuardedProtocol
+from app.api.http1 import PIECE_BYTES
 from app.db import Pool
 from tests.harness.api import serving
 from tests.harness.orders import placed
@@ -74,6 +75,16 @@ async def test_requests_sent_all_at_once_are_answered_in_turn(api: httpx.AsyncCl
     answers = await said(api, post(ORDER, chunked=True) + broken)
     assert statuses(answers) == [201, 400]
     problem(answers[answers.rindex(b"HTTP/1.1 400") :], 400, "malformed-request")
+
+
+async def test_a_request_ends_where_a_piece_of_it_ends(api: httpx.AsyncClient) -> None:
+    """The parser is fed in pieces; whichever of a head's bytes is the last of one, the next request waits."""
+    broken = post(ORDER, chunked=True).partition(b"\r\n\r\n")[0] + b"\r\n\r\nno number\r\n"
+    shortest = len(get(b"/livez", b"X-Pad: "))
+    for size in range(PIECE_BYTES - 8, PIECE_BYTES + 9):
+        first = get(b"/livez", b"X-Pad: " + b"x" * (size - shortest))
+        assert len(first) == size
+        assert statuses(await said(api, first + broken)) == [200, 400], size
 
 
 def living(kind: type[Any]) -> list[Any]:
