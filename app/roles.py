@@ -154,9 +154,11 @@ class Parts:
         if "janitor" in self._settings.roles:
             resender = Resender(self._relay_pool, self._metrics, CONSUMER, read_depths, self.wake_relay)
             roles.append(_looping("resender", resender.run_once, RESEND_PERIOD_SECONDS))
-            letters = dead_letters_of(self._relay_pool, self._broker_url)
-            lost = LostLetters(self._metrics, letters, self.wake_relay)
-            roles.append(_looping("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
+            # Without either, other processes may have a broker, and what waits in its queue would look lost from here.
+            if self._broker_url or self._settings.roles & LEASING_ROLES:
+                letters = dead_letters_of(self._relay_pool, self._broker_url)
+                lost = LostLetters(self._metrics, letters, self.wake_relay)
+                roles.append(_looping("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
             janitor = make_janitor(self._relay_pool, self._metrics, self._settings)
             roles.append(_looping("janitor", janitor.run_once, SWEEP_PERIOD_SECONDS))
         return roles

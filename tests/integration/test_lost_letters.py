@@ -14,8 +14,9 @@ from app.operations.dead_letters import Action, DeadLetters, Pass, Place
 from app.operations.janitor import RESEND_AFTER_SECONDS
 from app.operations.lost_letters import LostLetters
 from app.operations.parked_letters import ParkedRows
-from app.roles import CONSUMER
+from app.roles import CONSUMER, Parts, transport_lease
 from app.saga import unstarted
+from app.settings import Settings, load
 from app.telemetry import Metrics
 from tests.harness.api import serving
 from tests.harness.dead_letters import go_over, holds, in_queue
@@ -181,6 +182,22 @@ async def test_without_a_broker_parked_rows_are_where_they_were(pool: db.Pool) -
     assert len(await pending(pool)) == 1
     assert parked not in await pending(pool)
     assert (await go_over(letters, Action.PEEK))[0].depth == 1
+
+
+@pytest.mark.parametrize(
+    ("roles", "rabbitmq_url", "looks"),
+    [("janitor", "", False), ("janitor", "amqp://127.0.0.1", True), ("relay,consumer,janitor", "", True)],
+)
+async def test_only_a_process_that_knows_the_transport_looks(
+    pool: db.Pool, database_url: str, roles: str, rabbitmq_url: str, looks: bool
+) -> None:
+    """Without a broker's URL a process alone with the janitor would take for lost what waits in the others' queue."""
+    urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), "http://127.0.0.1")
+    settings = load(Settings, database_url=database_url, roles=roles, rabbitmq_url=rabbitmq_url, **urls)
+    parts = Parts(settings, Metrics(), nothing, pool, pool, transport_lease(settings), lambda _: None)
+    async with contextlib.AsyncExitStack() as stack:
+        names = {role.name for role in await parts.build(stack)}
+    assert ("lost-letters" in names, "janitor" in names) == (looks, True)
 
 
 async def test_dead_events_are_found_without_reading_a_table(pool: db.Pool) -> None:
