@@ -8,13 +8,14 @@ from app import db
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
 from app.messaging.rabbitmq import DEAD_LETTER_QUEUE
-from app.messaging.relay import Relay, Transport
+from app.messaging.relay import Transport
 from app.roles import CONSUMER
 from app.telemetry import Metrics
 from tests.harness.dead_letters import consuming, holds
 from tests.harness.events import PLACED, nothing
 from tests.harness.messages import publishing
 from tests.harness.orders import placed
+from tests.harness.relays import make_relay
 
 FAILURE = "ValueError: no such thing"
 
@@ -30,18 +31,7 @@ def failing_consumer(pool: db.Pool) -> Consumer:
 
 async def publish_all(pool: db.Pool, transport: Transport) -> None:
     """Publish what waits in the outbox, as the relay does."""
-    relay = Relay(
-        pool,
-        transport,
-        Metrics(),
-        batch_size=100,
-        lease_seconds=60,
-        backoff_base_seconds=1,
-        backoff_cap_seconds=1,
-        max_attempts=3,
-        checkpoint=nothing,
-    )
-    await relay.run_once()
+    await make_relay(pool, transport).run_once()
 
 
 async def dead_lettered(pool: db.Pool, url: str, channel: AbstractChannel, number: int = 1) -> list[UUID]:

@@ -9,10 +9,10 @@ from app.messaging.local import LocalTransport
 from app.messaging.relay import Relay
 from app.operations.dead_letters import NEEDED, Action, DeadLetters
 from app.operations.parked_letters import ParkedRows
-from app.telemetry import Metrics
 from tests.harness.dead_letters import REASON, go_over, ids
-from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
+from tests.harness.events import CONFIRMED, PLACED, Effects, event, put
 from tests.harness.orders import event_of, placed
+from tests.harness.relays import make_relay
 
 
 @pytest.fixture
@@ -21,16 +21,13 @@ def letters(pool: db.Pool) -> DeadLetters:
 
 
 def relay(pool: db.Pool, consumer: Consumer) -> Relay:
-    return Relay(
+    return make_relay(
         pool,
         LocalTransport(consumer),
-        Metrics(),
         batch_size=1000,
         lease_seconds=3600,
-        backoff_base_seconds=600,
-        backoff_cap_seconds=600,
+        backoff_seconds=600,
         max_attempts=10,
-        checkpoint=nothing,
     )
 
 

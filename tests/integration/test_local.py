@@ -13,21 +13,18 @@ from app.messaging.local import LocalTransport
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
+from tests.harness.relays import make_relay
 
 YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
 
 
 def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
-    return Relay(
+    return make_relay(
         pool,
         LocalTransport(consumer),
-        Metrics(),
-        batch_size=100,
         lease_seconds=3600,
-        backoff_base_seconds=YEAR_SECONDS,
-        backoff_cap_seconds=YEAR_SECONDS,
+        backoff_seconds=YEAR_SECONDS,
         max_attempts=max_attempts,
-        checkpoint=nothing,
     )
 
 

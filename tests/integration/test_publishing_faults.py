@@ -19,8 +19,9 @@ from chaos.faults import Blackhole, Block, Eat, Fault, Lose, Refuse
 from chaos.proxy import Proxy
 from tests.harness.api import serving
 from tests.harness.dead_letters import drained
-from tests.harness.events import CONFIRMED, counted, event, nothing, put
+from tests.harness.events import CONFIRMED, counted, event, put
 from tests.harness.messages import next_message, publishing
+from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 DEADLINE_SECONDS = 0.5  # of a batch's confirms: short, so that a test need not wait long for it to pass
@@ -41,17 +42,7 @@ async def connects(transport: RabbitTransport) -> bool:
 
 
 def relay_over(pool: db.Pool, transport: RabbitTransport, metrics: Metrics | None = None) -> Relay:
-    return Relay(
-        pool,
-        transport,
-        metrics or Metrics(),
-        batch_size=10,
-        lease_seconds=60,
-        backoff_base_seconds=0.05,
-        backoff_cap_seconds=0.05,
-        max_attempts=3,
-        checkpoint=nothing,
-    )
+    return make_relay(pool, transport, metrics, batch_size=10, backoff_seconds=0.05)
 
 
 async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:

@@ -14,11 +14,12 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope, parse
 from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
-from app.messaging.relay import Refusal, Relay
+from app.messaging.relay import Refusal
 from app.telemetry import Metrics
 from tests.harness.dead_letters import holds
-from tests.harness.events import CONFIRMED, PLACED, counted, event, nothing, put
+from tests.harness.events import CONFIRMED, PLACED, counted, event, put
 from tests.harness.messages import listen, open_channel, publishing, take
+from tests.harness.relays import make_relay
 
 LONG_SECONDS = 30.0
 
@@ -171,17 +172,7 @@ async def test_the_relay_parks_what_comes_back_too_often_and_publishes_the_rest(
     metrics, returned, fine = Metrics(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
     async with publishing(rabbitmq_url, routing_keys=()) as transport:
-        relay = Relay(
-            pool,
-            transport,
-            metrics,
-            batch_size=10,
-            lease_seconds=60,
-            backoff_base_seconds=60,
-            backoff_cap_seconds=60,
-            max_attempts=1,
-            checkpoint=nothing,
-        )
+        relay = make_relay(pool, transport, metrics, batch_size=10, backoff_seconds=60, max_attempts=1)
         assert await relay.run_once() == 2
     async with db.connection(pool) as conn:
         parked = await conn.fetch("SELECT id, last_error FROM outbox WHERE parked_at IS NOT NULL")

@@ -12,6 +12,7 @@ from app.messaging.envelope import Envelope
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
 from app.telemetry import Metrics
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
+from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS
 
 NACK = Refusal("nacked by the broker")
@@ -64,15 +65,13 @@ def relay(
     batch_size: int = 100,
     checkpoint: Callable[[str], None] = nothing,
 ) -> Relay:
-    return Relay(
+    return make_relay(
         pool,
         broker,
-        metrics or Metrics(),
+        metrics,
         batch_size=batch_size,
         lease_seconds=LEASE_SECONDS,
-        backoff_base_seconds=YEAR_SECONDS,
-        backoff_cap_seconds=YEAR_SECONDS,
-        max_attempts=3,
+        backoff_seconds=YEAR_SECONDS,
         checkpoint=checkpoint,
     )
 

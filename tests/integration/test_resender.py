@@ -9,7 +9,6 @@ from app.errors import BrokerUnavailable
 from app.messaging import inbox, outbox
 from app.messaging.outbox import Verdict
 from app.messaging.rabbitmq import QUEUE
-from app.messaging.relay import Relay
 from app.operations.janitor import BATCH, FEW_WAITING, Resender
 from app.orders import service
 from app.roles import CONSUMER
@@ -20,6 +19,7 @@ from tests.harness.history import lived_through
 from tests.harness.messages import next_message, open_channel, publishing
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed
 from tests.harness.plans import full_scans, indexes, plans_of
+from tests.harness.relays import make_relay
 
 MINUTE = 60
 
@@ -169,17 +169,7 @@ async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_aga
 ) -> None:
     order = await placed(pool)
     async with open_channel(rabbitmq_url) as channel, publishing(rabbitmq_url) as transport:
-        relay = Relay(
-            pool,
-            transport,
-            Metrics(),
-            batch_size=10,
-            lease_seconds=60,
-            backoff_base_seconds=1,
-            backoff_cap_seconds=1,
-            max_attempts=3,
-            checkpoint=nothing,
-        )
+        relay = make_relay(pool, transport, batch_size=10)
         assert await relay.run_once() == 1
         await (await channel.get_queue(QUEUE)).purge()
         await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 hour'")

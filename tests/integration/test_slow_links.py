@@ -8,12 +8,12 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.rabbitmq import QUEUE, RabbitTransport
 from app.messaging.relay import Relay
-from app.telemetry import Metrics
 from chaos.faults import Delay, Throttle
 from chaos.proxy import Proxy
 from tests.harness.dead_letters import drained
-from tests.harness.events import event, nothing, put
+from tests.harness.events import event, put
 from tests.harness.messages import publishing
+from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 PUBLISH_SECONDS = 5.0  # the setting's default
@@ -21,17 +21,7 @@ LINES = [{"sku": f"SKU-{n:046}", "quantity": 1, "unit_price": "9.99", "line_tota
 
 
 def relay_over(pool: db.Pool, transport: RabbitTransport, lease_seconds: float) -> Relay:
-    return Relay(
-        pool,
-        transport,
-        Metrics(),
-        batch_size=200,
-        lease_seconds=lease_seconds,
-        backoff_base_seconds=1,
-        backoff_cap_seconds=1,
-        max_attempts=3,
-        checkpoint=nothing,
-    )
+    return make_relay(pool, transport, batch_size=200, lease_seconds=lease_seconds)
 
 
 async def is_drained(pool: db.Pool, relay: Relay) -> bool:

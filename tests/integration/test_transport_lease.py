@@ -10,9 +10,9 @@ from app.errors import ConfigurationError, TransportNotLeased
 from app.messaging.local import LocalTransport
 from app.messaging.relay import Relay
 from app.messaging.transport_lease import IN_PROCESS, RABBITMQ, LeasedTransport, TransportLease
-from app.telemetry import Metrics
 from tests.harness import servers
-from tests.harness.events import CONFIRMED, Effects, event, nothing, put
+from tests.harness.events import CONFIRMED, Effects, event, put
+from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HOUR_SECONDS = 3600.0
@@ -23,17 +23,7 @@ def lease(transport: str, seconds: float = HOUR_SECONDS) -> TransportLease:
 
 
 def relay_over(pool: db.Pool, transport: LeasedTransport) -> Relay:
-    return Relay(
-        pool,
-        transport,
-        Metrics(),
-        batch_size=10,
-        lease_seconds=HOUR_SECONDS,
-        backoff_base_seconds=1,
-        backoff_cap_seconds=1,
-        max_attempts=3,
-        checkpoint=nothing,
-    )
+    return make_relay(pool, transport, batch_size=10, lease_seconds=HOUR_SECONDS)
 
 
 async def test_of_two_transports_at_the_same_instant_one_is_refused(pool: db.Pool) -> None:
