@@ -20,4 +20,5 @@ def address(host: str, port: str) -> str:
 
 if __name__ == "__main__":
     url = address(os.getenv("ORDERS_HOST", ""), os.getenv("ORDERS_PORT", ""))
-    urllib.request.urlopen(url, timeout=SECONDS)  # noqa: S310 - it begins with http
+    # Not by `urlopen`: a proxy that the environment names would look for the address on its own machine.
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=SECONDS)

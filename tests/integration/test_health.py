@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -14,6 +17,8 @@ from app import server
 from app.db import Pool, migrate
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
+from tests.harness.ports import free_port
+from tests.harness.processes import REPOSITORY
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
@@ -179,3 +184,22 @@ async def test_a_short_admin_token_is_warned_about(database_url: str) -> None:
             async with serving(database_url, admin_token=token):
                 pass
         assert ("auth.short_admin_token" in [line["event"] for line in logs]) is warned
+
+
+async def health_check(port: int | None, **env: str) -> int:
+    """Run the image's health check, and return its exit code."""
+    command = (sys.executable, "-m", "app.healthcheck")
+    env = {**os.environ, "ORDERS_PORT": str(port), **env}
+    check = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, env=env, stderr=subprocess.DEVNULL)
+    return await check.wait()
+
+
+async def test_the_health_check_of_the_image_asks_no_proxy(database_url: str) -> None:
+    proxy = {"http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": ""}
+    async with serving(database_url) as process:
+
+        async def succeeds() -> bool:
+            return await health_check(process.base_url.port, **proxy) == 0
+
+        await wait_until(succeeds, AMPLE_SECONDS, "an answer")
+    assert await health_check(free_port(), **proxy) == 1
