@@ -15,12 +15,12 @@ from sqlalchemy.pool import NullPool
 from app import db, settings
 from app.db_session import connect
 from app.errors import ConfigurationError
-from app.messaging import inbox, outbox
+from app.messaging import inbox, outbox, transport_lease
 from app.operations import audit
 from app.orders import tables
 from app.saga import store
 
-TABLES = (outbox, inbox, tables, store, audit)  # importing them fills db.metadata
+TABLES = (outbox, inbox, transport_lease, tables, store, audit)  # importing them fills db.metadata
 LOCK = 6_018_743  # any number, the same in every release: only one process migrates at a time
 
 
