@@ -90,6 +90,11 @@ class Bodies:
             self._arriving.pop(source, None)
 
 
+def has_body(request: Request) -> bool:
+    """Tell whether a body comes with the request (RFC 9112, section 6.3); chunked, it may be empty."""
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+
+
 def _check_format(request: Request) -> None:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api import openapi
-from app.api.bodies import Bodies
+from app.api.bodies import Bodies, has_body
 from app.api.orders import KEY_PARAMETER, Intake, render
 from app.api.schemas import OrderAnswer, parse_json
 from app.api.security import caller
@@ -73,7 +73,7 @@ async def cancel(request: Request, order_id: UUID) -> Response:
 
 async def _read_nothing(request: Request, bodies: Bodies, source: str) -> None:
     """Read a body that may be absent, empty or `{}`. Raises ValidationFailed, and as reading an order's body does."""
-    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+    if not has_body(request):
         return  # whatever type it claims: some clients name one for nothing
     body = await bodies.read(request, source)
     try:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from app import db
 from app.api import openapi, security
-from app.api.bodies import Bodies
+from app.api.bodies import Bodies, has_body
 from app.api.queries import Limited, Query, Requeue, read_query
 from app.api.schemas import parse_json, validated
 from app.api.views import OutboxAnswer, OutboxCounts
@@ -215,7 +215,7 @@ async def read_optional_body(request: Request, who: security.Operator, kind: typ
     Raises ValidationFailed, and as `Bodies.read` does.
     """
     operators: Operators = request.state.operators
-    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+    if not has_body(request):
         return kind()
     body = await operators.bodies.read(request, who.source)
     return validated(kind, parse_json(body) if body.strip() else {}, "the body is not valid")
