@@ -200,9 +200,12 @@ class GuardedProtocol(SequentialProtocol):
         self._of_use = True
         self._waiting_since = self.loop.time()
         super().on_response_complete()
-        unread = not (self._awaiting_head or self._is_answering())
-        if unread and self._deadline is None and not self.transport.is_closing():
+        if self._is_answered_early() and self._deadline is None and not self.transport.is_closing():
             self._start_deadline(UNREAD_BODY_SECONDS)
+
+    def _is_answered_early(self) -> bool:
+        """Tell whether the request whose body is arriving has had its answer."""
+        return not (self._awaiting_head or self._is_answering())
 
     # Deadlines
 
@@ -280,9 +283,10 @@ class GuardedProtocol(SequentialProtocol):
             # It is this request's own body that is broken: its route must not wait for the rest, nor answer.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        request_id = str(uuid4())
-        log.info("http.cut_off", request_id=request_id, status=answer.status_code)
-        self.transport.write(self._render(answer, request_id))
+        if not self._is_answered_early():  # a second answer would be taken for that of the next request
+            request_id = str(uuid4())
+            log.info("http.cut_off", request_id=request_id, status=answer.status_code)
+            self.transport.write(self._render(answer, request_id))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._start_deadline(LINGER_SECONDS)

@@ -15,7 +15,7 @@ from app.api.connection import RESET, GuardedProtocol
 from app.main import make_server
 from app.settings import Settings, load
 from tests.harness.api import serving
-from tests.harness.sockets import dialled, get, heard, problem, said
+from tests.harness.sockets import dialled, get, heard, problem, said, statuses
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -131,6 +131,16 @@ async def test_the_rest_of_a_body_that_was_not_read_does_not_keep_a_connection_f
 
 async def open_ones(api: httpx.AsyncClient, count: int, stack: contextlib.AsyncExitStack) -> list[Any]:
     return [await stack.enter_async_context(dialled(api)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("rest", [b"no number\r\n", b"1" + b";x" * 100_000], ids=["broken", "too large"])
+async def test_a_request_that_was_answered_early_gets_no_second_answer(api: httpx.AsyncClient, rest: bytes) -> None:
+    early = POST.replace(b"application/json", b"text/plain")
+    async with dialled(api, early) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
+        answer = await reader.readuntil(b"}")
+        assert statuses(answer) == [415]
+        writer.write(rest)
+        assert await reader.read() == b""
 
 
 async def test_many_slow_sockets_are_in_each_others_way_and_not_in_a_neighbours(database_url: str) -> None:
