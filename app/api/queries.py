@@ -92,11 +92,12 @@ class ListOrders(Query):
 
 
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-MAX_REASON_CHARACTERS = 500
-# No control character, no other end of a line, nothing that turns text around on a terminal; not spaces alone.
+MAX_LINE_CHARACTERS = 500
+# No control character, no other end of a line, nothing that turns text around on a terminal.
 UNPRINTABLE = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 HALF_CHARACTER = r"[\ud800-\udfff]"  # in no UTF-8, but in Python's text, from a command line that is none
-REASON = f"^ *[^ {UNPRINTABLE}][^{UNPRINTABLE}]*$"
+LETTER_ID = f"^[^{UNPRINTABLE}]+$"
+REASON = f"^ *[^ {UNPRINTABLE}][^{UNPRINTABLE}]*$"  # not spaces alone
 UNFINISHED = tuple(sorted(set(Status) - FINAL))
 DURATION = r"^[1-9][0-9]{0,8}[smhd]?$"
 
@@ -133,10 +134,19 @@ def unfinished(text: str) -> Status:
 
 def reason(text: object) -> str:
     """Return why an operator does something: one line without surrounding spaces. Raises ValueError."""
-    good = isinstance(text, str) and len(text) <= MAX_REASON_CHARACTERS and re.fullmatch(REASON, text)
+    return _line(text, REASON).strip(" ")
+
+
+def letter_id(text: object) -> str:
+    """Return the id of a dead letter, as it is shown: one line. Raises ValueError."""
+    return _line(text, LETTER_ID)
+
+
+def _line(text: object, pattern: str) -> str:
+    good = isinstance(text, str) and len(text) <= MAX_LINE_CHARACTERS and re.fullmatch(pattern, text)
     if not good or re.search(HALF_CHARACTER, str(text)):
-        raise ValueError(f"must be one line of 1 to {MAX_REASON_CHARACTERS} printable characters")
-    return str(text).strip(" ")
+        raise ValueError(f"must be one line of 1 to {MAX_LINE_CHARACTERS} printable characters")
+    return str(text)
 
 
 Unfinished = Annotated[
@@ -146,7 +156,12 @@ Flag = Annotated[bool, BeforeValidator(flag), WithJsonSchema({"type": "boolean",
 Reason = Annotated[
     str,
     BeforeValidator(reason),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_REASON_CHARACTERS, "pattern": REASON}),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": REASON}),
+]
+LetterId = Annotated[
+    str,
+    BeforeValidator(letter_id),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": LETTER_ID}),
 ]
 Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
 Source = Annotated[
@@ -160,9 +175,7 @@ class Selecting(Query):
     """Which dead letters are meant."""
 
     queue: Source = Field(default=QUEUE, description="the queue that gave them up, or its dead-letter queue")
-    id: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="only the one of this id"
-    )
+    id: LetterId | None = Field(default=None, description="only the one of this id")
     since: Since | None = Field(
         default=None, description="only those that failed within this time: seconds, or a number with s, m, h or d"
     )

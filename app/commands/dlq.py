@@ -159,7 +159,11 @@ def _queue(name: str) -> str:
 
 
 def _selection(since: str | None, letter_id: str | None, limit: int | None) -> Selection:
-    return Selection(letter_id, None if since is None else duration(since, "--since"), limit)
+    try:
+        selected = None if letter_id is None else queries.letter_id(letter_id)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--id") from error
+    return Selection(selected, None if since is None else duration(since, "--since"), limit)
 
 
 def _tell_of_the_rest(selection: Selection, summary: Summary) -> None:

@@ -116,8 +116,10 @@ async def test_a_parked_row_is_requeued_once(database_url: str, pool: Pool) -> N
         ("dlq", "peek", "--since", "soon"),
         ("dlq", "replay", "--queue", "orders.other"),
         ("dlq", "purge", "--limit", "0"),
+        ("dlq", "purge", "--id", ""),
+        ("dlq", "replay", "--id", "r\udce9f-1"),  # on the command line it is no UTF-8
     ],
-    ids=" ".join,
+    ids=lambda args: ascii(" ".join(args)),
 )
 async def test_what_cannot_be_meant_is_a_usage_error(args: tuple[str, ...]) -> None:
     code, out, err = await orders(*args, database_url=NOBODY)

@@ -91,6 +91,8 @@ async def test_without_selectors_all_are_meant(
         (b"[]", 422, "validation-failed"),
         (b'{"since": "soon"}', 422, "validation-failed"),
         (b'{"since": 900}', 422, "validation-failed"),
+        (b'{"id": "\\u0000"}', 422, "validation-failed"),
+        (b'{"id": ""}', 422, "validation-failed"),
         (b'{"limit": 1001}', 422, "validation-failed"),
         (b'{"limit": true}', 422, "validation-failed"),
         (b'{"queue": "orders.other"}', 422, "validation-failed"),
