@@ -41,7 +41,7 @@ BUSY = {
     HTTPStatus.SERVICE_UNAVAILABLE: ("broker-unavailable", "the service cannot take this request right now"),
 }
 REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
-TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "kept": {}, "from_outbox": False}
+TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
 WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
 BODY = openapi.request_body(TreatDeadLetters, required=False)
 
@@ -97,7 +97,7 @@ async def replay(request: Request, operator: Who) -> JSONResponse:
     openapi_extra=BODY,
 )
 async def purge(request: Request, operator: Who) -> JSONResponse:
-    """Remove each for good. `kept` tells, by id, which ones were left and why.
+    """Remove each for good.
 
     An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
     purged until the event is replayed or the order has ended.
@@ -116,7 +116,7 @@ async def _treat(request: Request, operator: security.Operator, action: Action) 
     answer = TreatedAnswer.of_pass(asked.queue, summary, findings, dry_run=asked.dry_run)
     if not asked.dry_run:
         operators.on_pending()
-        log.info("dlq.gone_over", action=action, operator=operator.subject, done=answer.done, kept=len(answer.kept))
+        log.info("dlq.gone_over", action=action, operator=operator.subject, done=answer.done)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 

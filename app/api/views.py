@@ -132,7 +132,7 @@ class DeadLettersAnswer(BaseModel):
 
 
 class TreatedAnswer(DeadLettersAnswer):
-    """What was done, or with `dry_run` would be: `done` of `dead_letters`, not the `kept` ones: why, by id.
+    """What was done, or with `dry_run` would be: to `done` of the `depth` dead letters.
 
     `from_outbox`: no dead letter has the id that was to be replayed, but its order has not started; so the event is
     sent again from the outbox.
@@ -140,7 +140,6 @@ class TreatedAnswer(DeadLettersAnswer):
 
     dry_run: bool
     done: int
-    kept: dict[str, str]
     from_outbox: bool
 
     @classmethod
@@ -150,8 +149,7 @@ class TreatedAnswer(DeadLettersAnswer):
         return cls(
             **dict(shown),
             dry_run=dry_run,
-            done=summary.meant - summary.kept,
-            kept={each.letter.id: each.kept for each in findings if each.kept is not None},
+            done=summary.meant,
             from_outbox=summary.from_outbox,
         )
 

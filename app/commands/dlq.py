@@ -84,7 +84,7 @@ def purge(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove dead letters for good. Without a broker, one that its order still waits for is kept."""
+    """Remove dead letters for good. An order that still waits for one is listed as purged."""
     selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
     _treat(Action.PURGE, _queue(queue), selection, who, data_dir, as_json=as_json)
 
@@ -99,33 +99,29 @@ def _treat(
         typer.echo(answer.model_dump_json(indent=2))
     else:
         would = "would be " if dry_run else ""
-        done = summary.meant - summary.kept
-        typer.echo(f"{would}{DONE[action]}: {done} of {summary.depth} dead letters of {queue}")
-        for each in findings:
-            if dry_run:
-                typer.echo(_block(DeadLetterView.of(each)))
-            if each.kept is not None:
-                typer.echo(f"{'  ' if dry_run else ''}kept {each.letter.id}: {each.kept}")
+        typer.echo(f"{would}{DONE[action]}: {summary.meant} of {summary.depth} dead letters of {queue}")
+        for each in findings if dry_run else ():
+            typer.echo(_block(DeadLetterView.of(each)))
         if summary.from_outbox:
             typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
     _tell_of_the_rest(selection, summary)
     not_all = summary.looked_at < summary.depth and not (selection.limit and summary.meant >= selection.limit)
     not_found = selection.id is not None and not summary.meant
-    if (summary.kept and not dry_run) or ((not_found or not_all) and not summary.from_outbox):
+    if (not_found or not_all) and not summary.from_outbox:
         raise typer.Exit(1)
 
 
 async def _go_over(
     data_dir: Path | None, action: Action, selection: Selection, who: Operator | None, *, keep: bool
 ) -> tuple[Summary, list[Finding]]:
-    """Go over them with a bar on a terminal. Returns the findings, or without `keep` those alone that were kept."""
+    """Go over them with a bar on a terminal. Returns the findings only with `keep`."""
     findings: list[Finding] = []
     done = 0
 
     def found(each: Finding) -> None:
         nonlocal done
-        done += each.kept is None
-        if keep or each.kept is not None:
+        done += 1
+        if keep:
             findings.append(each)
 
     url, broker_url = servers(data_dir)

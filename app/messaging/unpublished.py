@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from app import db
 from app.db import Connection
 from app.messaging.outbox import PENDING
 
@@ -169,11 +168,15 @@ async def send_again(conn: Connection, row_id: UUID) -> None:
     )
 
 
-async def remove_parked(conn: Connection, ids: Collection[UUID]) -> int:
-    """Delete parked rows, for good. Returns how many of them were parked."""
-    return db.affected(
-        await conn.execute(
-            "DELETE FROM outbox WHERE id = ANY($1::uuid[]) AND parked_at IS NOT NULL AND published_at IS NULL",
-            list(ids),
-        )
+async def give_up(conn: Connection, ids: Collection[UUID]) -> None:
+    """Let parked rows count as published: where there is no broker, nobody is to handle them any more.
+
+    With a broker, too, a message that was given up has a published row. It goes when its order has ended.
+    """
+    await conn.execute(
+        """
+        UPDATE outbox SET published_at = clock_timestamp(), parked_at = NULL
+        WHERE id = ANY($1::uuid[]) AND parked_at IS NOT NULL AND published_at IS NULL
+        """,
+        list(ids),
     )

@@ -10,7 +10,7 @@ meanwhile, and may be killed at any instant and run again:
 - rearmed, not published: the message is still a dead letter, of which the inbox has forgotten the failures;
 - published, not removed: there are two copies; the inbox lets one take effect;
 - recorded, not removed: the dead letter is still there, and only an operator sends it again, as was decided;
-- in-process, the outbox row goes back to pending in the transaction that rearms: there is nothing between.
+- in-process, the outbox row is changed in the same transaction: there is nothing between.
 
 If no dead letter has the id to replay, the event is sent from the outbox, which keeps it until its order has ended.
 Operators' actions are recorded (`audit`) before the first step.
@@ -32,7 +32,6 @@ from app.operations.audit import Operator
 from app.saga import upkeep
 
 BATCH = 100  # dead letters looked up, rearmed and published together
-NEEDED = "its order has not started and would wait for ever: replay it, or cancel the order"
 
 Checkpoint = Callable[[str], None]
 
@@ -73,11 +72,10 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A dead letter that is meant; what the inbox knows of it; why it was kept, if it was to be removed and was not."""
+    """A dead letter that is meant, and what the inbox knows of it."""
 
     letter: DeadLetter
     record: inbox.Record | None
-    kept: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -107,7 +105,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`depth`: dead letters at the beginning. `looked_at`: how many of them this pass came to. `kept`: not removed.
+    """`depth`: dead letters at the beginning. `looked_at`: how many of them this pass came to.
 
     `from_outbox`: none of them has the id to replay, and the event is sent again from the outbox.
     """
@@ -115,7 +113,6 @@ class Summary:
     depth: int
     looked_at: int = 0
     meant: int = 0
-    kept: int = 0
     from_outbox: bool = False
 
 
@@ -129,9 +126,6 @@ class Pass(Protocol):
 
     async def replay(self, letters: Sequence[DeadLetter]) -> None:
         """Have some of those last taken handled again."""
-
-    async def needed(self, letters: Sequence[DeadLetter]) -> set[int]:
-        """Return the numbers of those that must not be removed."""
 
     async def purge(self, letters: Sequence[DeadLetter]) -> None:
         """Remove some of those last taken, for good."""
@@ -198,10 +192,8 @@ class DeadLetters:
         self, one: Pass, action: Action, selection: Selection, taken: Sequence[DeadLetter], *, dry_run: bool
     ) -> list[Finding]:
         findings = await self._findings(taken, selection)
-        if findings and action is Action.PURGE:
-            findings = await self._marked(one, findings)
         if findings and not dry_run:
-            await self._do(one, action, [each.letter for each in findings if each.kept is None])
+            await self._do(one, action, [each.letter for each in findings])
         return findings
 
     async def _replay_from_outbox(self, selection: Selection, *, dry_run: bool) -> bool:
@@ -224,12 +216,6 @@ class DeadLetters:
             ids = {letter.event_id for letter in letters if letter.event_id is not None}
             records = await inbox.look_up(conn, self.consumer, ids) if ids else {}
         return [Finding(letter, records.get(letter.event_id or "")) for letter in letters]
-
-    async def _marked(self, one: Pass, findings: Sequence[Finding]) -> list[Finding]:
-        needed = await one.needed([each.letter for each in findings])
-        return [
-            Finding(each.letter, each.record, NEEDED if each.letter.number in needed else None) for each in findings
-        ]
 
     async def _do(self, one: Pass, action: Action, letters: Sequence[DeadLetter]) -> None:
         match action:
@@ -275,16 +261,10 @@ class _QueuePass:
             if refusal is not None:
                 raise refusal
 
-    async def needed(self, _: Sequence[DeadLetter]) -> set[int]:
-        """Return none: the outbox keeps the event."""
-        return set()
-
     async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        """Record which events their orders still wait for, else `lost_letters` would send them again; then remove."""
         events = {UUID(letter.event_id) for letter in letters if letter.event_id is not None}
         async with db.transaction(self._place.pool) as conn:
-            needed = await upkeep.still_unstarted(conn, events)
-            await inbox.purged(conn, self._place.consumer, [str(order_id) for order_id in needed])
+            await record_purge(conn, self._place.consumer, events)
         self._place.checkpoint("dlq.recorded")
         await self._messages.remove(letters)
 
@@ -292,6 +272,12 @@ class _QueuePass:
         ids = {letter.event_id for letter in letters if letter.event_id is not None}
         async with db.transaction(self._place.pool) as conn:
             await inbox.rearm(conn, self._place.consumer, ids)
+
+
+async def record_purge(conn: db.Connection, consumer: str, events: Collection[UUID]) -> None:
+    """Record which of these events their orders still wait for, else `lost_letters` would send them again."""
+    needed = await upkeep.still_unstarted(conn, events)
+    await inbox.purged(conn, consumer, [str(order_id) for order_id in needed])
 
 
 def as_uuid(text: str | None) -> UUID | None:
@@ -311,5 +297,4 @@ def _sum(summary: Summary, taken: Sequence[DeadLetter], findings: Sequence[Findi
         summary,
         looked_at=summary.looked_at + len(taken),
         meant=summary.meant + len(findings),
-        kept=summary.kept + sum(each.kept is not None for each in findings),
     )

@@ -9,8 +9,7 @@ from uuid import UUID
 from app import db
 from app.messaging import inbox, unpublished
 from app.messaging.dead_letters import DeadLetter
-from app.operations.dead_letters import as_uuid
-from app.saga import upkeep
+from app.operations.dead_letters import record_purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +52,11 @@ class _ParkedPass:
             await inbox.rearm(conn, self._place.consumer, [letter.id for letter in letters])
             await unpublished.requeue(conn, [UUID(letter.id) for letter in letters])
 
-    async def needed(self, letters: Sequence[DeadLetter]) -> set[int]:
-        """Return those whose orders wait for them: no other copy of the event exists."""
-        orders = {letter.number: as_uuid(letter.subject) for letter in letters}
-        async with db.connection(self._place.pool) as conn:
-            waiting = await upkeep.still_unstarted(conn, {order_id for order_id in orders.values() if order_id})
-        return {number for number, order_id in orders.items() if order_id in waiting}
-
     async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        async with db.connection(self._place.pool) as conn:
-            await unpublished.remove_parked(conn, [UUID(letter.id) for letter in letters])
+        events = [UUID(letter.id) for letter in letters]
+        async with db.transaction(self._place.pool) as conn:
+            await record_purge(conn, self._place.consumer, events)
+            await unpublished.give_up(conn, events)
 
 
 def _of_row(number: int, row: unpublished.Parked, record: inbox.Record | None) -> DeadLetter:

@@ -51,7 +51,7 @@ class Counting:
 class Blind:
     def __init__(self, one: Pass) -> None:
         self.depth = one.depth
-        self.replay, self.needed, self.purge = one.replay, one.needed, one.purge
+        self.replay, self.purge = one.replay, one.purge
 
     async def take(self, _: int) -> list[DeadLetter]:
         return []
