@@ -10,39 +10,31 @@ from typing import TypedDict
 import structlog
 from fastapi import FastAPI
 
-from app import db, server
-from app.api import (
-    cancelling,
-    connection,
-    dead_letters,
-    health,
-    jwks,
-    openapi,
-    operators,
-    orders,
-    pages,
-    problems,
-    rates,
-    reading,
-    sagas,
-)
-from app.api.admission import Admission
-from app.api.bodies import Bodies
-from app.api.edge import Edge
-from app.api.idempotency import Idempotency
-from app.api.security import Security
-from app.api.tokens import Keys, SharedSecret, Tokens
-from app.api.waiting import Waiters
+from app import db
+from app.api import docs, health, openapi, problems
+from app.api.body import Bodies
+from app.api.middleware import Edge
+from app.api.ops import dlq, outbox, sagas
+from app.api.orders import cancel, place, read
+from app.api.orders.long_poll import Waiters
+from app.api.server import http_protocol
+from app.api.server import listener as server_listener
+from app.auth import jwks
+from app.auth import rate_limit as auth_rate_limit
+from app.auth.guards import Security
+from app.auth.tokens import Keys, SharedSecret, Tokens
+from app.bootstrap.workers import LEASING_ROLES, Checkpoint, Parts, Role, dead_letters_of, nothing, transport_lease
 from app.cache import Cache
 from app.errors import DatabaseUnavailable
+from app.idempotency.concurrency_limit import Admission
+from app.idempotency.single_flight import Idempotency
 from app.loops import Loop
-from app.messaging import backlog, unpublished
+from app.messaging import backpressure, outbox_admin
 from app.messaging.transport_lease import IN_PROCESS, TransportLease
-from app.orders.status import Status
-from app.roles import LEASING_ROLES, Checkpoint, Parts, Role, dead_letters_of, nothing, transport_lease
-from app.saga import upkeep
+from app.observability.metrics import Metrics
+from app.orders.model import Status
+from app.saga import maintenance
 from app.settings import Settings
-from app.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +46,9 @@ PROBE_POOL_SIZE = 2  # for readiness, and for the gauges: one look at a time eac
 class State(TypedDict):
     """What the routes find in `request.state`."""
 
-    intake: orders.Intake
-    reading: reading.Reading
-    operators: operators.Operators
+    intake: place.Intake
+    reading: read.Reading
+    operators: outbox.Operators
     security: Security
     health: health.Health
 
@@ -88,13 +80,13 @@ def create_app(settings: Settings, checkpoint: Checkpoint = nothing, lease: Tran
     app.add_middleware(Edge, metrics=metrics, max_in_flight=settings.http_max_in_flight)
     problems.install(app)
     app.include_router(health.router)
-    app.include_router(pages.router)
+    app.include_router(docs.router)
     if "api" in settings.roles:
-        app.include_router(orders.router)
-        app.include_router(cancelling.router)
-        app.include_router(reading.router)
-        app.include_router(operators.router)
-        app.include_router(dead_letters.router)
+        app.include_router(place.router)
+        app.include_router(cancel.router)
+        app.include_router(read.router)
+        app.include_router(outbox.router)
+        app.include_router(dlq.router)
         app.include_router(sagas.router)
     openapi.install(app)
     return app
@@ -105,13 +97,13 @@ def make_server(
     listener: socket.socket,
     checkpoint: Checkpoint = nothing,
     lease: TransportLease | None = None,
-) -> server.Server:
+) -> server_listener.Server:
     """Make the application and its server on `listener`, with the limits that hold below the application."""
-    http = connection.protocol(
+    http = http_protocol.protocol(
         settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
     )
     app, keep_alive = create_app(settings, checkpoint, lease), settings.http_keep_alive_seconds
-    return server.Server(app, listener, settings.shutdown_timeout_seconds, http, keep_alive)
+    return server_listener.Server(app, listener, settings.shutdown_timeout_seconds, http, keep_alive)
 
 
 async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
@@ -120,7 +112,7 @@ async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
     Raises ConfigurationError, also while it serves: Postgres may be down first, and then show another transport in use.
     """
     lease = transport_lease(settings)
-    listener = server.listen(settings.host, settings.port)
+    listener = server_listener.listen(settings.host, settings.port)
     with contextlib.closing(listener):
         try:
             await db.check(settings.database_url.get_secret_value())
@@ -130,7 +122,9 @@ async def serve(settings: Settings, checkpoint: Checkpoint = nothing) -> None:
             log.warning("serve.without_database", error=str(error))
         one = make_server(settings, listener, checkpoint, lease)
         address = "{}:{}".format(*listener.getsockname()[:2])
-        await server.run(one, started=partial(_report_start, settings, lease, address), unless=lease.until_refused())
+        await server_listener.run(
+            one, started=partial(_report_start, settings, lease, address), unless=lease.until_refused()
+        )
 
 
 async def take_lease(settings: Settings, lease: TransportLease) -> None:
@@ -162,18 +156,18 @@ async def _start(
     work_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size))
     relay_pool = await stack.enter_async_context(db.open_pool(url, RELAY_POOL_SIZE))
     cache = _cache(stack, settings)
-    limit = backlog.Backlog(relay_pool, settings.outbox_max_pending)
+    limit = backpressure.Backlog(relay_pool, settings.outbox_max_pending)
     waiters = Waiters(request_pool)
     parts = Parts(settings, metrics, checkpoint, work_pool, relay_pool, lease, waiters.wake)
     roles = await parts.build(stack)
     if "api" in settings.roles:
-        loop = Loop("backlog", limit.run_once, backlog.PERIOD_SECONDS)
+        loop = Loop("backlog", limit.run_once, backpressure.PERIOD_SECONDS)
         roles += [Role("backlog", loop.run, loop.stop), Role("waiters", waiters.run, waiters.stop)]
     tasks = [asyncio.create_task(role.run(), name=role.name) for role in roles]
     stack.push_async_callback(_stop, roles, tasks, settings.shutdown_timeout_seconds / 2)
     # Half of the places for one source: room for many senders at once, and most connections are left to others.
     bodies = Bodies(settings.http_body_timeout_seconds, max(1, settings.http_max_in_flight // 2))
-    intake = orders.Intake(
+    intake = place.Intake(
         pool=request_pool,
         metrics=metrics,
         on_placed=parts.wake_relay,
@@ -199,8 +193,8 @@ async def _start(
     stack.push_async_callback(probes.close)
     return {
         "intake": intake,
-        "reading": reading.Reading(request_pool, waiters),
-        "operators": operators.Operators(
+        "reading": read.Reading(request_pool, waiters),
+        "operators": outbox.Operators(
             pool=request_pool,
             pools=pools,
             dead_letters=dead_letters_of(request_pool, settings.rabbitmq_url.get_secret_value()),
@@ -229,7 +223,7 @@ async def _security(stack: contextlib.AsyncExitStack, settings: Settings, cache:
             "auth.short_admin_token", advice=f"set ORDERS_ADMIN_TOKEN to {ADMIN_TOKEN_LENGTH} characters or more"
         )
     if settings.rate_limit:
-        rate_limit = rates.RateLimit(settings.rate_limit, cache)
+        rate_limit = auth_rate_limit.RateLimit(settings.rate_limit, cache)
     return Security(tokens, settings.auth_tenant_claim, settings.admin_token.get_secret_value(), rate_limit)
 
 
@@ -256,8 +250,8 @@ async def _stop(roles: list[Role], tasks: list[asyncio.Task[None]], grace_second
 async def _count(pool: db.Pool, metrics: Metrics) -> None:
     """Set the gauges of what waits in Postgres."""
     async with db.connection(pool) as conn:
-        pending, age, parked = await unpublished.stats(conn)
-        sagas = await upkeep.stats(conn)
+        pending, age, parked = await outbox_admin.stats(conn)
+        sagas = await maintenance.stats(conn)
     metrics.outbox_pending.set(pending)
     metrics.outbox_oldest_pending_age.set(age)
     metrics.outbox_parked.set(parked)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.api import openapi
-from app.api.schemas import OrderAnswer
+from app.api.orders.schemas import OrderAnswer
 from app.messaging.envelope import CONTENT_TYPE, HEADER_PREFIX, SOURCE, SPEC_VERSION
-from app.messaging.rabbitmq import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, EXCHANGE, QUEUE
+from app.messaging.rabbitmq.transport import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, EXCHANGE, QUEUE
+from app.observability.traces import TRACESTATE_BYTES
 from app.orders.events import TYPES
-from app.orders.status import Reason, Status
-from app.telemetry import TRACESTATE_BYTES
+from app.orders.model import Reason, Status
 
 Json = dict[str, Any]
 

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from app.errors import Unavailable
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])

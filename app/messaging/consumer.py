@@ -24,7 +24,8 @@ from app.errors import DatabaseUnavailable
 from app.loops import full_jitter
 from app.messaging import inbox
 from app.messaging.envelope import Envelope, UnreadableMessage, one_line
-from app.telemetry import Metrics, trace_context
+from app.observability.metrics import Metrics
+from app.observability.traces import trace_context
 
 log = structlog.get_logger(__name__)
 

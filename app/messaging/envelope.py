@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from app.telemetry import limit_tracestate
+from app.observability.traces import limit_tracestate
 
 SOURCE = "/orders"
 SPEC_VERSION = "1.0"

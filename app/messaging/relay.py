@@ -32,7 +32,7 @@ from app.errors import BrokerUnavailable, DatabaseUnavailable, Unavailable
 from app.loops import full_jitter
 from app.messaging import outbox
 from app.messaging.envelope import Envelope
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

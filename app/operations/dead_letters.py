@@ -25,11 +25,12 @@ from typing import Protocol
 from uuid import UUID
 
 from app import db
-from app.messaging import dead_letters, inbox, unpublished
-from app.messaging.dead_letters import DeadLetter
+from app.messaging import inbox, outbox_admin
+from app.messaging.rabbitmq import dead_letters
+from app.messaging.rabbitmq.dead_letters import DeadLetter
 from app.operations import audit
 from app.operations.audit import Operator
-from app.saga import upkeep
+from app.saga import maintenance
 
 BATCH = 100  # dead letters looked up, rearmed and published together
 
@@ -202,11 +203,11 @@ class DeadLetters:
         if order_id is None or selection.since_seconds is not None:
             return False  # not an order's id, or the dead letter may be older than `since`
         async with db.transaction(self.pool) as conn:
-            unstarted = await upkeep.still_unstarted(conn, [order_id])
-            needed = bool(unstarted) and await unpublished.exists(conn, order_id)
+            unstarted = await maintenance.still_unstarted(conn, [order_id])
+            needed = bool(unstarted) and await outbox_admin.exists(conn, order_id)
             if needed and not dry_run:
                 await inbox.rearm(conn, self.consumer, [str(order_id)])
-                await unpublished.send_again(conn, order_id)
+                await outbox_admin.send_again(conn, order_id)
         return needed
 
     async def _findings(self, taken: Sequence[DeadLetter], selection: Selection) -> list[Finding]:
@@ -276,7 +277,7 @@ class _QueuePass:
 
 async def record_purge(conn: db.Connection, consumer: str, events: Collection[UUID]) -> None:
     """Record which of these events their orders still wait for, else `lost_letters` would send them again."""
-    needed = await upkeep.still_unstarted(conn, events)
+    needed = await maintenance.still_unstarted(conn, events)
     await inbox.purged(conn, consumer, [str(order_id) for order_id in needed])
 
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from uuid import UUID
 
 from app import db
-from app.messaging import inbox, unpublished
-from app.messaging.dead_letters import DeadLetter
+from app.messaging import inbox, outbox_admin
+from app.messaging.rabbitmq.dead_letters import DeadLetter
 from app.operations.dead_letters import record_purge
 
 
@@ -24,7 +24,7 @@ class ParkedRows:
     async def opened(self) -> AsyncIterator["_ParkedPass"]:
         """Begin a pass."""
         async with db.connection(self.pool) as conn:
-            depth, began_at = await unpublished.count_parked(conn, self.types)
+            depth, began_at = await outbox_admin.count_parked(conn, self.types)
         yield _ParkedPass(self, depth, began_at)
 
 
@@ -38,7 +38,7 @@ class _ParkedPass:
 
     async def take(self, limit: int) -> list[DeadLetter]:
         async with db.connection(self._place.pool) as conn:
-            rows = await unpublished.parked(conn, self._place.types, self._began_at, self._last, limit)
+            rows = await outbox_admin.parked(conn, self._place.types, self._began_at, self._last, limit)
             records = await inbox.look_up(conn, self._place.consumer, [str(row.id) for row in rows])
         letters = []
         for row in rows:
@@ -50,16 +50,16 @@ class _ParkedPass:
     async def replay(self, letters: Sequence[DeadLetter]) -> None:
         async with db.transaction(self._place.pool) as conn:
             await inbox.rearm(conn, self._place.consumer, [letter.id for letter in letters])
-            await unpublished.requeue(conn, [UUID(letter.id) for letter in letters])
+            await outbox_admin.requeue(conn, [UUID(letter.id) for letter in letters])
 
     async def purge(self, letters: Sequence[DeadLetter]) -> None:
         events = [UUID(letter.id) for letter in letters]
         async with db.transaction(self._place.pool) as conn:
             await record_purge(conn, self._place.consumer, events)
-            await unpublished.give_up(conn, events)
+            await outbox_admin.give_up(conn, events)
 
 
-def _of_row(number: int, row: unpublished.Parked, record: inbox.Record | None) -> DeadLetter:
+def _of_row(number: int, row: outbox_admin.Parked, record: inbox.Record | None) -> DeadLetter:
     return DeadLetter(
         number=number,
         id=str(row.id),

@@ -13,10 +13,9 @@ from app import db
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations import audit
 from app.operations.audit import Operator
-from app.orders import service
-from app.orders.models import Order
-from app.orders.status import Reason, Status
-from app.saga import cancellation, reading, store
+from app.orders import store as order_store
+from app.orders.model import Order, Reason, Status
+from app.saga import cancel, queries, store
 
 
 class Action(StrEnum):
@@ -57,7 +56,7 @@ async def retry(pool: db.Pool, order_id: UUID, operator: Operator) -> Outcome:
 async def _retry(conn: db.Connection, order_id: UUID) -> Outcome:
     if await store.end_pause(conn, order_id):
         return Outcome.DUE
-    saga = await reading.find(conn, order_id)
+    saga = await queries.find(conn, order_id)
     if saga is None or saga.finished_at is not None:
         return Outcome.REFUSED
     return Outcome.UNDER_WAY if saga.next_attempt_in_seconds > 0 else Outcome.DUE_ALREADY
@@ -79,7 +78,7 @@ async def compensate(pool: db.Pool, order_id: UUID, operator: Operator, trace: M
 
 async def _compensate(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> Outcome:
     try:
-        cancelled = await cancellation.cancel_locked(conn, order, Reason.COMPENSATED_BY_OPERATOR, trace)
+        cancelled = await cancel.cancel_locked(conn, order, Reason.COMPENSATED_BY_OPERATOR, trace)
     except OrderNotCancellable:
         return Outcome.REFUSED
     has_ended = cancelled.order.status not in {Status.PENDING, Status.COMPENSATING}
@@ -89,7 +88,7 @@ async def _compensate(conn: db.Connection, order: Order, trace: Mapping[str, str
 
 
 async def _locked(conn: db.Connection, order_id: UUID) -> Order:
-    order = await service.load(conn, order_id, lock=True)
+    order = await order_store.load(conn, order_id, lock=True)
     if order is None:
         raise OrderNotFound(f"there is no order {order_id}")
     return order

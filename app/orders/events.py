@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from uuid_utils.compat import uuid7
 
 from app.messaging.envelope import Envelope
-from app.orders.models import Order
-from app.orders.status import Status
+from app.orders.model import Order, Status
 
 PLACED = "orders.order.placed.v1"
 

@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.db import metadata
-from app.orders.status import Status
+from app.orders.model import Status
 
 STATUSES = f"status IN ({', '.join(repr(str(status)) for status in Status)})"
 

@@ -19,7 +19,7 @@ it is asked again without end. Waiting is `next_attempt_at`, never a sleeping ta
 `partners.circuit`) its sagas wait in the same way, with no attempt recorded and none spent; the deadline still turns
 them back. An undo that fails for long, or a call that no retry mends, needs an operator: it is said, and tried on.
 
-A cancel (see `saga.cancellation`) is on the order's row. Every record brings news of it, and then nothing further is
+A cancel (see `saga.cancel`) is on the order's row. Every record brings news of it, and then nothing further is
 asked for but undoing; the record that would confirm the order, or would leave the saga to wait, locks the order first.
 """
 
@@ -34,14 +34,14 @@ import structlog
 from app import db
 from app.errors import DatabaseUnavailable, StaleLease
 from app.loops import Loop, full_jitter
-from app.orders import service
-from app.orders.models import Order
-from app.orders.status import Status
+from app.observability.metrics import Metrics
+from app.observability.traces import trace_context
+from app.orders import store as order_store
+from app.orders.model import Order, Status
 from app.partners.ports import Done, Outcome, Unknown
-from app.saga import calls, plan, store
-from app.saga.calls import Calls
+from app.saga import gateway, plan, store
+from app.saga.gateway import Calls
 from app.saga.plan import Action, Call, Direction, Step
-from app.telemetry import Metrics, trace_context
 
 log = structlog.get_logger(__name__)
 
@@ -161,7 +161,7 @@ class Orchestrator:
 
     async def _run(self, turn: Turn, saga: store.Saga) -> None:
         async with db.connection(self._pool) as conn:
-            order = await service.load(conn, saga.id)
+            order = await order_store.load(conn, saga.id)
         if order is None:
             raise AssertionError(f"bug: saga {saga.id} has no order")
         saga = replace(saga, cancelled=order.cancel_reason)
@@ -199,7 +199,7 @@ class Orchestrator:
             _tell_operator(saga, ours)
             return ours
         async with db.transaction(self._pool) as conn:
-            order = await service.load(conn, saga.id, lock=True)
+            order = await order_store.load(conn, saga.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
             known = plan.heed(reached, cancelled=order.cancel_reason, late=turn.late)
             if known != state:
@@ -210,10 +210,10 @@ class Orchestrator:
             else:
                 ours = await self._give_back(conn, saga, state, entries, pause)
             if state.direction is not saga.state.direction:
-                order = await service.change_status(conn, order, Status.COMPENSATING, state.reason, saga.trace)
+                order = await order_store.change_status(conn, order, Status.COMPENSATING, state.reason, saga.trace)
             if isinstance(end := plan.decide(state), plan.Finish):
                 tracking_id = _tracking_id(entries)
-                order = await service.change_status(conn, order, end.status, state.reason, saga.trace, tracking_id)
+                order = await order_store.change_status(conn, order, end.status, state.reason, saga.trace, tracking_id)
         if isinstance(end, plan.Finish):
             self._finished(ours, order)
         _tell_operator(saga, ours)
@@ -297,7 +297,7 @@ def _tell_operator(before: store.Saga, saga: store.Saga) -> None:
 
 def _entry(call: Call, attempt: int, outcome: Outcome) -> store.Entry:
     reply = outcome.reply if isinstance(outcome, Done) else None
-    return store.Entry(call.step, call.action, attempt, calls.label(outcome), calls.detail(outcome), reply)
+    return store.Entry(call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply)
 
 
 def _tracking_id(entries: Sequence[store.Entry]) -> str | None:

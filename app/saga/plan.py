@@ -10,7 +10,7 @@ confirmed, unless that transaction finds the order cancelled.
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from app.orders.status import Reason, Status
+from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
 
 

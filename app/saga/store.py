@@ -38,8 +38,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
-from app.orders.service import BEFORE_OPERATORS
-from app.orders.status import Reason, Status
+from app.orders.model import Reason, Status
+from app.orders.store import BEFORE_OPERATORS
 from app.saga import plan
 
 sagas = Table(

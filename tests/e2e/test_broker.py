@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from app.messaging.rabbitmq import EXCHANGE, QUEUE
+from app.messaging.rabbitmq.transport import EXCHANGE, QUEUE
 from chaos import amqp
 from chaos.faults import Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from app.db import Pool
-from app.telemetry import PRUNED_TABLES
+from app.observability.metrics import PRUNED_TABLES
 from tests.e2e.conftest import StartService, client, order
 from tests.harness.checker import FINAL, Answers, violations
 from tests.harness.commands import orders

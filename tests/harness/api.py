@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from app import server
+from app.api.server import listener as server_listener
 from app.main import make_server
 from app.settings import Settings, load
 from tests.harness.sandboxes import plain_http
@@ -27,7 +27,7 @@ DEFAULTS: Mapping[str, Any] = {
 async def serving(database_url: str, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client."""
     settings = load(Settings, database_url=database_url, **{**DEFAULTS, **values})
-    with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
+    with contextlib.closing(server_listener.listen("127.0.0.1", 0)) as listener:
         one = make_server(settings, listener)
         task = asyncio.create_task(one.serve(sockets=[listener]))
         try:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 from app.db import Pool
-from app.orders.models import Order
-from app.saga import cancellation
+from app.orders.model import Order
+from app.saga import cancel as saga_cancel
 from tests.harness.acting import ActAt
 from tests.harness.orders import TENANT
 
@@ -23,7 +23,7 @@ async def cancel(pool: Pool, order_id: UUID, tenant: str = TENANT) -> Order:
 async def cancel_under_way(pool: Pool, order_id: UUID, tenant: str = TENANT) -> AsyncIterator[Order]:
     """Cancel; the commit comes with the end of the block."""
     async with pool.acquire() as conn, conn.transaction():
-        yield (await cancellation.cancel(conn, tenant, order_id, TRACE)).order
+        yield (await saga_cancel.cancel(conn, tenant, order_id, TRACE)).order
 
 
 class CancelAt(ActAt[Order]):

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from app.db import open_pool
 from app.operations import sagas
 from app.operations.audit import Operator
-from app.orders.models import Line
+from app.orders.model import Line
 from app.partners.client import open_session
 from app.partners.ports import Charge, Item
 from app.saga.plan import Action, Step

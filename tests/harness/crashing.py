@@ -10,7 +10,9 @@ import sys
 
 import uvloop
 
-from app import main, server, settings, telemetry
+from app import main, settings
+from app.api.server import listener
+from app.observability import logs
 
 
 def serve(point: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -23,8 +25,8 @@ def serve(point: str, number: signal.Signals = signal.SIGKILL) -> None:
             os.kill(os.getpid(), number)
 
     configured = settings.load(settings.Settings)
-    telemetry.configure_logging(configured.log_format, configured.log_level, background=True)
-    uvloop.run(server.until_signalled(main.serve(configured, checkpoint)))
+    logs.configure_logging(configured.log_format, configured.log_level, background=True)
+    uvloop.run(listener.until_signalled(main.serve(configured, checkpoint)))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import os
 import signal
 import sys
 
-from app.commands.options import open_pool, operator, servers
+from app.bootstrap.workers import dead_letters_of
+from app.cli.options import open_pool, operator, servers
 from app.operations.dead_letters import Action, Selection
-from app.roles import dead_letters_of
 
 
 async def treat(action: Action, point: str) -> None:

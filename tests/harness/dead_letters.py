@@ -12,8 +12,8 @@ from aio_pika.abc import AbstractChannel, HeadersType
 from app import db
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE
-from app.messaging.subscription import Subscription
+from app.messaging.rabbitmq.subscription import Subscription
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE
 from app.operations.dead_letters import Action, DeadLetters, Finding, InQueue, Selection, Summary
 from tests.harness.events import event, nothing
 from tests.harness.messages import ROUTING_KEYS, take

@@ -8,7 +8,7 @@ from app import db
 from app.messaging import outbox
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 PLACED = "orders.order.placed.v1"

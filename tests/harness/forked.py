@@ -16,7 +16,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["app.cli", "tests.harness.crashing"])
+CONTEXT.set_forkserver_preload(["app.cli.main", "tests.harness.crashing"])
 
 
 class Forked:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from app.embedded import EmbeddedPostgres, find_binaries
+from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from tests.harness.ports import free_port
 from tests.harness.processes import ProcessTree, start_process, tail
 from tests.harness.wait import wait_until

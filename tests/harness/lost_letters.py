@@ -5,12 +5,12 @@ from uuid import UUID
 from aio_pika.abc import AbstractChannel
 
 from app import db
+from app.bootstrap.workers import CONSUMER
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE
 from app.messaging.relay import Transport
-from app.roles import CONSUMER
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.dead_letters import consuming, holds
 from tests.harness.events import PLACED, nothing
 from tests.harness.messages import publishing

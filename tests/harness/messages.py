@@ -8,7 +8,7 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from app.messaging.rabbitmq import EXCHANGE, RabbitTransport, declare_topology
+from app.messaging.rabbitmq.transport import EXCHANGE, RabbitTransport, declare_topology
 from tests.harness.events import PLACED
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 

@@ -7,13 +7,15 @@ from uuid import UUID
 
 import asyncpg
 
-from app.api.orders import render
+from app.api.orders.place import render
 from app.db import Pool
+from app.idempotency import store as key_store
+from app.idempotency.store import Answer, Key
 from app.messaging.envelope import Envelope
-from app.orders import events, keys, service
-from app.orders.keys import Answer, Key
-from app.orders.models import Line, Order
-from app.orders.service import PlaceOrder
+from app.orders import events
+from app.orders import store as order_store
+from app.orders.model import Line, Order
+from app.orders.store import PlaceOrder
 from app.saga import store
 
 TENANT = "default"
@@ -37,13 +39,15 @@ async def place(
 ) -> Answer:
     """Place an order as the API does."""
     wish = command(**changes)
-    return await service.place(pool, wish, key, render, trace or {}, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds)
+    return await order_store.place(
+        pool, wish, key, render, trace or {}, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
+    )
 
 
 async def placed(pool: Pool, **changes: Any) -> Order:
     """Place an order and return it."""
     answer = await place(pool, **changes)
-    return await service.get(pool, changes.get("tenant", TENANT), UUID(answer.location.rpartition("/")[2]))
+    return await order_store.get(pool, changes.get("tenant", TENANT), UUID(answer.location.rpartition("/")[2]))
 
 
 def event_of(order: Order, **trace: str) -> Envelope:
@@ -68,7 +72,7 @@ async def request_under_way(pool: Pool, key: Key) -> AsyncIterator[asyncpg.trans
         transaction = conn.transaction()
         await transaction.start()
         answer = Answer(201, "/orders/first", b"the first answer")
-        assert await keys.take(conn, key, answer, ttl_seconds=60, wait_seconds=1)
+        assert await key_store.take(conn, key, answer, ttl_seconds=60, wait_seconds=1)
         yield transaction
         if conn.is_in_transaction():
             await transaction.rollback()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from app.embedded import dying_with_parent
+from app.demo.embedded_postgres import dying_with_parent
 from tests.harness.installed import Killable, postgres_answers
 from tests.harness.ports import free_port
 from tests.harness.processes import ProcessTree, start_process, tail

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from app import embedded
+from app.demo import embedded_postgres
 
 VARIABLE = "ORDERS_TEST_RUN"  # workers learn the run's directory from it
 
@@ -14,7 +14,7 @@ def free_port() -> int:
     given_out = Path(os.environ[VARIABLE], "ports")
     given_out.mkdir(exist_ok=True)
     while True:
-        port = embedded.free_port()
+        port = embedded_postgres.free_port()
         with contextlib.suppress(FileExistsError):
             (given_out / str(port)).touch(exist_ok=False)
             return port

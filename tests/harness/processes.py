@@ -12,7 +12,7 @@ from typing import Self
 import httpx
 import psutil
 
-from app.embedded import dying_with_parent
+from app.demo.embedded_postgres import dying_with_parent
 from tests.harness.forked import Forked
 from tests.harness.ports import free_port
 from tests.harness.wait import wait_until

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from app import db
 from app.messaging.relay import Relay, Transport
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.events import nothing
 
 

@@ -6,7 +6,7 @@ any later instant, more than once. The runners do what the orchestrator does, wr
 
 from dataclasses import dataclass, field
 
-from app.orders.status import Reason, Status
+from app.orders.model import Reason, Status
 from app.partners.ports import Done, Outcome, Refused, Unknown
 from app.saga import plan
 from app.saga.plan import Action, Call, Direction, Finish, State, Step

@@ -11,12 +11,12 @@ from uuid import UUID
 import httpx
 
 from app.db import Pool
-from app.orders import service
-from app.orders.models import Order
+from app.observability.metrics import Metrics
+from app.orders import store
+from app.orders.model import Order
 from app.partners.ports import Charge, Outcome, Payment
-from app.saga.calls import Calls
+from app.saga.gateway import Calls
 from app.saga.orchestrator import Orchestrator
-from app.telemetry import Metrics
 from tests.harness import sandboxes
 from tests.harness.orders import TENANT
 from tests.harness.sandboxes import Partners
@@ -165,7 +165,7 @@ class Stage:
 
     async def order(self, saga_id: UUID) -> Order:
         """Return the order as it is now."""
-        return await service.get(self.pool, TENANT, saga_id)
+        return await store.get(self.pool, TENANT, saga_id)
 
     async def outcome(self, saga_id: UUID) -> str:
         """Return the order's status and reason: `rejected: timed-out`."""

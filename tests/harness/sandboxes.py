@@ -14,13 +14,13 @@ import aiohttp
 import httpx
 import uvicorn
 
+from app.api.server.listener import KEEP_ALIVE_SECONDS
 from app.partners.client import PartnerClient
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
 from app.partners.ports import Charge
 from app.partners.shipping import HttpShipping
 from app.sandbox import create_app, http_protocol
-from app.server import KEEP_ALIVE_SECONDS
 from tests.harness.wait import AMPLE_SECONDS
 
 HOLD_SECONDS = 1200  # as for a saga with 900 s

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.db import Pool
-from app.orders.keys import Key
+from app.idempotency.store import Key
 from app.saga import store
 from chaos import postgres
 from chaos.faults import Lose

@@ -9,11 +9,12 @@ from app import db
 from app.errors import DatabaseUnavailable, OrderNotCancellable, OrderNotFound
 from app.messaging.consumer import Consumer, Handled
 from app.messaging.envelope import Envelope
+from app.observability.metrics import Metrics
 from app.orders import events
-from app.orders.models import Line
-from app.saga import cancellation, store
+from app.orders.model import Line
+from app.saga import cancel as saga_cancel
+from app.saga import store
 from app.saga.plan import Action, Step
-from app.telemetry import Metrics
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
 from tests.harness.events import nothing
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
@@ -299,7 +300,7 @@ async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(stage:
     async def impatient() -> None:
         async with db.transaction(stage.pool) as conn:
             await conn.execute("SET LOCAL lock_timeout = '10ms'")
-            await cancellation.cancel(conn, TENANT, order.id, {})
+            await saga_cancel.cancel(conn, TENANT, order.id, {})
 
     async with cancel_under_way(stage.pool, order.id):
         with pytest.raises(DatabaseUnavailable):

@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 
 from app import db
+from app.bootstrap.workers import CONSUMER
 from app.db import Pool
-from app.messaging import unpublished
-from app.operations.janitor import Resender
-from app.roles import CONSUMER
-from app.telemetry import Metrics
+from app.messaging import outbox_admin
+from app.observability.metrics import Metrics
+from app.operations.maintenance.pruner import Resender
 from tests.harness.clocks import orders_at
 from tests.harness.events import counted, nothing
 from tests.harness.history import lived_through
@@ -44,10 +44,10 @@ async def send_again(pool: Pool) -> tuple[float | None, float | None]:
 async def test_the_age_of_what_waits(pool: Pool, shift: timedelta) -> None:
     await placed_by_a_process_that_is_wrong(pool, shift)
     async with db.connection(pool) as conn:
-        _, age, _ = await unpublished.stats(conn)
+        _, age, _ = await outbox_admin.stats(conn)
         assert age < HOUR.total_seconds() / 2
         await conn.execute("UPDATE outbox SET pending_since = pending_since - $1::interval", HOUR)
-        _, age, _ = await unpublished.stats(conn)
+        _, age, _ = await outbox_admin.stats(conn)
         assert age >= HOUR.total_seconds()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app import server
-from app.api.connection import RESET, GuardedProtocol
+from app.api.server import listener as server_listener
+from app.api.server.http_protocol import RESET, GuardedProtocol
 from app.main import make_server
 from app.settings import Settings, load
 from tests.harness.api import serving
@@ -201,7 +201,7 @@ async def test_an_idle_connection_is_closed_after_its_time(database_url: str, re
 
 def test_an_idle_connection_is_kept_longer_than_proxies_keep_theirs() -> None:
     settings = load(Settings, database_url="postgresql://127.0.0.1/orders", roles="api")
-    with server.listen("127.0.0.1", 0) as listener:
+    with server_listener.listen("127.0.0.1", 0) as listener:
         assert make_server(settings, listener).config.timeout_keep_alive > 60
 
 
@@ -220,7 +220,7 @@ async def test_connections_that_their_clients_reset_are_forgotten(api: httpx.Asy
 
 
 def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged() -> None:
-    with server.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with server_listener.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -9,9 +9,9 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
-from app.messaging.subscription import Subscription
-from app.telemetry import Metrics
+from app.messaging.rabbitmq.subscription import Subscription
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
+from app.observability.metrics import Metrics
 from chaos import amqp
 from chaos.faults import Blackhole, Block, Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy

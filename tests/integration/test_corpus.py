@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.orders.status import FINAL, Reason
+from app.orders.model import FINAL, Reason
 from app.saga import plan
 from app.saga.plan import Direction
 from tests.harness import corpus

@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractChannel, HeadersType
 
 from app import db
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, QUEUE
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, QUEUE
 from app.operations.dead_letters import Action, DeadLetters
 from tests.harness.dead_letters import (
     REASON,

@@ -8,9 +8,9 @@ from aio_pika.abc import AbstractChannel
 
 from app import db
 from app.errors import BrokerUnavailable, DeadLettersBusy
-from app.messaging import dead_letters
 from app.messaging.envelope import UnreadableMessage
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, QUEUE
+from app.messaging.rabbitmq import dead_letters
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, QUEUE
 from app.operations.dead_letters import Action, DeadLetters, InQueue
 from tests.harness import servers
 from tests.harness.dead_letters import consuming, drained, go_over, holds, ids, in_queue, put_many

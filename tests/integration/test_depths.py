@@ -6,12 +6,12 @@ import aio_pika
 import pytest
 
 from app import db
+from app.bootstrap.workers import CONSUMED_TYPES
 from app.errors import BrokerUnavailable
 from app.messaging import outbox
-from app.messaging.depths import BrokerDepths, read_local
 from app.messaging.outbox import Verdict
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, QUEUE
-from app.roles import CONSUMED_TYPES
+from app.messaging.queue_depth import BrokerDepths, read_local
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, QUEUE
 from tests.harness.api import serving
 from tests.harness.brokers import remove_topology
 from tests.harness.events import CONFIRMED, event, put

@@ -9,7 +9,7 @@ import asyncpg
 import psutil
 import pytest
 
-from app.embedded import EmbeddedPostgres, find_binaries, running_url
+from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries, running_url
 from app.errors import ConfigurationError, DatabaseUnavailable
 from tests.harness.installed import Postgres
 from tests.harness.processes import REPOSITORY, is_alive
@@ -18,7 +18,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 # What `orders demo` does, in a process that can be killed: the first line it prints is the postmaster's pid.
 OWNER = """
 import asyncio, pathlib, sys
-from app.embedded import EmbeddedPostgres, find_binaries
+from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 
 async def main():
     async with EmbeddedPostgres(pathlib.Path(sys.argv[1]), find_binaries(), settings={"fsync": "off"}) as server:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from app import server
+from app.api.server import listener as server_listener
 from app.db import Pool, migrate
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
@@ -173,7 +173,7 @@ async def test_a_process_that_starts_without_postgres_waits_for_it(server_direct
 @pytest.mark.parametrize("client", ["127.0.0.1", "::1"])
 async def test_the_address_of_everything_takes_both_families(client: str) -> None:
     """A container whose ORDERS_HOST is `::` is asked by its health check over IPv4."""
-    with contextlib.closing(server.listen("::", 0)) as listener:
+    with contextlib.closing(server_listener.listen("::", 0)) as listener:
         _, writer = await asyncio.open_connection(client, listener.getsockname()[1])
         writer.close()
 

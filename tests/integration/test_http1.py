@@ -9,8 +9,8 @@ import httpx
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from app.api.connection import GuardedProtocol
-from app.api.http1 import PIECE_BYTES
+from app.api.server.http1 import PIECE_BYTES
+from app.api.server.http_protocol import GuardedProtocol
 from app.db import Pool
 from tests.harness.api import serving
 from tests.harness.orders import placed

@@ -11,7 +11,8 @@ from app.errors import DatabaseUnavailable
 from app.messaging import inbox
 from app.messaging.consumer import Consumer, Dead, Handled, Retry
 from app.messaging.envelope import Envelope, UnreadableMessage
-from app.telemetry import Metrics, trace_headers
+from app.observability.metrics import Metrics
+from app.observability.traces import trace_headers
 from tests.harness.events import CONFIRMED, PLACED, Effects, counted, event, nothing
 
 FAILURE = ValueError("no such thing")

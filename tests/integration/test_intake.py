@@ -14,8 +14,8 @@ import pytest
 from redis.asyncio import Redis as Client
 
 from app import db
+from app.idempotency.store import Key
 from app.messaging import outbox
-from app.orders.keys import Key
 from chaos import postgres
 from chaos.faults import Lose
 from chaos.proxy import Proxy

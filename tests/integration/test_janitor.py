@@ -5,14 +5,14 @@ from uuid import UUID
 
 import pytest
 
+from app.bootstrap.workers import CONSUMER
 from app.db import Pool
+from app.idempotency.store import Key
 from app.messaging.consumer import Consumer, Handled
-from app.operations.janitor import BATCH, END, START, Janitor
-from app.orders.keys import Key
-from app.roles import CONSUMER
-from app.saga import reading, store
-from app.saga.reading import MAX_STEPS
-from app.telemetry import PRUNED_TABLES, Metrics
+from app.observability.metrics import PRUNED_TABLES, Metrics
+from app.operations.maintenance.pruner import BATCH, END, START, Janitor
+from app.saga import queries, store
+from app.saga.queries import MAX_STEPS
 from tests.harness.events import PLACED, nothing
 from tests.harness.history import lived_through, rows
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, place, placed
@@ -60,10 +60,10 @@ async def sweep(pool: Pool) -> dict[str, int]:
     return removed
 
 
-async def shown(pool: Pool) -> dict[UUID, list[reading.Line]]:
+async def shown(pool: Pool) -> dict[UUID, list[queries.Line]]:
     """Return what operators are shown of the log of each saga."""
     async with pool.acquire() as conn:
-        return {row["id"]: await reading.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}
+        return {row["id"]: await queries.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}
 
 
 async def keys(pool: Pool) -> list[str]:

@@ -12,11 +12,10 @@ import httpx
 import pytest
 
 from app import db
-from app.api.cursors import write_cursor
-from app.orders import reading
-from app.orders.models import Line, Order, rfc3339
-from app.orders.reading import Listing, Position
-from app.orders.status import Status
+from app.api.orders.cursors import write_cursor
+from app.orders import queries
+from app.orders.model import Line, Order, Status, rfc3339
+from app.orders.queries import Listing, Position
 from tests.harness.api import assert_problem
 from tests.harness.databases import patient_pool
 from tests.harness.orders import TENANT, placed
@@ -204,7 +203,7 @@ async def test_a_page_of_many_orders_is_read_by_an_index_alone(pool: db.Pool, ca
     """No scan of a table, no sort of what an index has in order, and not many more rows looked at than answered."""
     await place_many(pool)
     listing, index = INDEXES[case]
-    statement, values = reading.select(listing)
+    statement, values = queries.select(listing)
     told = await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *values)
     nodes = list(_nodes(json.loads(told)[0]["Plan"]))
     scans = [node for node in nodes if node.get("Relation Name") == "orders"]
@@ -227,7 +226,7 @@ async def test_no_plan_of_a_page_is_kept_for_other_values(pool: db.Pool, databas
     listing = Listing(TENANT, 20, customer_id="cus_1", after=Position(NOON + timedelta(days=36_500), uuid4()))
     async with patient_pool(database_url, 1) as one:
         for _ in range(10):
-            assert len((await reading.page(one, listing))[0]) == 1
+            assert len((await queries.page(one, listing))[0]) == 1
         kept = await one.fetch("SELECT statement FROM pg_prepared_statements")
     assert [row["statement"] for row in kept if "order_lines" in row["statement"]] == []
 
@@ -247,7 +246,7 @@ async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: db.Po
         async with db.connection(heard) as conn:
             conn.add_query_logger(lambda query: asked.append(query.query))
         asked.clear()
-        found, following = await reading.page(heard, Listing(TENANT, 100))
+        found, following = await queries.page(heard, Listing(TENANT, 100))
     assert ([_shown(each) for each in found], following) == ([_shown(each) for each in reversed(orders)], None)
     assert len([query for query in asked if "orders" in query]) == 1
 

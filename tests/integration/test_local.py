@@ -11,7 +11,7 @@ from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
 from app.messaging.local import LocalTransport
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
 from tests.harness.relays import make_relay
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.embedded import dying_with_parent
-from app.telemetry import LOG_QUEUE_LINES, BackgroundHandler, Metrics
+from app.demo.embedded_postgres import dying_with_parent
+from app.observability.logs import LOG_QUEUE_LINES, BackgroundHandler
+from app.observability.metrics import Metrics
 from tests.harness.ports import free_port
 from tests.harness.processes import REPOSITORY
 from tests.harness.sandboxes import plain_http

@@ -8,16 +8,17 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from app import db
-from app.messaging import dead_letters, inbox
-from app.messaging.dead_letters import DeadLetter
+from app.bootstrap.workers import CONSUMER, Parts, transport_lease
+from app.messaging import inbox
+from app.messaging.rabbitmq import dead_letters
+from app.messaging.rabbitmq.dead_letters import DeadLetter
+from app.observability.metrics import Metrics
 from app.operations.dead_letters import Action, DeadLetters, Pass, Place
-from app.operations.janitor import RESEND_AFTER_SECONDS
-from app.operations.lost_letters import LostLetters
+from app.operations.maintenance.lost_letters import LostLetters
+from app.operations.maintenance.pruner import RESEND_AFTER_SECONDS
 from app.operations.parked_letters import ParkedRows
-from app.roles import CONSUMER, Parts, transport_lease
 from app.saga import unstarted
 from app.settings import Settings, load
-from app.telemetry import Metrics
 from tests.harness.api import serving
 from tests.harness.dead_letters import go_over, holds, in_queue
 from tests.harness.events import PLACED, counted, nothing

@@ -11,14 +11,14 @@ from cloudevents.core.bindings import amqp
 from cloudevents.core.formats.json import JSONFormat
 
 from app import db
+from app.bootstrap.workers import ROUTING_KEYS
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE
-from app.messaging.subscription import Subscription
-from app.orders import service
-from app.orders.status import Reason, Status
-from app.roles import ROUTING_KEYS
-from app.telemetry import Metrics
+from app.messaging.rabbitmq.subscription import Subscription
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE
+from app.observability.metrics import Metrics
+from app.orders import store
+from app.orders.model import Reason, Status
 from tests.harness.asyncapi import check
 from tests.harness.events import nothing
 from tests.harness.messages import listen, next_message, open_channel, publishing
@@ -40,7 +40,7 @@ async def event_at(pool: db.Pool, status: Status) -> Envelope:
     async with db.transaction(pool) as conn:
         for step in (before, status):
             if step is not None and step is not order.status:
-                order = await service.change_status(conn, order, step, reason, {}, tracking_id=None)
+                order = await store.change_status(conn, order, step, reason, {}, tracking_id=None)
     return event_of(order, **TRACE)
 
 

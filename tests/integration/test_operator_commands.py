@@ -9,15 +9,15 @@ from uuid import UUID, uuid4
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app.api.views import DeadLettersAnswer, OutboxAnswer, OutboxCounts, TreatedAnswer
+from app.bootstrap.workers import CONSUMER
 from app.db import Pool, migrate
-from app.embedded import EmbeddedPostgres, find_binaries
+from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from app.loops import in_thread
 from app.messaging.consumer import Consumer
-from app.messaging.rabbitmq import QUEUE
-from app.roles import CONSUMER
+from app.messaging.rabbitmq.transport import QUEUE
+from app.observability.metrics import Metrics
+from app.operations.views import DeadLettersAnswer, OutboxAnswer, OutboxCounts, TreatedAnswer
 from app.saga import store
-from app.telemetry import Metrics
 from tests.harness.commands import module, orders
 from tests.harness.databases import patient_pool
 from tests.harness.dead_letters import REASON, consuming, drained, holds, set_aside

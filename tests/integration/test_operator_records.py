@@ -9,10 +9,10 @@ from uuid import UUID
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app.api.saga_views import SagaAnswer
 from app.db import Pool
 from app.errors import BrokerUnavailable
 from app.operations.dead_letters import Action
+from app.operations.saga_views import SagaAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.commands import orders
 from tests.harness.dead_letters import go_over, holds, in_queue, put_many

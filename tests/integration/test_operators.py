@@ -7,11 +7,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.operators import StatsAnswer
-from app.api.views import OutboxAnswer
+from app.api.ops.outbox import StatsAnswer
 from app.db import Pool
 from app.messaging import outbox
 from app.messaging.outbox import Verdict
+from app.operations.views import OutboxAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import placed, start_saga
 from tests.harness.wait import AMPLE_SECONDS, wait_until

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app.api.views import DeadLettersAnswer, TreatedAnswer
 from app.db import Pool
-from app.messaging import dead_letters
-from app.messaging.rabbitmq import QUEUE
+from app.messaging.rabbitmq import dead_letters
+from app.messaging.rabbitmq.transport import QUEUE
+from app.operations.views import DeadLettersAnswer, TreatedAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.dead_letters import REASON, drained, holds, put_many
 from tests.harness.messages import ROUTING_KEYS

@@ -7,8 +7,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
 from app.db import Pool
+from app.operations.saga_views import SagaAnswer, SagaChanged, SagasAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
 from tests.harness.operating import audit_rows

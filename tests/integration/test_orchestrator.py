@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.orders.models import Line
+from app.orders.model import Line
 from app.partners.ports import Unknown
 from tests.harness.orders import start_saga
 from tests.harness.sagas import ScriptedPayment, Stage

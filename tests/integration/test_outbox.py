@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from app import db
-from app.messaging import outbox, unpublished
+from app.messaging import outbox, outbox_admin
 from app.messaging.outbox import Verdict
 from tests.harness.events import event, put
 
@@ -204,7 +204,7 @@ async def test_whatever_is_neither_published_nor_parked_counts_as_pending(pool: 
         if kind == "refused":
             await outbox.settle(conn, token, [Verdict(only.id, "nacked", 60)])
         await conn.execute("UPDATE outbox SET pending_since = clock_timestamp() - interval '1 hour'")
-        pending, age, parked = await unpublished.stats(conn)
+        pending, age, parked = await outbox_admin.stats(conn)
     assert (pending, parked) == (1, 0)
     assert 3600 <= age < 7200
 
@@ -216,9 +216,9 @@ async def test_parked_and_published_rows_are_told_apart_and_age_no_longer(pool: 
     async with db.connection(pool) as conn:
         await outbox.settle(conn, token, [Verdict(parked.id, "returned")])
         await outbox.settle(conn, token, [Verdict(published.id)])
-        assert await unpublished.stats(conn) == (0, 0.0, 1)
+        assert await outbox_admin.stats(conn) == (0, 0.0, 1)
 
 
 async def test_an_empty_outbox_is_of_no_age(pool: db.Pool) -> None:
     async with db.connection(pool) as conn:
-        assert await unpublished.stats(conn) == (0, 0.0, 0)
+        assert await outbox_admin.stats(conn) == (0, 0.0, 0)

@@ -8,8 +8,8 @@ import pytest
 
 from app import db
 from app.errors import OutboxFull
-from app.messaging import outbox, unpublished
-from app.messaging.backlog import Backlog
+from app.messaging import outbox, outbox_admin
+from app.messaging.backpressure import Backlog
 from app.messaging.outbox import Verdict
 from tests.harness.plans import Plan, buffers, full_scans, indexes, plans_of
 from tests.harness.wait import AMPLE_SECONDS
@@ -101,7 +101,7 @@ async def test_old_and_new_rows_together_are_counted_by_the_partial_index(pool: 
     await add(pool, HISTORY, published=True)
     await add(pool, 10, published=False)
     await pool.execute("VACUUM ANALYZE outbox")
-    for act in (unpublished.stats, partial(outbox.count_pending, at_most=1_000_001)):
+    for act in (outbox_admin.stats, partial(outbox.count_pending, at_most=1_000_001)):
         plans = await plans_of(pool, act)
         assert full_scans(plans) == set()
         assert buffers(plans) < 100

@@ -20,7 +20,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from app.messaging.rabbitmq import QUEUE
+from app.messaging.rabbitmq.transport import QUEUE
 from chaos import amqp
 from chaos.faults import Block, Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy

@@ -11,9 +11,9 @@ from aio_pika.abc import AbstractChannel
 from app import db
 from app.errors import BrokerUnavailable
 from app.loops import Loop
-from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.rabbitmq.transport import EXCHANGE, QUEUE, RabbitTransport
 from app.messaging.relay import Relay
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from chaos import amqp
 from chaos.faults import Blackhole, Block, Eat, Fault, Lose, Refuse
 from chaos.proxy import Proxy

@@ -6,14 +6,14 @@ from uuid import UUID
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app.api.saga_views import SagasAnswer
-from app.api.views import DeadLettersAnswer, TreatedAnswer
+from app.bootstrap.workers import CONSUMER, dead_letters_of
 from app.db import Pool
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE
-from app.operations.janitor import Resender
-from app.operations.lost_letters import LostLetters
-from app.roles import CONSUMER, dead_letters_of
-from app.telemetry import Metrics
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE
+from app.observability.metrics import Metrics
+from app.operations.maintenance.lost_letters import LostLetters
+from app.operations.maintenance.pruner import Resender
+from app.operations.saga_views import SagasAnswer
+from app.operations.views import DeadLettersAnswer, TreatedAnswer
 from tests.harness.api import serving
 from tests.harness.cancelling import cancel
 from tests.harness.commands import module, orders

@@ -13,9 +13,9 @@ from aio_pika.abc import AbstractChannel
 from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope, parse
-from app.messaging.rabbitmq import EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.rabbitmq.transport import EXCHANGE, QUEUE, RabbitTransport
 from app.messaging.relay import Refusal
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.dead_letters import holds
 from tests.harness.events import CONFIRMED, PLACED, counted, event, put
 from tests.harness.messages import listen, open_channel, publishing, take

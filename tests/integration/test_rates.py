@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from app.api.rates import RateLimit
+from app.auth.rate_limit import RateLimit
 from app.cache import Cache
 from app.errors import TooManyRequests
 from tests.harness import servers

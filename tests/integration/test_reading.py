@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app import db
-from app.api.waiting import Waiters
+from app.api.orders.long_poll import Waiters
 from tests.harness.api import assert_problem, serving
 from tests.harness.databases import patient_pool
 from tests.harness.orders import placed, start_saga

@@ -10,7 +10,7 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope
 from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
 from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS

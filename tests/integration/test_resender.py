@@ -5,15 +5,15 @@ from uuid import UUID
 import pytest
 
 from app import db
+from app.bootstrap.workers import CONSUMER
 from app.errors import BrokerUnavailable
 from app.messaging import inbox, outbox
 from app.messaging.outbox import Verdict
-from app.messaging.rabbitmq import QUEUE
-from app.operations.janitor import BATCH, FEW_WAITING, Resender
-from app.orders import service
-from app.roles import CONSUMER
-from app.saga import cancellation, store, upkeep
-from app.telemetry import Metrics
+from app.messaging.rabbitmq.transport import QUEUE
+from app.observability.metrics import Metrics
+from app.operations.maintenance.pruner import BATCH, FEW_WAITING, Resender
+from app.orders import store as order_store
+from app.saga import cancel, maintenance, store
 from tests.harness.events import counted, nothing
 from tests.harness.history import lived_through
 from tests.harness.messages import next_message, open_channel, publishing
@@ -87,10 +87,10 @@ async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: 
 async def test_an_order_that_has_started_or_ended_is_left_alone(pool: db.Pool) -> None:
     started, cancelled = [await placed_and_published(pool, 3600) for _ in range(2)]
     async with pool.acquire() as conn, conn.transaction():
-        order = await service.load(conn, started)
+        order = await order_store.load(conn, started)
         assert order
         await store.start(conn, event_of(order), DEADLINE_SECONDS)
-        await cancellation.cancel(conn, TENANT, cancelled, {})
+        await cancel.cancel(conn, TENANT, cancelled, {})
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp() - interval '1 hour'")
     assert await look(pool) == []
 
@@ -158,7 +158,7 @@ async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_p
     for _ in range(100):
         await placed_and_published(pool, 3600)
     for _ in range(2):
-        plans = await plans_of(pool, lambda conn: upkeep.unstarted(conn, upkeep.FIRST, BATCH, 60))
+        plans = await plans_of(pool, lambda conn: maintenance.unstarted(conn, maintenance.FIRST, BATCH, 60))
         assert full_scans(plans) == set()
         assert indexes(plans) == {"orders_status_tenant_placed_at_id_idx", "sagas_pkey", "outbox_pkey"}
         await pool.execute("ANALYZE")

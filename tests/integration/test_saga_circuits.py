@@ -9,8 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from app.orders.models import Line
-from app.saga.calls import VISITS_PER_SECOND
+from app.orders.model import Line
+from app.saga.gateway import VISITS_PER_SECOND
 from app.saga.orchestrator import Orchestrator
 from tests.harness.orders import start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at

@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from app.api.saga_views import SagaAnswer, SagaChanged, SagasAnswer
 from app.db import Pool
+from app.operations.saga_views import SagaAnswer, SagaChanged, SagasAnswer
 from tests.harness.commands import orders
 from tests.harness.operating import audit_rows, compensate, recorded
 from tests.harness.orders import placed, somebody_waits, start_saga

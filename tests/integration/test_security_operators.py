@@ -4,10 +4,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from app.api import problems, security
-from app.api.edge import Edge
-from app.api.tokens import SharedSecret, Tokens
-from app.telemetry import Metrics
+from app.api import problems
+from app.api.middleware import Edge
+from app.auth import guards
+from app.auth.tokens import SharedSecret, Tokens
+from app.observability.metrics import Metrics
 from tests.harness.api import assert_problem
 from tests.harness.identity import SECRET, bearer, token
 
@@ -15,7 +16,7 @@ ADMIN = "the-operators-token"
 TOKENS = Tokens(SharedSecret(SECRET))
 
 
-def operated(guard: security.Security) -> httpx.AsyncClient:
+def operated(guard: guards.Security) -> httpx.AsyncClient:
     """An application with one route for operators, which asks who they are."""
     app = FastAPI()
     problems.install(app)
@@ -23,7 +24,7 @@ def operated(guard: security.Security) -> httpx.AsyncClient:
     @app.get("/ops/who")
     async def who(request: Request) -> str:
         request.state.security = guard
-        return (await security.operator(request)).subject
+        return (await guards.operator(request)).subject
 
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(Edge(app, Metrics(), max_in_flight=10)), base_url="http://orders", trust_env=False
@@ -31,7 +32,7 @@ def operated(guard: security.Security) -> httpx.AsyncClient:
 
 
 async def test_where_nobody_can_be_an_operator_the_route_is_as_if_it_did_not_exist() -> None:
-    async with operated(security.Security()) as api:
+    async with operated(guards.Security()) as api:
         hidden, absent = [await api.get(path, headers=bearer(ADMIN)) for path in ("/ops/who", "/nowhere")]
     assert_problem(hidden, 404, "not-found")
     assert hidden.json() == absent.json()
@@ -39,7 +40,7 @@ async def test_where_nobody_can_be_an_operator_the_route_is_as_if_it_did_not_exi
 
 @pytest.mark.parametrize("tokens", [None, TOKENS])
 async def test_the_admin_token_operates(tokens: Tokens | None) -> None:
-    async with operated(security.Security(tokens, admin_token=ADMIN)) as api:
+    async with operated(guards.Security(tokens, admin_token=ADMIN)) as api:
         assert (await api.get("/ops/who", headers=bearer(ADMIN))).json() == "admin-token"
         for headers in ({}, bearer(ADMIN[:-1]), bearer(ADMIN + "x"), {"Authorization": ADMIN}):
             assert_problem(await api.get("/ops/who", headers=headers), 401, "unauthorized")
@@ -47,7 +48,7 @@ async def test_the_admin_token_operates(tokens: Tokens | None) -> None:
 
 @pytest.mark.parametrize("admin_token", ["", ADMIN])
 async def test_a_token_operates_with_the_scope_for_it(admin_token: str) -> None:
-    async with operated(security.Security(TOKENS, admin_token=admin_token)) as api:
+    async with operated(guards.Security(TOKENS, admin_token=admin_token)) as api:
         operator = bearer(token(scope="orders:operate", tenant=None))
         assert (await api.get("/ops/who", headers=operator)).json() == "ada"
         assert_problem(await api.get("/ops/who", headers=bearer(token())), 403, "insufficient-scope")

@@ -8,8 +8,8 @@ import httpx
 import jwt
 import pytest
 
-from app.api import jwks
-from app.api.tokens import Tokens
+from app.auth import jwks
+from app.auth.tokens import Tokens
 from app.errors import IssuerUnavailable, Unauthorized
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import DAY_SECONDS, SECRET, Issuer, bearer, claims, private_key, serving_keys, token

@@ -12,10 +12,9 @@ import pytest
 
 from app.db import Pool
 from app.errors import IdempotencyKeyReused, OrderNotFound, RequestInProgress
-from app.orders import service
-from app.orders.keys import Key
-from app.orders.models import Line, Order
-from app.orders.status import Reason, Status, may_become
+from app.idempotency.store import Key
+from app.orders import store
+from app.orders.model import Line, Order, Reason, Status, may_become
 from tests.harness.orders import TENANT, place, placed, request_under_way, somebody_waits
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -35,7 +34,7 @@ async def test_order_lines_event_and_key_are_written_together(pool: Pool) -> Non
     lines = (Line("A", 1, 5), Line("B", 2, 7), Line("A", 3, 0))
     answer = await place(pool, key(), lines=lines, trace=TRACE, metadata={"a": ["ü", 1]}, customer_id="cus_1")
     assert await counts(pool) == {"orders": 1, "order_lines": 3, "outbox": 1, "idempotency_keys": 1}
-    order = await service.get(pool, TENANT, UUID(answer.location.removeprefix("/orders/")))
+    order = await store.get(pool, TENANT, UUID(answer.location.removeprefix("/orders/")))
     assert (order.lines, order.total_minor, order.metadata) == (lines, 19, {"a": ["ü", 1]})
     assert json.loads(answer.body) == order.representation()
     event = await pool.fetchrow("SELECT * FROM outbox")
@@ -144,9 +143,9 @@ def change(pool: Pool) -> Change:
 
     async def change(order: Order, status: Status) -> Order:
         async with pool.acquire() as conn, conn.transaction():
-            locked = await service.load(conn, order.id, lock=True)
+            locked = await store.load(conn, order.id, lock=True)
             assert locked is not None
-            return await service.change_status(conn, locked, status, Reason.TIMED_OUT, TRACE, tracking_id="trk")
+            return await store.change_status(conn, locked, status, Reason.TIMED_OUT, TRACE, tracking_id="trk")
 
     return change
 
@@ -155,7 +154,7 @@ async def test_a_change_of_status_is_told_by_an_event_with_the_orders_version(po
     order = await placed(pool)
     compensating = await change(order, Status.COMPENSATING)
     rejected = await change(compensating, Status.REJECTED)
-    assert rejected == await service.get(pool, TENANT, order.id)
+    assert rejected == await store.get(pool, TENANT, order.id)
     assert (rejected.version, rejected.status_reason, rejected.tracking_id) == (3, Reason.TIMED_OUT, "trk")
     assert order.updated_at <= compensating.updated_at <= rejected.updated_at
     told = await pool.fetch("SELECT type, sequence, data, traceparent FROM outbox ORDER BY sequence")
@@ -179,14 +178,14 @@ async def test_a_change_that_is_none_of_the_transitions_is_a_bug_and_changes_not
     for following in (following for before, following in ILLEGAL if before is present):
         with pytest.raises(AssertionError, match=f"cannot go from {present} to {following}"):
             await change(order, following)
-    unchanged = await service.get(pool, TENANT, order.id)
+    unchanged = await store.get(pool, TENANT, order.id)
     assert (unchanged.status, unchanged.version, (await counts(pool))["outbox"]) == (present, 1, 1)
 
 
 async def test_an_order_is_there_for_its_own_tenant_only(pool: Pool) -> None:
     order = await placed(pool, tenant="one")
-    assert await service.get(pool, "one", order.id) == order
+    assert await store.get(pool, "one", order.id) == order
     with pytest.raises(OrderNotFound):
-        await service.get(pool, "other", order.id)
+        await store.get(pool, "other", order.id)
     with pytest.raises(OrderNotFound):
-        await service.get(pool, "one", uuid4())
+        await store.get(pool, "one", uuid4())

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.db import Pool
-from app.orders.keys import Key
+from app.idempotency.store import Key
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
 from tests.harness.orders import request_under_way, somebody_waits

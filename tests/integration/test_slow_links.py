@@ -6,7 +6,7 @@ from aio_pika.abc import AbstractChannel
 
 from app import db
 from app.errors import BrokerUnavailable
-from app.messaging.rabbitmq import QUEUE, RabbitTransport
+from app.messaging.rabbitmq.transport import QUEUE, RabbitTransport
 from app.messaging.relay import Relay
 from chaos.faults import Delay, Throttle
 from chaos.proxy import Proxy

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from app.orders.models import Line
+from app.orders.model import Line
 from app.saga.orchestrator import Orchestrator
 from tests.harness import stripe_fake
 from tests.harness.cancelling import cancel

@@ -15,8 +15,8 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE, RabbitTransport
-from app.messaging.subscription import Subscription
+from app.messaging.rabbitmq.subscription import Subscription
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE, RabbitTransport
 from tests.harness import servers
 from tests.harness.events import CONFIRMED, PLACED, Effects, event
 from tests.harness.messages import ROUTING_KEYS, next_message, open_channel, publishing, take

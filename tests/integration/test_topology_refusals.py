@@ -7,7 +7,7 @@ import aio_pika
 import httpx
 
 from app.db import Pool
-from app.messaging.rabbitmq import QUEUE
+from app.messaging.rabbitmq.transport import QUEUE
 from app.operations.dead_letters import Action
 from tests.harness import servers
 from tests.harness.api import serving

@@ -6,8 +6,8 @@ import httpx
 
 from app.db import Pool
 from app.messaging.envelope import parse
+from app.observability.traces import trace_headers
 from app.partners.ports import Charge, Outcome, Payment
-from app.telemetry import trace_headers
 from tests.harness.messages import listen, next_message, open_channel, publishing
 from tests.harness.orders import event_of, placed, start_saga
 from tests.harness.sagas import Stage

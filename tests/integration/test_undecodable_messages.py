@@ -8,7 +8,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from app import db
-from app.messaging.rabbitmq import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
+from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
 from app.operations.dead_letters import Action
 from tests.harness.api import serving
 from tests.harness.dead_letters import consuming, drained, go_over, holds, in_queue, send

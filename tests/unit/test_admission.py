@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from app.api.admission import Admission
 from app.errors import DatabaseUnavailable, Overloaded
+from app.idempotency.concurrency_limit import Admission
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.api.cards import SHORTEST_IN_SKU, has_card_number
-from app.api.schemas import CARD, read_place_order
+from app.api.orders.card_numbers import SHORTEST_IN_SKU, has_card_number
+from app.api.orders.schemas import CARD, read_place_order
 from app.errors import ValidationFailed
 
 VISA = "4242424242424242"

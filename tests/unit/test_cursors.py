@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.cursors import PATTERN, read_cursor, write_cursor
-from app.orders.reading import Position
+from app.api.orders.cursors import PATTERN, read_cursor, write_cursor
+from app.orders.queries import Position
 
 POSITIONS = st.builds(
     Position,

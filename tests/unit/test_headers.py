@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.headers import none_match_fails, preferred_wait
+from app.api.orders.headers import none_match_fails, preferred_wait
 
 OURS = '"1-2"'
 OPAQUE = st.text(st.characters(min_codepoint=0x23, max_codepoint=0x7E), max_size=8).map(lambda text: f'"{text}"')

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from app.api import copies
-from app.api.admission import Admission
-from app.api.idempotency import Idempotency, fingerprint, key_for, read_key
-from app.api.schemas import read_place_order
+from app.api.orders.schemas import read_place_order
 from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
-from app.orders.keys import Answer, Key
-from app.telemetry import Metrics
+from app.idempotency import replay_cache
+from app.idempotency.concurrency_limit import Admission
+from app.idempotency.single_flight import Idempotency, fingerprint, key_for, read_key
+from app.idempotency.store import Answer, Key
+from app.observability.metrics import Metrics
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
@@ -253,7 +253,7 @@ async def test_a_place_that_nobody_wants_any_more_is_forgotten() -> None:
 
 def test_a_copy_is_read_as_it_was_written() -> None:
     answer = Answer(201, "/orders/1", b'{"a": "\n"}', remaining_seconds=60)
-    assert copies.read(key(), copies.written(key(), answer, 160.0), 100.0) == replace(answer, replayed=True)
+    assert replay_cache.read(key(), replay_cache.written(key(), answer, 160.0), 100.0) == replace(answer, replayed=True)
 
 
 @pytest.mark.parametrize(
@@ -263,14 +263,14 @@ def test_a_copy_is_read_as_it_was_written() -> None:
         b"{}",
         b"[]\nbody",
         b"\xff\nbody",
-        copies.written(key("other"), answered("1"), 160.0),
-        copies.written(key(tenant="other"), answered("1"), 160.0),
-        copies.written(key_for("t", "k", "POST", "/orders", "", {"other": 1}), answered("1"), 160.0),
-        copies.written(replace(key(), fingerprint_version=2), answered("1"), 160.0),
-        copies.written(key(), answered("1"), 100.0),
-        copies.written(key(), Answer(201, "/orders/1", b""), 160.0),
-        copies.written(key(), answered("1"), 160.0).replace(b"201", b'"x"'),
+        replay_cache.written(key("other"), answered("1"), 160.0),
+        replay_cache.written(key(tenant="other"), answered("1"), 160.0),
+        replay_cache.written(key_for("t", "k", "POST", "/orders", "", {"other": 1}), answered("1"), 160.0),
+        replay_cache.written(replace(key(), fingerprint_version=2), answered("1"), 160.0),
+        replay_cache.written(key(), answered("1"), 100.0),
+        replay_cache.written(key(), Answer(201, "/orders/1", b""), 160.0),
+        replay_cache.written(key(), answered("1"), 160.0).replace(b"201", b'"x"'),
     ],
 )
 def test_a_copy_of_anything_but_this_very_request_or_past_its_end_is_no_copy(raw: bytes) -> None:
-    assert copies.read(key(), raw, 100.0) is None
+    assert replay_cache.read(key(), raw, 100.0) is None

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from app.api.cursors import read_cursor
-from app.api.operators import StatsAnswer
-from app.api.queries import Limited, ListOrders, ListSagas, PeekDeadLetters
-from app.api.reading import OrdersAnswer
-from app.api.saga_views import SagaAnswer, SagasAnswer
-from app.api.schemas import OrderAnswer, Problem
-from app.api.views import DeadLettersAnswer, OutboxAnswer
+from app.api.ops.outbox import StatsAnswer
+from app.api.orders.cursors import read_cursor
+from app.api.orders.read import OrdersAnswer
+from app.api.orders.schemas import OrderAnswer, Problem
+from app.api.params import Limited, ListOrders, ListSagas, PeekDeadLetters
 from app.main import create_app
+from app.operations.saga_views import SagaAnswer, SagasAnswer
+from app.operations.views import DeadLettersAnswer, OutboxAnswer
 from app.settings import Settings, load
 
 ROUTES: dict[str, tuple[type, set[str], set[str]]] = {

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.orders.status import Reason, Status
+from app.observability.metrics import Metrics
+from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
 from app.saga import plan
 from app.saga.plan import Action, Call, Direction, Finish, State, Step
-from app.telemetry import Metrics
 
 # `undone` stands for every code that is not agreed: it never counts as a refusal.
 CODES = ("out-of-stock", "card-declined", "hold-expired", "undeliverable", "undone")

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.openapi import query_parameters
-from app.api.queries import Limited, ListOrders, read_query
+from app.api.params import Limited, ListOrders, read_query
 from app.errors import ValidationFailed
-from app.orders.reading import Listing
-from app.orders.status import Status
+from app.orders.model import Status
+from app.orders.queries import Listing
 
 GOOD = {
     ("limit", "1"): 1,

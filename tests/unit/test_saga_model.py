@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from app.orders.status import Reason, Status
+from app.orders.model import Reason, Status
 from app.partners.ports import NotSent, Unknown
 from app.saga.plan import Call, Direction, Step
 from tests.harness.saga_model import STOCK, Partners, Rows, Runner, Standing

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.api.schemas import MAX_METADATA_DEPTH, PlaceOrderRequest, read_place_order
+from app.api.orders.schemas import MAX_METADATA_DEPTH, PlaceOrderRequest, read_place_order
 from app.errors import MalformedRequest, ValidationFailed
-from app.orders.models import Line
+from app.orders.model import Line
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "Oslo", "postal_code": "0150", "country": "NO"}

@@ -6,7 +6,7 @@ import pytest
 
 from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SingleFlight
 from app.errors import DatabaseUnavailable
-from app.telemetry import Metrics
+from app.observability.metrics import Metrics
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 

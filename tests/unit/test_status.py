@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from app.orders import events
-from app.orders.status import FINAL, TRANSITIONS, Reason, Status, may_become
+from app.orders.model import FINAL, TRANSITIONS, Reason, Status, may_become
 
 ALLOWED = {
     (Status.PENDING, Status.CONFIRMED),

@@ -6,7 +6,8 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from app.telemetry import configure_logging, limit_tracestate
+from app.observability.logs import configure_logging
+from app.observability.traces import limit_tracestate
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

@@ -7,7 +7,7 @@ import jwt
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import app
+from app.cli.main import app
 from app.errors import ConfigurationError
 
 SECRET = "a shared secret of more than 32 bytes"

@@ -13,8 +13,8 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from app.messaging.envelope import UNDECODABLE
-from app.messaging.rabbitmq import copied
-from app.messaging.undecodable import decodable_header, fitting
+from app.messaging.rabbitmq.transport import copied
+from app.messaging.rabbitmq.undecodable import decodable_header, fitting
 from tests.harness.raw_amqp import header, long_string, properties, short_string, table
 
 FRAME_BYTES = 128 * 1024

@@ -1,0 +1,131 @@
+"""`/ops/dlq`, for operators: what was given up and why; sending it again; removing it.
+
+The writes need no Idempotency-Key: each does what it says to the dead letters that are there, and finds none of them
+there the second time. A replay that is cut off may leave a copy behind; the inbox lets one of them take effect.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from app.api import openapi
+from app.api.ops.outbox import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who, read_optional_body
+from app.api.params import PeekDeadLetters, Query, Selecting, TreatDeadLetters, read_query
+from app.auth import guards
+from app.operations.audit import Operator
+from app.operations.dead_letters import Action, Finding, Selection, Summary
+from app.operations.views import DeadLettersAnswer, TreatedAnswer
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/ops/dlq", tags=["operators"], dependencies=OPERATORS_ONLY)
+
+DEAD_LETTER: Mapping[str, Any] = {
+    "id": "01890a5d-ac97-7001-8000-000000000000",
+    "type": "orders.order.placed.v1",
+    "order_id": openapi.ORDER["id"],
+    "tenant": "default",
+    "reason": "UniqueViolationError: duplicate key",
+    "attempts": 7,
+    "first_failure_at": "2026-11-21T04:02:01.000000Z",
+    "last_failure_at": "2026-11-21T04:02:11.000000Z",
+    "inbox": "failed 7 times, last error: UniqueViolationError: duplicate key",
+    "replay": "is tried again, with all attempts",
+}
+PEEKED: Mapping[str, Any] = {"queue": "orders.saga", "depth": 1, "looked_at": 1, "dead_letters": [DEAD_LETTER]}
+BUSY = {
+    **NOT_OFFERED,
+    HTTPStatus.CONFLICT: ("dead-letters-busy", "somebody else is going over the dead letters; try again in a moment"),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("broker-unavailable", "the service cannot take this request right now"),
+}
+REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
+TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
+WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
+BODY = openapi.request_body(TreatDeadLetters, required=False)
+
+
+@router.get(
+    "",
+    operation_id="listDeadLetters",
+    summary="Dead letters, and what a replay would do",
+    response_model=DeadLettersAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first of them", PEEKED, "Cache-Control"),
+        **REFUSALS,
+    },
+    openapi_extra={"parameters": openapi.query_parameters(PeekDeadLetters)},
+)
+async def peek(request: Request) -> JSONResponse:
+    """Show dead letters with their reasons and what the inbox knows of them. They stay where they are, in order."""
+    asked = read_query(PeekDeadLetters, request.query_params.multi_items())
+    summary, findings = await _go_over(request, Action.PEEK, asked, asked.limit)
+    answer = DeadLettersAnswer.of(asked.queue, summary, findings)
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+@router.post(
+    "/replay",
+    operation_id="replayDeadLetters",
+    summary="Send dead letters again",
+    response_model=TreatedAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were sent", TREATED, "Cache-Control"),
+        **WRITE_REFUSALS,
+    },
+    openapi_extra=BODY,
+)
+async def replay(request: Request, operator: Who) -> JSONResponse:
+    """Give each its attempts again and send it to its queue, with its id. What took effect does not do so twice.
+
+    With an `id` that no dead letter has, the event is sent again from the outbox if its order has not started.
+    It needs no Idempotency-Key: what was replayed is no dead letter any more, and the inbox knows a copy by its id.
+    """
+    return await _treat(request, operator, Action.REPLAY)
+
+
+@router.post(
+    "/purge",
+    operation_id="purgeDeadLetters",
+    summary="Remove dead letters",
+    response_model=TreatedAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were removed", TREATED, "Cache-Control"),
+        **WRITE_REFUSALS,
+    },
+    openapi_extra=BODY,
+)
+async def purge(request: Request, operator: Who) -> JSONResponse:
+    """Remove each for good.
+
+    An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
+    purged until the event is replayed or the order has ended.
+
+    It needs no Idempotency-Key: what was removed cannot be removed again.
+    """
+    return await _treat(request, operator, Action.PURGE)
+
+
+async def _treat(request: Request, operator: guards.Operator, action: Action) -> JSONResponse:
+    operators: Operators = request.state.operators
+    read_query(Query, request.query_params.multi_items())
+    asked = await read_optional_body(request, operator, TreatDeadLetters)
+    acting = None if asked.dry_run else Operator(operator.subject, asked.reason or "")
+    summary, findings = await _go_over(request, action, asked, asked.limit, acting)
+    answer = TreatedAnswer.of_pass(asked.queue, summary, findings, dry_run=asked.dry_run)
+    if not asked.dry_run:
+        operators.on_pending()
+        log.info("dlq.gone_over", action=action, operator=operator.subject, done=answer.done)
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+async def _go_over(
+    request: Request, action: Action, asked: Selecting, limit: int, operator: Operator | None = None
+) -> tuple[Summary, list[Finding]]:
+    operators: Operators = request.state.operators
+    findings: list[Finding] = []
+    selection = Selection(asked.id, asked.since, limit)
+    summary = await operators.dead_letters.go_over(action, selection, findings.append, operator=operator)
+    return summary, findings

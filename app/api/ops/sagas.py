@@ -1,0 +1,210 @@
+"""`/ops/sagas`, for operators: which sagas have not ended, one with its log; ending a pause, turning one back.
+
+The writes need no Idempotency-Key: done a second time, each finds what the first one left, and says so.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from app import db
+from app.api import openapi
+from app.api.ops.outbox import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who
+from app.api.orders.schemas import parse_json, validated
+from app.api.params import ListSagas, Query, Reasoned, read_query
+from app.auth import guards
+from app.observability.traces import trace_headers
+from app.operations import sagas
+from app.operations.audit import Operator
+from app.operations.saga_views import SagaAnswer, SagaChanged, SagasAnswer
+from app.operations.sagas import Action, Outcome
+from app.orders.model import Reason, Status
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/ops/sagas", tags=["operators"], dependencies=OPERATORS_ONLY)
+
+ORDER_ID = openapi.ORDER["id"]
+SAGA: Mapping[str, Any] = {
+    "order_id": ORDER_ID,
+    "tenant": "default",
+    "status": "compensating",
+    "direction": "backward",
+    "step": "charge_payment",
+    "attempts": 12,
+    "reason": "timed-out",
+    "age_seconds": 1260.5,
+    "next_attempt_in_seconds": 17.2,
+    "lease_owner": None,
+    "deadline_at": "2026-11-21T04:02:27.123456Z",
+    "stuck": True,
+}
+LISTED: Mapping[str, Any] = {
+    "sagas": [{**SAGA, "last_outcome": "unknown", "last_detail": "HTTP 500"}],
+    "unstarted": [
+        {
+            "order_id": ORDER_ID,
+            "tenant": "default",
+            "event": "purged",
+            "since": "2026-11-21T04:02:11.000000Z",
+            "attempts": 7,
+            "reason": "UniqueViolationError: duplicate key",
+            "age_seconds": 1260.5,
+        }
+    ],
+}
+SHOWN: Mapping[str, Any] = {
+    "order_id": ORDER_ID,
+    "tenant": "default",
+    "status": "compensating",
+    "status_reason": "timed-out",
+    "version": 2,
+    "placed_at": openapi.ORDER["placed_at"],
+    "updated_at": "2026-11-21T04:02:27.401020Z",
+    "saga": SAGA,
+    "log": [
+        {
+            "at": "2026-11-21T04:08:11.000000Z",
+            "action": "undo",
+            "step": "charge_payment",
+            "attempt": 12,
+            "outcome": "unknown",
+            "detail": "HTTP 500",
+            "reply": None,
+        }
+    ],
+    "operator_actions": [
+        {
+            "at": "2026-11-21T04:08:10.000000Z",
+            "actor": "admin-token",
+            "action": "retry",
+            "reason": "the payment provider is back",
+            "outcome": "due",
+        }
+    ],
+}
+RETRIED: Mapping[str, Any] = {
+    "order_id": ORDER_ID, "action": "retry", "outcome": "due", "message": f"{ORDER_ID} is due at once",
+}  # fmt: skip
+TURNED: Mapping[str, Any] = {
+    "order_id": ORDER_ID, "action": "compensate", "outcome": "turns-back", "message": f"{ORDER_ID} turns back",
+}  # fmt: skip
+WRITE_REFUSALS = (*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider is back"})
+
+
+@router.get(
+    "",
+    operation_id="listSagas",
+    summary="Sagas that have not ended",
+    response_model=SagasAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first of them", LISTED, "Cache-Control"),
+        **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, examples=NOT_OFFERED),
+    },
+    openapi_extra={"parameters": openapi.query_parameters(ListSagas)},
+)
+async def list_sagas(request: Request) -> JSONResponse:
+    """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first.
+
+    Beside them, orders that cannot start: their `order.placed` is a dead letter, or was purged.
+    """
+    operators: Operators = request.state.operators
+    asked = read_query(ListSagas, request.query_params.multi_items())
+    async with db.connection(operators.pool) as conn:
+        answer = await SagasAnswer.read(
+            conn, operators.dead_letters.consumer, asked.limit, asked.status, stuck=asked.stuck
+        )
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+@router.get(
+    "/{order_id}",
+    operation_id="getSaga",
+    summary="A saga with its log",
+    response_model=SagaAnswer,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagaAnswer, "All of it", SHOWN, "Cache-Control"),
+        **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+async def show(request: Request, order_id: UUID) -> JSONResponse:
+    """Show an order's saga, every call to a partner with what came of it, and what operators did."""
+    operators: Operators = request.state.operators
+    read_query(Query, request.query_params.multi_items())
+    async with db.connection(operators.pool) as conn:
+        answer = await SagaAnswer.read(conn, order_id)
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+@router.post(
+    "/{order_id}/retry",
+    operation_id="retrySaga",
+    summary="Have a saga that waits taken on at once",
+    response_model=SagaChanged,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", RETRIED, "Cache-Control"),
+        **openapi.problems(
+            *WRITE_REFUSALS,
+            examples={HTTPStatus.CONFLICT: ("saga-not-retriable", "the order is confirmed")},
+        ),
+    },
+    openapi_extra=BODY,
+)
+async def retry(request: Request, who: Who, order_id: UUID) -> JSONResponse:
+    """End the saga's pause, in whatever direction it goes; one that a process is at is left alone.
+
+    It needs no Idempotency-Key: a saga that is due is not more so the second time.
+    """
+    operator = await _operator(request, who)
+    operators: Operators = request.state.operators
+    outcome = await sagas.retry(operators.pool, order_id, operator)
+    return _changed(operators, operator, order_id, Action.RETRY, outcome)
+
+
+@router.post(
+    "/{order_id}/compensate",
+    operation_id="compensateSaga",
+    summary="Turn a saga back",
+    response_model=SagaChanged,
+    responses={
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", TURNED, "Cache-Control"),
+        **openapi.problems(
+            *WRITE_REFUSALS,
+            examples={HTTPStatus.CONFLICT: ("order-not-cancellable", "the order is confirmed")},
+        ),
+    },
+    openapi_extra=BODY,
+)
+async def compensate(request: Request, who: Who, order_id: UUID) -> JSONResponse:
+    """Have everything undone that was done for the order: once this is answered it never becomes confirmed.
+
+    It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
+    It needs no Idempotency-Key: a saga turns back once.
+    """
+    operator = await _operator(request, who)
+    operators: Operators = request.state.operators
+    outcome = await sagas.compensate(operators.pool, order_id, operator, trace_headers())
+    if outcome is Outcome.CANCELLED:
+        operators.metrics.orders_finished.labels(Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR).inc()
+    return _changed(operators, operator, order_id, Action.COMPENSATE, outcome)
+
+
+async def _operator(request: Request, who: guards.Operator) -> Operator:
+    """Return who asks, and the reason that the body gives."""
+    operators: Operators = request.state.operators
+    read_query(Query, request.query_params.multi_items())
+    body = await operators.bodies.read(request, who.source)
+    return Operator(who.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
+
+
+def _changed(
+    operators: Operators, operator: Operator, order_id: UUID, action: Action, outcome: Outcome
+) -> JSONResponse:
+    operators.on_saga()
+    log.info("saga.operated", action=action, operator=operator.actor, order_id=str(order_id), outcome=outcome)
+    return JSONResponse(SagaChanged.of(order_id, action, outcome).model_dump(), headers=NO_STORE)

@@ -1,0 +1,33 @@
+"""The cursor of a listing: a position between two orders, and nothing else. Pure.
+
+24 bytes as 32 base64url characters (RFC 4648, section 5): the form, microseconds since 1970, the order's id. No two
+cursors name one position, and every text of this form is a position: the pattern says all that is to be checked.
+"""
+
+import base64
+import re
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from app.orders.queries import Position
+
+FORM = b"\x01"
+PATTERN = "^A[Q-Za-f][A-Za-z0-9_-]{30}$"  # what a first byte of 1 leaves of the first two characters
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+INSTANT_BYTES = 7  # until the year 4253
+
+
+def write_cursor(position: Position) -> str:
+    """Return the cursor of a position. Raises OverflowError before 1970 and after 4253."""
+    instant = ((position.placed_at - EPOCH) // MICROSECOND).to_bytes(INSTANT_BYTES)
+    return base64.urlsafe_b64encode(FORM + instant + position.id.bytes).decode()
+
+
+def read_cursor(text: str) -> Position:
+    """Return the position that a cursor stands for. Raises ValueError if it is none of ours."""
+    if not re.fullmatch(PATTERN.strip("^$"), text):
+        raise ValueError("is not a cursor of this listing")
+    raw = base64.urlsafe_b64decode(text)
+    instant, id_ = raw[1 : 1 + INSTANT_BYTES], raw[1 + INSTANT_BYTES :]
+    return Position(EPOCH + int.from_bytes(instant) * MICROSECOND, UUID(bytes=id_))

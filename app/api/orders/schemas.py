@@ -1,0 +1,350 @@
+"""The JSON that goes in and out: request models with every limit, and their translation into commands."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, NoReturn, Self, TypeVar
+
+import pycountry
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails
+
+from app.api.orders import card_numbers
+from app.errors import MalformedRequest, ValidationFailed
+from app.orders import money
+from app.orders.model import Line, Order, Reason, Status
+from app.orders.store import PlaceOrder
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_ITEMS = 100
+MAX_QUANTITY = 10_000
+MAX_METADATA_DEPTH = 16
+CARD = "looks like a card number; send the token that your payment provider gave you"
+FLAT = ("sku", "quantity", "unit_price")
+COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
+PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
+MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # no token of a payment provider has that
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
+    try:
+        # Decoded here: given bytes, json.loads would guess UTF-16 and UTF-32 as well, and let half surrogates pass.
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _price(value: object) -> Decimal:
+    if isinstance(value, str) and PLAIN_DECIMAL.fullmatch(value):
+        return Decimal(value)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return Decimal(value)
+    raise ValueError('must be a number or a decimal string like "9.99"')
+
+
+def whole(value: object) -> object:
+    """To JSON Schema 3.0 is an integer, and some clients have no other.
+
+    Only within the limit: 1e999999999 as an integer would keep the event loop busy for hours.
+    """
+    if isinstance(value, Decimal) and 0 <= value <= MAX_QUANTITY and value == value.to_integral_value():
+        return int(value)
+    return value
+
+
+def _token(value: str) -> str:
+    """Refuse what looks like a card number at all, mistyped ones too."""
+    if MANY_DIGITS.search(value):
+        raise ValueError(CARD)
+    return value
+
+
+def _text(value: str, shortest_card: int = card_numbers.SHORTEST) -> str:
+    """Refuse what Postgres cannot store, and what nobody should."""
+    if "\x00" in value:
+        raise ValueError("must not contain U+0000")
+    if card_numbers.has_card_number(value, shortest_card):
+        raise ValueError(CARD)
+    return value
+
+
+def _country(value: str) -> str:
+    if value not in COUNTRIES:
+        raise ValueError("is not an ISO 3166-1 alpha-2 code")
+    return value
+
+
+def _currency(value: str) -> str:
+    if value not in money.EXPONENTS:
+        raise ValueError("is not an ISO 4217 code of a currency with minor units")
+    return value
+
+
+DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # as pydantic writes a bound of ours
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_text)]
+Sku = Annotated[
+    str, Field(min_length=1, max_length=50), AfterValidator(lambda sku: _text(sku, card_numbers.SHORTEST_IN_SKU))
+]
+PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_text)]
+Price = Annotated[
+    Decimal,
+    BeforeValidator(_price),
+    Field(ge=0, le=money.MAX_TOTAL),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": r"^[0-9]{1,30}(\.[0-9]{1,30})?$"},
+            ],
+            "examples": ["9.99"],
+        }
+    ),
+]
+
+
+class _Input(BaseModel):
+    """A request object: unknown names are refused; camelCase is accepted for each snake_case name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, value: object) -> object:
+        return cls._long_form(_snake_case(value, cls._names())) if isinstance(value, dict) else value
+
+    @classmethod
+    def _names(cls) -> Iterable[str]:
+        return cls.model_fields
+
+    @classmethod
+    def _long_form(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return value
+
+
+def _wrong_at(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
+    """Return `error` for one place of the body; raised as it is by a model's validator, it would be for all of it."""
+    details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": error})
+    return ValidationError.from_exception_data("PlaceOrderRequest", [details])
+
+
+def _snake_case(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    snake = {to_camel(name): name for name in names}
+    renamed = {snake.get(name, name): part for name, part in value.items()}
+    if len(renamed) < len(value):
+        raise ValueError("a field is given twice, in snake_case and in camelCase")
+    return renamed
+
+
+class Item(_Input):
+    """One line of an order."""
+
+    sku: Sku
+    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(whole)]
+    unit_price: Price
+
+
+class Address(_Input):
+    """Where to ship to."""
+
+    name: Name
+    line1: Name
+    line2: Name | None = None
+    city: Name
+    region: Name | None = None
+    postal_code: PostalCode | None = None
+    country: Annotated[
+        str,
+        AfterValidator(_country),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "description": "ISO 3166-1 alpha-2"}),
+    ]
+
+
+class PlaceOrderRequest(_Input):
+    """The body of `POST /orders`. A one-item order may be written flat: `{"sku", "quantity", "unit_price"}`."""
+
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+    currency: Annotated[
+        str,
+        AfterValidator(_currency),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217"}),
+    ] = "USD"
+    customer_id: Name | None = None
+    payment_method: Annotated[Name, AfterValidator(_token)] | None = Field(
+        default=None, description="a token of the payment provider; null: the customer's default"
+    )
+    shipping_address: Address | None = None
+    metadata: dict[Name, Any] | None = None
+
+    @classmethod
+    def _names(cls) -> Iterable[str]:
+        return (*cls.model_fields, *FLAT)
+
+    @classmethod
+    def _long_form(cls, value: dict[str, Any]) -> dict[str, Any]:
+        flat = {name: part for name, part in value.items() if name in FLAT}
+        if not flat:
+            return value
+        if "items" in value:
+            raise ValueError("an order is written either flat or with items, not both")
+        return {**{name: part for name, part in value.items() if name not in FLAT}, "items": [flat]}
+
+    @field_validator("metadata", mode="after")
+    @classmethod
+    def _storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else _plain(value, MAX_METADATA_DEPTH)
+
+    @model_validator(mode="after")
+    def _payable(self) -> Self:
+        for number, item in enumerate(self.items):
+            try:
+                money.to_minor(item.unit_price, self.currency)
+            except ValueError as error:
+                raise _wrong_at(("items", number, "unit_price"), error) from error
+        total = sum(line.total_minor for line in self.lines())
+        if not 0 < total <= money.max_total_minor(self.currency):
+            raise _wrong_at(("items",), ValueError(f"the total must be more than 0 and at most {money.MAX_TOTAL}"))
+        return self
+
+    def lines(self) -> tuple[Line, ...]:
+        """Return the lines, prices in minor units."""
+        return tuple(
+            Line(item.sku, item.quantity, money.to_minor(item.unit_price, self.currency)) for item in self.items
+        )
+
+    def command(self, tenant: str) -> PlaceOrder:
+        """Translate into the service's command."""
+        return PlaceOrder(
+            tenant=tenant,
+            currency=self.currency,
+            lines=self.lines(),
+            customer_id=self.customer_id,
+            payment_method=self.payment_method,
+            shipping_address=None if self.shipping_address is None else self.shipping_address.model_dump(),
+            metadata=self.metadata,
+        )
+
+    def normal_form(self) -> dict[str, Any]:
+        """Return what the request says, however it was written: prices in minor units, defaults left out."""
+        form = self.model_dump(exclude_defaults=True)
+        form["items"] = [[line.sku, line.quantity, line.unit_price_minor] for line in self.lines()]
+        return form
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Return JSON that Postgres can store and that reads back the same."""
+    if depth < 0:
+        raise ValueError("is nested too deeply")
+    match value:
+        case dict():
+            return {_plain(name, depth): _plain(part, depth - 1) for name, part in value.items()}
+        case list():
+            return [_plain(part, depth - 1) for part in value]
+        case Decimal():
+            number = float(value)
+            if number in {float("inf"), float("-inf")}:
+                raise ValueError("has a number that is too large")
+            return _plain(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
+        case str():
+            value.encode()  # UnicodeEncodeError is a ValueError: half of a surrogate pair
+            return _text(value)
+        case int() if card_numbers.has_card_number(str(value)):
+            raise ValueError(CARD)
+        case _:
+            return value
+
+
+def read_place_order(body: bytes) -> PlaceOrderRequest:
+    """Parse and validate the body. Raises MalformedRequest, ValidationFailed."""
+    return validated(PlaceOrderRequest, parse_json(body), "the body is not a valid order")
+
+
+def validated(kind: type[Model], value: object, complaint: str, *above: str) -> Model:
+    """Return the value as a model. Raises ValidationFailed with what is wrong and where, the pointers below `above`."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise ValidationFailed(complaint, _mistakes(error, *above)) from error
+
+
+def _mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
+    """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
+    return [
+        {
+            "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
+            "detail": DECIMAL.sub(r"\1", each["msg"].removeprefix("Value error, ")),
+        }
+        for each in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def _escaped(part: str) -> str:
+    """Escape for a JSON Pointer (RFC 6901, section 3); a name that is a card number is not said again."""
+    return "card-number" if card_numbers.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")
+
+
+def order_json(order: Order) -> bytes:
+    """Return the order as the body of an answer; the same bytes wherever it is answered."""
+    return json.dumps(order.representation(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class ItemAnswer(BaseModel):
+    """One line of an order, as answered."""
+
+    sku: str
+    quantity: int
+    unit_price: str
+    line_total: str
+
+
+class OrderAnswer(BaseModel):
+    """An order, as answered. Amounts are decimal strings with all of the currency's decimals."""
+
+    id: str
+    status: Status
+    status_reason: Reason | None
+    customer_id: str | None
+    currency: str
+    items: list[ItemAnswer]
+    total: str
+    placed_at: str
+    updated_at: str
+    version: int
+    tracking_id: str | None
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[Mapping[str, str]] | None = None

@@ -1,0 +1,1 @@
+"""The HTTP server below ASGI: our listening socket, deadlines and bounds for connections."""

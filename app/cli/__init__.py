@@ -1,0 +1,1 @@
+"""The `orders` command, one module for each group of commands."""

@@ -1,0 +1,182 @@
+"""`orders dlq`: the messages that were given up, why, and what became of them; sent again, or removed.
+
+Each command goes over what is there when it begins, may be killed at any instant, and may be run again.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.api import params
+from app.bootstrap.workers import dead_letters_of
+from app.cli.options import AsJson, DataDir, MaybeReason, duration, open_pool, operator, servers
+from app.errors import OrdersError
+from app.messaging.rabbitmq.transport import QUEUE
+from app.operations.audit import Operator
+from app.operations.dead_letters import Action, Finding, Selection, Summary
+from app.operations.views import DeadLettersAnswer, DeadLetterView, TreatedAnswer
+
+app = typer.Typer(help="The messages that were given up.", no_args_is_help=True, rich_markup_mode=None)
+
+DEFAULT_PEEKED = 20
+DONE = {Action.REPLAY: "replayed", Action.PURGE: "purged"}
+
+Queue = Annotated[str, typer.Option(help="The queue that gave them up, or its dead-letter queue.")]
+Since = Annotated[str | None, typer.Option(help="Only those that failed within this time, as 90, 15m, 12h or 7d.")]
+Id = Annotated[str | None, typer.Option("--id", help="Only the one of this id.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many; default: all.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")]
+
+
+@app.command()
+def peek(
+    *,
+    queue: Queue = QUEUE,
+    since: Since = None,
+    letter_id: Id = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = DEFAULT_PEEKED,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="As without: peeking changes nothing.")] = False,  # noqa: ARG001 - so that `replay --dry-run` and `peek --dry-run` differ in one word
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print dead letters: why each was given up, what the inbox knows of it, what a replay would do."""
+    name, selection = _queue(queue), _selection(since, letter_id, limit)
+    summary, findings = asyncio.run(_go_over(data_dir, Action.PEEK, selection, None, keep=True))
+    answer = DeadLettersAnswer.of(name, summary, findings)
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+        return
+    typer.echo(f"{summary.depth} dead letters of {name}, {summary.meant} shown")
+    for view in answer.dead_letters:
+        typer.echo(_block(view))
+    _tell_of_the_rest(selection, summary)
+
+
+@app.command()
+def replay(
+    *,
+    queue: Queue = QUEUE,
+    since: Since = None,
+    letter_id: Id = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    reason: MaybeReason = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give dead letters their attempts again and send them to their queue; none takes effect twice."""
+    selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
+    _treat(Action.REPLAY, _queue(queue), selection, who, data_dir, as_json=as_json)
+
+
+@app.command()
+def purge(
+    *,
+    queue: Queue = QUEUE,
+    since: Since = None,
+    letter_id: Id = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    reason: MaybeReason = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove dead letters for good. An order that still waits for one is listed as purged."""
+    selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
+    _treat(Action.PURGE, _queue(queue), selection, who, data_dir, as_json=as_json)
+
+
+def _treat(
+    action: Action, queue: str, selection: Selection, who: Operator | None, data_dir: Path | None, *, as_json: bool
+) -> None:
+    dry_run = who is None
+    summary, findings = asyncio.run(_go_over(data_dir, action, selection, who, keep=dry_run or as_json))
+    if as_json:
+        answer = TreatedAnswer.of_pass(queue, summary, findings, dry_run=dry_run)
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        would = "would be " if dry_run else ""
+        typer.echo(f"{would}{DONE[action]}: {summary.meant} of {summary.depth} dead letters of {queue}")
+        for each in findings if dry_run else ():
+            typer.echo(_block(DeadLetterView.of(each)))
+        if summary.from_outbox:
+            typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
+    _tell_of_the_rest(selection, summary)
+    not_all = summary.looked_at < summary.depth and not (selection.limit and summary.meant >= selection.limit)
+    not_found = selection.id is not None and not summary.meant
+    if (not_found or not_all) and not summary.from_outbox:
+        raise typer.Exit(1)
+
+
+async def _go_over(
+    data_dir: Path | None, action: Action, selection: Selection, who: Operator | None, *, keep: bool
+) -> tuple[Summary, list[Finding]]:
+    """Go over them with a bar on a terminal. Returns the findings only with `keep`."""
+    findings: list[Finding] = []
+    done = 0
+
+    def found(each: Finding) -> None:
+        nonlocal done
+        done += 1
+        if keep:
+            findings.append(each)
+
+    url, broker_url = servers(data_dir)
+    async with open_pool(url) as pool:
+        with typer.progressbar(length=1, hidden=not sys.stderr.isatty(), file=sys.stderr, label=action) as bar:
+
+            def looked(looked_at: int, depth: int) -> None:
+                bar.length = depth
+                bar.update(looked_at - bar.pos)
+
+            letters = dead_letters_of(pool, broker_url)
+            try:
+                return await letters.go_over(action, selection, found, operator=who, looked=looked), findings
+            except OrdersError:
+                if done and who is not None:
+                    typer.echo(f"orders: {done} {DONE[action]} before this happened; run it again", err=True)
+                raise
+
+
+def _operator(reason: str | None, *, dry_run: bool) -> Operator | None:
+    """Return who acts; None for a dry run, which refuses a bad reason too."""
+    who = operator(reason)
+    return None if dry_run else who
+
+
+def _queue(name: str) -> str:
+    try:
+        return params.source_queue(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--queue") from error
+
+
+def _selection(since: str | None, letter_id: str | None, limit: int | None) -> Selection:
+    try:
+        selected = None if letter_id is None else params.letter_id(letter_id)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--id") from error
+    return Selection(selected, None if since is None else duration(since, "--since"), limit)
+
+
+def _tell_of_the_rest(selection: Selection, summary: Summary) -> None:
+    """Say so when a pass ended before the end: it holds no more at a time."""
+    if summary.looked_at < summary.depth and summary.meant != selection.limit:
+        typer.echo(f"looked at the first {summary.looked_at} of {summary.depth} only", err=True)
+
+
+def _block(view: DeadLetterView) -> str:
+    times = [each for each in (view.first_failure_at, view.last_failure_at) if each]
+    story = [] if view.attempts is None else ["1 attempt" if view.attempts == 1 else f"{view.attempts} attempts"]
+    story += [" to ".join(dict.fromkeys(times))] if times else []
+    return "\n".join(
+        [
+            f"\n{view.id}  {view.type or 'of no type'}  {f'order {view.order_id}' if view.order_id else ''}".rstrip(),
+            f"  reason  {view.reason}" + (f" ({', '.join(story)})" if story else ""),
+            f"  inbox   {view.inbox}",
+            f"  replay  {view.replay}",
+        ]
+    )

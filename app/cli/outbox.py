@@ -1,0 +1,84 @@
+"""`orders outbox`: what waits to be published, how old it is and why; a parked row back to pending."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from app import db
+from app.cli.options import AsJson, DataDir, MaybeReason, open_pool, operator, servers
+from app.operations import outbox
+from app.operations.audit import Operator
+from app.operations.views import OutboxAnswer, OutboxCounts, OutboxRow
+
+app = typer.Typer(help="The events that must reach the broker.", no_args_is_help=True, rich_markup_mode=None)
+
+DEFAULT_ROWS = 20
+
+
+@app.command()
+def stats(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Print how many events are pending, how old the oldest is, and how many are parked."""
+    counts = asyncio.run(_read_counts(data_dir))
+    typer.echo(counts.model_dump_json() if as_json else _line(counts))
+
+
+@app.command(name="list")
+def list_rows(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Rows at most.")] = DEFAULT_ROWS,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the events that are not out: parked ones first, then those due longest."""
+    answer = asyncio.run(_read_rows(data_dir, limit))
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+        return
+    typer.echo(_line(answer))
+    for row in answer.rows:
+        typer.echo(_block(row))
+
+
+@app.command()
+def requeue(
+    row_id: Annotated[UUID, typer.Argument(metavar="ID")], *, reason: MaybeReason = None, data_dir: DataDir = None
+) -> None:
+    """Let a parked event be published again: it goes back to pending, with all its attempts."""
+    asyncio.run(_requeue(data_dir, row_id, operator(reason)))
+    typer.echo(f"{row_id} is pending again")
+
+
+async def _read_counts(data_dir: Path | None) -> OutboxCounts:
+    url, _ = servers(data_dir)
+    async with open_pool(url) as pool, db.connection(pool) as conn:
+        return await OutboxCounts.read(conn)
+
+
+async def _read_rows(data_dir: Path | None, limit: int) -> OutboxAnswer:
+    url, _ = servers(data_dir)
+    async with open_pool(url) as pool, db.connection(pool) as conn:
+        return await OutboxAnswer.of_first(conn, limit)
+
+
+async def _requeue(data_dir: Path | None, row_id: UUID, who: Operator) -> None:
+    url, _ = servers(data_dir)
+    async with open_pool(url) as pool:
+        await outbox.requeue(pool, row_id, who)
+
+
+def _line(counts: OutboxCounts) -> str:
+    oldest = f" (the oldest for {counts.oldest_pending_age_seconds:.1f} s)" if counts.pending else ""
+    return f"{counts.pending} pending{oldest}, {counts.parked} parked"
+
+
+def _block(row: OutboxRow) -> str:
+    until = f"since {row.parked_at}" if row.parked_at else f"due {row.next_attempt_at}"
+    lines = [
+        f"\n{row.id}  {row.type}  order {row.order_id}",
+        f"  state     {row.state}, {until}, {row.attempts} attempts",
+        f"  occurred  {row.occurred_at}",
+    ]
+    return "\n".join([*lines, f"  reason    {row.reason}"] if row.reason else lines)

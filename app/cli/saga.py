@@ -1,0 +1,183 @@
+"""`orders saga`: the sagas that have not ended, one with its log; one's pause ended, one turned back.
+
+A change needs a reason, which is kept with what was done. Each command may be killed at any instant, and run again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from app import db
+from app.api import params
+from app.bootstrap.workers import CONSUMER
+from app.cli.options import AsJson, DataDir, open_pool, operator, servers
+from app.operations import sagas
+from app.operations.saga_views import ListedSaga, SagaAnswer, SagaChanged, SagasAnswer, SagaView, UnstartedOrder
+from app.operations.sagas import Action, Outcome
+from app.orders.model import Status
+
+app = typer.Typer(help="What drives orders to their end.", no_args_is_help=True, rich_markup_mode=None)
+
+DEFAULT_SAGAS = 20
+
+Id = Annotated[UUID, typer.Argument(metavar="ID")]
+Reason = Annotated[str, typer.Option(help="Why; it is kept with what was done.")]
+
+
+@app.command(name="list")
+def list_sagas(
+    *,
+    status: Annotated[str | None, typer.Option(help="Only of orders of this status: pending, compensating.")] = None,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="Only those that need a look: late, or due and taken by nobody.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Sagas at most.")] = DEFAULT_SAGAS,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the sagas that have not ended: first those that need a look, and of each the oldest first.
+
+    Beside them, the orders that cannot start: their event is a dead letter, or was purged.
+    """
+    answer = asyncio.run(_list(data_dir, limit, _status(status), stuck=stuck))
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+        return
+    typer.echo(f"{len(answer.sagas)} unfinished sagas shown")
+    for saga in answer.sagas:
+        typer.echo(_listed(saga))
+    if answer.unstarted:
+        typer.echo(f"\n{len(answer.unstarted)} orders that cannot start shown")
+    for order in answer.unstarted:
+        typer.echo(_unstarted(order))
+
+
+@app.command()
+def show(saga_id: Id, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Print an order's saga, every call to a partner with what came of it, and what operators did."""
+    answer = asyncio.run(_show(data_dir, saga_id))
+    typer.echo(answer.model_dump_json(indent=2) if as_json else _story(answer))
+
+
+@app.command()
+def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Have a saga that waits taken on at once; one that a process is at is left alone."""
+    who = operator(reason)
+
+    async def act(pool: db.Pool) -> Outcome:
+        return await sagas.retry(pool, saga_id, who)
+
+    _change(saga_id, Action.RETRY, act, data_dir, as_json=as_json)
+
+
+@app.command()
+def compensate(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Turn a saga back: all is undone, and its order never confirmed. With the limits of a customer's cancel."""
+    who = operator(reason)
+
+    async def act(pool: db.Pool) -> Outcome:
+        return await sagas.compensate(pool, saga_id, who, {})
+
+    _change(saga_id, Action.COMPENSATE, act, data_dir, as_json=as_json)
+
+
+async def _list(data_dir: Path | None, limit: int, status: str | None, *, stuck: bool) -> SagasAnswer:
+    url, _ = servers(data_dir)
+    async with open_pool(url) as pool, db.connection(pool) as conn:
+        return await SagasAnswer.read(conn, CONSUMER, limit, status, stuck=stuck)
+
+
+async def _show(data_dir: Path | None, saga_id: UUID) -> SagaAnswer:
+    url, _ = servers(data_dir)
+    async with open_pool(url) as pool, db.connection(pool) as conn:
+        return await SagaAnswer.read(conn, saga_id)
+
+
+def _change(
+    saga_id: UUID,
+    action: Action,
+    act: Callable[[db.Pool], Awaitable[Outcome]],
+    data_dir: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    async def change() -> Outcome:
+        url, _ = servers(data_dir)
+        async with open_pool(url) as pool:
+            return await act(pool)
+
+    changed = SagaChanged.of(saga_id, action, asyncio.run(change()))
+    typer.echo(changed.model_dump_json(indent=2) if as_json else changed.message)
+
+
+def _status(text: str | None) -> Status | None:
+    try:
+        return None if text is None else params.unfinished(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--status") from error
+
+
+def _listed(saga: ListedSaga) -> str:
+    last = saga.last_outcome or "nothing was asked yet"
+    status = _with(saga.status, saga.reason)
+    return "\n".join([f"\n{saga.order_id}  {status}", *_lines(saga), f"  last    {_with(last, saga.last_detail)}"])
+
+
+def _unstarted(order: UnstartedOrder) -> str:
+    event = "was purged" if order.event == "purged" else "is a dead letter"
+    return "\n".join(
+        [
+            f"\n{order.order_id}  pending",
+            f"  age     {order.age_seconds:.1f} s",
+            f"  event   {event}, since {order.since}, {order.attempts} attempts",
+            *([f"  reason  {order.reason}"] if order.reason else []),
+        ]
+    )
+
+
+def _story(answer: SagaAnswer) -> str:
+    reason = answer.status_reason if answer.saga is None else answer.saga.reason
+    order = f"{_with(answer.status, reason)}, version {answer.version}"
+    lines = [f"{answer.order_id}  {order}, placed {answer.placed_at}"]
+    if answer.saga is None:
+        lines.append("  saga    none: it has not started, or was removed after its retention")
+    else:
+        lines += _lines(answer.saga)
+    if answer.log:
+        lines.append("\ncalls")
+    for line in answer.log:
+        call = f"  {line.at}  {line.action:<4} {line.step:<17} {line.attempt:>3}  {_with(line.outcome, line.detail)}"
+        lines.append("  ".join([call, *(f"{name} {value}" for name, value in (line.reply or {}).items())]))
+    if answer.operator_actions:
+        lines.append("\noperators")
+    lines += [
+        f"  {each.at}  {each.actor}  {each.action}: {_with(each.outcome, each.reason)}"
+        for each in answer.operator_actions
+    ]
+    return "\n".join(lines)
+
+
+def _lines(saga: SagaView) -> list[str]:
+    step = "nothing left to do" if saga.step is None else f"{saga.step}, {saga.attempts} attempts"
+    return [
+        f"  age     {saga.age_seconds:.1f} s, deadline {saga.deadline_at}{', stuck' if saga.stuck else ''}",
+        f"  step    {saga.direction}: {step}",
+        f"  next    {_next(saga)}",
+    ]
+
+
+def _next(saga: SagaView) -> str:
+    seconds = saga.next_attempt_in_seconds
+    if seconds is None:
+        return "it has ended"
+    if seconds <= 0:
+        return f"due for {-seconds:.1f} s" + (f", left by {saga.lease_owner}" if saga.lease_owner else "")
+    return f"under way at {saga.lease_owner}, lease for {seconds:.1f} s" if saga.lease_owner else f"in {seconds:.1f} s"
+
+
+def _with(text: str, detail: str | None) -> str:
+    return f"{text} ({detail})" if detail else text

@@ -1,0 +1,107 @@
+"""The whole system in one command: PostgreSQL, the partner sandbox and the service, started and stopped together.
+
+Sandbox and service share this process and its event loop; only PostgreSQL is a process of its own.
+"""
+
+import contextlib
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from app import db, main, sandbox, settings
+from app.api.server import listener as server_listener
+from app.bootstrap import workers
+from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
+from app.errors import ConfigurationError
+from app.loops import in_thread
+from app.observability import logs
+
+HOST = "127.0.0.1"
+SANDBOX_SHUTDOWN_SECONDS = 2.0  # whatever it answered is in its ledger already
+
+WELCOME = """
+  The orders service    {service}   (API: {service}/docs)
+  The partner sandbox   {sandbox}   (its ledger: {sandbox}/ledger)
+  PostgreSQL            {database}
+  Data                  {data}
+
+Place an order, and look at it a moment later:
+
+  curl -si {service}/orders -H 'Content-Type: application/json' -H 'Idempotency-Key: first-order' \\
+    -d '{{"items": [{{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}}]}}'
+  curl -s {service}/orders/<id>
+
+Make the next payment fail, then place another order (with another key): it ends rejected, everything undone:
+
+  curl -s -X PUT {sandbox}/faults -H 'Content-Type: application/json' \\
+    -d '[{{"target": "payment.charge", "kind": "refuse", "times": 1}}]'
+
+Ctrl-C ends it all.
+"""
+
+
+async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
+    """Run until a signal. `data_dir` None: a fresh directory, removed at the end."""
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(_directory(data_dir))
+        logs.configure_logging("console", "WARNING", background=True)
+        service_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, port)))
+        sandbox_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, sandbox_port)))
+        service_url, sandbox_url = (
+            "http://{}:{}".format(*each.getsockname()) for each in (service_socket, sandbox_socket)
+        )
+        typer.echo("Starting PostgreSQL …", err=True)
+        async with EmbeddedPostgres(directory, find_binaries(pg_bin)) as postgres:
+            await in_thread(db.migrate, postgres.url)
+            configured = settings.load(
+                settings.Settings,
+                database_url=postgres.url,
+                rabbitmq_url="",
+                redis_url="",
+                inventory_url=sandbox_url,
+                payment_provider="http",
+                payment_url=sandbox_url,
+                shipping_url=sandbox_url,
+                roles=settings.ALL_ROLES,
+            )
+            partners = simulator(directory / "ledger.sqlite", sandbox_socket)
+            lease = workers.transport_lease(configured)
+            await main.take_lease(configured, lease)
+            service = main.make_server(configured, service_socket, lease=lease)
+            text = WELCOME.format(
+                service=service_url,
+                sandbox=sandbox_url,
+                database=postgres.url,
+                data=data_dir or "kept nowhere",
+            )
+            await server_listener.run(partners, service, started=lambda: typer.echo(text), unless=lease.until_refused())
+
+
+def simulator(ledger: Path | None, listener: socket.socket) -> server_listener.Server:
+    """Make a server of the sandbox. Raises ConfigurationError when the file is no ledger and cannot become one."""
+    try:
+        sandbox.Ledger(ledger).close()
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigurationError(f"cannot keep a ledger in {ledger}: {error}") from error
+    return server_listener.Server(
+        sandbox.create_app(ledger), listener, SANDBOX_SHUTDOWN_SECONDS, http=sandbox.http_protocol
+    )
+
+
+@contextlib.contextmanager
+def _directory(data_dir: Path | None) -> Iterator[Path]:
+    # Others may pass through, not look: started by root, PostgreSQL runs as another user in a directory of its own.
+    if data_dir is not None:
+        try:
+            data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot keep data in {data_dir}: {error.strerror}") from error
+        yield data_dir.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="orders-demo-") as directory:
+        Path(directory).chmod(0o711)
+        yield Path(directory)

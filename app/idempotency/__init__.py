@@ -1,0 +1,1 @@
+"""Idempotent writes: one key stands for one write, whose response is stored with it and replayed."""

@@ -1,0 +1,1 @@
+"""Logs, traces and metrics: how a running service is seen from outside."""

@@ -1,0 +1,135 @@
+"""Structured logs, written by a thread so that a slow log reader never blocks the event loop."""
+
+import contextlib
+import logging
+import os
+import queue
+import select
+import sys
+import threading
+import time
+
+import structlog
+from prometheus_client import Counter
+
+# Without the values of local variables, which structlog would show: credentials, tokens, addresses and keys are there.
+TRACEBACK = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+
+LOG_QUEUE_LINES = 4096
+LOG_BATCH_LINES = 256
+LOG_FLUSH_SECONDS = 1.0  # at the exit, for a reader that stalls
+# Of the process, as logging is: each registry shows it.
+LOG_LINES_DROPPED = Counter("log_lines_dropped", "Log lines that their reader was too slow for", registry=None)
+
+
+class BackgroundHandler(logging.Handler):
+    """Writes to a file descriptor from a thread of its own, so that a reader that stalls stops nothing but the log.
+
+    A pipe takes 64 KiB from a writer whose reader stalls, then blocks it. Lines are formatted by the caller, whose
+    context they need, and wait in a bounded queue. When it is full they are dropped, counted, and reported once there
+    is room.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(LOG_QUEUE_LINES)
+        self._dropped = 0  # not reported yet
+        self._dropping = threading.Lock()
+        threading.Thread(target=self._write_all, name="log-writer", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the line, or drop it."""
+        try:
+            self._lines.put_nowait(self.format(record))
+        except Exception:  # noqa: BLE001 - full, or a value that cannot be formatted: nobody could be told of either
+            self._drop(1)
+
+    def flush(self) -> None:
+        """Wait until all is written, for LOG_FLUSH_SECONDS at most. `logging` calls it at the exit."""
+        deadline = time.monotonic() + LOG_FLUSH_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _drop(self, lines: int) -> None:
+        with self._dropping:
+            self._dropped += lines
+        LOG_LINES_DROPPED.inc(lines)
+
+    def _write_all(self) -> None:
+        while True:
+            lines = [self._lines.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(lines) < LOG_BATCH_LINES:
+                    lines.append(self._lines.get_nowait())
+            reported = self._dropped
+            text = [self._report(reported), *lines] if reported else lines
+            try:
+                _write(self.descriptor, "".join(f"{line}\n" for line in text).encode(errors="backslashreplace"))
+            except OSError:  # the reader is gone
+                self._drop(len(lines))
+            else:
+                with self._dropping:
+                    self._dropped -= reported
+            for _ in lines:
+                self._lines.task_done()
+
+    def _report(self, dropped: int) -> str:
+        message = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": "log.lines_dropped: %d"}
+        return self.format(logging.makeLogRecord({**message, "args": (dropped,)}))
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # whoever opened it, a terminal or a parent, made it non-blocking
+            select.select([], [descriptor], [])
+
+
+def configure_logging(log_format: str, level: str, *, background: bool = False) -> None:
+    """Send every log line, ours and the libraries', to stderr: one JSON object each, or for people (`console`).
+
+    `background`: for what serves, and must not wait for whoever reads its log.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.ExceptionRenderer(TRACEBACK), structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = _handler(background=background)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # They tell of every reconnect and request at INFO or WARNING; what matters of it our own lines say.
+    for noisy in ("aio_pika", "aiormq", "uvicorn", "alembic"):
+        logging.getLogger(noisy).setLevel("ERROR" if noisy in {"aio_pika", "aiormq"} else "WARNING")
+
+
+def _handler(*, background: bool) -> logging.Handler:
+    if sys.stderr is None:  # it was closed before the start, so its number may be another file's by now
+        return logging.NullHandler()
+    return BackgroundHandler(sys.stderr.fileno()) if background else logging.StreamHandler(sys.stderr)

@@ -1,0 +1,1 @@
+"""Background maintenance: resend lost events, remove rows past their retention."""

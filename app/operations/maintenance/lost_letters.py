@@ -1,0 +1,108 @@
+"""Find dead letters that are lost, and send their events again.
+
+Dead letters get lost as other messages do: someone purges the queue in RabbitMQ's UI, a disk fails. Their orders would
+be pending for ever, since the resender skips every event that is dead in the inbox. A purge by a command or route of
+ours is recorded in the inbox (`purged_at`), and its event is not sent again.
+
+Only a look through all dead letters proves that one is missing, and each look counts as a delivery of all of them. So
+the janitor looks only while some event is due for a resend, and the pause doubles while each such event is found. One
+look is not enough: the broker does not count messages that another connection holds, and these come back a moment
+after that connection has closed. An event is lost if two complete looks in a row did not find it.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+import structlog
+
+from app import db
+from app.errors import DeadLettersBusy
+from app.messaging import inbox, outbox
+from app.observability.metrics import Metrics
+from app.operations.dead_letters import Action, DeadLetters, Finding, Selection
+from app.operations.maintenance.pruner import BATCH, LOCK_SECONDS, RESEND_AFTER_SECONDS
+from app.saga import unstarted
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 1.0
+PAUSE_SECONDS = 10.0  # before the second look
+MAX_PAUSE_SECONDS = 3600.0
+
+
+class LostLetters:
+    """Finds dead letters that are lost, and makes their events pending again."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        letters: DeadLetters,
+        wake_relay: Callable[[], None],
+        pause_seconds: float = PAUSE_SECONDS,
+    ) -> None:
+        self._pool = letters.pool
+        self._metrics = metrics
+        self._letters = letters
+        self._wake_relay = wake_relay
+        self._first_pause = self._pause = pause_seconds
+        self._look_at = 0.0
+        self._found: frozenset[str] | None = None  # by the previous look; None: it was not complete
+
+    async def run_once(self) -> int:
+        """Look once, if the pause is over and some event is due. Returns how many events were made pending.
+
+        Raises BrokerUnavailable and DatabaseUnavailable.
+        """
+        if time.monotonic() < self._look_at:
+            return 0
+        resent, pause = 0, self._first_pause
+        before, self._found = self._found, None
+        if await self._is_missing(frozenset()):
+            found = self._found = await self._look()
+            if found is None or not await self._is_missing(found):
+                pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
+            elif before is not None:
+                resent = await self._resend(found | before)
+        self._pause = pause
+        # Jitter keeps the looks of several processes apart: only one at a time sees all messages.
+        self._look_at = time.monotonic() + pause * (1 - random.random() / 2)  # noqa: S311 - spreading needs no secrecy
+        return resent
+
+    async def _look(self) -> frozenset[str] | None:
+        """Return the ids of all dead letters; None if the look was not complete."""
+        ids: set[str] = set()
+
+        def found(finding: Finding) -> None:
+            ids.add(finding.letter.event_id or finding.letter.id)
+
+        try:
+            summary = await self._letters.go_over(Action.PEEK, Selection(), found)
+        except DeadLettersBusy:
+            return None
+        return frozenset(ids) if summary.looked_at == summary.depth else None
+
+    async def _is_missing(self, found: frozenset[str]) -> bool:
+        async with db.connection(self._pool) as conn:
+            return bool(await unstarted.lost(conn, self._letters.consumer, found, RESEND_AFTER_SECONDS, 1))
+
+    async def _resend(self, found: frozenset[str]) -> int:
+        resent: list[UUID] = []
+        while batch := await self._resend_batch(found):
+            resent += batch
+        if resent:
+            self._metrics.outbox_resent.inc(len(resent))
+            self._wake_relay()
+        return len(resent)
+
+    async def _resend_batch(self, found: frozenset[str]) -> list[UUID]:
+        """Rearm and make pending in one transaction, so that the consumer has all attempts for what is sent again."""
+        consumer = self._letters.consumer
+        async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
+            lost = await unstarted.lost(conn, consumer, found, RESEND_AFTER_SECONDS, BATCH)
+            resent = await outbox.repend(conn, lost, RESEND_AFTER_SECONDS)
+            await inbox.rearm(conn, consumer, [str(order_id) for order_id in resent])
+        for order_id in resent:
+            log.warning("janitor.resent_lost_dead_letter", order_id=str(order_id))
+        return resent

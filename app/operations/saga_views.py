@@ -1,0 +1,210 @@
+"""What operators are shown of sagas: the same by `/ops/sagas` and by the commands' `--json`.
+
+It tells of steps and what came of them, never what is in an order.
+"""
+
+import dataclasses
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from app import db
+from app.errors import OrderNotFound
+from app.operations import audit
+from app.operations.sagas import Action, Outcome
+from app.orders import store
+from app.orders.model import Status, rfc3339
+from app.saga import queries, unstarted
+
+
+class SagaView(BaseModel):
+    """A saga as it stands; its id is its order's. Times are seconds.
+
+    `reason`: why it turned back, or is about to. `attempts`: of the present step, in this direction. `next_attempt_in`:
+    until it is due, or until the lease of `lease_owner` ends; negative: since then; null: it has ended. `stuck`: it
+    needs an operator, or is more than a minute past its deadline or past the time at which any process could have taken
+    it on.
+    """
+
+    order_id: str
+    tenant: str
+    status: str
+    direction: str
+    step: str | None
+    attempts: int
+    reason: str | None
+    age_seconds: float
+    next_attempt_in_seconds: float | None
+    lease_owner: str | None
+    deadline_at: str
+    stuck: bool
+
+    @classmethod
+    def of(cls, saga: queries.SagaRow, **more: Any) -> Self:
+        """Show one."""
+        return cls(
+            order_id=str(saga.id),
+            tenant=saga.tenant,
+            status=saga.status,
+            direction=saga.direction,
+            step=saga.step,
+            attempts=saga.attempts,
+            reason=saga.reason,
+            age_seconds=round(saga.age_seconds, 3),
+            next_attempt_in_seconds=None if saga.finished_at else round(saga.next_attempt_in_seconds, 3),
+            lease_owner=saga.lease_owner,
+            deadline_at=rfc3339(saga.deadline_at),
+            stuck=saga.stuck,
+            **more,
+        )
+
+
+class ListedSaga(SagaView):
+    """A saga of a listing. `last_outcome`, `last_detail`: of the last call to a partner; null: there was none."""
+
+    last_outcome: str | None
+    last_detail: str | None
+
+
+class UnstartedOrder(BaseModel):
+    """A pending order without a saga, because its `order.placed` is dead; an operator decides about it.
+
+    `event`: `dead-letter`, or `purged` by an operator; `since`: when that was. `reason`: the last failure; null: the
+    broker itself dead-lettered the event.
+    """
+
+    order_id: str
+    tenant: str
+    event: Literal["dead-letter", "purged"]
+    since: str
+    attempts: int
+    reason: str | None
+    age_seconds: float
+
+    @classmethod
+    def of(cls, order: unstarted.GivenUp) -> Self:
+        """Show one."""
+        return cls(
+            order_id=str(order.order_id),
+            tenant=order.tenant,
+            event="purged" if order.purged else "dead-letter",
+            since=rfc3339(order.since),
+            attempts=order.attempts,
+            reason=order.last_error,
+            age_seconds=round(order.age_seconds, 3),
+        )
+
+
+class SagasAnswer(BaseModel):
+    """Sagas that have not ended: first those that need a look, and of each the oldest first.
+
+    `unstarted`: orders that have no saga, and get none before an operator acts. The limit holds for each of the lists.
+    """
+
+    sagas: list[ListedSaga]
+    unstarted: list[UnstartedOrder]
+
+    @classmethod
+    async def read(cls, conn: db.Connection, consumer: str, limit: int, status: str | None, *, stuck: bool) -> Self:
+        """Read the first of them."""
+        found = await queries.unfinished(conn, limit, status, stuck=stuck)
+        given_up = [] if status == Status.COMPENSATING else await unstarted.given_up(conn, consumer, limit)
+        return cls(
+            sagas=[ListedSaga.of(each.saga, last_outcome=each.outcome, last_detail=each.detail) for each in found],
+            unstarted=[UnstartedOrder.of(each) for each in given_up],
+        )
+
+
+class LogLine(BaseModel):
+    """A line of a saga's log. `reply`: the ids that a partner gave."""
+
+    at: str
+    action: str
+    step: str
+    attempt: int
+    outcome: str
+    detail: str | None
+    reply: dict[str, Any] | None
+
+
+class OperatorAction(BaseModel):
+    """What an operator did. `outcome`: what came of it, or what it found and left alone; `unfinished`: it was killed.
+
+    `reason`: empty when none was given.
+    """
+
+    at: str
+    actor: str
+    action: str
+    reason: str
+    outcome: str
+
+
+class SagaAnswer(BaseModel):
+    """An order and all that was done for it. `saga`: null before it has started, and after its retention.
+
+    `log`: in order; of a long one the last thousand lines.
+    """
+
+    order_id: str
+    tenant: str
+    status: str
+    status_reason: str | None
+    version: int
+    placed_at: str
+    updated_at: str
+    saga: SagaView | None
+    log: list[LogLine]
+    operator_actions: list[OperatorAction]
+
+    @classmethod
+    async def read(cls, conn: db.Connection, order_id: UUID) -> Self:
+        """Read all of it. Raises OrderNotFound."""
+        order = await store.load(conn, order_id)
+        if order is None:
+            raise OrderNotFound(f"there is no order {order_id}")
+        saga = await queries.find(conn, order_id)
+        return cls(
+            order_id=str(order.id),
+            tenant=order.tenant,
+            status=order.status,
+            status_reason=order.status_reason,
+            version=order.version,
+            placed_at=rfc3339(order.placed_at),
+            updated_at=rfc3339(order.updated_at),
+            saga=None if saga is None else SagaView.of(saga),
+            log=[
+                LogLine(**dataclasses.asdict(line) | {"at": rfc3339(line.at)})
+                for line in await queries.log(conn, order_id)
+            ],
+            operator_actions=[
+                OperatorAction(**dataclasses.asdict(acted) | {"at": rfc3339(acted.at)})
+                for acted in await audit.of_order(conn, order_id)
+            ],
+        )
+
+
+TOLD = {
+    Outcome.DUE: "is due at once",
+    Outcome.DUE_ALREADY: "was due already",
+    Outcome.UNDER_WAY: "is under way: a process has it, and was left alone",
+    Outcome.TURNS_BACK: "turns back",
+    Outcome.TURNED_BEFORE: "turns back already: nothing was changed",
+    Outcome.CANCELLED: "is cancelled: its saga had not started",
+    Outcome.ENDED_BEFORE: "has ended already, with everything undone: nothing was changed",
+}
+
+
+class SagaChanged(BaseModel):
+    """What came of an operator's word. `message`: `outcome` for people."""
+
+    order_id: str
+    action: str
+    outcome: str
+    message: str
+
+    @classmethod
+    def of(cls, order_id: UUID, action: Action, outcome: Outcome) -> Self:
+        """Tell of it."""
+        return cls(order_id=str(order_id), action=action, outcome=outcome, message=f"{order_id} {TOLD[outcome]}")

@@ -1,0 +1,140 @@
+"""What is read of orders, beyond one order by its id: listings, which orders have ended, how many have not.
+
+A listing is read by keyset, newest first: each page begins after the last position of the one before, on (placed_at,
+id), which never change and which no two orders share. So an order is in one page at most, and every order that was
+there when the first page was read, and that fits, is in one; those placed meanwhile are before the first page.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from app import db
+from app.orders.model import FINAL, Line, Order, Reason, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the order of all orders: right after this one."""
+
+    placed_at: datetime
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page to be read: up to `limit` of the tenant's orders that fit, after a position.
+
+    Both bounds of `placed_at` are exclusive; None leaves a filter out.
+    """
+
+    tenant: str
+    limit: int
+    status: Status | None = None
+    customer_id: str | None = None
+    placed_after: datetime | None = None
+    placed_before: datetime | None = None
+    after: Position | None = None
+
+
+async def page(pool: db.Pool, listing: Listing) -> tuple[list[Order], Position | None]:
+    """Read one page, lines included, by one statement. Returns its orders and, if there are more, where to go on.
+
+    The orders are without payment method, address and metadata, which a listing does not show and which may be large.
+    """
+    async with db.connection(pool) as conn:
+        text, values = select(listing)
+        # Unnamed, so that no plan of it is kept. One made for all customers and times may sort all orders of the one
+        # with a million; planning this one costs a fraction of what it saves.
+        statement = await conn.prepare(text, name="")
+        orders = [_order(row) for row in await statement.fetch(*values)]
+    if len(orders) <= listing.limit:
+        return orders, None
+    last = orders[listing.limit - 1]
+    return orders[: listing.limit], Position(last.placed_at, last.id)
+
+
+def select(listing: Listing) -> tuple[str, list[Any]]:
+    """Return the statement that reads the page and one order more, and its values.
+
+    Only the filters that are asked for stand in it, and the status as a literal, so that its plan can use the index
+    that fits: `$1 IS NULL OR …` would hide from the planner what is asked for.
+    """
+    values: list[Any] = []
+    conditions = " AND ".join(_conditions(listing, values))
+    statement = f"""
+        SELECT o.*, l.skus, l.quantities, l.unit_prices_minor
+        FROM (
+            SELECT id, tenant, status, status_reason, customer_id, currency, tracking_id, version, placed_at, updated_at
+            FROM orders WHERE {conditions}
+            ORDER BY placed_at DESC, id DESC LIMIT {listing.limit + 1:d}
+        ) AS o
+        CROSS JOIN LATERAL (
+            SELECT array_agg(sku ORDER BY number) AS skus, array_agg(quantity ORDER BY number) AS quantities,
+                   array_agg(unit_price_minor ORDER BY number) AS unit_prices_minor
+            FROM order_lines WHERE order_id = o.id
+        ) AS l
+        ORDER BY o.placed_at DESC, o.id DESC
+    """  # noqa: S608 - constants, names of statuses, numbers
+    return statement, values
+
+
+def _conditions(listing: Listing, values: list[Any]) -> Iterator[str]:
+    def parameter(value: object) -> str:
+        values.append(value)
+        return f"${len(values)}"
+
+    yield f"tenant = {parameter(listing.tenant)}"
+    if listing.status is not None:
+        yield f"status = '{listing.status.value}'"
+    if listing.customer_id is not None:
+        yield f"customer_id = {parameter(listing.customer_id)}"
+    if listing.placed_after is not None:
+        yield f"placed_at > {parameter(listing.placed_after)}"
+    if listing.placed_before is not None:
+        yield f"placed_at < {parameter(listing.placed_before)}"
+    if listing.after is not None:
+        yield f"(placed_at, id) < ({parameter(listing.after.placed_at)}, {parameter(listing.after.id)})"
+
+
+def _order(row: Any) -> Order:
+    return Order(
+        id=UUID(int=row["id"].int),
+        tenant=row["tenant"],
+        status=Status(row["status"]),
+        status_reason=Reason(row["status_reason"]) if row["status_reason"] else None,
+        customer_id=row["customer_id"],
+        currency=row["currency"],
+        lines=tuple(
+            itertools.starmap(Line, zip(row["skus"], row["quantities"], row["unit_prices_minor"], strict=True))
+        ),
+        payment_method=None,
+        shipping_address=None,
+        metadata=None,
+        tracking_id=row["tracking_id"],
+        version=row["version"],
+        placed_at=row["placed_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+async def ended(conn: db.Connection, ids: Sequence[UUID]) -> list[UUID]:
+    """Return which of these orders have a final status."""
+    rows = await conn.fetch("SELECT id FROM orders WHERE id = ANY($1) AND status = ANY($2)", ids, sorted(FINAL))
+    return [UUID(int=row["id"].int) for row in rows]
+
+
+async def unfinished(conn: db.Connection) -> dict[Status, int]:
+    """Return how many orders of all tenants there are in each status that is not final."""
+    statuses = sorted(set(Status) - FINAL)
+    rows = await conn.fetch(
+        f"""
+        SELECT status, count(*) AS orders FROM orders
+        WHERE status IN ({", ".join(f"'{status.value}'" for status in statuses)}) GROUP BY status
+        """  # noqa: S608 - names of statuses
+    )
+    counted = {row["status"]: row["orders"] for row in rows}
+    return {status: counted.get(status, 0) for status in statuses}

@@ -1,0 +1,216 @@
+"""The transactions that write orders. Each function is one transaction, or one part of the caller's."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from uuid_utils.compat import uuid7
+
+from app import db
+from app.errors import IdempotencyKeyNotFound, OrderNotFound
+from app.idempotency import store, transaction
+from app.messaging import outbox
+from app.orders import events
+from app.orders.model import Line, Order, Reason, Status, may_become
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceOrder:
+    """What a customer asks for, validated."""
+
+    tenant: str
+    currency: str
+    lines: tuple[Line, ...]
+    customer_id: str | None = None
+    payment_method: str | None = None
+    shipping_address: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+Render = Callable[[Order], store.Answer]
+
+BEFORE_OPERATORS = Reason.CANCELLED_BY_CUSTOMER  # a release that knew no other cancel leaves `cancel_reason` null
+
+
+async def place(
+    pool: db.Pool,
+    command: PlaceOrder,
+    key: store.Key | None,
+    render: Render,
+    trace: Mapping[str, str],
+    *,
+    ttl_seconds: float,
+    wait_seconds: float,
+) -> store.Answer:
+    """Write order, lines, outbox row and key row in one transaction, and return the answer that committed with them.
+
+    With a key that already stands for this request: its stored answer. Raises as `once` does.
+    """
+    now = datetime.now(UTC)
+    order = Order(
+        id=uuid7(), status=Status.PENDING, status_reason=None, tracking_id=None, version=1, placed_at=now,
+        updated_at=now, **{field.name: getattr(command, field.name) for field in dataclasses.fields(command)},
+    )  # fmt: skip
+    answer = render(order)
+
+    async def act(conn: db.Connection) -> store.Answer:
+        try:
+            await _insert(conn, order)
+        except asyncpg.UniqueViolationError as error:  # the id is ours alone: an earlier run of this very transaction
+            raise transaction.AlreadyDone(answer) from error
+        await _emit(conn, order, trace)
+        return answer
+
+    return await transaction.once(pool, key, act, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds, foretold=answer)
+
+
+async def _insert(conn: db.Connection, order: Order) -> None:
+    await conn.execute(
+        """
+        WITH placed AS (
+            INSERT INTO orders (id, tenant, status, customer_id, currency, total_minor, payment_method,
+                                shipping_address, metadata, version, placed_at, updated_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+            RETURNING id
+        )
+        INSERT INTO order_lines (order_id, number, sku, quantity, unit_price_minor)
+        SELECT placed.id, line.number, line.sku, line.quantity, line.unit_price_minor
+        FROM placed, unnest($12::text[], $13::integer[], $14::bigint[])
+            WITH ORDINALITY AS line (sku, quantity, unit_price_minor, number)
+        """,
+        order.id,
+        order.tenant,
+        order.status,
+        order.customer_id,
+        order.currency,
+        order.total_minor,
+        order.payment_method,
+        _json(order.shipping_address),
+        _json(order.metadata),
+        order.version,
+        order.placed_at,
+        [line.sku for line in order.lines],
+        [line.quantity for line in order.lines],
+        [line.unit_price_minor for line in order.lines],
+    )
+
+
+async def _emit(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> None:
+    if event := events.event_for(order, trace):
+        await outbox.add(conn, event)
+
+
+async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
+    """Read one order. Raises OrderNotFound, for another tenant's order too."""
+    async with db.connection(pool) as conn:
+        order = await load(conn, order_id)
+    if order is None or order.tenant != tenant:
+        raise OrderNotFound(f"there is no order {order_id}")
+    return order
+
+
+async def get_key(pool: db.Pool, tenant: str, key: str) -> store.Stored:
+    """Read what a key stands for. Raises IdempotencyKeyNotFound, for an expired or another tenant's key too."""
+    async with db.connection(pool) as conn:
+        stored = await store.find(conn, tenant, key)
+    if stored is None:
+        raise IdempotencyKeyNotFound("no finished write has this key; one that is still under way may")
+    return stored
+
+
+async def load(conn: db.Connection, order_id: UUID, *, lock: bool = False) -> Order | None:
+    """Read one order with its lines; with `lock`, hold its row until the caller's transaction ends."""
+    rows = await conn.fetch(
+        f"""
+        SELECT o.id, o.tenant, o.status, o.status_reason, o.customer_id, o.currency, o.payment_method,
+               o.shipping_address, o.metadata, o.tracking_id, o.version, o.placed_at, o.updated_at,
+               o.cancel_requested_at, o.cancel_reason, l.sku, l.quantity, l.unit_price_minor
+        FROM orders o JOIN order_lines l ON l.order_id = o.id
+        WHERE o.id = $1 ORDER BY l.number
+        {"FOR UPDATE OF o" if lock else ""}
+        """,  # noqa: S608 - constants
+        order_id,
+    )
+    return _order(rows) if rows else None
+
+
+async def change_status(
+    conn: db.Connection,
+    order: Order,
+    status: Status,
+    reason: Reason | None,
+    trace: Mapping[str, str],
+    tracking_id: str | None = None,
+) -> Order:
+    """Move an order that the caller has locked to `status`, and emit the event that tells of it."""
+    if not may_become(order.status, status):
+        raise AssertionError(f"bug: order {order.id} cannot go from {order.status} to {status}")
+    updated = dataclasses.replace(
+        order,
+        status=status,
+        status_reason=reason,
+        tracking_id=tracking_id,
+        version=order.version + 1,
+        updated_at=max(datetime.now(UTC), order.updated_at),
+    )
+    await conn.execute(
+        """
+        UPDATE orders SET status = $2, status_reason = $3, tracking_id = $4, version = $5, updated_at = $6
+        WHERE id = $1
+        """,
+        updated.id,
+        updated.status,
+        updated.status_reason,
+        updated.tracking_id,
+        updated.version,
+        updated.updated_at,
+    )
+    await _emit(conn, updated, trace)
+    return updated
+
+
+async def request_cancel(conn: db.Connection, order: Order, reason: Reason) -> Order:
+    """Leave word for the saga of an order that the caller has locked: it must turn back. The first word counts."""
+    if order.cancel_requested_at is not None:
+        return order
+    query = """
+        UPDATE orders SET cancel_requested_at = clock_timestamp(), cancel_reason = $2
+        WHERE id = $1 RETURNING cancel_requested_at
+    """
+    at = await conn.fetchval(query, order.id, reason)
+    return dataclasses.replace(order, cancel_requested_at=at, cancel_reason=reason)
+
+
+def _order(rows: list[asyncpg.Record]) -> Order:
+    row = rows[0]
+    return Order(
+        id=UUID(int=row["id"].int),
+        tenant=row["tenant"],
+        status=Status(row["status"]),
+        status_reason=Reason(row["status_reason"]) if row["status_reason"] else None,
+        customer_id=row["customer_id"],
+        currency=row["currency"],
+        lines=tuple(Line(line["sku"], line["quantity"], line["unit_price_minor"]) for line in rows),
+        payment_method=row["payment_method"],
+        shipping_address=_parsed(row["shipping_address"]),
+        metadata=_parsed(row["metadata"]),
+        tracking_id=row["tracking_id"],
+        version=row["version"],
+        placed_at=row["placed_at"],
+        updated_at=row["updated_at"],
+        cancel_requested_at=row["cancel_requested_at"],
+        cancel_reason=Reason(row["cancel_reason"] or BEFORE_OPERATORS) if row["cancel_requested_at"] else None,
+    )
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _parsed(value: str | None) -> dict[str, Any] | None:
+    return None if value is None else json.loads(value)

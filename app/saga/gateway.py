@@ -1,0 +1,190 @@
+"""What the saga asks of its partners: each call of the plan at its port, measured, logged, and behind a circuit.
+
+A partner has a circuit for doing and one for undoing, and of each a second one for calls that come again. With one, a
+thousand refunds that fail would keep new charges from being tried until their orders are late, although the partner
+takes charges well; and so would the few orders that it fails for good, which come back again and again.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import structlog
+
+from app.loops import full_jitter
+from app.observability.metrics import PARTNERS, Metrics
+from app.orders.model import Order, Reason
+from app.partners.circuit import Circuit, is_failure
+from app.partners.ports import (
+    Charge,
+    Done,
+    Inventory,
+    Item,
+    NotSent,
+    Outcome,
+    Payment,
+    Refused,
+    Shipping,
+    Unknown,
+)
+from app.saga.plan import Action, Call, Step
+from app.saga.store import Saga
+
+log = structlog.get_logger(__name__)
+
+PARTNER_OF = {
+    Step.RESERVE_INVENTORY: "inventory",
+    Step.CHARGE_PAYMENT: "payment",
+    Step.COMMIT_INVENTORY: "inventory",
+    Step.CREATE_SHIPMENT: "shipping",
+}
+
+
+FIRST, AGAIN = False, True
+VISITS_PER_SECOND = 100.0  # of sagas that wait for a circuit: each costs the database a claim and a transaction
+
+
+class Calls:
+    """The three partners of one process. `circuit_failures` in a row: left alone for `circuit_open_seconds`."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        payment: Payment,
+        shipping: Shipping,
+        metrics: Metrics,
+        *,
+        circuit_failures: int,
+        circuit_open_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inventory = inventory
+        self._payment = payment
+        self._shipping = shipping
+        self._metrics = metrics
+        self._open_seconds = circuit_open_seconds
+        self._clock = clock
+        self._last_visit = clock()  # that was given to one who waits
+        self._circuits = {
+            each: Circuit(circuit_failures, circuit_open_seconds, clock)
+            for each in product(PARTNERS, Action, (FIRST, AGAIN))
+        }
+        for partner in PARTNERS:
+            metrics.partner_circuit_state.labels(partner).set_function(partial(self._state, partner))
+
+    def delay(self, call: Call, attempts: int, caller: object) -> float | None:
+        """None: the call may be made, of which there were so many. Else in how many seconds to ask again.
+
+        Not all at once, and however many wait, no more than the database bears. Who may call has to `make` the call or
+        to `leave`.
+        """
+        seconds = self._circuit(call, again=attempts > 0).delay(caller)
+        if seconds is None:
+            return None
+        now = self._clock()
+        self._last_visit = max(now + seconds, self._last_visit + 1 / VISITS_PER_SECOND)
+        return self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds)
+
+    def leave(self, caller: object) -> None:
+        """The caller makes no call after all, or no more."""
+        for circuit in self._circuits.values():
+            circuit.leave(caller)
+
+    async def make(self, call: Call, caller: object, order: Order, saga: Saga) -> Outcome:
+        """Make one call whose attempt is on record."""
+        began = time.perf_counter()
+        try:
+            outcome = await self._ask(call, order, saga)
+            self._judge(call, saga.state.attempts > 1, caller, outcome)
+        except Exception as error:  # the attempt is on record and needs an outcome, whatever broke
+            log.exception("partner.defect", step=call.step, action=call.action)
+            outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
+            self.leave(caller)  # it says nothing of the partner
+        seconds = time.perf_counter() - began
+        self._metrics.saga_step_duration.labels(call.step, call.action, label(outcome)).observe(seconds)
+        if not isinstance(outcome, Done):
+            self._tell(call, saga.state.attempts, outcome)
+        return outcome
+
+    async def _ask(self, call: Call, order: Order, saga: Saga) -> Outcome:
+        items = [Item(line.sku, line.quantity) for line in order.lines]
+        charge = Charge(
+            order.id, order.total_minor, order.currency, order.payment_method, saga.started_at, saga.payment_id
+        )
+        match call.step, call.action:
+            case Step.RESERVE_INVENTORY, Action.DO:
+                return await self._inventory.hold(order.id, items, saga.hold_seconds)
+            case Step.CHARGE_PAYMENT, Action.DO:
+                return await self._payment.charge(charge)
+            case Step.COMMIT_INVENTORY, Action.DO:
+                return await self._inventory.commit(order.id)
+            case Step.CREATE_SHIPMENT, Action.DO:
+                return await self._shipping.create(order.id, items, order.shipping_address)
+            case Step.CREATE_SHIPMENT, Action.UNDO:
+                return await self._shipping.cancel(order.id)
+            case Step.CHARGE_PAYMENT, Action.UNDO:
+                return await self._payment.refund(charge)
+            case Step.RESERVE_INVENTORY, Action.UNDO:
+                return await self._inventory.release(order.id)
+        raise AssertionError(f"bug: nobody to ask for {call}")
+
+    def _judge(self, call: Call, again: bool, caller: object, outcome: Outcome) -> None:
+        """A failure is the circuit's own; a success closes both, as the partner answers."""
+        for each in (again,) if is_failure(outcome) else (FIRST, AGAIN):
+            circuit = self._circuit(call, again=each)
+            before = circuit.state
+            circuit.judge(caller, outcome)
+            if circuit.state is not before:
+                log.warning(
+                    "partner.circuit",
+                    partner=PARTNER_OF[call.step],
+                    action=call.action,
+                    again=each,
+                    state=circuit.state.name.lower(),
+                )
+
+    def _tell(self, call: Call, attempt: int, outcome: Outcome) -> None:
+        if outcome == Refused(Reason.HOLD_EXPIRED):
+            self._metrics.inventory_holds_expired.inc()
+        if call.action is Action.UNDO:
+            self._metrics.compensation_failed.labels(call.step).inc()
+        alarming = isinstance(outcome, Unknown) and outcome.alarming
+        (log.error if alarming else log.info)(
+            "saga.step",
+            step=call.step,
+            action=call.action,
+            attempt=attempt,
+            outcome=label(outcome),
+            detail=detail(outcome),
+        )
+
+    def _circuit(self, call: Call, *, again: bool) -> Circuit:
+        return self._circuits[PARTNER_OF[call.step], call.action, again]
+
+    def _state(self, partner: str) -> int:
+        return max(circuit.state for (name, _, _), circuit in self._circuits.items() if name == partner)
+
+
+def label(outcome: Outcome) -> str:
+    """Name the outcome, as log and metrics do."""
+    match outcome:
+        case Done():
+            return "done"
+        case Refused():
+            return "refused"
+        case NotSent():
+            return "not-sent"
+        case Unknown():
+            return "unknown"
+
+
+def detail(outcome: Outcome) -> str | None:
+    """Say what there is to say of an outcome, for people."""
+    match outcome:
+        case Done():
+            return None
+        case Refused(code=code):
+            return code
+        case NotSent(detail=detail) | Unknown(detail=detail):
+            return detail
