@@ -6,6 +6,7 @@ Every loop is a class with `run_once() -> int` (how much it did) that a `Loop` d
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -22,6 +23,18 @@ def full_jitter(attempt: int, base_seconds: float, cap_seconds: float) -> float:
     """
     ceiling = min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 60))
     return ceiling * (1.0 - random.random())  # noqa: S311 - spreading load needs no secrecy
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential backoff with full jitter: pauses up to `base_seconds`, doubling up to `cap_seconds`."""
+
+    base_seconds: float
+    cap_seconds: float
+
+    def pause(self, attempt: int) -> float:
+        """Return how many seconds to wait after failed attempt number `attempt`, counted from 1."""
+        return full_jitter(attempt, self.base_seconds, self.cap_seconds)
 
 
 async def in_thread(function: Callable[..., None], *args: Any) -> None:

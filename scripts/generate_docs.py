@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from app.api import asyncapi
+from app.bootstrap.consumers import queues
 from app.main import create_app
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 
@@ -83,7 +84,7 @@ def openapi() -> str:
 def main() -> int:
     """Write the pages, or with `--check` compare them."""
     stale = 0
-    messages = json.dumps(asyncapi.document(), indent=2, ensure_ascii=False) + "\n"
+    messages = json.dumps(asyncapi.document(queues()), indent=2, ensure_ascii=False) + "\n"
     pages = {"configuration.md": configuration(), "openapi.json": openapi(), "asyncapi.json": messages}
     for name, text in pages.items():
         path = DOCS / name

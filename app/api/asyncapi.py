@@ -4,13 +4,13 @@ Its names come from where they are used, its schema of an order from the model o
 the order as `GET /orders/{id}` would have shown it at that moment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.api import openapi
 from app.api.orders.schemas import OrderAnswer
 from app.messaging.envelope import CONTENT_TYPE, HEADER_PREFIX, SOURCE, SPEC_VERSION
-from app.messaging.rabbitmq.transport import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, EXCHANGE, QUEUE
+from app.messaging.topology import DEAD_LETTER_EXCHANGE, DELIVERY_LIMIT, EXCHANGE, QueueSpec, routing_key
 from app.observability.traces import TRACESTATE_BYTES
 from app.orders.events import TYPES
 from app.orders.model import Reason, Status
@@ -32,8 +32,8 @@ A message may come more than once, always with the same id, and a late repeat ma
 added to the data at any time; what would break a reader becomes a new type."""
 
 
-def document() -> Json:
-    """Return the document."""
+def document(queues: Sequence[QueueSpec]) -> Json:
+    """Return the document. `queues`: those that the service consumes."""
     kinds = {status: _name(kind) for status, kind in TYPES.items()}
     return {
         "asyncapi": "3.0.0",
@@ -53,11 +53,10 @@ def document() -> Json:
                 "variables": {"broker": {"default": "localhost:5672"}},
             }
         },
-        "channels": {name: _event_channel(status) for status, name in kinds.items()} | _queues(),
+        "channels": {name: _event_channel(status) for status, name in kinds.items()} | _queues(queues),
         "operations": {
             **{f"tell_{name}": _operation("send", name, name) for name in kinds.values()},
-            "start_saga": _operation("receive", "saga", kinds[Status.PENDING]),
-            "set_aside": _operation("send", "dead_letters", "dead_letter"),
+            **_consuming(queues),
         },
         "components": {
             "messages": {name: _event(status) for status, name in kinds.items()} | {"dead_letter": _dead_letter()},
@@ -66,19 +65,29 @@ def document() -> Json:
     }
 
 
+def _consuming(queues: Sequence[QueueSpec]) -> Json:
+    operations = {}
+    for queue in queues:
+        suffix = "" if queue == queues[0] else f"_{queue.consumer}"
+        names = [_name(event_type) for event_type in queue.event_types]
+        operations[f"start_{queue.consumer}"] = _operation("receive", queue.consumer, *names)
+        operations[f"set_aside{suffix}"] = _operation("send", _dead_letters(queue, queues), "dead_letter")
+    return operations
+
+
 def _name(kind: str) -> str:
     """`orders.order.placed.v1` is called `order_placed`."""
     return "_".join(kind.split(".")[1:3])
 
 
 def _routing_key(status: Status) -> str:
-    return ".".join(TYPES[status].split(".")[1:3])
+    return routing_key(TYPES[status])
 
 
 def _event_channel(status: Status) -> Json:
     return _channel(
         _routing_key(status),
-        _name(TYPES[status]),
+        [_name(TYPES[status])],
         f"Bind a queue of your own to the exchange `{EXCHANGE}` with this routing key.",
         {"is": "routingKey", "exchange": {"name": EXCHANGE, "type": "topic", "durable": True, "autoDelete": False}},
     )
@@ -87,41 +96,49 @@ def _event_channel(status: Status) -> Json:
 MANDATORY = {"order_placed", "dead_letter"}  # a queue must take them
 
 
-def _queues() -> Json:
+def _queues(queues: Sequence[QueueSpec]) -> Json:
     durable = {"durable": True, "exclusive": False, "autoDelete": False}
-    return {
-        "saga": _channel(
-            QUEUE,
-            _name(TYPES[Status.PENDING]),
-            f"The service's own queue: a quorum queue, bound to `{EXCHANGE}` with `{_routing_key(Status.PENDING)}`."
+    channels = {}
+    for queue in queues:
+        keys = ", ".join(f"`{key}`" for key in queue.routing_keys)
+        channels[queue.consumer] = _channel(
+            queue.name,
+            [_name(event_type) for event_type in queue.event_types],
+            f"The service's own queue: a quorum queue, bound to `{EXCHANGE}` with {keys}."
             f" After {DELIVERY_LIMIT} deliveries that were not acknowledged the broker itself sets a message aside.",
-            {"is": "queue", "queue": {"name": QUEUE, **durable}},
-        ),
-        "dead_letters": _channel(
-            DEAD_LETTER_QUEUE,
-            "dead_letter",
+            {"is": "queue", "queue": {"name": queue.name, **durable}},
+        )
+        channels[_dead_letters(queue, queues)] = _channel(
+            queue.dead_letter_queue,
+            ["dead_letter"],
             "What could not be handled waits here for an operator: a quorum queue, bound to the direct exchange"
-            f" `{DEAD_LETTER_EXCHANGE}` with `{QUEUE}`.",
-            {"is": "queue", "queue": {"name": DEAD_LETTER_QUEUE, **durable}},
-        ),
-    }
+            f" `{DEAD_LETTER_EXCHANGE}` with `{queue.name}`.",
+            {"is": "queue", "queue": {"name": queue.dead_letter_queue, **durable}},
+        )
+    return channels
 
 
-def _channel(address: str, message: str, description: str, binding: Json) -> Json:
+def _dead_letters(queue: QueueSpec, queues: Sequence[QueueSpec]) -> str:
+    """Return the name of the channel of a queue's dead letters."""
+    return "dead_letters" if queue == queues[0] else f"{queue.consumer}_dead_letters"
+
+
+def _channel(address: str, messages: Sequence[str], description: str, binding: Json) -> Json:
     return {
         "address": address,
         "description": description,
-        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "messages": {message: {"$ref": f"#/components/messages/{message}"} for message in messages},
         "bindings": {"amqp": binding | {"bindingVersion": BINDING_VERSION}},
     }
 
 
-def _operation(action: str, channel: str, message: str) -> Json:
-    binding = {"deliveryMode": 2, "mandatory": message in MANDATORY} if action == "send" else {"ack": True}
+def _operation(action: str, channel: str, *messages: str) -> Json:
+    is_mandatory = not MANDATORY.isdisjoint(messages)
+    binding = {"deliveryMode": 2, "mandatory": is_mandatory} if action == "send" else {"ack": True}
     return {
         "action": action,
         "channel": {"$ref": f"#/channels/{channel}"},
-        "messages": [{"$ref": f"#/channels/{channel}/messages/{message}"}],
+        "messages": [{"$ref": f"#/channels/{channel}/messages/{message}"} for message in messages],
         "bindings": {"amqp": binding | {"bindingVersion": BINDING_VERSION}},
     }
 

@@ -13,11 +13,10 @@ from typing import Generic, Literal, TypeVar
 import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 
 from app.errors import Unavailable
-from app.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
@@ -98,12 +97,12 @@ class Health:
         self,
         checks: Mapping[str, Check],
         decisive: frozenset[str],
-        metrics: Metrics,
+        registry: CollectorRegistry,
         count: Callable[[], Awaitable[None]],
     ) -> None:
         self._checks = checks
         self._decisive = decisive
-        self._registry = metrics.registry
+        self._registry = registry
         self._count = SingleFlight(count, COUNTING_SHARE)
         self._readiness = SingleFlight(self._check_all)
         self._exposition = SingleFlight(self._expose)

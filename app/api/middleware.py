@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
+from app.api.facts import RequestServed
 from app.errors import Overloaded
-from app.observability.metrics import Metrics
+from app.observability.signals import Signals
 from app.observability.traces import trace_context
 
 log = structlog.get_logger(__name__)
@@ -73,9 +74,9 @@ class Place:
 class Edge:
     """ASGI middleware; the first and last of our own code that a request meets."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_in_flight: int) -> None:
+    def __init__(self, app: ASGIApp, signals: Signals, max_in_flight: int) -> None:
         self._app = app
-        self._metrics = metrics
+        self._signals = signals
         self._places = Places(max_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,8 +127,7 @@ class Edge:
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
                 place.leave()
-                duration = time.perf_counter() - began
-                self._metrics.http_duration.labels(method, _route(scope), status).observe(duration)
+                self._signals.emit(RequestServed(method, _route(scope), status, time.perf_counter() - began))
 
 
 def _route(scope: Scope) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from app.api.orders.schemas import Problem
 from app.api.problems import MEDIA_TYPE, TEMPORARY
+from app.messaging.topology import QueueSpec
 
 VERSION = "0.1.0"
 
@@ -23,10 +24,10 @@ SECURITY: Mapping[str, list[dict[str, list[str]]]] = {"orders": [{"tenant": []},
 REFERENCE = "#/components/schemas/"
 
 
-def install(app: FastAPI) -> None:
-    """Complete the document with what FastAPI leaves out or has too much of.
+def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
+    """Complete the document with what FastAPI leaves out, and remove what it has too much of.
 
-    HEAD is not in it: it is there wherever GET is (RFC 9110, section 9.3.2).
+    HEAD is not in it: every GET route answers HEAD too (RFC 9110, section 9.3.2).
     """
     generate = app.openapi
 
@@ -45,9 +46,23 @@ def install(app: FastAPI) -> None:
         schemas = {**components.get("schemas", {}), "Problem": Problem.model_json_schema()}
         used = _used_schemas(document["paths"], schemas)
         components["schemas"] = {name: schemas[name] for name in sorted(used)}
+        _name_queues(document, queues)
         return document
 
     app.openapi = complete  # type: ignore[method-assign] # FastAPI's own way to extend it
+
+
+def _name_queues(part: Any, queues: Sequence[QueueSpec]) -> None:
+    """Fill in every schema of a queue's name, wherever it is in this part of the document."""
+    if isinstance(part, dict):
+        if part.pop("x-queue", False):
+            names = [name for queue in queues for name in (queue.name, queue.dead_letter_queue)]
+            part |= {"type": "string", "enum": names, "default": queues[0].name}
+        for each in part.values():
+            _name_queues(each, queues)
+    elif isinstance(part, list):
+        for each in part:
+            _name_queues(each, queues)
 
 
 def _used_schemas(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:

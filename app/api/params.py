@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,6 @@ from pydantic import (
 from app.api.orders.cursors import PATTERN, read_cursor
 from app.api.orders.schemas import Name, validated, whole
 from app.errors import ValidationFailed
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, QUEUE
 from app.orders.model import FINAL, Status
 from app.orders.queries import Listing, Position
 
@@ -111,13 +110,6 @@ def seconds(text: object) -> float:
     return float(int(number) * UNIT_SECONDS[match[0][len(number) :]])
 
 
-def source_queue(name: object) -> str:
-    """Return the queue whose dead letters are meant; its dead-letter queue stands for it. Raises ValueError."""
-    if name not in (QUEUE, DEAD_LETTER_QUEUE):  # not a set: JSON's names may be unhashable
-        raise ValueError(f"must be {QUEUE} (or {DEAD_LETTER_QUEUE}): no other queue has dead letters")
-    return QUEUE
-
-
 def flag(text: object) -> bool:
     """Read `true` or `false`. Raises ValueError."""
     if text not in ("true", "false"):
@@ -164,17 +156,22 @@ LetterId = Annotated[
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": LETTER_ID}),
 ]
 Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
-Source = Annotated[
-    str,
-    BeforeValidator(source_queue),
-    WithJsonSchema({"type": "string", "enum": [QUEUE, DEAD_LETTER_QUEUE], "default": QUEUE}),
-]
+
+
+def _given(value: object) -> object:
+    if value is None:
+        raise ValueError("must be the name of a queue")
+    return value
+
+
+# Which queues there are, `openapi.install` and `OpsDeps.dead_letters_of` know.
+Queue = Annotated[Any, BeforeValidator(_given), WithJsonSchema({"x-queue": True})]
 
 
 class Selecting(Query):
     """Which dead letters are meant."""
 
-    queue: Source = Field(default=QUEUE, description="the queue that gave them up, or its dead-letter queue")
+    queue: Queue = Field(default=None, description="the queue that gave them up, or its dead-letter queue")
     id: LetterId | None = Field(default=None, description="only the one of this id")
     since: Since | None = Field(
         default=None, description="only those that failed within this time: seconds, or a number with s, m, h or d"

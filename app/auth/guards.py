@@ -32,7 +32,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Operator:
+class CurrentOperator:
     """Whoever operates the service, all tenants of it. `subject`: a name for the record of what was done."""
 
     subject: str
@@ -74,7 +74,7 @@ async def caller(request: Request, scope: Scope) -> Caller:
     return Caller(tenant, f"peer\n{peer}" if claims is None else tenant)
 
 
-async def operator(request: Request) -> Operator:
+async def operator(request: Request) -> CurrentOperator:
     """Return who operates, by the admin token or, with tokens, by the scope `orders:operate`.
 
     Raises NotOffered where neither is configured, else as `caller` does.
@@ -84,13 +84,13 @@ async def operator(request: Request) -> Operator:
         raise NotOffered("Not Found")
     token = _bearer(request)
     if security.admin_token and _same(token, security.admin_token):
-        return Operator("admin-token")
+        return CurrentOperator("admin-token")
     if security.tokens is None:
         raise Unauthorized("the token is not the operators'", "invalid_token")
     claims = await security.tokens.verify(token)
     _require(claims, "orders:operate")
     subject = claims.get("sub")
-    return Operator(subject if isinstance(subject, str) and subject.isprintable() else "unnamed")
+    return CurrentOperator(subject if isinstance(subject, str) and subject.isprintable() else "unnamed")
 
 
 def _bearer(request: Request) -> str:

@@ -11,18 +11,20 @@ from typing import Annotated
 import typer
 
 from app.api import params
-from app.bootstrap.workers import dead_letters_of
-from app.cli.options import AsJson, DataDir, MaybeReason, duration, open_pool, operator, servers
+from app.bootstrap.brokers import make_broker
+from app.bootstrap.consumers import CONSUMERS, queues
+from app.cli.options import AsJson, DataDir, MaybeReason, actor, duration, open_pool, servers
 from app.errors import OrdersError
-from app.messaging.rabbitmq.transport import QUEUE
-from app.operations.audit import Operator
-from app.operations.dead_letters import Action, Finding, Selection, Summary
-from app.operations.views import DeadLettersAnswer, DeadLetterView, TreatedAnswer
+from app.messaging.topology import QueueSpec
+from app.observability.signals import Signals
+from app.operations.audit import AuditActor
+from app.operations.dead_letter_views import DeadLettersAnswer, DeadLetterView, TreatedAnswer
+from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary
 
 app = typer.Typer(help="The messages that were given up.", no_args_is_help=True, rich_markup_mode=None)
 
 DEFAULT_PEEKED = 20
-DONE = {Action.REPLAY: "replayed", Action.PURGE: "purged"}
+DONE = {DeadLetterAction.REPLAY: "replayed", DeadLetterAction.PURGE: "purged"}
 
 Queue = Annotated[str, typer.Option(help="The queue that gave them up, or its dead-letter queue.")]
 Since = Annotated[str | None, typer.Option(help="Only those that failed within this time, as 90, 15m, 12h or 7d.")]
@@ -34,7 +36,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print w
 @app.command()
 def peek(
     *,
-    queue: Queue = QUEUE,
+    queue: Queue = CONSUMERS[0].queue.name,
     since: Since = None,
     letter_id: Id = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = DEFAULT_PEEKED,
@@ -43,13 +45,13 @@ def peek(
     as_json: AsJson = False,
 ) -> None:
     """Print dead letters: why each was given up, what the inbox knows of it, what a replay would do."""
-    name, selection = _queue(queue), _selection(since, letter_id, limit)
-    summary, findings = asyncio.run(_go_over(data_dir, Action.PEEK, selection, None, keep=True))
-    answer = DeadLettersAnswer.of(name, summary, findings)
+    spec, selection = _queue(queue), _selection(since, letter_id, limit)
+    summary, findings = asyncio.run(_scan(data_dir, DeadLetterAction.PEEK, spec, selection, None, keep=True))
+    answer = DeadLettersAnswer.of(spec.name, summary, findings)
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
         return
-    typer.echo(f"{summary.depth} dead letters of {name}, {summary.meant} shown")
+    typer.echo(f"{summary.depth} dead letters of {spec.name}, {summary.matched} shown")
     for view in answer.dead_letters:
         typer.echo(_block(view))
     _tell_of_the_rest(selection, summary)
@@ -58,7 +60,7 @@ def peek(
 @app.command()
 def replay(
     *,
-    queue: Queue = QUEUE,
+    queue: Queue = CONSUMERS[0].queue.name,
     since: Since = None,
     letter_id: Id = None,
     limit: Limit = None,
@@ -68,14 +70,14 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Give dead letters their attempts again and send them to their queue; none takes effect twice."""
-    selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
-    _treat(Action.REPLAY, _queue(queue), selection, who, data_dir, as_json=as_json)
+    selection, who = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
+    _treat(DeadLetterAction.REPLAY, _queue(queue), selection, who, data_dir, as_json=as_json)
 
 
 @app.command()
 def purge(
     *,
-    queue: Queue = QUEUE,
+    queue: Queue = CONSUMERS[0].queue.name,
     since: Since = None,
     letter_id: Id = None,
     limit: Limit = None,
@@ -85,73 +87,86 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Remove dead letters for good. An order that still waits for one is listed as purged."""
-    selection, who = _selection(since, letter_id, limit), _operator(reason, dry_run=dry_run)
-    _treat(Action.PURGE, _queue(queue), selection, who, data_dir, as_json=as_json)
+    selection, who = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
+    _treat(DeadLetterAction.PURGE, _queue(queue), selection, who, data_dir, as_json=as_json)
 
 
 def _treat(
-    action: Action, queue: str, selection: Selection, who: Operator | None, data_dir: Path | None, *, as_json: bool
+    action: DeadLetterAction,
+    queue: QueueSpec,
+    selection: Selection,
+    who: AuditActor | None,
+    data_dir: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     dry_run = who is None
-    summary, findings = asyncio.run(_go_over(data_dir, action, selection, who, keep=dry_run or as_json))
+    summary, findings = asyncio.run(_scan(data_dir, action, queue, selection, who, keep=dry_run or as_json))
     if as_json:
-        answer = TreatedAnswer.of_pass(queue, summary, findings, dry_run=dry_run)
+        answer = TreatedAnswer.of_scan(queue.name, summary, findings, dry_run=dry_run)
         typer.echo(answer.model_dump_json(indent=2))
     else:
         would = "would be " if dry_run else ""
-        typer.echo(f"{would}{DONE[action]}: {summary.meant} of {summary.depth} dead letters of {queue}")
+        typer.echo(f"{would}{DONE[action]}: {summary.matched} of {summary.depth} dead letters of {queue.name}")
         for each in findings if dry_run else ():
             typer.echo(_block(DeadLetterView.of(each)))
         if summary.from_outbox:
             typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
     _tell_of_the_rest(selection, summary)
-    not_all = summary.looked_at < summary.depth and not (selection.limit and summary.meant >= selection.limit)
-    not_found = selection.id is not None and not summary.meant
+    not_all = summary.looked_at < summary.depth and not (selection.limit and summary.matched >= selection.limit)
+    not_found = selection.id is not None and not summary.matched
     if (not_found or not_all) and not summary.from_outbox:
         raise typer.Exit(1)
 
 
-async def _go_over(
-    data_dir: Path | None, action: Action, selection: Selection, who: Operator | None, *, keep: bool
+async def _scan(
+    data_dir: Path | None,
+    action: DeadLetterAction,
+    queue: QueueSpec,
+    selection: Selection,
+    who: AuditActor | None,
+    *,
+    keep: bool,
 ) -> tuple[Summary, list[Finding]]:
-    """Go over them with a bar on a terminal. Returns the findings only with `keep`."""
+    """Scan, with a progress bar on a terminal. Returns the findings only with `keep`."""
     findings: list[Finding] = []
     done = 0
 
-    def found(each: Finding) -> None:
+    def found(finding: Finding) -> None:
         nonlocal done
         done += 1
         if keep:
-            findings.append(each)
+            findings.append(finding)
 
     url, broker_url = servers(data_dir)
     async with open_pool(url) as pool:
         with typer.progressbar(length=1, hidden=not sys.stderr.isatty(), file=sys.stderr, label=action) as bar:
 
-            def looked(looked_at: int, depth: int) -> None:
+            def progress(looked_at: int, depth: int) -> None:
                 bar.length = depth
                 bar.update(looked_at - bar.pos)
 
-            letters = dead_letters_of(pool, broker_url)
+            letters = DeadLetters(pool, queue, make_broker(broker_url, pool, Signals()).dead_letters(queue))
             try:
-                return await letters.go_over(action, selection, found, operator=who, looked=looked), findings
+                return await letters.scan(action, selection, found, actor=who, progress=progress), findings
             except OrdersError:
                 if done and who is not None:
                     typer.echo(f"orders: {done} {DONE[action]} before this happened; run it again", err=True)
                 raise
 
 
-def _operator(reason: str | None, *, dry_run: bool) -> Operator | None:
+def _actor(reason: str | None, *, dry_run: bool) -> AuditActor | None:
     """Return who acts; None for a dry run, which refuses a bad reason too."""
-    who = operator(reason)
-    return None if dry_run else who
+    acting = actor(reason)
+    return None if dry_run else acting
 
 
-def _queue(name: str) -> str:
-    try:
-        return params.source_queue(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--queue") from error
+def _queue(name: str) -> QueueSpec:
+    for queue in queues():
+        if name in {queue.name, queue.dead_letter_queue}:
+            return queue
+    names = ", ".join(f"{queue.name} (or {queue.dead_letter_queue})" for queue in queues())
+    raise typer.BadParameter(f"must be {names}: no other queue has dead letters", param_hint="--queue")
 
 
 def _selection(since: str | None, letter_id: str | None, limit: int | None) -> Selection:
@@ -164,7 +179,7 @@ def _selection(since: str | None, letter_id: str | None, limit: int | None) -> S
 
 def _tell_of_the_rest(selection: Selection, summary: Summary) -> None:
     """Say so when a pass ended before the end: it holds no more at a time."""
-    if summary.looked_at < summary.depth and summary.meant != selection.limit:
+    if summary.looked_at < summary.depth and summary.matched != selection.limit:
         typer.echo(f"looked at the first {summary.looked_at} of {summary.depth} only", err=True)
 
 

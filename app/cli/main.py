@@ -15,12 +15,12 @@ from typing import Annotated
 import typer
 import uvloop
 
-from app import db, settings
+from app import bootstrap, db, settings
 from app import main as composition
 from app.api import asyncapi
 from app.api.server import listener as server_listener
 from app.auth import tokens
-from app.bootstrap import workers
+from app.bootstrap.consumers import queues
 from app.cli import dlq, outbox, saga
 from app.cli.options import duration
 from app.demo import embedded_postgres, stack
@@ -90,7 +90,7 @@ def openapi() -> None:
 @app.command(name="asyncapi")
 def print_asyncapi() -> None:
     """Print the AsyncAPI document: the messages that the service sends and receives."""
-    typer.echo(json.dumps(asyncapi.document(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(asyncapi.document(queues()), indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -105,7 +105,7 @@ def prune(
     """
     database = {} if data_dir is None else {"database_url": embedded_postgres.running_url(data_dir)}
     logs.configure_logging("console", "CRITICAL")  # a line of ours reports each failure
-    removed, failures = uvloop.run(workers.prune(settings.load(settings.Retention, **database)))
+    removed, failures = uvloop.run(bootstrap.prune(settings.load(settings.Retention, **database)))
     typer.echo(json.dumps(removed) if as_json else "\n".join(f"{rows:>9} {table}" for table, rows in removed.items()))
     for table, error in failures.items():
         typer.echo(f"orders: {table} could not be pruned: {error}", err=True)

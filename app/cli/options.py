@@ -15,7 +15,7 @@ from app.api import params
 from app.demo import embedded_postgres
 from app.errors import ConfigurationError
 from app.observability import logs
-from app.operations.audit import Operator
+from app.operations.audit import AuditActor
 
 DataDir = Annotated[Path | None, typer.Option(help="Take the database of the demo that runs on this directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -45,7 +45,7 @@ async def open_pool(url: str) -> AsyncIterator[db.Pool]:
         yield pool
 
 
-def operator(reason: str | None) -> Operator:
+def actor(reason: str | None) -> AuditActor:
     """Return who runs the command, by the system and not by the environment, and why. Raises typer.BadParameter."""
     user = os.getuid()
     try:
@@ -53,7 +53,7 @@ def operator(reason: str | None) -> Operator:
     except KeyError:  # a container that runs as any number
         name = str(user)
     try:
-        return Operator(f"cli:{name}", "" if reason is None else params.reason(reason))
+        return AuditActor(f"cli:{name}", "" if reason is None else params.reason(reason))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--reason") from error
 

@@ -7,11 +7,10 @@ from uuid import UUID
 
 import typer
 
-from app import db
-from app.cli.options import AsJson, DataDir, MaybeReason, open_pool, operator, servers
+from app.cli.options import AsJson, DataDir, MaybeReason, actor, open_pool, servers
 from app.operations import outbox
-from app.operations.audit import Operator
-from app.operations.views import OutboxAnswer, OutboxCounts, OutboxRow
+from app.operations.audit import AuditActor
+from app.operations.outbox import OutboxAnswer, OutboxCounts, OutboxRow
 
 app = typer.Typer(help="The events that must reach the broker.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,23 +46,23 @@ def requeue(
     row_id: Annotated[UUID, typer.Argument(metavar="ID")], *, reason: MaybeReason = None, data_dir: DataDir = None
 ) -> None:
     """Let a parked event be published again: it goes back to pending, with all its attempts."""
-    asyncio.run(_requeue(data_dir, row_id, operator(reason)))
+    asyncio.run(_requeue(data_dir, row_id, actor(reason)))
     typer.echo(f"{row_id} is pending again")
 
 
 async def _read_counts(data_dir: Path | None) -> OutboxCounts:
     url, _ = servers(data_dir)
-    async with open_pool(url) as pool, db.connection(pool) as conn:
-        return await OutboxCounts.read(conn)
+    async with open_pool(url) as pool:
+        return await outbox.read_counts(pool)
 
 
 async def _read_rows(data_dir: Path | None, limit: int) -> OutboxAnswer:
     url, _ = servers(data_dir)
-    async with open_pool(url) as pool, db.connection(pool) as conn:
-        return await OutboxAnswer.of_first(conn, limit)
+    async with open_pool(url) as pool:
+        return await outbox.read_rows(pool, limit)
 
 
-async def _requeue(data_dir: Path | None, row_id: UUID, who: Operator) -> None:
+async def _requeue(data_dir: Path | None, row_id: UUID, who: AuditActor) -> None:
     url, _ = servers(data_dir)
     async with open_pool(url) as pool:
         await outbox.requeue(pool, row_id, who)

@@ -13,11 +13,11 @@ import typer
 
 from app import db
 from app.api import params
-from app.bootstrap.workers import CONSUMER
-from app.cli.options import AsJson, DataDir, open_pool, operator, servers
-from app.operations import sagas
+from app.bootstrap.consumers import CONSUMERS
+from app.cli.options import AsJson, DataDir, actor, open_pool, servers
+from app.operations import saga_views, sagas
 from app.operations.saga_views import ListedSaga, SagaAnswer, SagaChanged, SagasAnswer, SagaView, UnstartedOrder
-from app.operations.sagas import Action, Outcome
+from app.operations.sagas import ActionOutcome, SagaAction
 from app.orders.model import Status
 
 app = typer.Typer(help="What drives orders to their end.", no_args_is_help=True, rich_markup_mode=None)
@@ -66,46 +66,47 @@ def show(saga_id: Id, *, data_dir: DataDir = None, as_json: AsJson = False) -> N
 @app.command()
 def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Have a saga that waits taken on at once; one that a process is at is left alone."""
-    who = operator(reason)
+    who = actor(reason)
 
-    async def act(pool: db.Pool) -> Outcome:
+    async def act(pool: db.Pool) -> ActionOutcome:
         return await sagas.retry(pool, saga_id, who)
 
-    _change(saga_id, Action.RETRY, act, data_dir, as_json=as_json)
+    _change(saga_id, SagaAction.RETRY, act, data_dir, as_json=as_json)
 
 
 @app.command()
 def compensate(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Turn a saga back: all is undone, and its order never confirmed. With the limits of a customer's cancel."""
-    who = operator(reason)
+    who = actor(reason)
 
-    async def act(pool: db.Pool) -> Outcome:
+    async def act(pool: db.Pool) -> ActionOutcome:
         return await sagas.compensate(pool, saga_id, who, {})
 
-    _change(saga_id, Action.COMPENSATE, act, data_dir, as_json=as_json)
+    _change(saga_id, SagaAction.COMPENSATE, act, data_dir, as_json=as_json)
 
 
 async def _list(data_dir: Path | None, limit: int, status: str | None, *, stuck: bool) -> SagasAnswer:
     url, _ = servers(data_dir)
-    async with open_pool(url) as pool, db.connection(pool) as conn:
-        return await SagasAnswer.read(conn, CONSUMER, limit, status, stuck=stuck)
+    async with open_pool(url) as pool:
+        consumer = CONSUMERS[0].queue.consumer
+        return await saga_views.read_unfinished(pool, consumer, limit, status, stuck=stuck)
 
 
 async def _show(data_dir: Path | None, saga_id: UUID) -> SagaAnswer:
     url, _ = servers(data_dir)
-    async with open_pool(url) as pool, db.connection(pool) as conn:
-        return await SagaAnswer.read(conn, saga_id)
+    async with open_pool(url) as pool:
+        return await saga_views.read_one(pool, saga_id)
 
 
 def _change(
     saga_id: UUID,
-    action: Action,
-    act: Callable[[db.Pool], Awaitable[Outcome]],
+    action: SagaAction,
+    act: Callable[[db.Pool], Awaitable[ActionOutcome]],
     data_dir: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    async def change() -> Outcome:
+    async def change() -> ActionOutcome:
         url, _ = servers(data_dir)
         async with open_pool(url) as pool:
             return await act(pool)

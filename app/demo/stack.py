@@ -12,9 +12,8 @@ from pathlib import Path
 
 import typer
 
-from app import db, main, sandbox, settings
+from app import bootstrap, db, main, sandbox, settings
 from app.api.server import listener as server_listener
-from app.bootstrap import workers
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from app.errors import ConfigurationError
 from app.loops import in_thread
@@ -69,7 +68,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 roles=settings.ALL_ROLES,
             )
             partners = simulator(directory / "ledger.sqlite", sandbox_socket)
-            lease = workers.transport_lease(configured)
+            lease = bootstrap.transport_lease(configured)
             await main.take_lease(configured, lease)
             service = main.make_server(configured, service_socket, lease=lease)
             text = WELCOME.format(

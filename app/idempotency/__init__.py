@@ -1,1 +1,156 @@
-"""Idempotent writes: one key stands for one write, whose response is stored with it and replayed."""
+"""Idempotent writes: one key stands for one write, whose response is stored with it and replayed.
+
+    replay cache (Redis) → single flight → concurrency limit → one transaction: key row, the write's rows → commit
+
+Postgres decides. The key's row commits together with what the request writes and holds the response, so key, effect
+and response are there together or not at all (`transaction`). Everything before it only spares Postgres:
+
+- the replay cache holds copies of finished responses. A copy counts only if it names this very request; in any doubt
+  Postgres is asked. If Redis is lost, flushed, frozen or restored, speed changes and nothing else;
+- single flight lets one request per key and process through; the others share its response;
+- the concurrency limit lets as many writes at Postgres as there are connections.
+
+A process may die at any instant: before the commit there is neither key row nor effect, and the retry is the first
+request; after it, the retry finds the row and gets the same bytes.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from app import db
+from app.cache import Cache
+from app.errors import IdempotencyKeyNotFound, IdempotencyKeyReused, OutboxFull, RequestInProgress
+from app.idempotency import replay_cache, store, transaction
+from app.idempotency.concurrency_limit import ConcurrencyLimit
+from app.idempotency.facts import Conflict, KeyConflicted, ResponseReplayed, Source
+from app.idempotency.key import IdempotencyKey
+from app.idempotency.single_flight import SingleFlight
+from app.idempotency.store import KeyRecord, StoredResponse
+from app.idempotency.transaction import Write
+from app.observability.signals import Signals
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyConfig:
+    """`ttl_seconds`: how long a key stands for its response. `wait_seconds`: how long a request waits for another."""
+
+    ttl_seconds: float
+    wait_seconds: float
+    concurrency: int
+
+
+def _admit() -> None:
+    """Admit every write."""
+
+
+class Idempotency:
+    """Runs writes, each at most once for its key. Without a key, a write simply runs."""
+
+    def __init__(self, pool: db.Pool, cache: Cache | None, config: IdempotencyConfig, signals: Signals) -> None:
+        self._pool = pool
+        self._cache = cache
+        self._config = config
+        self._signals = signals
+        self._limit = ConcurrencyLimit(config.concurrency)
+        self._single_flight = SingleFlight()
+
+    async def run(
+        self,
+        key: IdempotencyKey | None,
+        write: Callable[[db.Connection, Sequence[Row]], Awaitable[None]],
+        row: Row,
+        response: StoredResponse,
+        admit: Callable[[], None] = _admit,
+    ) -> StoredResponse:
+        """Write `row` and store `response` under the key, or return the response that the key already has.
+
+        `row` and `response` are made before, so `write` is a function of rows that may run again with the same ones; it
+        raises AlreadyCommitted if it finds them written. `admit` may raise OutboxFull to refuse a new write.
+
+        Raises IdempotencyKeyReused (the key stands for another request), RequestInProgress (the first request with the
+        key is still running), OutboxFull, Overloaded, DatabaseUnavailable.
+        """
+
+        async def write_row(conn: db.Connection) -> StoredResponse:
+            await write(conn, [row])
+            return response
+
+        return await self._run(key, write_row, response, admit)
+
+    async def run_single(self, key: IdempotencyKey | None, write: Write) -> StoredResponse:
+        """Run a write that makes its response inside its transaction. Raises as `run` does, and what `write` raises."""
+        return await self._run(key, write, None, _admit)
+
+    async def find(self, tenant: str, key: str) -> KeyRecord:
+        """Return what a key stands for. Raises IdempotencyKeyNotFound, for an expired or another tenant's key too."""
+        async with db.connection(self._pool) as conn:
+            record = await store.find(conn, tenant, key)
+        if record is None:
+            raise IdempotencyKeyNotFound("no finished write has this key; one that is still under way may")
+        return record
+
+    async def _run(
+        self, key: IdempotencyKey | None, write: Write, response: StoredResponse | None, admit: Callable[[], None]
+    ) -> StoredResponse:
+        if key is None:
+            async with self._limit.slot(self._config.wait_seconds):
+                return await self._execute(None, write, response, admit, self._config.wait_seconds)
+        if copy := await self._read_copy(key):
+            self._signals.emit(ResponseReplayed(Source.REDIS))
+            return copy
+        try:
+            result = await self._run_alone(key, write, response, admit)
+        except (IdempotencyKeyReused, RequestInProgress) as error:
+            is_reused = isinstance(error, IdempotencyKeyReused)
+            self._signals.emit(KeyConflicted(Conflict.REUSED if is_reused else Conflict.IN_PROGRESS))
+            raise
+        if result.replayed:
+            self._signals.emit(ResponseReplayed(Source.POSTGRES))
+        return result
+
+    async def _run_alone(
+        self, key: IdempotencyKey, write: Write, response: StoredResponse | None, admit: Callable[[], None]
+    ) -> StoredResponse:
+        """Run while no other request of this key runs in this process; share the result of the one before."""
+        deadline = time.monotonic() + self._config.wait_seconds
+        async with self._single_flight.join(key, self._config.wait_seconds) as inflight:
+            if inflight.result is not None and inflight.result[0] == key:
+                return replace(inflight.result[1], replayed=True)
+            async with self._limit.slot(deadline - time.monotonic()):
+                started_at = time.monotonic()
+                result = await self._execute(key, write, response, admit, deadline - started_at)
+            inflight.result = (key, result)
+            self._leave_copy(key, result, result.remaining_seconds - (time.monotonic() - started_at))
+            return result
+
+    async def _execute(
+        self,
+        key: IdempotencyKey | None,
+        write: Write,
+        response: StoredResponse | None,
+        admit: Callable[[], None],
+        wait_seconds: float,
+    ) -> StoredResponse:
+        try:
+            admit()
+        except OutboxFull:
+            if key is None or (stored := await transaction.replay(self._pool, key)) is None:
+                raise
+            return stored  # a replay writes nothing
+        return await transaction.execute(
+            self._pool, key, write, response, ttl_seconds=self._config.ttl_seconds, wait_seconds=wait_seconds
+        )
+
+    async def _read_copy(self, key: IdempotencyKey) -> StoredResponse | None:
+        raw = None if self._cache is None else await self._cache.get(replay_cache.name(key))
+        return None if raw is None else replay_cache.decode(key, raw, time.time())
+
+    def _leave_copy(self, key: IdempotencyKey, response: StoredResponse, remaining_seconds: float) -> None:
+        """Copy a committed response to Redis, which must forget it no later than Postgres does."""
+        if self._cache is not None:
+            value = replay_cache.encode(key, response, time.time() + remaining_seconds)
+            self._cache.put(replay_cache.name(key), value, remaining_seconds)

@@ -1,7 +1,7 @@
-"""The line before Postgres: as many writes as there are connections go on, the others wait their turn.
+"""Limits the writes that are at Postgres to the number of connections; the others wait in order.
 
-Waiting here is cheap and in order; waiting for a connection has a short limit instead, which a burst would run into
-while nothing is wrong. When Postgres is out, those who came before that was found out are sent home at once.
+Waiting here is cheap. Waiting for a connection of the pool has a short limit instead, which a burst would exceed
+although nothing is wrong. When Postgres turns out to be down, requests that were already waiting fail at once.
 """
 
 import asyncio
@@ -11,35 +11,36 @@ from collections.abc import AsyncIterator
 
 from app.errors import DatabaseUnavailable, Overloaded
 
-MAX_WAIT_SECONDS = 3.0  # a burst is worked off by then; what is not, is better told so
+MAX_WAIT_SECONDS = 3.0  # long enough to absorb a burst; after that, fail fast
 
 
-class Admission:
-    """Lets `places` writes go on at a time."""
+class ConcurrencyLimit:
+    """Lets `slots` writes run at a time."""
 
-    def __init__(self, places: int) -> None:
-        self._places = asyncio.Semaphore(places)
+    def __init__(self, slots: int) -> None:
+        self._slots = asyncio.Semaphore(slots)
         self._failed_at = 0.0
 
     @contextlib.asynccontextmanager
-    async def turn(self, wait_seconds: float) -> AsyncIterator[None]:
-        """Wait for a place, and keep it.
+    async def slot(self, wait_seconds: float) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it until the end of the block.
 
-        Raises Overloaded after `wait_seconds`, MAX_WAIT_SECONDS at most, DatabaseUnavailable for those sent home.
+        Raises Overloaded after `wait_seconds`, at most MAX_WAIT_SECONDS; DatabaseUnavailable when another holder found
+        Postgres down while this caller waited.
         """
-        came = time.monotonic()
+        waiting_since = time.monotonic()
         try:
             async with asyncio.timeout(min(wait_seconds, MAX_WAIT_SECONDS)):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
             raise Overloaded("no connection to Postgres became free in time") from error
         try:
-            if self._failed_at > came:
-                raise DatabaseUnavailable("postgres was found to be out while this request waited")
+            if self._failed_at > waiting_since:
+                raise DatabaseUnavailable("postgres was found to be down while this request waited")
             try:
                 yield
             except DatabaseUnavailable:
                 self._failed_at = time.monotonic()
                 raise
         finally:
-            self._places.release()
+            self._slots.release()

@@ -1,10 +1,11 @@
-"""Copies of finished answers, as they lie in Redis: each names its key, its request and its end, and is not trusted.
+"""The format of the response copies in Redis. A copy names its key, its request and its expiry, and is never trusted.
 
-a digest of the rest, in hex
-one line of JSON: {"name", "fingerprint", "fingerprint_version", "status", "location", "expires_at"}
-the body
+    SHA-256 of the rest, in hex
+    one line of JSON: {"name", "fingerprint", "fingerprint_version", "status", "location", "expires_at"}
+    the body
 
-The digest finds what was damaged or written by another release; it is no proof against somebody who can write to Redis.
+The digest detects copies that were damaged or written by another release. It does not protect against an attacker who
+can write to Redis.
 """
 
 import hashlib
@@ -13,26 +14,27 @@ import math
 import re
 from http import HTTPStatus
 
-from app.idempotency.store import Answer, Key
+from app.idempotency.key import IdempotencyKey
+from app.idempotency.store import StoredResponse
 
 PREFIX = "orders:answer:"
 LOCATION = re.compile(r"/[\x21-\x7e]*")
 
 
-def name(key: Key) -> str:
-    """Return where the key's copy lies. Hashed: tenants' keys are theirs, and may be as long as they like."""
+def name(key: IdempotencyKey) -> str:
+    """Return the Redis key of the copy. It is hashed: keys are the tenants' own, and long."""
     return PREFIX + hashlib.sha256(f"{key.tenant}\0{key.key}".encode()).hexdigest()
 
 
-def written(key: Key, answer: Answer, expires_at: float) -> bytes:
-    """Return the copy of an answer; `expires_at`: when its key ends, in Unix seconds."""
-    head = {**_request(key), "status": answer.status, "location": answer.location, "expires_at": expires_at}
-    content = json.dumps(head).encode() + b"\n" + answer.body
+def encode(key: IdempotencyKey, response: StoredResponse, expires_at: float) -> bytes:
+    """Return the copy of a response; `expires_at`: when its key expires, in Unix seconds."""
+    head = {**_request(key), "status": response.status, "location": response.location, "expires_at": expires_at}
+    content = json.dumps(head).encode() + b"\n" + response.body
     return _digest(content) + b"\n" + content
 
 
-def read(key: Key, raw: bytes, now: float) -> Answer | None:
-    """Return the answer if the copy is whole, of this very request, and has not ended, else None: ask Postgres."""
+def decode(key: IdempotencyKey, raw: bytes, now: float) -> StoredResponse | None:
+    """Return the response if the copy is whole, of this very request, and has not ended, else None: ask Postgres."""
     digest, _, content = raw.partition(b"\n")
     if digest != _digest(content):
         return None
@@ -41,17 +43,17 @@ def read(key: Key, raw: bytes, now: float) -> Answer | None:
         head = json.loads(line)
         same = {field: head[field] for field in _request(key)} == _request(key)
         remaining_seconds = head["expires_at"] - now
-        answer = Answer(int(head["status"]), str(head["location"]), body, True, remaining_seconds)  # noqa: FBT003 - replayed
-    except Exception:  # noqa: BLE001 - whatever it holds, Postgres is asked
+        response = StoredResponse(int(head["status"]), str(head["location"]), body, True, remaining_seconds)  # noqa: FBT003 - replayed
+    except Exception:  # noqa: BLE001 - the copy may hold anything; Postgres is asked instead
         return None
-    good = HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES and LOCATION.fullmatch(answer.location)
-    return answer if same and good and 0 < remaining_seconds < math.inf and body else None
+    good = HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES and LOCATION.fullmatch(response.location)
+    return response if same and good and 0 < remaining_seconds < math.inf and body else None
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def _request(key: Key) -> dict[str, str | int]:
+def _request(key: IdempotencyKey) -> dict[str, str | int]:
     version = key.fingerprint_version
     return {"name": name(key), "fingerprint": key.fingerprint.hex(), "fingerprint_version": version}

@@ -1,29 +1,36 @@
-"""The idempotency key row: who may use a key, and the answer that it stands for.
+"""The table of idempotency keys: which request has a key, and the response that the key stands for.
 
-The row is written first in the order's own transaction, complete with the answer, so key, order and answer commit
-together or not at all. Two requests with one key meet at the primary key: the second waits until the first commits
-(then it finds the answer) or rolls back (then it goes on as the first).
+The row is written first in the request's own transaction. Two requests with one key meet at the primary key: the second
+waits until the first commits (then it finds the response) or rolls back (then it continues as the first).
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.db import COMMAND_TIMEOUT_SECONDS, Connection, affected
+from sqlalchemy import Column, DateTime, Index, LargeBinary, SmallInteger, Table, Text
+
+from app.db import COMMAND_TIMEOUT_SECONDS, Connection, affected, metadata
+from app.idempotency.key import IdempotencyKey
+
+table = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("fingerprint_version", SmallInteger, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Index("idempotency_keys_expires_at_idx", "expires_at"),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A caller's idempotency key and the request it came with."""
-
-    tenant: str
-    key: str
-    fingerprint: bytes
-    fingerprint_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A finished answer, to the byte. `remaining_seconds`: how long its key still stands for it."""
+class StoredResponse:
+    """A finished response, to the byte. `remaining_seconds`: how long its key still stands for it."""
 
     status: int
     location: str
@@ -32,24 +39,26 @@ class Answer:
     remaining_seconds: float = 0.0
 
 
-NOT_YET = Answer(0, "", b"")  # never committed: `set_answer` comes before the commit
+NOT_YET = StoredResponse(0, "", b"")  # never committed: `complete` comes before the commit
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A key row: the answer, the request it belongs to, and its lifetime."""
+class KeyRecord:
+    """A key's row: the response, the request it belongs to, and its lifetime."""
 
     fingerprint: bytes
     fingerprint_version: int
-    answer: Answer
+    response: StoredResponse
     created_at: datetime
     expires_at: datetime
 
 
-async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, wait_seconds: float) -> bool:
-    """Write the key's row, taking over an expired one; False when the key is in use.
+async def acquire(
+    conn: Connection, key: IdempotencyKey, response: StoredResponse, ttl_seconds: float, wait_seconds: float
+) -> bool:
+    """Write the key's row, or take over an expired one. Return False when the key is in use.
 
-    Waits for another request with the key as long as the transaction's lock_timeout says, `wait_seconds` (then 55P03).
+    Wait for another request with the key for the transaction's lock_timeout, `wait_seconds`; then 55P03 is raised.
     """
     return (
         await conn.fetchval(
@@ -69,9 +78,9 @@ async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, w
             key.key,
             key.fingerprint,
             key.fingerprint_version,
-            answer.status,
-            answer.location,
-            answer.body,
+            response.status,
+            response.location,
+            response.body,
             ttl_seconds,
             timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS,
         )
@@ -79,8 +88,8 @@ async def take(conn: Connection, key: Key, answer: Answer, ttl_seconds: float, w
     )
 
 
-async def find(conn: Connection, tenant: str, key: str) -> Stored | None:
-    """Return the key's row, unless it has expired."""
+async def find(conn: Connection, tenant: str, key: str) -> KeyRecord | None:
+    """Return the key's row, None if there is none or it has expired."""
     row = await conn.fetchrow(
         """
         SELECT fingerprint, fingerprint_version, status, location, body, created_at, expires_at,
@@ -93,28 +102,28 @@ async def find(conn: Connection, tenant: str, key: str) -> Stored | None:
     )
     if row is None:
         return None
-    answer = Answer(
+    response = StoredResponse(
         row["status"], row["location"], row["body"], replayed=True, remaining_seconds=row["remaining_seconds"]
     )
-    return Stored(row["fingerprint"], row["fingerprint_version"], answer, row["created_at"], row["expires_at"])
+    return KeyRecord(row["fingerprint"], row["fingerprint_version"], response, row["created_at"], row["expires_at"])
 
 
-async def set_answer(conn: Connection, key: Key, answer: Answer) -> None:
-    """Give the key's row, taken in this transaction, the answer that the act came to."""
+async def complete(conn: Connection, key: IdempotencyKey, response: StoredResponse) -> None:
+    """Store the response in the key's row, which this transaction has acquired."""
     await conn.execute(
         "UPDATE idempotency_keys SET status = $3, location = $4, body = $5 WHERE tenant = $1 AND key = $2",
         key.tenant,
         key.key,
-        answer.status,
-        answer.location,
-        answer.body,
+        response.status,
+        response.location,
+        response.body,
     )
 
 
 async def prune(conn: Connection, limit: int) -> int:
-    """Delete up to `limit` expired rows. Returns how many there were.
+    """Delete up to `limit` expired rows. Return how many were deleted.
 
-    The time is asked for once: asked for each row, it would be no condition of the index, and every living key be read.
+    `clock_timestamp()` is volatile; in a subselect it runs once, so Postgres can use the index.
     """
     status = await conn.execute(
         f"""

@@ -1,19 +1,20 @@
-"""One write, once: the key's row and what it stands for in one transaction, whatever happens to its COMMIT.
+"""One write, committed once: the key's row and the write's rows in one transaction, whatever happens to its COMMIT.
 
-    take the key → act → commit        or, where the key is taken:    find the stored answer → replay it
+    acquire the key → write → commit        or, if the key is taken:        read the stored response → replay it
 
-Where it may die:
+Where the process may die, and what happens then:
 
-- before the commit: Postgres rolls back, neither row nor effect are there, the next try is the first;
-- after it: the next try finds the row and gets the same bytes;
-- while the commit's answer is on its way: *unknown*. The same transaction runs again, with the same key and the same
-  ids. If the first one committed, the key (or, without a key, the primary key of what it wrote) says so; if it is still
-  in doubt, the index makes this one wait for it; if it was lost, this one is the first. When even that cannot be found
-  out now, the caller gets DatabaseUnavailable, and the same key tells later. Never an answer for what is not committed.
+- before the commit: Postgres rolls back. Neither key row nor effect are there, and the next attempt is the first;
+- after it: the next attempt finds the row and gets the same bytes;
+- while the answer to COMMIT is on its way, the outcome is *unknown*. The same transaction runs again with the same key
+  and ids. If the first one committed, the key (or, without a key, the primary key of what it wrote) shows that. If it
+  is still in doubt, the index makes this one wait for it. If it was lost, this one is the first. If even that cannot be
+  found out now, the caller gets DatabaseUnavailable, and the same key tells later. A response is never sent for what is
+  not committed.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import asyncpg
 import structlog
@@ -21,86 +22,137 @@ import structlog
 from app import db
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, RequestInProgress
 from app.idempotency import store
-from app.idempotency.store import Answer, Key
+from app.idempotency.key import IdempotencyKey
+from app.idempotency.store import KeyRecord, StoredResponse
 
 log = structlog.get_logger(__name__)
 
-MAX_RUNS = 3  # the first, and two to find out what became of it; more would only keep the caller waiting
+MAX_ATTEMPTS = 3  # the first, and two to find out what became of it; more would only keep the caller waiting
 
-Act = Callable[[db.Connection], Awaitable[Answer]]
-
-
-class AlreadyDone(Exception):
-    """Raised by an act that finds its own effect committed by an earlier run of it."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__("an earlier run was committed")
-        self.answer = answer
+Write = Callable[[db.Connection], Awaitable[StoredResponse]]
 
 
-async def once(
+class AlreadyCommitted(Exception):
+    """Raised by a write that finds its own rows, committed by an earlier attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """This attempt committed."""
+
+    response: StoredResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The key already has a response."""
+
+    record: KeyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The key's row was there and expired between two statements, so the key is free again."""
+
+
+class _CommitUnknown(Exception):
+    """COMMIT was sent and not answered."""
+
+    def __init__(self, response: StoredResponse) -> None:
+        super().__init__("the outcome of COMMIT is unknown")
+        self.response = response
+
+
+async def execute(
     pool: db.Pool,
-    key: Key | None,
-    act: Act,
+    key: IdempotencyKey | None,
+    write: Write,
+    response: StoredResponse | None,
     *,
     ttl_seconds: float,
     wait_seconds: float,
-    foretold: Answer | None = None,
-) -> Answer:
-    """Run `act` in a transaction with its key, or replay what the key stands for. `foretold`: the answer, if known.
+) -> StoredResponse:
+    """Run `write` in a transaction with its key, or replay what the key stands for.
 
-    `act` may run more than once and must write the same each time. Raises IdempotencyKeyReused (the key stands for
-    another request), RequestInProgress (the first one is still running after `wait_seconds`), DatabaseUnavailable.
+    `response`: what `write` will return, if that is known; else it is stored after `write` has returned it. `write` may
+    run more than once and must write the same each time.
+
+    Raises IdempotencyKeyReused (the key stands for another request), RequestInProgress (the first request with the key
+    is still running after `wait_seconds`), DatabaseUnavailable.
     """
-    runs = 0
-    ours: Answer | None = None  # what we sent a COMMIT for, whatever became of it
+    attempts = 0
+    in_doubt: StoredResponse | None = None
     while True:
-        runs += 1
+        attempts += 1
         try:
-            async with db.transaction(pool, lock_seconds=wait_seconds) as conn:
-                free = key is None or await _take(conn, key, foretold, ttl_seconds, wait_seconds)
-                stored = None if key is None or free else await store.find(conn, key.tenant, key.key)
-                if free:
-                    answer = await act(conn)
-                    if key is not None and foretold is None:
-                        await store.set_answer(conn, key, answer)
-                    ours = replace(answer, remaining_seconds=ttl_seconds if key else 0.0)
-        except AlreadyDone as done:
-            return done.answer
-        except DatabaseUnavailable as error:
-            if ours is None or runs == MAX_RUNS:
+            outcome = await _attempt(pool, key, write, response, ttl_seconds, wait_seconds)
+        except (_CommitUnknown, DatabaseUnavailable) as error:
+            in_doubt = error.response if isinstance(error, _CommitUnknown) else in_doubt
+            if in_doubt is None:
                 raise
-            log.warning("commit.unknown", error=str(error), runs=runs)
+            if attempts == MAX_ATTEMPTS:
+                raise DatabaseUnavailable("postgres: the outcome of COMMIT is unknown") from error
+            log.warning("commit.unknown", error=str(error.__cause__ or error), runs=attempts)
             continue
-        if free and ours is not None:
-            return ours
-        if key is not None and stored is not None:
-            return _replay(key, stored, ours)
-        # The row was there and is gone: it expired between the two statements, so the key is free again.
-        runs -= 1
+        match outcome:
+            case Committed(response=committed):
+                return committed
+            case Taken(record=record):
+                return _replayed(key, record, in_doubt)
+            case Gone():
+                attempts -= 1
 
 
-async def replay(pool: db.Pool, key: Key) -> Answer | None:
-    """Return the answer that the key already has, None if it has none.
+async def replay(pool: db.Pool, key: IdempotencyKey) -> StoredResponse | None:
+    """Return the response that the key already has, None if it has none.
 
     Raises IdempotencyKeyReused, DatabaseUnavailable.
     """
     async with db.connection(pool) as conn:
-        stored = await store.find(conn, key.tenant, key.key)
-    return None if stored is None else _replay(key, stored, ours=None)
+        record = await store.find(conn, key.tenant, key.key)
+    return None if record is None else _replayed(key, record, in_doubt=None)
 
 
-async def _take(
-    conn: db.Connection, key: Key, foretold: Answer | None, ttl_seconds: float, wait_seconds: float
+async def _attempt(
+    pool: db.Pool,
+    key: IdempotencyKey | None,
+    write: Write,
+    response: StoredResponse | None,
+    ttl_seconds: float,
+    wait_seconds: float,
+) -> Committed | Taken | Gone:
+    written: StoredResponse | None = None
+    try:
+        async with db.transaction(pool, lock_seconds=wait_seconds) as conn:
+            if key is not None and not await _acquire(conn, key, response, ttl_seconds, wait_seconds):
+                record = await store.find(conn, key.tenant, key.key)
+                return Gone() if record is None else Taken(record)
+            result = await write(conn)
+            if key is not None and response is None:
+                await store.complete(conn, key, result)
+            written = replace(result, remaining_seconds=ttl_seconds if key else 0.0)
+    except AlreadyCommitted:
+        assert response is not None  # noqa: S101 - bug: only a write whose response was made before can tell
+        return Committed(response)
+    except DatabaseUnavailable as error:
+        if written is None:
+            raise
+        raise _CommitUnknown(written) from error
+    return Committed(written)
+
+
+async def _acquire(
+    conn: db.Connection, key: IdempotencyKey, response: StoredResponse | None, ttl_seconds: float, wait_seconds: float
 ) -> bool:
     try:
-        return await store.take(conn, key, foretold or store.NOT_YET, ttl_seconds, wait_seconds)
+        return await store.acquire(conn, key, response or store.NOT_YET, ttl_seconds, wait_seconds)
     except asyncpg.LockNotAvailableError as error:
         raise RequestInProgress("the first request with this Idempotency-Key is still running") from error
 
 
-def _replay(key: Key, stored: store.Stored, ours: Answer | None) -> Answer:
-    """Return the stored answer; to the caller whose own run committed it, it is the first and no replay."""
-    if (stored.fingerprint_version, stored.fingerprint) != (key.fingerprint_version, key.fingerprint):
+def _replayed(key: IdempotencyKey | None, record: KeyRecord, in_doubt: StoredResponse | None) -> StoredResponse:
+    """Return the stored response. For the caller whose own attempt committed it, it is the first and no replay."""
+    assert key is not None  # noqa: S101 - bug: only a key can be taken
+    if (record.fingerprint_version, record.fingerprint) != (key.fingerprint_version, key.fingerprint):
         raise IdempotencyKeyReused("this Idempotency-Key was used for another request")
-    return replace(stored.answer, replayed=ours is None or ours.body != stored.answer.body)
+    return replace(record.response, replayed=in_doubt is None or in_doubt.body != record.response.body)

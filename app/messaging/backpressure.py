@@ -12,7 +12,7 @@ FASTEST_PER_SECOND = 20_000  # more events than all processes together can write
 SHARE = 0.05  # of the time may go into counting
 
 
-class Backlog:
+class Backpressure:
     """Counts the outbox now and then, so that a request need not; it may be over the limit by a period's orders.
 
     Counting a million rows takes a tenth of a second. So it is done only when the room that was left the last time can

@@ -1,16 +1,16 @@
-"""The consumer: each message takes effect exactly once, whatever the transport delivers, in whatever order, how often.
+"""The consumer: each message takes effect exactly once, in whatever order and however often it is delivered.
 
     one transaction: inbox row, the handler's effect → commit → (the transport acknowledges)
 
-Where it may die, and who recovers:
+Where the process may die, and who recovers:
 
-- before the commit: nothing happened, the transport delivers again;
-- committed, not acknowledged: delivered again, the inbox row says so, nothing happens twice;
+- before the commit: nothing happened; the transport delivers the message again;
+- committed, not acknowledged: it is delivered again, the inbox row shows that, and nothing happens twice;
 - two deliveries at once: the second waits at the inbox row's primary key and then finds the first one's effect.
 
-A failing handler's transaction rolls back; the failure is counted in a transaction of its own, so the count survives
-every crash, and at `max_attempts` the message is dead: the transport sets it aside with the reason. Postgres being out
-is not a failure of the message: it raises, nothing is counted, and the transport holds the message until it is back.
+When a handler fails, its transaction rolls back. The failure is counted in a transaction of its own, so the count
+survives every crash; at `max_attempts` the message is dead, and the transport dead-letters it with the reason. Postgres
+being down is not a failure of the message: `handle` raises, nothing is counted, and the transport keeps the message.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,17 +21,18 @@ import structlog
 
 from app import db
 from app.errors import DatabaseUnavailable
-from app.loops import full_jitter
+from app.loops import Backoff
 from app.messaging import inbox
 from app.messaging.envelope import Envelope, UnreadableMessage, one_line
-from app.observability.metrics import Metrics
+from app.messaging.facts import DuplicateHandled, HandlerFailed, MessageHandled
+from app.observability.signals import Signals
 from app.observability.traces import trace_context
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[db.Connection, Envelope], Awaitable[None]]
 
-RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.1, 10.0  # all attempts fit well inside the broker's ack timeout
+BACKOFF = Backoff(base_seconds=0.1, cap_seconds=10.0)  # all attempts fit well inside the broker's ack timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Handled:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The handler failed; try again after a pause."""
+    """The handler failed; retry after a pause."""
 
     in_seconds: float
     reason: str
@@ -49,7 +50,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Trying again cannot help, or was tried often enough."""
+    """Retrying cannot help, or was done often enough."""
 
     reason: str
     attempts: int
@@ -57,81 +58,62 @@ class Dead:
     last_failure_at: datetime
 
 
-Verdict = Handled | Retry | Dead
+HandleResult = Handled | Retry | Dead
+
+
+def unreadable(reason: str) -> Dead:
+    """Return the result for a message that has no readable id, so that the inbox cannot count it."""
+    now = datetime.now(UTC)
+    return Dead(one_line(reason), 1, now, now)
 
 
 class Consumer:
-    """Turns deliveries into effects. `handlers` maps the event types it consumes to what they do in a transaction."""
+    """Handles messages. `name`: its key in the inbox. `handlers`: by event type; each runs in a transaction."""
 
     def __init__(
-        self,
-        pool: db.Pool,
-        name: str,
-        handlers: Mapping[str, Handler],
-        metrics: Metrics,
-        *,
-        max_attempts: int,
-        after_commit: Callable[[], None],
-        checkpoint: Callable[[str], None],
+        self, pool: db.Pool, name: str, handlers: Mapping[str, Handler], max_attempts: int, signals: Signals
     ) -> None:
         self.handlers = handlers
         self._pool = pool
         self._name = name
-        self._metrics = metrics
         self._max_attempts = max_attempts
-        self._after_commit = after_commit
-        self._checkpoint = checkpoint
+        self.signals = signals
 
-    async def handle(self, envelope: Envelope) -> Verdict:
-        """Give the message its effect, once. Raises DatabaseUnavailable, and only that."""
+    async def handle(self, envelope: Envelope) -> HandleResult:
+        """Give the message its effect, once. Raises DatabaseUnavailable only."""
         handler = self.handlers.get(envelope.type)
         if handler is None:
-            return await self._dead(envelope, f"unknown type {envelope.type}")
+            return await self._count_failure(envelope, f"unknown type {envelope.type}", max_attempts=1)
         try:
             with trace_context({"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}):
-                first = await self._apply(handler, envelope)
+                is_first = await self._apply(handler, envelope)
         except DatabaseUnavailable:
             raise
         except UnreadableMessage as error:
-            return await self._dead(envelope, f"unreadable: {error}")
+            return await self._count_failure(envelope, f"unreadable: {error}", max_attempts=1)
         except Exception as error:
             log.exception("consumer.failed", event_id=str(envelope.id), order_id=envelope.subject)
-            return await self._failed(envelope, f"{type(error).__name__}: {error}")
-        (self._metrics.consumer_processed if first else self._metrics.consumer_dedup_hits).inc()
+            self.signals.emit(HandlerFailed())
+            return await self._count_failure(envelope, f"{type(error).__name__}: {error}", self._max_attempts)
+        if not is_first:
+            self.signals.emit(DuplicateHandled())
         return Handled()
-
-    def dead(self, reason: str) -> Dead:
-        """Judge a message of which not even the id can be read."""
-        now = datetime.now(UTC)
-        return Dead(one_line(reason), 1, now, now)
-
-    def gave_up(self) -> None:
-        """Count a message that has been set aside."""
-        self._metrics.dlq_messages.inc()
 
     async def _apply(self, handler: Handler, envelope: Envelope) -> bool:
         async with db.transaction(self._pool) as conn:
-            first = await inbox.first_time(conn, self._name, str(envelope.id))
-            if first:
+            is_first = await inbox.first_time(conn, self._name, str(envelope.id))
+            if is_first:
                 await handler(conn, envelope)
-        self._checkpoint("consumer.committed")
-        if first:
-            self._after_commit()
-        return first
+        self.signals.crash_point("consumer.committed")
+        if is_first:
+            self.signals.emit(MessageHandled(envelope.type))
+        return is_first
 
-    async def _failed(self, envelope: Envelope, reason: str) -> Verdict:
-        self._metrics.consumer_failed.inc()
-        return await self._counted(envelope, reason, self._max_attempts)
-
-    async def _dead(self, envelope: Envelope, reason: str) -> Verdict:
-        """Judge a message that trying again cannot help; the inbox knows of it, so that nobody sends it again."""
-        return await self._counted(envelope, reason, max_attempts=1)
-
-    async def _counted(self, envelope: Envelope, reason: str, max_attempts: int) -> Verdict:
+    async def _count_failure(self, envelope: Envelope, reason: str, max_attempts: int) -> HandleResult:
         reason = one_line(reason)
         async with db.transaction(self._pool) as conn:
-            failures = await inbox.failed(conn, self._name, str(envelope.id), reason)
+            failures = await inbox.count_failure(conn, self._name, str(envelope.id), reason)
             if failures.attempts < max_attempts:
-                return Retry(full_jitter(failures.attempts, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS), reason)
-            await inbox.dead(conn, self._name, str(envelope.id))
+                return Retry(BACKOFF.pause(failures.attempts), reason)
+            await inbox.mark_dead(conn, self._name, str(envelope.id))
         return Dead(reason, failures.attempts, failures.first_at, failures.last_at)

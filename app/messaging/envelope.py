@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from app.messaging.topology import routing_key
 from app.observability.traces import limit_tracestate
 
 SOURCE = "/orders"
@@ -41,8 +42,8 @@ class Envelope:
 
     @property
     def routing_key(self) -> str:
-        """`orders.order.placed.v1` travels as `order.placed`."""
-        return self.type.partition(".")[2].rpartition(".")[0]
+        """The routing key of its type."""
+        return routing_key(self.type)
 
     def body(self) -> bytes:
         """The data alone (binary content mode), as JSON."""

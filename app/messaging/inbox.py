@@ -1,4 +1,4 @@
-"""The inbox table: which message took effect, and how often one failed. One row per (consumer, message)."""
+"""The inbox table: which messages took effect, and how often each failed. One row per (consumer, message)."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ table = Table(
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """How often a message failed, and when it first and last did."""
+    """How often a message failed, and when it first and last failed."""
 
     attempts: int
     first_at: datetime
@@ -40,9 +40,9 @@ class Failures:
 
 
 async def first_time(conn: Connection, consumer: str, message_id: str) -> bool:
-    """Claim the message's effect for the caller's transaction; False when it already took effect.
+    """Claim the message's effect for the caller's transaction. Return False when it already took effect.
 
-    Two transactions with the same message meet at the primary key: the second waits for the first and then sees it.
+    Two transactions with the same message meet at the primary key: the second waits for the first and then finds it.
     """
     return (
         await conn.fetchval(
@@ -59,8 +59,8 @@ async def first_time(conn: Connection, consumer: str, message_id: str) -> bool:
     )
 
 
-async def failed(conn: Connection, consumer: str, message_id: str, error: str) -> Failures:
-    """Count a failure in a transaction of its own, so that the failed one's rollback cannot lose the count."""
+async def count_failure(conn: Connection, consumer: str, message_id: str, error: str) -> Failures:
+    """Count a failure, in another transaction than the one that failed: its rollback would lose the count."""
     row = await conn.fetchrow(
         """
         INSERT INTO inbox AS i (consumer, message_id, attempts, first_failure_at, last_failure_at, last_error)
@@ -78,8 +78,8 @@ async def failed(conn: Connection, consumer: str, message_id: str, error: str) -
     return Failures(row["attempts"], row["first_failure_at"], row["last_failure_at"])
 
 
-async def dead(conn: Connection, consumer: str, message_id: str) -> None:
-    """Record that the message was dead-lettered; the purge of an earlier dead letter does not count any more."""
+async def mark_dead(conn: Connection, consumer: str, message_id: str) -> None:
+    """Record that the message is dead. The purge of an earlier dead letter no longer counts."""
     await conn.execute(
         "UPDATE inbox SET dead_at = clock_timestamp(), purged_at = NULL WHERE consumer = $1 AND message_id = $2",
         consumer,
@@ -87,10 +87,10 @@ async def dead(conn: Connection, consumer: str, message_id: str) -> None:
     )
 
 
-async def purged(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
-    """Record that an operator removes the dead letters of these messages; not of those that took effect.
+async def mark_purged(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
+    """Record that an operator removes the dead letters of these messages. Messages that took effect stay as they are.
 
-    A message that the broker itself dead-lettered may have no row yet: it gets one.
+    A message that the broker itself dead-lettered may have no row yet; one is inserted.
     """
     await conn.execute(
         """
@@ -106,7 +106,7 @@ async def purged(conn: Connection, consumer: str, message_ids: Collection[str]) 
 
 
 async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -> set[UUID]:
-    """Return which of these messages were dead-lettered, purged ones included: an operator decides about them."""
+    """Return which of these messages are dead, purged ones included: an operator decides about them."""
     rows = await conn.fetch(
         "SELECT message_id FROM inbox WHERE consumer = $1 AND message_id = ANY($2) AND dead_at IS NOT NULL",
         consumer,
@@ -118,10 +118,10 @@ async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -
 async def prune(
     conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, consumer: str
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` rows between these ids, oldest first; delete those that took effect long ago.
+    """Look at the next `limit` rows between these ids, oldest first, and delete those past their retention.
 
-    Failed and dead ones stay: their counts are still needed. Returns how many were deleted, and where to go on; None:
-    at the end.
+    Rows of failed and dead messages stay, because their counts are still needed. Returns how many rows were deleted,
+    and the id to continue after; None: there are no more rows.
     """
     rows = await conn.fetch(
         f"""
@@ -153,8 +153,8 @@ async def prune(
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of a message that was delivered at least once."""
+class InboxRecord:
+    """What the inbox knows about a message that was delivered at least once."""
 
     attempts: int
     first_failure_at: datetime | None
@@ -163,8 +163,8 @@ class Record:
     purged_at: datetime | None
 
 
-async def look_up(conn: Connection, consumer: str, message_ids: Collection[str]) -> dict[str, Record]:
-    """Return what is known of these messages; those never seen are missing."""
+async def look_up(conn: Connection, consumer: str, message_ids: Collection[str]) -> dict[str, InboxRecord]:
+    """Return what the inbox knows about these messages; messages never seen are missing."""
     rows = await conn.fetch(
         """
         SELECT message_id, attempts, first_failure_at, last_error, processed_at, purged_at
@@ -173,11 +173,11 @@ async def look_up(conn: Connection, consumer: str, message_ids: Collection[str])
         consumer,
         list(message_ids),
     )
-    return {row["message_id"]: Record(**{name: row[name] for name in Record.__slots__}) for row in rows}
+    return {row["message_id"]: InboxRecord(**{name: row[name] for name in InboxRecord.__slots__}) for row in rows}
 
 
-async def rearm(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
-    """Let these messages be tried from the beginning, as if they had never failed; not those that took effect."""
+async def reset_attempts(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
+    """Give these messages all their attempts again. Messages that took effect stay as they are."""
     await conn.execute(
         """
         UPDATE inbox SET attempts = 0, dead_at = NULL, purged_at = NULL

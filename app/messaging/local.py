@@ -1,43 +1,85 @@
-"""The in-process transport: the broker's place when there is none, behind the relay's own interface.
+"""The in-process transport: delivers the relay's messages to the consumers of the same process, without a broker.
 
-A row counts as published when its handler's transaction has committed; types without a handler are published at once,
-as they would be to an exchange without a queue. A failing handler spends inbox attempts, then the row is parked.
+A row counts as published when its handlers' transactions have committed. Types without a handler are published at once,
+as with an exchange without a queue. When a handler has failed for the last time, the row is parked: the parked rows of
+a queue's event types are its dead letters.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from app import db
+from app.messaging import outbox_admin
 from app.messaging.consumer import Consumer, Dead, Handled, Retry
 from app.messaging.envelope import Envelope
-from app.messaging.relay import UNCONFIRMED, Answer, Refusal
+from app.messaging.facts import MessageDeadLettered
+from app.messaging.outbox_dead_letters import OutboxDeadLetters
+from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal
+from app.messaging.topology import QueueSpec
+
+NAME = "in-process"
 
 
 class LocalTransport:
-    """Hands each message to the consumer in the same process."""
+    """Delivers each message to every consumer that handles its type."""
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
+    def __init__(self) -> None:
+        self.consumers: list[Consumer] = []
 
     async def ready(self) -> None:
-        """There is nothing to connect to."""
+        """Do nothing: there is nothing to connect to."""
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float = math.inf) -> list[Answer]:
-        """Deliver one after the other, as many as there is time for.
-
-        Raises DatabaseUnavailable; what was handled by then is known to the inbox.
-        """
+    async def publish(self, envelopes: Sequence[Envelope], seconds: float = math.inf) -> list[PublishResult]:
+        """Deliver one message after the other for up to `seconds`. Raises DatabaseUnavailable."""
         ends_at = time.monotonic() + seconds
-        return [await self._deliver(each) if time.monotonic() < ends_at else UNCONFIRMED for each in envelopes]
+        return [await self._deliver(envelope) if time.monotonic() < ends_at else UNCONFIRMED for envelope in envelopes]
 
     async def _deliver(self, envelope: Envelope) -> Refusal | None:
-        if envelope.type not in self._consumer.handlers:
-            return None
-        match await self._consumer.handle(envelope):
-            case Handled():
-                return None
-            case Retry(reason=reason):
-                return Refusal(reason)
-            case Dead(reason=reason):
-                self._consumer.gave_up()
-                return Refusal(reason, final=True)
+        for consumer in self.consumers:
+            if envelope.type not in consumer.handlers:
+                continue
+            match await consumer.handle(envelope):
+                case Handled():
+                    pass
+                case Retry(reason=reason):
+                    return Refusal(reason)
+                case Dead(reason=reason, attempts=attempts):
+                    consumer.signals.emit(MessageDeadLettered(str(envelope.id), reason, attempts))
+                    return Refusal(reason, final=True)
+        return None
+
+
+class LocalBroker:
+    """The in-process transport behind the broker port."""
+
+    name = NAME
+
+    def __init__(self, pool: db.Pool) -> None:
+        self._pool = pool
+        self.transport = LocalTransport()
+
+    def subscribe(
+        self,
+        queue: QueueSpec,  # noqa: ARG002 - the port's
+        consumer: Consumer,
+        prefetch: int,  # noqa: ARG002 - the port's
+        require: Callable[[], None],  # noqa: ARG002 - the port's
+    ) -> None:
+        """Have the transport deliver to this consumer."""
+        self.transport.consumers.append(consumer)
+
+    def dead_letters(self, queue: QueueSpec) -> OutboxDeadLetters:
+        """Return the parked rows of the queue's event types."""
+        return OutboxDeadLetters(self._pool, queue)
+
+    async def read_depth(self, queue: QueueSpec) -> tuple[int, int]:
+        """Count the pending and the parked rows of the queue's event types."""
+        async with db.connection(self._pool) as conn:
+            return await outbox_admin.depths(conn, queue.event_types)
+
+    def check(self) -> None:
+        """Do nothing: there is no connection."""
+
+    async def close(self) -> None:
+        """Do nothing: there is no connection."""

@@ -1,8 +1,8 @@
-"""The outbox table: what must reach the broker, written in the transaction that made it true.
+"""The outbox table: events for the broker, written in the transaction of the change that they announce.
 
-A row is pending until it is published (a broker confirmed it) or parked (refused too often; an operator decides).
-`next_attempt_at` is when it may be claimed; claiming moves it to the end of the lease and leaves a token, so a relay
-that dies loses nothing but time, and one that wakes up late can change nothing.
+A row is pending until it is published (the broker confirmed it) or parked (refused too often; an operator decides). A
+row may be claimed from `next_attempt_at` on. Claiming moves that to the end of the lease and sets a token, so a relay
+that dies delays its rows by one lease, and one that wakes up after its lease changes nothing.
 """
 
 import json
@@ -16,7 +16,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app.db import Connection, affected, metadata
 from app.messaging.envelope import Envelope
 
-Ended = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which of these subjects are over
+Ended = Callable[
+    [Connection, Collection[str]], Awaitable[Collection[str]]
+]  # returns those of the subjects that have ended
 
 PENDING = "published_at IS NULL AND parked_at IS NULL"
 
@@ -47,15 +49,15 @@ table = Table(
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A row this relay holds until its lease ends; `attempts` counts the refusals so far."""
+    """A row that this relay holds until its lease ends. `attempts`: refusals so far."""
 
     envelope: Envelope
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one claimed row: confirmed, or refused with an error; then it waits, or (None) is parked."""
+class PublishRecord:
+    """The result of one claimed row: confirmed, or refused with `error`; then it is retried, or (None) parked."""
 
     id: UUID
     error: str | None = None
@@ -65,7 +67,7 @@ class Verdict:
 async def add(conn: Connection, envelope: Envelope) -> None:
     """Write the event in the caller's transaction.
 
-    It occurred by the clock of this process, and is pending since a time on Postgres's clock, which its age goes by.
+    `occurred_at` is by this process's clock. `pending_since` is by Postgres's clock, and is used for the row's age.
     """
     await conn.execute(
         """
@@ -86,17 +88,17 @@ async def add(conn: Connection, envelope: Envelope) -> None:
 
 
 async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float) -> list[Claimed]:
-    """Take up to `limit` due rows for `lease_seconds`.
+    """Claim up to `limit` due rows for `lease_seconds`.
 
-    A row waits while a lower sequence of its subject is unpublished (parked included), so the events of one subject
-    leave in order however many relays there are. SKIP LOCKED lets relays claim beside each other; a row that another
-    one claimed in between is checked again under its lock and falls out.
+    A row is not due while a row of the same subject with a lower sequence is unpublished (parked rows included), so the
+    events of one subject leave in order with any number of relays. SKIP LOCKED lets relays claim side by side; a row
+    that another relay claimed in between is checked again under its lock and dropped.
 
-    The plan must not depend on statistics, which are those of a quiet time when an outage begins to pile rows up: as
-    NOT EXISTS the order would become a join of all rows that wait with all rows that wait; min() stays one look into
-    the index for each row. MATERIALIZED holds the limit: as a subquery of IN, the planner may run it once for each row,
-    each time locking more. The limit is a literal, so that a plan for any values still knows how little is wanted. And
-    the time is asked for once: asked for each row, it would be no condition of the index, and every row be read.
+    The plan must not depend on statistics, because they describe a quiet time when an outage begins to fill the table.
+    With NOT EXISTS, the planner may join all waiting rows with all waiting rows; `min()` stays one index lookup per
+    row. MATERIALIZED keeps the limit: inside IN, the planner may run the subquery once per row and lock more each time.
+    The limit is a literal, so that a generic plan also knows how few rows are wanted. `clock_timestamp()` is volatile;
+    in a subselect it runs once, so Postgres can use the index.
     """
     rows = await conn.fetch(
         f"""
@@ -138,34 +140,34 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
     ]
 
 
-async def settle(conn: Connection, token: UUID, verdicts: Sequence[Verdict]) -> set[UUID]:
-    """Record what the broker said about a batch, in one statement. Returns the rows that were still this relay's.
+async def record_results(conn: Connection, token: UUID, records: Sequence[PublishRecord]) -> set[UUID]:
+    """Record the results of a batch in one statement. Return the ids of the rows that were still this relay's.
 
-    The token says it all: no published or parked row has one. To ask for unpublished rows besides would offer the
-    planner a partial index, of which it may believe in an outage that it holds a handful of rows.
+    The token is the only condition: no published or parked row has one. A condition on unpublished rows would offer
+    the planner a partial index that its statistics may show as nearly empty, although an outage has filled it.
     """
     rows = await conn.fetch(
         """
         UPDATE outbox
-        SET claim_token = NULL, last_error = left(said.error, 500),
-            published_at = CASE WHEN said.error IS NULL THEN clock_timestamp() END,
-            parked_at = CASE WHEN said.error IS NOT NULL AND said.pause IS NULL THEN clock_timestamp() END,
-            attempts = attempts + (said.error IS NOT NULL)::integer,
-            next_attempt_at = clock_timestamp() + make_interval(secs => coalesce(said.pause, 0))
-        FROM unnest($2::uuid[], $3::text[], $4::float8[]) AS said (id, error, pause)
-        WHERE outbox.id = said.id AND claim_token = $1
+        SET claim_token = NULL, last_error = left(result.error, 500),
+            published_at = CASE WHEN result.error IS NULL THEN clock_timestamp() END,
+            parked_at = CASE WHEN result.error IS NOT NULL AND result.pause IS NULL THEN clock_timestamp() END,
+            attempts = attempts + (result.error IS NOT NULL)::integer,
+            next_attempt_at = clock_timestamp() + make_interval(secs => coalesce(result.pause, 0))
+        FROM unnest($2::uuid[], $3::text[], $4::float8[]) AS result (id, error, pause)
+        WHERE outbox.id = result.id AND claim_token = $1
         RETURNING outbox.id
         """,
         token,
-        [verdict.id for verdict in verdicts],
-        [verdict.error for verdict in verdicts],
-        [verdict.retry_in_seconds for verdict in verdicts],
+        [record.id for record in records],
+        [record.error for record in records],
+        [record.retry_in_seconds for record in records],
     )
     return {row["id"] for row in rows}
 
 
 async def release(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
-    """Give claimed rows back as they were: nothing was wrong with them."""
+    """Release claimed rows unchanged, without spending an attempt."""
     return affected(
         await conn.execute(
             """
@@ -178,10 +180,10 @@ async def release(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
     )
 
 
-async def repend(conn: Connection, ids: Collection[UUID], after_seconds: float) -> list[UUID]:
-    """Make rows that were published `after_seconds` ago or earlier pending again, the same rows with the same ids.
+async def republish(conn: Connection, ids: Collection[UUID], after_seconds: float) -> list[UUID]:
+    """Make rows that were published at least `after_seconds` ago pending again: the same rows with the same ids.
 
-    The time doubles with each resend. Returns those that it was time for.
+    `after_seconds` doubles with each resend of a row. Returns the ids of the rows that were due.
     """
     rows = await conn.fetch(
         """
@@ -206,10 +208,10 @@ async def repend(conn: Connection, ids: Collection[UUID], after_seconds: float) 
 async def prune(
     conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, ended: Ended
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` rows between these ids, oldest first; delete what was published long ago.
+    """Look at the next `limit` rows between these ids, oldest first, and delete those past their retention.
 
-    That is: published `retention_seconds` ago, and its subject has `ended`, so that nobody can need it again. Rows that
-    stay are stepped over. Returns how many were deleted, and where to go on; None: at the end.
+    That is: it was published at least `retention_seconds` ago, and its subject has `ended`. Returns how many rows were
+    deleted, and the id to continue after; None: there are no more rows.
     """
     rows = await conn.fetch(
         f"SELECT id, subject FROM outbox WHERE id > $1 AND id < $2 ORDER BY id LIMIT {limit:d}",  # noqa: S608 - a number

@@ -24,7 +24,7 @@ from sqlalchemy import Column, DateTime, Table, Text, Uuid
 from app import db
 from app.errors import ConfigurationError, DatabaseUnavailable, TransportNotLeased
 from app.messaging.envelope import Envelope
-from app.messaging.relay import Answer, Transport
+from app.messaging.relay import PublishResult, Transport
 
 log = structlog.get_logger(__name__)
 
@@ -144,7 +144,7 @@ class LeasedTransport:
         self._lease.require()
         await self._transport.ready()
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> Sequence[Answer]:
+    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> Sequence[PublishResult]:
         """Publish for up to `seconds`, and not beyond the lease."""
         self._lease.require()
         return await self._transport.publish(envelopes, min(seconds, self._lease.seconds_left()))

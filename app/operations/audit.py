@@ -1,7 +1,7 @@
-"""What operators did, and why.
+"""The audit log: what operators did, and why.
 
-A row is written in the same transaction as the change. A command that acts in many steps writes its row before the
-first step and completes it after the last one; the row of a killed command stays UNFINISHED.
+A row is written in the same transaction as the change. A command with many steps writes its row before the first step
+and completes it after the last; the row of a killed command stays UNFINISHED.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
-class Operator:
+class AuditActor:
     """Who acts, and why; an empty reason: none was given.
 
-    `actor`: a token's subject; `admin-token`; `cli:` and the name of the operating system's user.
+    `name`: a token's subject; `admin-token`; `cli:` and the name of the operating system's user.
     """
 
-    actor: str
+    name: str
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Acted:
-    """One row. `outcome`: what came of it, or what it found."""
+class OperatorAction:
+    """One row. `outcome`: what the action did, or what it found."""
 
     at: datetime
     actor: str
@@ -61,7 +61,7 @@ class Acted:
 
 async def record(
     conn: db.Connection,
-    operator: Operator,
+    actor: AuditActor,
     action: str,
     order_id: UUID | None,
     outcome: str,
@@ -73,10 +73,10 @@ async def record(
         INSERT INTO operator_actions (actor, action, order_id, reason, outcome, selection)
         VALUES ($1, $2, (SELECT id FROM orders WHERE id = $3), $4, $5, $6) RETURNING id
         """,
-        operator.actor,
+        actor.name,
         action,
         order_id,
-        operator.reason,
+        actor.reason,
         outcome,
         None if selection is None else json.dumps(selection),
     )
@@ -85,7 +85,7 @@ async def record(
 
 @contextlib.asynccontextmanager
 async def on_record(
-    pool: db.Pool, operator: Operator, action: str, order_id: UUID | None, selection: Mapping[str, Any]
+    pool: db.Pool, actor: AuditActor, action: str, order_id: UUID | None, selection: Mapping[str, Any]
 ) -> AsyncIterator[dict[str, int]]:
     """Write a row before the block acts, committed, and complete it after the block, which fills in the counts.
 
@@ -93,7 +93,7 @@ async def on_record(
     """
     counts: dict[str, int] = {}
     async with db.connection(pool) as conn:
-        row_id = await record(conn, operator, action, order_id, UNFINISHED, selection)
+        row_id = await record(conn, actor, action, order_id, UNFINISHED, selection)
     try:
         yield counts
     except OrdersError as error:
@@ -109,9 +109,9 @@ async def _complete(pool: db.Pool, row_id: int, outcome: str, counts: Mapping[st
         )
 
 
-async def of_order(conn: db.Connection, order_id: UUID) -> list[Acted]:
+async def of_order(conn: db.Connection, order_id: UUID) -> list[OperatorAction]:
     """Return what operators did to an order, in order."""
     rows = await conn.fetch(
         "SELECT at, actor, action, reason, outcome FROM operator_actions WHERE order_id = $1 ORDER BY id", order_id
     )
-    return [Acted(**row) for row in rows]
+    return [OperatorAction(**row) for row in rows]

@@ -1,22 +1,102 @@
-"""What an operator may do to an outbox row: let a parked one be published again. It is recorded."""
+"""The outbox, for operators: counts, rows, and making a parked row pending again, which is recorded.
 
+Views show messages and their state, never what is in an order. HTTP and CLI return the same ones.
+"""
+
+from typing import Literal, Self
 from uuid import UUID
+
+from pydantic import BaseModel
 
 from app import db
 from app.errors import ParkedRowNotFound
 from app.messaging import outbox_admin
 from app.operations import audit
-from app.operations.audit import Operator
+from app.operations.audit import AuditActor
 from app.operations.dead_letters import as_uuid
+from app.orders.model import rfc3339
 
 ACTION = "outbox requeue"
-PENDING = "pending"  # the outcome: the relay takes it at its next look
+PENDING = "pending"  # the outcome: the relay claims it at its next poll
 
 
-async def requeue(pool: db.Pool, row_id: UUID, operator: Operator) -> None:
-    """Let a parked row be published again, with all its attempts. Raises ParkedRowNotFound."""
+class OutboxCounts(BaseModel):
+    """How many rows wait in the outbox. Ages are in seconds, 0 if no row waits."""
+
+    pending: int
+    oldest_pending_age_seconds: float
+    parked: int
+
+
+class OutboxRow(BaseModel):
+    """One event that is not published. `reason`: the broker's last error, or which event it waits for; null: none.
+
+    `state`: `parked` until an operator decides; `claimed` by a relay, or `waiting`, until `next_attempt_at`.
+    """
+
+    id: str
+    type: str
+    order_id: str
+    sequence: int
+    tenant: str
+    state: Literal["waiting", "claimed", "parked"]
+    reason: str | None
+    attempts: int
+    occurred_at: str
+    next_attempt_at: str | None
+    parked_at: str | None
+
+    @classmethod
+    def of(cls, row: outbox_admin.Unpublished) -> Self:
+        """Return the view of a row."""
+        reason = row.last_error
+        if reason is None and row.behind is not None:
+            reason = f"waits for sequence {row.behind} of the same order"
+        return cls(
+            id=str(row.id),
+            type=row.type,
+            order_id=row.subject,
+            sequence=row.sequence,
+            tenant=row.tenant,
+            state="parked" if row.parked_at else "claimed" if row.claimed else "waiting",
+            reason=reason,
+            attempts=row.attempts,
+            occurred_at=rfc3339(row.occurred_at),
+            next_attempt_at=None if row.parked_at else rfc3339(row.next_attempt_at),
+            parked_at=rfc3339(row.parked_at) if row.parked_at else None,
+        )
+
+
+class OutboxAnswer(OutboxCounts):
+    """The outbox: counts, and rows: first parked ones, then those due longest."""
+
+    rows: list[OutboxRow]
+
+
+async def count(conn: db.Connection) -> OutboxCounts:
+    """Count the rows that are not published."""
+    pending, age, parked = await outbox_admin.stats(conn)
+    return OutboxCounts(pending=pending, oldest_pending_age_seconds=age, parked=parked)
+
+
+async def read_counts(pool: db.Pool) -> OutboxCounts:
+    """Count the rows that are not published. Raises DatabaseUnavailable."""
+    async with db.connection(pool) as conn:
+        return await count(conn)
+
+
+async def read_rows(pool: db.Pool, limit: int) -> OutboxAnswer:
+    """Return the counts and up to `limit` rows. Raises DatabaseUnavailable."""
+    async with db.connection(pool) as conn:
+        counts = await count(conn)
+        rows = [OutboxRow.of(row) for row in await outbox_admin.first(conn, limit)]
+    return OutboxAnswer(**counts.model_dump(), rows=rows)
+
+
+async def requeue(pool: db.Pool, row_id: UUID, actor: AuditActor) -> None:
+    """Make a parked row pending again, with all its attempts. Raises ParkedRowNotFound."""
     async with db.transaction(pool) as conn:
         subjects = await outbox_admin.requeue(conn, [row_id])
         if not subjects:
             raise ParkedRowNotFound(f"no parked outbox row has the id {row_id}")
-        await audit.record(conn, operator, ACTION, as_uuid(subjects[0]), PENDING, {"id": str(row_id)})
+        await audit.record(conn, actor, ACTION, as_uuid(subjects[0]), PENDING, {"id": str(row_id)})

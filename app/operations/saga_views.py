@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from app import db
 from app.errors import OrderNotFound
 from app.operations import audit
-from app.operations.sagas import Action, Outcome
+from app.operations.sagas import ActionOutcome, SagaAction
 from app.orders import store
 from app.orders.model import Status, rfc3339
 from app.saga import queries, unstarted
@@ -105,18 +105,8 @@ class SagasAnswer(BaseModel):
     sagas: list[ListedSaga]
     unstarted: list[UnstartedOrder]
 
-    @classmethod
-    async def read(cls, conn: db.Connection, consumer: str, limit: int, status: str | None, *, stuck: bool) -> Self:
-        """Read the first of them."""
-        found = await queries.unfinished(conn, limit, status, stuck=stuck)
-        given_up = [] if status == Status.COMPENSATING else await unstarted.given_up(conn, consumer, limit)
-        return cls(
-            sagas=[ListedSaga.of(each.saga, last_outcome=each.outcome, last_detail=each.detail) for each in found],
-            unstarted=[UnstartedOrder.of(each) for each in given_up],
-        )
 
-
-class LogLine(BaseModel):
+class StepLogView(BaseModel):
     """A line of a saga's log. `reply`: the ids that a partner gave."""
 
     at: str
@@ -128,7 +118,7 @@ class LogLine(BaseModel):
     reply: dict[str, Any] | None
 
 
-class OperatorAction(BaseModel):
+class OperatorActionView(BaseModel):
     """What an operator did. `outcome`: what came of it, or what it found and left alone; `unfinished`: it was killed.
 
     `reason`: empty when none was given.
@@ -155,44 +145,18 @@ class SagaAnswer(BaseModel):
     placed_at: str
     updated_at: str
     saga: SagaView | None
-    log: list[LogLine]
-    operator_actions: list[OperatorAction]
-
-    @classmethod
-    async def read(cls, conn: db.Connection, order_id: UUID) -> Self:
-        """Read all of it. Raises OrderNotFound."""
-        order = await store.load(conn, order_id)
-        if order is None:
-            raise OrderNotFound(f"there is no order {order_id}")
-        saga = await queries.find(conn, order_id)
-        return cls(
-            order_id=str(order.id),
-            tenant=order.tenant,
-            status=order.status,
-            status_reason=order.status_reason,
-            version=order.version,
-            placed_at=rfc3339(order.placed_at),
-            updated_at=rfc3339(order.updated_at),
-            saga=None if saga is None else SagaView.of(saga),
-            log=[
-                LogLine(**dataclasses.asdict(line) | {"at": rfc3339(line.at)})
-                for line in await queries.log(conn, order_id)
-            ],
-            operator_actions=[
-                OperatorAction(**dataclasses.asdict(acted) | {"at": rfc3339(acted.at)})
-                for acted in await audit.of_order(conn, order_id)
-            ],
-        )
+    log: list[StepLogView]
+    operator_actions: list[OperatorActionView]
 
 
-TOLD = {
-    Outcome.DUE: "is due at once",
-    Outcome.DUE_ALREADY: "was due already",
-    Outcome.UNDER_WAY: "is under way: a process has it, and was left alone",
-    Outcome.TURNS_BACK: "turns back",
-    Outcome.TURNED_BEFORE: "turns back already: nothing was changed",
-    Outcome.CANCELLED: "is cancelled: its saga had not started",
-    Outcome.ENDED_BEFORE: "has ended already, with everything undone: nothing was changed",
+MESSAGES = {
+    ActionOutcome.DUE: "is due at once",
+    ActionOutcome.DUE_ALREADY: "was due already",
+    ActionOutcome.UNDER_WAY: "is under way: a process has it, and was left alone",
+    ActionOutcome.TURNS_BACK: "turns back",
+    ActionOutcome.TURNED_BEFORE: "turns back already: nothing was changed",
+    ActionOutcome.CANCELLED: "is cancelled: its saga had not started",
+    ActionOutcome.ENDED_BEFORE: "has ended already, with everything undone: nothing was changed",
 }
 
 
@@ -205,6 +169,42 @@ class SagaChanged(BaseModel):
     message: str
 
     @classmethod
-    def of(cls, order_id: UUID, action: Action, outcome: Outcome) -> Self:
+    def of(cls, order_id: UUID, action: SagaAction, outcome: ActionOutcome) -> Self:
         """Tell of it."""
-        return cls(order_id=str(order_id), action=action, outcome=outcome, message=f"{order_id} {TOLD[outcome]}")
+        return cls(order_id=str(order_id), action=action, outcome=outcome, message=f"{order_id} {MESSAGES[outcome]}")
+
+
+async def read_unfinished(pool: db.Pool, consumer: str, limit: int, status: str | None, *, stuck: bool) -> SagasAnswer:
+    """Return unfinished sagas and orders that cannot start. `consumer`: the inbox name of the saga's consumer."""
+    async with db.connection(pool) as conn:
+        found = await queries.unfinished(conn, limit, status, stuck=stuck)
+        given_up = [] if status == Status.COMPENSATING else await unstarted.given_up(conn, consumer, limit)
+    return SagasAnswer(
+        sagas=[ListedSaga.of(row.saga, last_outcome=row.outcome, last_detail=row.detail) for row in found],
+        unstarted=[UnstartedOrder.of(order) for order in given_up],
+    )
+
+
+async def read_one(pool: db.Pool, order_id: UUID) -> SagaAnswer:
+    """Return an order with its saga, its log and what operators did. Raises OrderNotFound."""
+    async with db.connection(pool) as conn:
+        order = await store.load(conn, order_id)
+        if order is None:
+            raise OrderNotFound(f"there is no order {order_id}")
+        saga = await queries.find(conn, order_id)
+        entries = await queries.log(conn, order_id)
+        actions = await audit.of_order(conn, order_id)
+    return SagaAnswer(
+        order_id=str(order.id),
+        tenant=order.tenant,
+        status=order.status,
+        status_reason=order.status_reason,
+        version=order.version,
+        placed_at=rfc3339(order.placed_at),
+        updated_at=rfc3339(order.updated_at),
+        saga=None if saga is None else SagaView.of(saga),
+        log=[StepLogView(**dataclasses.asdict(entry) | {"at": rfc3339(entry.at)}) for entry in entries],
+        operator_actions=[
+            OperatorActionView(**dataclasses.asdict(action) | {"at": rfc3339(action.at)}) for action in actions
+        ],
+    )

@@ -12,20 +12,20 @@ from uuid import UUID
 from app import db
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations import audit
-from app.operations.audit import Operator
+from app.operations.audit import AuditActor
 from app.orders import store as order_store
 from app.orders.model import Order, Reason, Status
 from app.saga import cancel, queries, store
 
 
-class Action(StrEnum):
+class SagaAction(StrEnum):
     """What an operator asks for."""
 
     RETRY = "retry"
     COMPENSATE = "compensate"
 
 
-class Outcome(StrEnum):
+class ActionOutcome(StrEnum):
     """What came of it."""
 
     DUE = "due"  # its pause has ended
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # it is too late for that
 
 
-async def retry(pool: db.Pool, order_id: UUID, operator: Operator) -> Outcome:
+async def retry(pool: db.Pool, order_id: UUID, actor: AuditActor) -> ActionOutcome:
     """Have a saga that waits taken on at once, in whatever direction it goes.
 
     Raises OrderNotFound, and SagaNotRetriable when it has ended or never started.
@@ -46,23 +46,23 @@ async def retry(pool: db.Pool, order_id: UUID, operator: Operator) -> Outcome:
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)
         outcome = await _retry(conn, order.id)
-        await audit.record(conn, operator, Action.RETRY, order.id, outcome)
-    if outcome is Outcome.REFUSED:
+        await audit.record(conn, actor, SagaAction.RETRY, order.id, outcome)
+    if outcome is ActionOutcome.REFUSED:
         unstarted = order.status is Status.PENDING
         raise SagaNotRetriable("the saga has not started" if unstarted else f"the order is {order.status}")
     return outcome
 
 
-async def _retry(conn: db.Connection, order_id: UUID) -> Outcome:
+async def _retry(conn: db.Connection, order_id: UUID) -> ActionOutcome:
     if await store.end_pause(conn, order_id):
-        return Outcome.DUE
+        return ActionOutcome.DUE
     saga = await queries.find(conn, order_id)
     if saga is None or saga.finished_at is not None:
-        return Outcome.REFUSED
-    return Outcome.UNDER_WAY if saga.next_attempt_in_seconds > 0 else Outcome.DUE_ALREADY
+        return ActionOutcome.REFUSED
+    return ActionOutcome.UNDER_WAY if saga.next_attempt_in_seconds > 0 else ActionOutcome.DUE_ALREADY
 
 
-async def compensate(pool: db.Pool, order_id: UUID, operator: Operator, trace: Mapping[str, str]) -> Outcome:
+async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, trace: Mapping[str, str]) -> ActionOutcome:
     """Turn a saga back that goes forward; after the commit its order never becomes confirmed.
 
     It has the limits of a customer's cancel. Raises OrderNotFound and OrderNotCancellable.
@@ -70,21 +70,21 @@ async def compensate(pool: db.Pool, order_id: UUID, operator: Operator, trace: M
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)
         outcome = await _compensate(conn, order, trace)
-        await audit.record(conn, operator, Action.COMPENSATE, order.id, outcome)
-    if outcome is Outcome.REFUSED:
+        await audit.record(conn, actor, SagaAction.COMPENSATE, order.id, outcome)
+    if outcome is ActionOutcome.REFUSED:
         raise OrderNotCancellable(f"the order is {order.status}")
     return outcome
 
 
-async def _compensate(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> Outcome:
+async def _compensate(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> ActionOutcome:
     try:
         cancelled = await cancel.cancel_locked(conn, order, Reason.COMPENSATED_BY_OPERATOR, trace)
     except OrderNotCancellable:
-        return Outcome.REFUSED
+        return ActionOutcome.REFUSED
     has_ended = cancelled.order.status not in {Status.PENDING, Status.COMPENSATING}
     if cancelled.changed:
-        return Outcome.CANCELLED if has_ended else Outcome.TURNS_BACK
-    return Outcome.ENDED_BEFORE if has_ended else Outcome.TURNED_BEFORE
+        return ActionOutcome.CANCELLED if has_ended else ActionOutcome.TURNS_BACK
+    return ActionOutcome.ENDED_BEFORE if has_ended else ActionOutcome.TURNED_BEFORE
 
 
 async def _locked(conn: db.Connection, order_id: UUID) -> Order:

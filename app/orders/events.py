@@ -1,4 +1,4 @@
-"""The events an order emits, past tense, built from the order alone."""
+"""The events that an order publishes, named in the past tense. Each is built from the order alone."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,9 @@ TYPES: Mapping[Status, str] = {
 
 
 def event_for(order: Order, trace: Mapping[str, str]) -> Envelope | None:
-    """Return the event that tells of the order's present status; COMPENSATING is nobody's business but ours.
+    """Return the event for the order's present status, None for COMPENSATING, which is internal.
 
-    That it was placed happens to an order once, so that event has the order's own id: who has the order can find the
-    event, and an index from one to the other need not be kept.
+    `order.placed` happens once per order, so it has the order's own id. That saves an index from orders to events.
     """
     event_type = TYPES.get(order.status)
     if event_type is None:

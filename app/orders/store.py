@@ -1,8 +1,8 @@
-"""The transactions that write orders. Each function is one transaction, or one part of the caller's."""
+"""Write and read orders: SQL on the tables of orders. With a connection: in the caller's transaction."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +12,8 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from app import db
-from app.errors import IdempotencyKeyNotFound, OrderNotFound
-from app.idempotency import store, transaction
+from app.errors import OrderNotFound
+from app.idempotency.transaction import AlreadyCommitted
 from app.messaging import outbox
 from app.orders import events
 from app.orders.model import Line, Order, Reason, Status, may_become
@@ -32,41 +32,38 @@ class PlaceOrder:
     metadata: Mapping[str, Any] | None = None
 
 
-Render = Callable[[Order], store.Answer]
-
-BEFORE_OPERATORS = Reason.CANCELLED_BY_CUSTOMER  # a release that knew no other cancel leaves `cancel_reason` null
+DEFAULT_CANCEL_REASON = Reason.CANCELLED_BY_CUSTOMER  # older releases knew no other and leave `cancel_reason` null
 
 
-async def place(
-    pool: db.Pool,
-    command: PlaceOrder,
-    key: store.Key | None,
-    render: Render,
-    trace: Mapping[str, str],
-    *,
-    ttl_seconds: float,
-    wait_seconds: float,
-) -> store.Answer:
-    """Write order, lines, outbox row and key row in one transaction, and return the answer that committed with them.
+@dataclass(frozen=True, slots=True)
+class PlacedOrder:
+    """A new order, and the trace that its event continues."""
 
-    With a key that already stands for this request: its stored answer. Raises as `once` does.
-    """
+    order: Order
+    trace: Mapping[str, str]
+
+
+def new_order(command: PlaceOrder, trace: Mapping[str, str]) -> PlacedOrder:
+    """Make a new order with its id, before any transaction."""
     now = datetime.now(UTC)
     order = Order(
         id=uuid7(), status=Status.PENDING, status_reason=None, tracking_id=None, version=1, placed_at=now,
         updated_at=now, **{field.name: getattr(command, field.name) for field in dataclasses.fields(command)},
     )  # fmt: skip
-    answer = render(order)
+    return PlacedOrder(order, trace)
 
-    async def act(conn: db.Connection) -> store.Answer:
+
+async def insert(conn: db.Connection, rows: Sequence[PlacedOrder]) -> None:
+    """Write orders, their lines and their events in the caller's transaction.
+
+    Raises AlreadyCommitted when an order is there: its id is new, so an earlier attempt has committed the same rows.
+    """
+    for row in rows:
         try:
-            await _insert(conn, order)
-        except asyncpg.UniqueViolationError as error:  # the id is ours alone: an earlier run of this very transaction
-            raise transaction.AlreadyDone(answer) from error
-        await _emit(conn, order, trace)
-        return answer
-
-    return await transaction.once(pool, key, act, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds, foretold=answer)
+            await _insert(conn, row.order)
+        except asyncpg.UniqueViolationError as error:
+            raise AlreadyCommitted from error
+        await _emit(conn, row.order, row.trace)
 
 
 async def _insert(conn: db.Connection, order: Order) -> None:
@@ -106,7 +103,7 @@ async def _emit(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> 
 
 
 async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
-    """Read one order. Raises OrderNotFound, for another tenant's order too."""
+    """Return one order. Raises OrderNotFound, for another tenant's order too."""
     async with db.connection(pool) as conn:
         order = await load(conn, order_id)
     if order is None or order.tenant != tenant:
@@ -114,17 +111,8 @@ async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
     return order
 
 
-async def get_key(pool: db.Pool, tenant: str, key: str) -> store.Stored:
-    """Read what a key stands for. Raises IdempotencyKeyNotFound, for an expired or another tenant's key too."""
-    async with db.connection(pool) as conn:
-        stored = await store.find(conn, tenant, key)
-    if stored is None:
-        raise IdempotencyKeyNotFound("no finished write has this key; one that is still under way may")
-    return stored
-
-
 async def load(conn: db.Connection, order_id: UUID, *, lock: bool = False) -> Order | None:
-    """Read one order with its lines; with `lock`, hold its row until the caller's transaction ends."""
+    """Return one order with its lines, None if there is none. `lock`: hold its row until the transaction ends."""
     rows = await conn.fetch(
         f"""
         SELECT o.id, o.tenant, o.status, o.status_reason, o.customer_id, o.currency, o.payment_method,
@@ -147,7 +135,7 @@ async def change_status(
     trace: Mapping[str, str],
     tracking_id: str | None = None,
 ) -> Order:
-    """Move an order that the caller has locked to `status`, and emit the event that tells of it."""
+    """Change the status of an order that the caller has locked, and write the event for it to the outbox."""
     if not may_become(order.status, status):
         raise AssertionError(f"bug: order {order.id} cannot go from {order.status} to {status}")
     updated = dataclasses.replace(
@@ -175,7 +163,7 @@ async def change_status(
 
 
 async def request_cancel(conn: db.Connection, order: Order, reason: Reason) -> Order:
-    """Leave word for the saga of an order that the caller has locked: it must turn back. The first word counts."""
+    """Ask the saga of an order that the caller has locked to compensate. Only the first request is stored."""
     if order.cancel_requested_at is not None:
         return order
     query = """
@@ -204,7 +192,7 @@ def _order(rows: list[asyncpg.Record]) -> Order:
         placed_at=row["placed_at"],
         updated_at=row["updated_at"],
         cancel_requested_at=row["cancel_requested_at"],
-        cancel_reason=Reason(row["cancel_reason"] or BEFORE_OPERATORS) if row["cancel_requested_at"] else None,
+        cancel_reason=Reason(row["cancel_reason"] or DEFAULT_CANCEL_REASON) if row["cancel_requested_at"] else None,
     )
 
 

@@ -8,8 +8,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    LargeBinary,
-    SmallInteger,
     Table,
     Text,
     Uuid,
@@ -74,19 +72,4 @@ order_lines = Table(
         CheckConstraint("unit_price_minor >= 0", name="unit_price"),
         nullable=False,
     ),
-)
-
-idempotency_keys = Table(
-    "idempotency_keys",
-    metadata,
-    Column("tenant", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("fingerprint_version", SmallInteger, nullable=False),
-    Column("status", SmallInteger, nullable=False),
-    Column("location", Text, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False),
-    Column("expires_at", DateTime(timezone=True), nullable=False),
-    Index("idempotency_keys_expires_at_idx", "expires_at"),
 )

@@ -62,6 +62,8 @@ class Unknown:
 
 
 Outcome = Done | Refused | NotSent | Unknown
+OUTCOMES = ("done", "refused", "not-sent", "unknown")  # their names in logs and metrics
+PARTNERS = ("inventory", "payment", "shipping")
 
 
 @dataclass(frozen=True, slots=True)

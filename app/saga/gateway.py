@@ -7,16 +7,17 @@ takes charges well; and so would the few orders that it fails for good, which co
 
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from itertools import product
 
 import structlog
 
 from app.loops import full_jitter
-from app.observability.metrics import PARTNERS, Metrics
+from app.observability.signals import Signals
 from app.orders.model import Order, Reason
 from app.partners.circuit import Circuit, is_failure
 from app.partners.ports import (
+    PARTNERS,
     Charge,
     Done,
     Inventory,
@@ -28,6 +29,7 @@ from app.partners.ports import (
     Shipping,
     Unknown,
 )
+from app.saga.facts import HoldExpired, PartnerCalled
 from app.saga.plan import Action, Call, Step
 from app.saga.store import Saga
 
@@ -45,33 +47,37 @@ FIRST, AGAIN = False, True
 VISITS_PER_SECOND = 100.0  # of sagas that wait for a circuit: each costs the database a claim and a transaction
 
 
-class Calls:
-    """The three partners of one process. `circuit_failures` in a row: left alone for `circuit_open_seconds`."""
+@dataclass(frozen=True, slots=True)
+class CircuitConfig:
+    """A circuit opens for `open_seconds` after `failures` in a row."""
+
+    failures: int
+    open_seconds: float
+
+
+class PartnerGateway:
+    """Calls the three partners for this process, each behind its circuits."""
 
     def __init__(
         self,
         inventory: Inventory,
         payment: Payment,
         shipping: Shipping,
-        metrics: Metrics,
-        *,
-        circuit_failures: int,
-        circuit_open_seconds: float,
+        config: CircuitConfig,
+        signals: Signals,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inventory = inventory
         self._payment = payment
         self._shipping = shipping
-        self._metrics = metrics
-        self._open_seconds = circuit_open_seconds
+        self._signals = signals
+        self._open_seconds = config.open_seconds
         self._clock = clock
         self._last_visit = clock()  # that was given to one who waits
         self._circuits = {
-            each: Circuit(circuit_failures, circuit_open_seconds, clock)
+            each: Circuit(config.failures, config.open_seconds, clock)
             for each in product(PARTNERS, Action, (FIRST, AGAIN))
         }
-        for partner in PARTNERS:
-            metrics.partner_circuit_state.labels(partner).set_function(partial(self._state, partner))
 
     def delay(self, call: Call, attempts: int, caller: object) -> float | None:
         """None: the call may be made, of which there were so many. Else in how many seconds to ask again.
@@ -102,7 +108,7 @@ class Calls:
             outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
             self.leave(caller)  # it says nothing of the partner
         seconds = time.perf_counter() - began
-        self._metrics.saga_step_duration.labels(call.step, call.action, label(outcome)).observe(seconds)
+        self._signals.emit(PartnerCalled(call.step, call.action, label(outcome), seconds))
         if not isinstance(outcome, Done):
             self._tell(call, saga.state.attempts, outcome)
         return outcome
@@ -146,9 +152,7 @@ class Calls:
 
     def _tell(self, call: Call, attempt: int, outcome: Outcome) -> None:
         if outcome == Refused(Reason.HOLD_EXPIRED):
-            self._metrics.inventory_holds_expired.inc()
-        if call.action is Action.UNDO:
-            self._metrics.compensation_failed.labels(call.step).inc()
+            self._signals.emit(HoldExpired())
         alarming = isinstance(outcome, Unknown) and outcome.alarming
         (log.error if alarming else log.info)(
             "saga.step",
@@ -162,7 +166,8 @@ class Calls:
     def _circuit(self, call: Call, *, again: bool) -> Circuit:
         return self._circuits[PARTNER_OF[call.step], call.action, again]
 
-    def _state(self, partner: str) -> int:
+    def circuit_state(self, partner: str) -> int:
+        """Return how far the partner's circuits are open: the most open one counts."""
         return max(circuit.state for (name, _, _), circuit in self._circuits.items() if name == partner)
 
 

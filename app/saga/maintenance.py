@@ -1,9 +1,7 @@
-"""What metrics, operators and the janitor ask of the sagas: how many there are, what never began, what may go."""
+"""What maintenance asks of the sagas: which orders have not started, which sagas are past their retention."""
 
 import itertools
-from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 from uuid import UUID
 
 from app import db
@@ -14,31 +12,6 @@ Place = tuple[str, datetime, UUID]  # tenant, placed_at, id of the order that a 
 FIRST: Place = ("", datetime.min.replace(tzinfo=UTC), UUID(int=0))
 # What may be pruned. The bound is a parameter, so that rows counted by one statement are those that the next deletes.
 ENDED = "finished_at <= $3 AND (SELECT status FROM orders WHERE orders.id = sagas.id) = ANY($4)"
-
-
-class Stats(NamedTuple):
-    """Unfinished sagas: how many by their order's status, the age of the oldest, how many need an operator."""
-
-    in_flight: dict[str, int]
-    oldest_age_seconds: float
-    needs_operator: int
-
-
-async def stats(conn: db.Connection) -> Stats:
-    """Look at the sagas that have not ended."""
-    rows = await conn.fetch(
-        """
-        SELECT o.status, count(*) AS unfinished,
-               extract(epoch FROM clock_timestamp() - min(s.started_at))::float8 AS age,
-               count(*) FILTER (WHERE s.needs_operator_at <= clock_timestamp()) AS needs_operator
-        FROM sagas s JOIN orders o USING (id) WHERE s.finished_at IS NULL GROUP BY o.status
-        """
-    )
-    return Stats(
-        {row["status"]: row["unfinished"] for row in rows},
-        max((row["age"] for row in rows), default=0.0),
-        sum(row["needs_operator"] for row in rows),
-    )
 
 
 async def unstarted(
@@ -145,16 +118,3 @@ async def _shorten_log(conn: db.Connection, saga_id: UUID) -> int:
         saga_id,
     )
     return db.affected(status)
-
-
-async def still_unstarted(conn: db.Connection, order_ids: Collection[UUID]) -> set[UUID]:
-    """Return those of these orders that are pending and have no saga: their `order.placed` is still to be handled."""
-    rows = await conn.fetch(
-        """
-        SELECT id FROM orders
-        WHERE id = ANY($1::uuid[]) AND status = 'pending'
-          AND NOT EXISTS (SELECT FROM sagas WHERE sagas.id = orders.id)
-        """,
-        list(order_ids),
-    )
-    return {UUID(int=row["id"].int) for row in rows}

@@ -25,22 +25,23 @@ asked for but undoing; the record that would confirm the order, or would leave t
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from uuid import UUID
 
 import structlog
 
 from app import db
 from app.errors import DatabaseUnavailable, StaleLease
-from app.loops import Loop, full_jitter
-from app.observability.metrics import Metrics
+from app.loops import Backoff, Loop
+from app.observability.signals import Signals
 from app.observability.traces import trace_context
 from app.orders import store as order_store
+from app.orders.facts import OrderFinished
 from app.orders.model import Order, Status
 from app.partners.ports import Done, Outcome, Unknown
 from app.saga import gateway, plan, store
-from app.saga.gateway import Calls
+from app.saga.facts import SagaFinished
+from app.saga.gateway import PartnerGateway
 from app.saga.plan import Action, Call, Direction, Step
 
 log = structlog.get_logger(__name__)
@@ -71,38 +72,36 @@ class Wait:
     alarming: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SagaConfig:
+    """`owner`: the name of this process in leases. `concurrency`: sagas that run at a time.
+
+    `needs_operator_seconds`: for how long an undo may fail before the saga is flagged for an operator.
+    """
+
+    owner: str
+    concurrency: int
+    poll_seconds: float
+    lease_seconds: float
+    retry: Backoff
+    needs_operator_seconds: float
+
+
 class Orchestrator:
     """Drives up to `concurrency` sagas at a time. Any number of orchestrators may run."""
 
     def __init__(
         self,
         pool: db.Pool,
-        calls: Calls,
-        metrics: Metrics,
-        *,
-        owner: str,
-        concurrency: int,
-        poll_seconds: float,
-        lease_seconds: float,
-        retry_base_seconds: float,
-        retry_cap_seconds: float,
-        needs_operator_seconds: float,
-        on_event: Callable[[], None],
-        checkpoint: Callable[[str], None],
-        on_finished: Callable[[UUID], None] = lambda _: None,
+        partners: PartnerGateway,
+        config: SagaConfig,
+        signals: Signals,
     ) -> None:
         self._pool = pool
-        self._calls = calls
-        self._metrics = metrics
-        self._owner = owner
-        self._concurrency = concurrency
-        self._lease_seconds = lease_seconds
-        self._retry = (retry_base_seconds, retry_cap_seconds)
-        self._needs_operator_seconds = needs_operator_seconds
-        self._on_event = on_event
-        self._checkpoint = checkpoint
-        self._on_finished = on_finished
-        self._loop = Loop("orchestrator", self._dispatch, poll_seconds)
+        self._partners = partners
+        self._config = config
+        self._signals = signals
+        self._loop = Loop("orchestrator", self._dispatch, config.poll_seconds)
         self._driving: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -128,7 +127,7 @@ class Orchestrator:
         return len(claimed)
 
     async def _dispatch(self) -> int:
-        claimed = await self._claim() if len(self._driving) < self._concurrency else []
+        claimed = await self._claim() if len(self._driving) < self._config.concurrency else []
         for saga in claimed:
             task = asyncio.create_task(self._drive(saga))
             self._driving.add(task)
@@ -136,14 +135,14 @@ class Orchestrator:
         return len(claimed)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        if len(self._driving) >= self._concurrency:
+        if len(self._driving) >= self._config.concurrency:
             self._loop.wake()  # it was full: something may have been waiting for this place
         self._driving.discard(task)
 
     async def _claim(self) -> list[store.Saga]:
         async with db.connection(self._pool) as conn:
-            limit = self._concurrency - len(self._driving)
-            return await store.claim(conn, self._owner, plan.PLANS, limit, self._lease_seconds)
+            limit = self._config.concurrency - len(self._driving)
+            return await store.claim(conn, self._config.owner, plan.PLANS, limit, self._config.lease_seconds)
 
     async def _drive(self, saga: store.Saga) -> None:
         turn = Turn(time.monotonic() + saga.remaining_seconds)
@@ -157,7 +156,7 @@ class Orchestrator:
             except Exception:
                 log.exception("saga.failed", resumes="when the lease ends")
             finally:
-                self._calls.leave(turn)
+                self._partners.leave(turn)
 
     async def _run(self, turn: Turn, saga: store.Saga) -> None:
         async with db.connection(self._pool) as conn:
@@ -175,9 +174,9 @@ class Orchestrator:
                 continue  # the partner has not been asked yet, and need not be
             call = plan.decide(state)
             assert isinstance(call, Call)  # noqa: S101 - bug: what has ended is not ours any more
-            self._checkpoint(f"saga.{call.step}.{call.action}.attempted")
-            outcome = await self._calls.make(call, turn, order, saga)
-            self._checkpoint(f"saga.{call.step}.{call.action}.answered")
+            self._signals.crash_point(f"saga.{call.step}.{call.action}.attempted")
+            outcome = await self._partners.make(call, turn, order, saga)
+            self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
             entries = [_entry(call, state.attempts, outcome)]
             following = plan.advance(state, outcome)
             wait = self._wait(state.attempts, outcome) if following == state else None
@@ -203,7 +202,7 @@ class Orchestrator:
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
             known = plan.heed(reached, cancelled=order.cancel_reason, late=turn.late)
             if known != state:
-                self._calls.leave(turn)  # the call is another one, now that more is known
+                self._partners.leave(turn)  # the call is another one, now that more is known
                 state, pause = known, self._pause(turn, saga, known, wait)
             if goes_on := self._goes_on(state, pause):
                 ours = await self._attempt(conn, saga, state, entries)
@@ -229,7 +228,7 @@ class Orchestrator:
         pause = wait if state.direction is saga.state.direction else None
         call = plan.decide(state)
         if pause is None and isinstance(call, Call) and not self._stopping:
-            seconds = self._calls.delay(call, state.attempts, turn)
+            seconds = self._partners.delay(call, state.attempts, turn)
             pause = None if seconds is None else Wait(seconds)
         if pause is None or state.direction is Direction.BACKWARD:
             return pause
@@ -246,7 +245,9 @@ class Orchestrator:
         assert isinstance(call, Call)  # noqa: S101 - bug: the callers looked
         state = plan.attempted(state)
         entries = [*entries, store.Entry(call.step, call.action, state.attempts, "attempted")]
-        ours = await store.save(conn, saga, state, entries, due_in_seconds=self._lease_seconds, owner=self._owner)
+        ours = await store.save(
+            conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
+        )
         if call == Call(Step.CHARGE_PAYMENT, Action.UNDO):
             # Read after the write, which may have been the one that recorded the charge.
             return replace(ours, payment_id=await store.payment_id(conn, saga.id))
@@ -266,7 +267,7 @@ class Orchestrator:
         """
         patience = None
         if pause is not None and (pause.alarming or state.direction is Direction.BACKWARD):
-            patience = 0.0 if pause.alarming else self._needs_operator_seconds
+            patience = 0.0 if pause.alarming else self._config.needs_operator_seconds
         seconds = 0.0 if pause is None else pause.seconds
         return await store.save(
             conn, saga, state, entries, due_in_seconds=seconds, owner=None, operator_in_seconds=patience
@@ -274,18 +275,15 @@ class Orchestrator:
 
     def _wait(self, attempts: int, outcome: Outcome) -> Wait:
         """Full jitter, on top of what the partner wished for: those whom it told the same do not come together."""
-        jitter = full_jitter(attempts, *self._retry)
+        jitter = self._config.retry.pause(attempts)
         if isinstance(outcome, Unknown):
             return Wait((outcome.retry_after_seconds or 0.0) + jitter, outcome.alarming)
         return Wait(jitter)
 
     def _finished(self, saga: store.Saga, order: Order) -> None:
-        self._checkpoint("saga.finished")
-        self._on_event()
-        self._on_finished(saga.id)
-        self._metrics.orders_finished.labels(order.status, order.status_reason or "").inc()
-        self._metrics.saga_duration.observe(max(0.0, saga.age_seconds))
-        log.info("saga.finished", status=order.status, reason=order.status_reason)
+        self._signals.crash_point("saga.finished")
+        self._signals.emit(OrderFinished(order.id, order.status, order.status_reason))
+        self._signals.emit(SagaFinished(order.status, order.status_reason, max(0.0, saga.age_seconds)))
 
 
 def _tell_operator(before: store.Saga, saga: store.Saga) -> None:

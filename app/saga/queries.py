@@ -1,10 +1,10 @@
 """What operators read of sagas: those that have not ended, and one with all that was asked of partners for it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from app import db
@@ -125,3 +125,41 @@ async def log(conn: db.Connection, saga_id: UUID) -> list[Line]:
 def _saga(row: Any) -> SagaRow:
     values = {name: row[name] for name in SagaRow.__slots__}
     return SagaRow(**values | {"id": UUID(int=row["id"].int)})
+
+
+class Stats(NamedTuple):
+    """Unfinished sagas: how many by their order's status, the age of the oldest, how many need an operator."""
+
+    in_flight: dict[str, int]
+    oldest_age_seconds: float
+    needs_operator: int
+
+
+async def stats(conn: db.Connection) -> Stats:
+    """Measure the sagas that have not ended."""
+    rows = await conn.fetch(
+        """
+        SELECT o.status, count(*) AS unfinished,
+               extract(epoch FROM clock_timestamp() - min(s.started_at))::float8 AS age,
+               count(*) FILTER (WHERE s.needs_operator_at <= clock_timestamp()) AS needs_operator
+        FROM sagas s JOIN orders o USING (id) WHERE s.finished_at IS NULL GROUP BY o.status
+        """
+    )
+    return Stats(
+        {row["status"]: row["unfinished"] for row in rows},
+        max((row["age"] for row in rows), default=0.0),
+        sum(row["needs_operator"] for row in rows),
+    )
+
+
+async def not_started(conn: db.Connection, order_ids: Collection[UUID]) -> set[UUID]:
+    """Return those of these orders that are pending and have no saga: their `order.placed` has not been handled."""
+    rows = await conn.fetch(
+        """
+        SELECT id FROM orders
+        WHERE id = ANY($1::uuid[]) AND status = 'pending'
+          AND NOT EXISTS (SELECT FROM sagas WHERE sagas.id = orders.id)
+        """,
+        list(order_ids),
+    )
+    return {UUID(int=row["id"].int) for row in rows}

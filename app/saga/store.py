@@ -39,7 +39,7 @@ from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
-from app.orders.store import BEFORE_OPERATORS
+from app.orders.store import DEFAULT_CANCEL_REASON
 from app.saga import plan
 
 sagas = Table(
@@ -269,7 +269,7 @@ async def save(
     )
     if row is None:
         raise StaleLease(f"saga {saga.id} was taken over")
-    cancelled = Reason(row["cancel_reason"] or BEFORE_OPERATORS) if row["cancelled"] else None
+    cancelled = Reason(row["cancel_reason"] or DEFAULT_CANCEL_REASON) if row["cancelled"] else None
     written = {name: row[name] for name in ("version", "needs_operator", "age_seconds")}
     return replace(saga, state=state, cancelled=cancelled, **written)
 

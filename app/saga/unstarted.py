@@ -14,7 +14,7 @@ from app import db
 DEAD = """
     inbox JOIN orders ON orders.id = inbox.message_id::uuid
     WHERE inbox.consumer = $1 AND inbox.dead_at IS NOT NULL AND inbox.processed_at IS NULL
-      AND orders.model = 'pending' AND (SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL
+      AND orders.status = 'pending' AND (SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL
 """
 
 

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from app.messaging.rabbitmq.transport import EXCHANGE, QUEUE
+from app.messaging.topology import EXCHANGE
 from chaos import amqp
 from chaos.faults import Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy
@@ -24,6 +24,7 @@ from tests.e2e.conftest import System, client, order
 from tests.harness import servers
 from tests.harness.messages import HEARD, open_channel
 from tests.harness.processes import Service
+from tests.harness.queues import QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 PER_SECOND = 20  # orders

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from app.db import Pool
-from app.observability.metrics import PRUNED_TABLES
+from app.operations.maintenance.pruner import TABLES
 from tests.e2e.conftest import StartService, client, order
 from tests.harness.checker import FINAL, Answers, violations
 from tests.harness.commands import orders
@@ -66,7 +66,7 @@ async def test_prune_makes_one_pass_and_says_what_it_removed(database_url: str, 
     code, out, err = await orders("prune", database_url=database_url)
     assert (code, [line.split() for line in out.splitlines()], err) == (
         0,
-        [["0", table] for table in PRUNED_TABLES],
+        [["0", table] for table in TABLES],
         "",
     )
 
@@ -87,7 +87,7 @@ async def test_prune_tells_a_server_out_of_reach_from_a_bad_setting(
     assert (code, out, err.count("\n")) == (expected, "", 1)
 
 
-@pytest.mark.parametrize(("locked", "expected"), [(("inbox",), 1), (PRUNED_TABLES, 3)])
+@pytest.mark.parametrize(("locked", "expected"), [(("inbox",), 1), (TABLES, 3)])
 async def test_prune_reports_tables_that_failed(
     database_url: str, pool: Pool, locked: tuple[str, ...], expected: int
 ) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import jsonschema_rs
 
 from app.api.asyncapi import document
+from app.bootstrap.consumers import queues
 
-DOCUMENT = document()
+DOCUMENT = document(queues())
 MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
 
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from app.db import open_pool
 from app.operations import sagas
-from app.operations.audit import Operator
+from app.operations.audit import AuditActor
 from app.orders.model import Line
 from app.partners.client import open_session
 from app.partners.ports import Charge, Item
@@ -169,7 +169,7 @@ async def _turning(stage: Stage, ends: str, point: str, target: str) -> Stored:
     if ends == BY_CUSTOMER:
         await cancel(stage.pool, saga_id)
     elif ends == BY_OPERATOR:
-        await sagas.compensate(stage.pool, saga_id, Operator("recorder", "to be stored"), {})
+        await sagas.compensate(stage.pool, saga_id, AuditActor("recorder", "to be stored"), {})
     else:
         await stage.let_the_deadline_pass()
     await set_faults(stage.http, {"target": target, "kind": "error"})

@@ -13,6 +13,7 @@ import uvloop
 from app import main, settings
 from app.api.server import listener
 from app.observability import logs
+from app.observability.signals import Signals
 
 
 def serve(point: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -26,7 +27,7 @@ def serve(point: str, number: signal.Signals = signal.SIGKILL) -> None:
 
     configured = settings.load(settings.Settings)
     logs.configure_logging(configured.log_format, configured.log_level, background=True)
-    uvloop.run(listener.until_signalled(main.serve(configured, checkpoint)))
+    uvloop.run(listener.until_signalled(main.serve(configured, Signals(checkpoint))))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 
-from app.bootstrap.workers import dead_letters_of
-from app.cli.options import open_pool, operator, servers
-from app.operations.dead_letters import Action, Selection
+from app.bootstrap.brokers import make_broker
+from app.bootstrap.consumers import queues
+from app.cli.options import actor, open_pool, servers
+from app.observability.signals import Signals
+from app.operations.dead_letters import DeadLetterAction, DeadLetters, Selection
 
 
-async def treat(action: Action, point: str) -> None:
+async def treat(action: DeadLetterAction, point: str) -> None:
     """Go over all until the pass comes to the point."""
 
     def checkpoint(passed: str) -> None:
@@ -19,9 +21,11 @@ async def treat(action: Action, point: str) -> None:
 
     url, broker_url = servers(None)
     async with open_pool(url) as pool:
-        letters = dead_letters_of(pool, broker_url, checkpoint)
-        await letters.go_over(action, Selection(), lambda _: None, operator=operator(None))
+        [queue] = queues()
+        broker = make_broker(broker_url, pool, Signals(checkpoint))
+        letters = DeadLetters(pool, queue, broker.dead_letters(queue))
+        await letters.scan(action, Selection(), lambda _: None, actor=actor(None))
 
 
 if __name__ == "__main__":
-    asyncio.run(treat(Action(sys.argv[1]), sys.argv[2]))
+    asyncio.run(treat(DeadLetterAction(sys.argv[1]), sys.argv[2]))

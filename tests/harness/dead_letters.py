@@ -11,43 +11,53 @@ from aio_pika.abc import AbstractChannel, HeadersType
 
 from app import db
 from app.messaging.consumer import Consumer
+from app.messaging.dead_letters import DeadLetterScan
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq.subscription import Subscription
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE
-from app.operations.dead_letters import Action, DeadLetters, Finding, InQueue, Selection, Summary
-from tests.harness.events import event, nothing
-from tests.harness.messages import ROUTING_KEYS, take
+from app.messaging.rabbitmq.dead_letters import RabbitDeadLetters
+from app.messaging.rabbitmq.subscription import RabbitSubscription
+from app.messaging.topology import EXCHANGE
+from app.observability.signals import Signals
+from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary
+from tests.harness.events import event
+from tests.harness.messages import take
 from tests.harness.operating import OPERATOR
+from tests.harness.queues import DEAD_LETTER_QUEUE, SAGA_QUEUE, queue_of
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 REASON = "ValueError: no such thing"
 
 
-def in_queue(pool: db.Pool, url: str, consumer: str = "effects", **options: Any) -> DeadLetters:
+def in_queue(pool: db.Pool, url: str, consumer: str = "effects", signals: Signals | None = None) -> DeadLetters:
     """Return the dead letters of the consumer that `Effects` makes."""
-    return DeadLetters(pool, consumer, InQueue(pool, consumer, url, ROUTING_KEYS, **{"checkpoint": nothing, **options}))
+    queue = queue_of(consumer)
+    return DeadLetters(pool, queue, RabbitDeadLetters(pool, url, queue, signals or Signals()))
+
+
+def scan(pool: db.Pool, url: str) -> contextlib.AbstractAsyncContextManager[DeadLetterScan]:
+    """Start a scan of the dead-letter queue."""
+    return RabbitDeadLetters(pool, url, SAGA_QUEUE, Signals()).scan()
 
 
 async def go_over(
-    letters: DeadLetters, action: Action, *, dry_run: bool = False, **selection: Any
+    letters: DeadLetters, action: DeadLetterAction, *, dry_run: bool = False, **selection: Any
 ) -> tuple[Summary, list[Finding]]:
-    """Make one pass; return what it told of."""
+    """Make one scan; return what it found."""
     findings: list[Finding] = []
-    operator = None if dry_run or action is Action.PEEK else OPERATOR
-    summary = await letters.go_over(action, Selection(**selection), findings.append, operator=operator)
+    actor = None if dry_run or action is DeadLetterAction.PEEK else OPERATOR
+    summary = await letters.scan(action, Selection(**selection), findings.append, actor=actor)
     return summary, findings
 
 
 async def ids(letters: DeadLetters, **selection: Any) -> list[str]:
     """Peek, and return the ids."""
-    _, findings = await go_over(letters, Action.PEEK, **selection)
+    _, findings = await go_over(letters, DeadLetterAction.PEEK, **selection)
     return [each.letter.id for each in findings]
 
 
 @contextlib.asynccontextmanager
 async def consuming(url: str, consumer: Consumer) -> AsyncIterator[None]:
     """Run a subscription until the end of the block."""
-    subscription = Subscription(url, consumer, ROUTING_KEYS, prefetch=10)
+    subscription = RabbitSubscription(url, consumer, SAGA_QUEUE, 10)
     task = asyncio.create_task(subscription.run())
     try:
         yield

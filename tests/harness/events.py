@@ -8,7 +8,7 @@ from app import db
 from app.messaging import outbox
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.observability.metrics import Metrics
+from tests.harness.observed import Observed
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 PLACED = "orders.order.placed.v1"
@@ -39,9 +39,9 @@ def nothing(_: str = "") -> None:
     """Stand for a callback that nobody needs."""
 
 
-def counted(metrics: Metrics, name: str) -> float | None:
+def counted(signals: Observed, name: str) -> float | None:
     """Read one metric without labels."""
-    return metrics.registry.get_sample_value(name)
+    return signals.value(name)
 
 
 class Effects:
@@ -77,14 +77,6 @@ class Effects:
 
         await wait_until(arrived, AMPLE_SECONDS, f"{number} effects")
 
-    def consumer(self, metrics: Metrics | None = None, *, max_attempts: int = 3) -> Consumer:
+    def consumer(self, signals: Observed | None = None, *, max_attempts: int = 3) -> Consumer:
         """Make a consumer of PLACED events with this handler."""
-        return Consumer(
-            self._pool,
-            "effects",
-            {PLACED: self},
-            metrics or Metrics(),
-            max_attempts=max_attempts,
-            after_commit=nothing,
-            checkpoint=nothing,
-        )
+        return Consumer(self._pool, "effects", {PLACED: self}, max_attempts, signals or Observed())

@@ -5,16 +5,15 @@ from uuid import UUID
 from aio_pika.abc import AbstractChannel
 
 from app import db
-from app.bootstrap.workers import CONSUMER
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE
 from app.messaging.relay import Transport
-from app.observability.metrics import Metrics
+from app.observability.signals import Signals
 from tests.harness.dead_letters import consuming, holds
-from tests.harness.events import PLACED, nothing
+from tests.harness.events import PLACED
 from tests.harness.messages import publishing
 from tests.harness.orders import placed
+from tests.harness.queues import CONSUMER, DEAD_LETTER_QUEUE
 from tests.harness.relays import make_relay
 
 FAILURE = "ValueError: no such thing"
@@ -26,7 +25,7 @@ def failing_consumer(pool: db.Pool) -> Consumer:
     async def fail(_conn: db.Connection, _envelope: Envelope) -> None:
         raise ValueError("no such thing")
 
-    return Consumer(pool, CONSUMER, {PLACED: fail}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing)
+    return Consumer(pool, CONSUMER, {PLACED: fail}, 1, Signals())
 
 
 async def publish_all(pool: db.Pool, transport: Transport) -> None:

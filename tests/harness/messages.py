@@ -8,11 +8,12 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from app.messaging.rabbitmq.transport import EXCHANGE, RabbitTransport, declare_topology
-from tests.harness.events import PLACED
+from app.messaging.rabbitmq.publisher import RabbitPublisher
+from app.messaging.rabbitmq.topology import declare
+from app.messaging.topology import EXCHANGE, QueueSpec
+from tests.harness.queues import SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-ROUTING_KEYS = ("order.placed",)
 HEARD = "orders.heard"  # a queue that hears every event and outlives its broker's death
 
 
@@ -31,16 +32,16 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
     """Open a channel to a broker that has the topology."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await declare_topology(connection, channel, ROUTING_KEYS)
+        await declare(connection, channel, SAGA_QUEUE)
         yield channel
 
 
 @contextlib.asynccontextmanager
 async def publishing(
-    url: str, patience_seconds: float = AMPLE_SECONDS, routing_keys: tuple[str, ...] = ROUTING_KEYS
-) -> AsyncIterator[RabbitTransport]:
+    url: str, patience_seconds: float = AMPLE_SECONDS, queues: tuple[QueueSpec, ...] = (SAGA_QUEUE,)
+) -> AsyncIterator[RabbitPublisher]:
     """Lend a transport that publishes as the relay's does."""
-    transport = RabbitTransport(url, (PLACED,), routing_keys, patience_seconds)
+    transport = RabbitPublisher(url, queues, patience_seconds)
     try:
         yield transport
     finally:

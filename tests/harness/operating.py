@@ -5,18 +5,18 @@ from uuid import UUID
 
 from app.db import Pool
 from app.operations import sagas
-from app.operations.audit import Operator
-from app.operations.sagas import Outcome
+from app.operations.audit import AuditActor
+from app.operations.sagas import ActionOutcome
 
-OPERATOR = Operator("cli:ada", "the warehouse burns")
+OPERATOR = AuditActor("cli:ada", "the warehouse burns")
 
 
-async def compensate(pool: Pool, order_id: UUID) -> Outcome:
+async def compensate(pool: Pool, order_id: UUID) -> ActionOutcome:
     """Turn a saga back."""
     return await sagas.compensate(pool, order_id, OPERATOR, {})
 
 
-async def retry(pool: Pool, order_id: UUID) -> Outcome:
+async def retry(pool: Pool, order_id: UUID) -> ActionOutcome:
     """End a saga's pause."""
     return await sagas.retry(pool, order_id, OPERATOR)
 

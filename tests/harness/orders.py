@@ -2,16 +2,20 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from app.api.orders.place import render
+from app.api.orders.deps import stored_response
 from app.db import Pool
+from app.idempotency import Idempotency, IdempotencyConfig
 from app.idempotency import store as key_store
-from app.idempotency.store import Answer, Key
+from app.idempotency.key import IdempotencyKey
+from app.idempotency.store import StoredResponse
 from app.messaging.envelope import Envelope
+from app.observability.signals import Signals
 from app.orders import events
 from app.orders import store as order_store
 from app.orders.model import Line, Order
@@ -30,18 +34,18 @@ def command(**changes: Any) -> PlaceOrder:
 
 async def place(
     pool: Pool,
-    key: Key | None = None,
+    key: IdempotencyKey | None = None,
     *,
     ttl_seconds: float = 86_400,
     wait_seconds: float = 20,
     trace: dict[str, str] | None = None,
     **changes: Any,
-) -> Answer:
+) -> StoredResponse:
     """Place an order as the API does."""
-    wish = command(**changes)
-    return await order_store.place(
-        pool, wish, key, render, trace or {}, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
-    )
+    config = IdempotencyConfig(ttl_seconds, wait_seconds, concurrency=10)
+    row = order_store.new_order(command(**changes), trace or {})
+    response = stored_response(row.order, HTTPStatus.CREATED)
+    return await Idempotency(pool, None, config, Signals()).run(key, order_store.insert, row, response)
 
 
 async def placed(pool: Pool, **changes: Any) -> Order:
@@ -66,13 +70,13 @@ async def start_saga(pool: Pool, **changes: Any) -> UUID:
 
 
 @contextlib.asynccontextmanager
-async def request_under_way(pool: Pool, key: Key) -> AsyncIterator[asyncpg.transaction.Transaction]:
+async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[asyncpg.transaction.Transaction]:
     """Hold the key as a request does that has not committed yet; a rollback unless the test commits."""
     async with pool.acquire() as conn:
         transaction = conn.transaction()
         await transaction.start()
-        answer = Answer(201, "/orders/first", b"the first answer")
-        assert await key_store.take(conn, key, answer, ttl_seconds=60, wait_seconds=1)
+        answer = StoredResponse(201, "/orders/first", b"the first answer")
+        assert await key_store.acquire(conn, key, answer, ttl_seconds=60, wait_seconds=1)
         yield transaction
         if conn.is_in_transaction():
             await transaction.rollback()

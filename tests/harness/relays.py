@@ -3,15 +3,18 @@
 from collections.abc import Callable
 
 from app import db
-from app.messaging.relay import Relay, Transport
-from app.observability.metrics import Metrics
+from app.loops import Backoff
+from app.messaging.consumer import Consumer
+from app.messaging.local import LocalTransport
+from app.messaging.relay import Relay, RelayConfig, Transport
 from tests.harness.events import nothing
+from tests.harness.observed import Observed
 
 
 def make_relay(
     pool: db.Pool,
     transport: Transport,
-    metrics: Metrics | None = None,
+    signals: Observed | None = None,
     *,
     batch_size: int = 100,
     lease_seconds: float = 60,
@@ -20,14 +23,14 @@ def make_relay(
     checkpoint: Callable[[str], None] = nothing,
 ) -> Relay:
     """Make a relay. Full jitter makes its pauses of any length up to `backoff_seconds`."""
-    return Relay(
-        pool,
-        transport,
-        metrics or Metrics(),
-        batch_size=batch_size,
-        lease_seconds=lease_seconds,
-        backoff_base_seconds=backoff_seconds,
-        backoff_cap_seconds=backoff_seconds,
-        max_attempts=max_attempts,
-        checkpoint=checkpoint,
-    )
+    config = RelayConfig(batch_size, lease_seconds, Backoff(backoff_seconds, backoff_seconds), max_attempts)
+    seam = signals or Observed()
+    seam.crash_point = checkpoint
+    return Relay(pool, transport, config, seam)
+
+
+def local_transport(*consumers: Consumer) -> LocalTransport:
+    """Return the in-process transport of these consumers."""
+    transport = LocalTransport()
+    transport.consumers.extend(consumers)
+    return transport

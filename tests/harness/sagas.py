@@ -11,13 +11,15 @@ from uuid import UUID
 import httpx
 
 from app.db import Pool
-from app.observability.metrics import Metrics
+from app.loops import Backoff
 from app.orders import store
+from app.orders.facts import OrderFinished
 from app.orders.model import Order
 from app.partners.ports import Charge, Outcome, Payment
-from app.saga.gateway import Calls
-from app.saga.orchestrator import Orchestrator
+from app.saga.gateway import CircuitConfig, PartnerGateway
+from app.saga.orchestrator import Orchestrator, SagaConfig
 from tests.harness import sandboxes
+from tests.harness.observed import Observed
 from tests.harness.orders import TENANT
 from tests.harness.sandboxes import Partners
 
@@ -97,8 +99,12 @@ class Stage:
     pool: Pool
     http: httpx.AsyncClient
     partners: Partners
-    metrics: Metrics = field(default_factory=Metrics)
-    events: int = 0
+    signals: Observed = field(default_factory=Observed)
+    finished: list[OrderFinished] = field(default_factory=list)
+    gateway: PartnerGateway | None = None  # of the last orchestrator
+
+    def __post_init__(self) -> None:
+        self.signals.subscribe(OrderFinished, self.finished.append)
 
     def orchestrator(
         self,
@@ -113,37 +119,36 @@ class Stage:
         clock: Callable[[], float] = time.monotonic,
         needs_operator_seconds: float = 300,
         checkpoint: Callable[[str], None] = lambda _: None,
-        on_finished: Callable[[UUID], None] = lambda _: None,
+        on_finished: Callable[[UUID], None] | None = None,
     ) -> Orchestrator:
         """Make one that retries at once, and by itself looks again only after an hour."""
         asked = partners or self.partners
-        calls = Calls(
+        self.signals.crash_point = checkpoint
+        if on_finished is not None:
+            self.signals.subscribe(OrderFinished, lambda fact: on_finished(fact.order_id))
+        gateway = PartnerGateway(
             asked.inventory,
             payment or asked.payment,
             asked.shipping,
-            self.metrics,
-            circuit_failures=circuit_failures,
-            circuit_open_seconds=circuit_open_seconds,
+            CircuitConfig(circuit_failures, circuit_open_seconds),
+            self.signals,
             clock=clock,
         )
-        return Orchestrator(
-            self.pool,
-            calls,
-            self.metrics,
+        self.gateway = gateway
+        config = SagaConfig(
             owner=owner,
             concurrency=concurrency,
             poll_seconds=3600,
             lease_seconds=LEASE_SECONDS,
-            retry_base_seconds=0.001,
-            retry_cap_seconds=retry_cap_seconds,
+            retry=Backoff(0.001, retry_cap_seconds),
             needs_operator_seconds=needs_operator_seconds,
-            on_event=self._count_event,
-            checkpoint=checkpoint,
-            on_finished=on_finished,
         )
+        return Orchestrator(self.pool, gateway, config, self.signals)
 
-    def _count_event(self) -> None:
-        self.events += 1
+    @property
+    def events(self) -> int:
+        """How many orders were finished."""
+        return len(self.finished)
 
     async def let_time_pass(self) -> None:
         """Let every pause and every lease end."""

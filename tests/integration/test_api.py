@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.db import Pool
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import request_under_way
 
@@ -164,7 +164,7 @@ async def test_blank_keys_are_none_unless_a_key_is_required(api: httpx.AsyncClie
 
 async def test_a_request_whose_first_is_still_running_is_told_when_to_come_again(database_url: str, pool: Pool) -> None:
     async with serving(database_url, idempotency_wait_seconds=0.05) as api:
-        async with request_under_way(pool, Key("default", "k", b"", 1)):
+        async with request_under_way(pool, IdempotencyKey("default", "k", b"", 1)):
             answer = await place(api, "k")
             assert_problem(answer, 409, "request-in-progress")
             assert int(answer.headers["retry-after"]) > 0

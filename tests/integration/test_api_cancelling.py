@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.db import Pool
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from app.saga import store
 from chaos import postgres
 from chaos.faults import Lose
@@ -146,7 +146,7 @@ async def test_the_rules_of_keys_are_those_of_every_write(
     assert_problem(await cancel(api, order.id, "two words"), 400, "idempotency-key-invalid")
     async with serving(database_url, idempotency_required=True, idempotency_wait_seconds=0.05) as strict:
         assert_problem(await cancel(strict, order.id), 400, "idempotency-key-missing")
-        async with request_under_way(pool, Key("default", "k", b"", 1)):
+        async with request_under_way(pool, IdempotencyKey("default", "k", b"", 1)):
             waiting = await cancel(strict, order.id, "k")
             assert_problem(waiting, 409, "request-in-progress")
             assert int(waiting.headers["retry-after"]) > 0

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.db import Pool
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import request_under_way, somebody_waits
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -151,7 +151,7 @@ async def test_a_client_that_hangs_up_before_its_body_is_complete_changes_nothin
 
 async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now(database_url: str, pool: Pool) -> None:
     async with serving(database_url, database_pool_size=1, idempotency_wait_seconds=AMPLE_SECONDS) as api:
-        async with request_under_way(pool, Key("default", "k", b"", 1)):
+        async with request_under_way(pool, IdempotencyKey("default", "k", b"", 1)):
             waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
             await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the first request at the key")
             refused = await api.post("/orders", json=LINE)

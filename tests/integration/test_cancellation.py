@@ -9,14 +9,13 @@ from app import db
 from app.errors import DatabaseUnavailable, OrderNotCancellable, OrderNotFound
 from app.messaging.consumer import Consumer, Handled
 from app.messaging.envelope import Envelope
-from app.observability.metrics import Metrics
+from app.observability.signals import Signals
 from app.orders import events
 from app.orders.model import Line
 from app.saga import cancel as saga_cancel
 from app.saga import store
 from app.saga.plan import Action, Step
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
-from tests.harness.events import nothing
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults
@@ -52,9 +51,7 @@ async def deliver(pool: db.Pool, envelope: Envelope) -> object:
     async def start(conn: db.Connection, message: Envelope) -> None:
         await store.start(conn, message, DEADLINE_SECONDS)
 
-    consumer = Consumer(
-        pool, "saga", {events.PLACED: start}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing
-    )
+    consumer = Consumer(pool, "saga", {events.PLACED: start}, 1, Signals())
     return await consumer.handle(envelope)
 
 
@@ -99,7 +96,7 @@ async def test_a_cancel_in_the_middle_of_a_step_lets_no_further_one_happen_and_u
     asked = asked_to_do(await stage.ledger(saga))
     assert asked == list(DO[: FORWARD.index(point) // 2 + 1])
     assert await told(stage.pool) == [("placed", 1), ("cancelled", 3)]
-    value = stage.metrics.registry.get_sample_value
+    value = stage.signals.value
     assert value("orders_finished_total", {"status": "cancelled", "reason": "cancelled-by-customer"}) == 1
 
 

@@ -6,15 +6,15 @@ from datetime import timedelta
 import pytest
 
 from app import db
-from app.bootstrap.workers import CONSUMER
 from app.db import Pool
 from app.messaging import outbox_admin
-from app.observability.metrics import Metrics
-from app.operations.maintenance.pruner import Resender
+from app.operations.maintenance.resender import Resender
 from tests.harness.clocks import orders_at
-from tests.harness.events import counted, nothing
+from tests.harness.events import counted
 from tests.harness.history import lived_through
+from tests.harness.observed import Observed
 from tests.harness.orders import placed
+from tests.harness.queues import CONSUMER
 
 HOUR = timedelta(hours=1)
 OFFSETS = pytest.mark.parametrize("offset", ["-1h", "+1h"])
@@ -31,13 +31,13 @@ async def placed_by_a_process_that_is_wrong(pool: Pool, shift: timedelta) -> str
 
 async def send_again(pool: Pool) -> tuple[float | None, float | None]:
     """Look for orders that did not start; return how many events are to be sent again, and how many orders it was."""
-    metrics = Metrics()
+    signals = Observed()
 
     async def depths() -> tuple[int, int]:
         return 0, 0
 
-    await Resender(pool, metrics, CONSUMER, depths, nothing).run_once()
-    return counted(metrics, "outbox_resent_total"), counted(metrics, "orders_unstarted")
+    await Resender(pool, CONSUMER, depths, signals).run_once()
+    return counted(signals, "outbox_resent_total"), counted(signals, "orders_unstarted")
 
 
 @SHIFTS

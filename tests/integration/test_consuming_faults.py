@@ -9,15 +9,16 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 
-from app.messaging.rabbitmq.subscription import Subscription
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
-from app.observability.metrics import Metrics
+from app.messaging.rabbitmq.subscription import RabbitSubscription
+from app.messaging.topology import EXCHANGE
 from chaos import amqp
 from chaos.faults import Blackhole, Block, Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy
 from tests.harness.dead_letters import drained
 from tests.harness.events import Effects, counted, event
-from tests.harness.messages import ROUTING_KEYS, listen, next_message, publishing
+from tests.harness.messages import listen, next_message, publishing
+from tests.harness.observed import Observed
+from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE, ROUTING_KEYS, SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 WATCH_SECONDS = 0.2
@@ -27,13 +28,13 @@ NEVER_SECONDS = 3600.0  # for what counts deliveries: a watch that looks amiss a
 @pytest.fixture
 async def consume(
     broker_proxy: Proxy, rabbitmq_url: str, effects: Effects
-) -> AsyncIterator[Callable[..., Awaitable[Subscription]]]:
+) -> AsyncIterator[Callable[..., Awaitable[RabbitSubscription]]]:
     """Start a subscription through the proxy; it ends with the test."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(metrics: Metrics | None = None, watch_seconds: float = WATCH_SECONDS) -> Subscription:
+        async def start(signals: Observed | None = None, watch_seconds: float = WATCH_SECONDS) -> RabbitSubscription:
             url = broker_proxy.url(rabbitmq_url)
-            subscription = Subscription(url, effects.consumer(metrics), ROUTING_KEYS, 10, watch_seconds)
+            subscription = RabbitSubscription(url, effects.consumer(signals), SAGA_QUEUE, 10, watch_seconds)
             task = asyncio.create_task(subscription.run())
             stack.push_async_callback(asyncio.wait, [task])
             stack.callback(subscription.stop)
@@ -60,39 +61,39 @@ async def test_messages_that_are_doubled_and_overtaken_take_effect_once_each(
     rabbitmq_url: str,
     channel: AbstractChannel,
     effects: Effects,
-    consume: Callable[..., Awaitable[Subscription]],
+    consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
-    metrics, double = Metrics(), Double(amqp.DELIVERY, probability=0.5)
+    signals, double = Observed(), Double(amqp.DELIVERY, probability=0.5)
     broker_proxy.arm(Overtake(amqp.DELIVERY, probability=0.5, times=10))
     broker_proxy.arm(double)
     ids = await send(rabbitmq_url, 50)
-    await consume(metrics, NEVER_SECONDS)
+    await consume(signals, NEVER_SECONDS)
     await effects.arrive(50)
     broker_proxy.disarm()
-    await wait_until(lambda: done_with(metrics, 50 + broker_proxy.struck[double]), AMPLE_SECONDS, "doubles")
+    await wait_until(lambda: done_with(signals, 50 + broker_proxy.struck[double]), AMPLE_SECONDS, "doubles")
     assert broker_proxy.struck[double]
     assert await applied(effects) == ids
     assert await drained(channel, QUEUE) == []
 
 
-def done_with(metrics: Metrics, count: int) -> bool:
-    processed, repeated = (counted(metrics, f"consumer_{what}_total") for what in ("processed", "dedup_hits"))
+def done_with(signals: Observed, count: int) -> bool:
+    processed, repeated = (counted(signals, f"consumer_{what}_total") for what in ("processed", "dedup_hits"))
     return (processed or 0) + (repeated or 0) == count
 
 
 async def test_messages_whose_acknowledgement_is_eaten_come_again_and_take_effect_once(
-    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[Subscription]]
+    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[RabbitSubscription]]
 ) -> None:
-    metrics, eaten = Metrics(), Eat(amqp.ACKNOWLEDGEMENT)
+    signals, eaten = Observed(), Eat(amqp.ACKNOWLEDGEMENT)
     broker_proxy.arm(eaten)
     ids = await send(rabbitmq_url, 5)
-    await consume(metrics, NEVER_SECONDS)
+    await consume(signals, NEVER_SECONDS)
     await wait_until(lambda: broker_proxy.struck[eaten] == 5, AMPLE_SECONDS, "acknowledgements")
     broker_proxy.disarm()
     broker_proxy.cut()
-    await wait_until(lambda: done_with(metrics, 10), AMPLE_SECONDS, "redelivery")
+    await wait_until(lambda: done_with(signals, 10), AMPLE_SECONDS, "redelivery")
     assert await applied(effects) == ids
-    assert counted(metrics, "consumer_dedup_hits_total") == 5
+    assert counted(signals, "consumer_dedup_hits_total") == 5
 
 
 async def test_a_consumer_that_the_broker_forgot_notices_that_messages_wait_and_connects_anew(
@@ -100,7 +101,7 @@ async def test_a_consumer_that_the_broker_forgot_notices_that_messages_wait_and_
     rabbitmq_url: str,
     channel: AbstractChannel,
     effects: Effects,
-    consume: Callable[..., Awaitable[Subscription]],
+    consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
     """The queue is deleted, the notice of it lost; then the queue is there again, without the consumer."""
     cancellation = Eat(amqp.CANCELLATION)
@@ -115,7 +116,7 @@ async def test_a_consumer_that_the_broker_forgot_notices_that_messages_wait_and_
 
 
 async def test_a_connection_that_fell_silent_is_replaced(
-    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[Subscription]]
+    broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[RabbitSubscription]]
 ) -> None:
     await consume()
     broker_proxy.arm(Lose(amqp.DELIVERY, silent=True, times=1))
@@ -128,7 +129,7 @@ async def test_a_binding_that_is_deleted_is_restored_though_nothing_is_returned(
     broker_proxy: Proxy,
     channel: AbstractChannel,
     effects: Effects,
-    consume: Callable[..., Awaitable[Subscription]],
+    consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
     """Another queue takes the events too, so nobody is told that the saga's does not."""
     await consume()
@@ -159,11 +160,11 @@ async def test_a_dead_letter_that_cannot_be_published_keeps_nothing_else_from_be
     rabbitmq_url: str,
     channel: AbstractChannel,
     effects: Effects,
-    consume: Callable[..., Awaitable[Subscription]],
+    consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
     """An alarm blocks the connection that publishes; thirty messages are three times what the consumer may hold."""
-    metrics, block = Metrics(), Block(amqp.PUBLISHED)
-    subscription = await consume(metrics)
+    signals, block = Observed(), Block(amqp.PUBLISHED)
+    subscription = await consume(signals)
     broker_proxy.arm(block)
     exchange = await channel.get_exchange(EXCHANGE, ensure=False)
     await exchange.publish(aio_pika.Message(b"not JSON", message_id="unreadable"), ROUTING_KEYS[0])
@@ -172,14 +173,14 @@ async def test_a_dead_letter_that_cannot_be_published_keeps_nothing_else_from_be
     await effects.arrive(30)
     assert await applied(effects) == ids
     assert subscription.connected
-    assert counted(metrics, "dlq_messages_total") == 0
+    assert counted(signals, "dlq_messages_total") == 0
     broker_proxy.disarm()
     assert (await next_message(channel, DEAD_LETTER_QUEUE)).message_id == "unreadable"
-    await wait_until(lambda: counted(metrics, "dlq_messages_total") == 1, AMPLE_SECONDS, "acknowledgement")
+    await wait_until(lambda: counted(signals, "dlq_messages_total") == 1, AMPLE_SECONDS, "acknowledgement")
 
 
 async def test_a_dead_letter_queue_with_the_arguments_of_an_earlier_release_is_used_as_it_is(
-    rabbitmq_url: str, consume: Callable[..., Awaitable[Subscription]], effects: Effects
+    rabbitmq_url: str, consume: Callable[..., Awaitable[RabbitSubscription]], effects: Effects
 ) -> None:
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()

@@ -9,8 +9,7 @@ from aio_pika.abc import AbstractChannel, HeadersType
 
 from app import db
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, QUEUE
-from app.operations.dead_letters import Action, DeadLetters
+from app.operations.dead_letters import DeadLetterAction, DeadLetters
 from tests.harness.dead_letters import (
     REASON,
     consuming,
@@ -25,6 +24,7 @@ from tests.harness.dead_letters import (
 )
 from tests.harness.events import PLACED, Effects, event
 from tests.harness.messages import next_message, take
+from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE
 from tests.harness.wait import AMPLE_SECONDS
 
 
@@ -73,8 +73,8 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
         await holds(channel, 4)
         await effects.arrive(len(fine))
         assert sorted(await effects.committed()) == sorted(each.id for each in fine)
-        _, findings = await go_over(letters, Action.PEEK)
-        told = {each.letter.id: (each.letter.reason, each.letter.attempts, each.verdict) for each in findings}
+        _, findings = await go_over(letters, DeadLetterAction.PEEK)
+        told = {each.letter.id: (each.letter.reason, each.letter.attempts, each.inbox_state) for each in findings}
         assert {name: verdict for name, (_, _, verdict) in told.items()} == {
             **dict.fromkeys(("one", "two", "three"), "unreadable"),
             str(failing.id): f"failed 2 times, last error: {REASON}",
@@ -85,14 +85,14 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
         await holds(channel, 4)
         repaired = True
         for name in (str(failing.id), "one", "two", "three"):
-            summary, _ = await go_over(letters, Action.REPLAY, id=name)
-            assert (summary.meant, summary.depth) == (1, 4 if name == str(failing.id) else 3)
+            summary, _ = await go_over(letters, DeadLetterAction.REPLAY, id=name)
+            assert (summary.matched, summary.depth) == (1, 4 if name == str(failing.id) else 3)
             await holds(channel, 3)
-        summary, _ = await go_over(letters, Action.REPLAY, id=str(failing.id))
-        assert summary.meant == 0
+        summary, _ = await go_over(letters, DeadLetterAction.REPLAY, id=str(failing.id))
+        assert summary.matched == 0
         await send_all(channel, failing)  # the copy that a replay leaves behind when it is killed
         for name in ("one", "two", "three"):
-            await go_over(letters, Action.REPLAY, id=name)
+            await go_over(letters, DeadLetterAction.REPLAY, id=name)
             await holds(channel, 3)
         await holds(channel, 0, QUEUE)
         await effects.arrive(len(fine) + 1)
@@ -113,7 +113,7 @@ async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on
     )
     await holds(channel, 1)
     await ids(letters)  # so that the broker counts a delivery on it
-    await go_over(letters, Action.REPLAY)
+    await go_over(letters, DeadLetterAction.REPLAY)
     again = await next_message(channel, QUEUE)
     assert (again.message_id, again.type, again.body) == (str(sent.id), PLACED, sent.body())
     assert without_count(again.headers) == sent.headers()
@@ -136,13 +136,13 @@ async def test_a_replay_gives_all_attempts_again_unless_the_message_took_effect(
         await set_aside(channel, each)
     await holds(channel, 2)
     assert await story(pool, str(failed.id)) == (1, True, False)
-    _, (first, second) = await go_over(letters, Action.REPLAY)
-    assert (first.verdict, first.replay) == (
+    _, (first, second) = await go_over(letters, DeadLetterAction.REPLAY)
+    assert (first.inbox_state, first.replay_effect) == (
         f"failed once, last error: {REASON}",
         "is tried again, with all attempts",
     )
-    assert second.verdict.startswith("took effect at 20")
-    assert second.replay.startswith("nothing happens a second time")
+    assert second.inbox_state.startswith("took effect at 20")
+    assert second.replay_effect.startswith("nothing happens a second time")
     assert await story(pool, str(failed.id)) == (0, False, False)
     assert await story(pool, str(done.id)) == (1, False, True)
     assert await drained(channel, QUEUE) == [str(failed.id), str(done.id)]
@@ -164,26 +164,28 @@ async def test_what_is_not_meant_goes_back_in_order_and_what_is_meant_is_gone(
 ) -> None:
     expected = await put_many(channel, 90)
     for number in (0, 44, 88):
-        summary, _ = await go_over(letters, Action.PURGE, id=expected[number])
-        assert summary.meant == 1
+        summary, _ = await go_over(letters, DeadLetterAction.PURGE, id=expected[number])
+        assert summary.matched == 1
         await holds(channel, 89 - number // 44)
-    summary, _ = await go_over(letters, Action.REPLAY, limit=2)
-    assert (summary.looked_at, summary.meant) == (2, 2)
+    summary, _ = await go_over(letters, DeadLetterAction.REPLAY, limit=2)
+    assert (summary.looked_at, summary.matched) == (2, 2)
     await holds(channel, 85)
     assert await drained(channel, QUEUE) == expected[1:3]
     assert await drained(channel) == [each for each in expected[3:] if each not in {expected[44], expected[88]}]
 
 
-@pytest.mark.parametrize("action", [Action.REPLAY, Action.PURGE])
+@pytest.mark.parametrize("action", [DeadLetterAction.REPLAY, DeadLetterAction.PURGE])
 async def test_every_one_of_many_is_done_when_all_are_meant(
-    channel: AbstractChannel, letters: DeadLetters, action: Action
+    channel: AbstractChannel, letters: DeadLetters, action: DeadLetterAction
 ) -> None:
     expected = await put_many(channel, 500)
     summary, findings = await go_over(letters, action)
-    assert (summary.depth, summary.looked_at, summary.meant) == (500, 500, 500)
+    assert (summary.depth, summary.looked_at, summary.matched) == (500, 500, 500)
     assert [each.letter.id for each in findings] == expected
     await holds(channel, 0)
-    assert sorted(filter(None, await drained(channel, QUEUE))) == (sorted(expected) if action is Action.REPLAY else [])
+    assert sorted(filter(None, await drained(channel, QUEUE))) == (
+        sorted(expected) if action is DeadLetterAction.REPLAY else []
+    )
 
 
 async def test_since_means_those_that_failed_lately(channel: AbstractChannel, letters: DeadLetters) -> None:
@@ -196,8 +198,8 @@ async def test_since_means_those_that_failed_lately(channel: AbstractChannel, le
     assert await ids(letters, since_seconds=900) == [str(recent.id)]
     assert await ids(letters, since_seconds=900, id=str(old.id)) == []
     assert await ids(letters, since_seconds=1800, limit=1) == [str(old.id)]
-    summary, _ = await go_over(letters, Action.PURGE, since_seconds=900)
-    assert (summary.looked_at, summary.meant) == (3, 1)
+    summary, _ = await go_over(letters, DeadLetterAction.PURGE, since_seconds=900)
+    assert (summary.looked_at, summary.matched) == (3, 1)
     await holds(channel, 2)
     assert await drained(channel) == [str(old.id), str(silent.id)]
 
@@ -211,12 +213,12 @@ async def test_what_the_broker_gave_up_by_itself_says_so(
         rejecting = await (await connection.channel()).get_queue(QUEUE, ensure=False)
         await (await rejecting.get(timeout=AMPLE_SECONDS)).reject(requeue=False)
     await holds(channel, 1)
-    _, [finding] = await go_over(letters, Action.PEEK)
+    _, [finding] = await go_over(letters, DeadLetterAction.PEEK)
     letter = finding.letter
     assert letter.reason == "rejected of orders.saga, as the broker says"
     assert letter.last_failure_at is not None
-    assert (letter.attempts, finding.verdict) == (None, "never seen")
-    await go_over(letters, Action.REPLAY)
+    assert (letter.attempts, finding.inbox_state) == (None, "never seen")
+    await go_over(letters, DeadLetterAction.REPLAY)
     again = await next_message(channel, QUEUE)
     assert without_count(again.headers) == sent.headers()
 
@@ -230,9 +232,9 @@ async def test_a_dry_run_changes_nothing(
     await set_aside(channel, failed)
     await set_aside(channel, event())
     await holds(channel, 2)
-    for action in (Action.REPLAY, Action.PURGE):
+    for action in (DeadLetterAction.REPLAY, DeadLetterAction.PURGE):
         summary, findings = await go_over(letters, action, dry_run=True)
-        assert (summary.meant, len(findings)) == (2, 2)
+        assert (summary.matched, len(findings)) == (2, 2)
         await holds(channel, 2)
     assert await story(pool, str(failed.id)) == (1, True, False)
     assert await take(channel, QUEUE) is None
@@ -251,7 +253,7 @@ async def test_headers_that_nobody_foresaw_are_shown_all_the_same(
     for headers in odd:
         await channel.default_exchange.publish(aio_pika.Message(b"\xff", headers=headers), DEAD_LETTER_QUEUE)
     await holds(channel, 4)
-    _, findings = await go_over(letters, Action.PEEK)
+    _, findings = await go_over(letters, DeadLetterAction.PEEK)
     assert [(each.letter.reason, each.letter.attempts, each.letter.last_failure_at) for each in findings] == [
         ("7", None, None),
         ("a [31mred ", None, None),

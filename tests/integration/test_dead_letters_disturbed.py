@@ -9,13 +9,13 @@ from aio_pika.abc import AbstractChannel
 from app import db
 from app.errors import BrokerUnavailable, DeadLettersBusy
 from app.messaging.envelope import UnreadableMessage
-from app.messaging.rabbitmq import dead_letters
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, QUEUE
-from app.operations.dead_letters import Action, DeadLetters, InQueue
+from app.observability.signals import Signals
+from app.operations.dead_letters import DeadLetterAction, DeadLetters
 from tests.harness import servers
-from tests.harness.dead_letters import consuming, drained, go_over, holds, ids, in_queue, put_many
+from tests.harness.dead_letters import consuming, drained, go_over, holds, ids, in_queue, put_many, scan
 from tests.harness.events import Effects
-from tests.harness.messages import ROUTING_KEYS, open_channel
+from tests.harness.messages import open_channel
+from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -30,8 +30,8 @@ async def test_what_comes_back_meanwhile_is_left_for_the_next_time(
     await put_many(channel, 70)
     effects.failure = UnreadableMessage("no such thing")
     async with consuming(rabbitmq_url, effects.consumer(max_attempts=1)):
-        summary, _ = await go_over(letters, Action.REPLAY)
-        assert (summary.depth, summary.meant) == (70, 70)
+        summary, _ = await go_over(letters, DeadLetterAction.REPLAY)
+        assert (summary.depth, summary.matched) == (70, 70)
         await wait_until(lambda: effects.calls >= 70, AMPLE_SECONDS, "another failure of each")
         await holds(channel, 70)
 
@@ -48,13 +48,12 @@ async def test_a_replay_that_is_cut_off_loses_nothing_and_the_next_one_acts_once
             raise Cut
 
     expected = await put_many(channel, 3)
-    place = InQueue(pool, "effects", rabbitmq_url, ROUTING_KEYS, cut)
     with pytest.raises(Cut):
-        await go_over(DeadLetters(pool, "effects", place), Action.REPLAY)
+        await go_over(in_queue(pool, rabbitmq_url, signals=Signals(cut)), DeadLetterAction.REPLAY)
     await holds(channel, 3)
     await holds(channel, 3 if point == "dlq.published" else 0, QUEUE)
     async with consuming(rabbitmq_url, effects.consumer()):
-        assert (await go_over(in_queue(pool, rabbitmq_url), Action.REPLAY))[0].meant == 3
+        assert (await go_over(in_queue(pool, rabbitmq_url), DeadLetterAction.REPLAY))[0].matched == 3
         await holds(channel, 0)
         await holds(channel, 0, QUEUE)
         await effects.arrive(3)
@@ -62,10 +61,10 @@ async def test_a_replay_that_is_cut_off_loses_nothing_and_the_next_one_acts_once
 
 
 async def test_one_pass_at_a_time_sees_all_there_are(
-    rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
     await put_many(channel, 2)
-    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS) as other:
+    async with scan(pool, rabbitmq_url) as other:
         assert len(await other.take(10)) == 2
         with pytest.raises(DeadLettersBusy):
             await ids(letters)
@@ -73,11 +72,11 @@ async def test_one_pass_at_a_time_sees_all_there_are(
 
 
 async def test_a_message_that_was_counted_and_never_comes_ends_the_pass(
-    channel: AbstractChannel, rabbitmq_url: str
+    pool: db.Pool, channel: AbstractChannel, rabbitmq_url: str
 ) -> None:
     expected = await put_many(channel, 3)
     dlq = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
-    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS) as one:
+    async with scan(pool, rabbitmq_url) as one:
         assert len(await one.take(2)) == 2
         await dlq.purge()
         assert len(await one.take(2)) == 1
@@ -99,7 +98,7 @@ async def test_a_broker_that_dies_in_the_middle_of_a_pass_keeps_everything(
     async with servers.rabbitmq(server_directory) as broker:
 
         async def cut_short() -> None:
-            async with dead_letters.opened(broker.url(), ROUTING_KEYS) as one:
+            async with scan(pool, broker.url()) as one:
                 assert len(await one.take(1)) == 1
                 await broker.kill()
                 while await one.take(1):

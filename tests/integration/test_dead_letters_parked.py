@@ -5,26 +5,26 @@ import pytest
 from app import db
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.local import LocalTransport
+from app.messaging.outbox_dead_letters import OutboxDeadLetters
 from app.messaging.relay import Relay
-from app.operations.dead_letters import Action, DeadLetters
-from app.operations.parked_letters import ParkedRows
+from app.operations.dead_letters import DeadLetterAction, DeadLetters
 from app.saga import unstarted
 from tests.harness.dead_letters import REASON, go_over, ids
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, put
 from tests.harness.orders import event_of, placed
-from tests.harness.relays import make_relay
+from tests.harness.queues import queue_of
+from tests.harness.relays import local_transport, make_relay
 
 
 @pytest.fixture
 def letters(pool: db.Pool) -> DeadLetters:
-    return DeadLetters(pool, "effects", ParkedRows(pool, "effects", (PLACED,)))
+    return DeadLetters(pool, queue_of("effects"), OutboxDeadLetters(pool, queue_of("effects")))
 
 
 def relay(pool: db.Pool, consumer: Consumer) -> Relay:
     return make_relay(
         pool,
-        LocalTransport(consumer),
+        local_transport(consumer),
         batch_size=1000,
         lease_seconds=3600,
         backoff_seconds=600,
@@ -48,14 +48,14 @@ async def test_they_are_told_with_their_story_the_longest_parked_first(
     expected = await park(pool, effects, *(event() for _ in range(3)))
     await put(pool, event())
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x' WHERE type = $1", CONFIRMED)
-    summary, findings = await go_over(letters, Action.PEEK)
+    summary, findings = await go_over(letters, DeadLetterAction.PEEK)
     assert (summary.depth, [each.letter.id for each in findings]) == (3, expected)
     letter = findings[0].letter
     assert (letter.reason, letter.attempts, letter.type, letter.tenant) == (REASON, 1, PLACED, "default")
     assert letter.first_failure_at is not None
     assert letter.last_failure_at is not None
     assert letter.first_failure_at <= letter.last_failure_at
-    assert findings[0].verdict == f"failed once, last error: {REASON}"
+    assert findings[0].inbox_state == f"failed once, last error: {REASON}"
     assert await ids(letters, limit=2) == expected[:2]
     assert await ids(letters, id=expected[1]) == expected[1:2]
 
@@ -73,8 +73,8 @@ async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_noth
     await put(pool, *events)
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x', attempts = 10")
     for meant in (250, 0):
-        summary, _ = await go_over(letters, Action.REPLAY)
-        assert (summary.depth, summary.meant) == (meant, meant)
+        summary, _ = await go_over(letters, DeadLetterAction.REPLAY)
+        assert (summary.depth, summary.matched) == (meant, meant)
     await relay(pool, effects.consumer(max_attempts=2)).run_once()
     assert sorted(await effects.committed()) == sorted(each.id for each in events)
     assert await ids(letters) == []
@@ -82,7 +82,7 @@ async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_noth
 
 async def test_a_replay_gives_all_attempts_again(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
     await park(pool, effects, event())
-    await go_over(letters, Action.REPLAY)
+    await go_over(letters, DeadLetterAction.REPLAY)
     effects.failure = ValueError("no such thing")
     consumer = effects.consumer(max_attempts=3)
     for _ in range(2):
@@ -97,9 +97,9 @@ async def test_a_dry_run_changes_nothing(pool: db.Pool, effects: Effects, letter
     await park(pool, effects, event(), event())
     tables = ("SELECT * FROM outbox ORDER BY id", "SELECT * FROM inbox ORDER BY message_id")
     before = [await pool.fetch(table) for table in tables]
-    for action in (Action.REPLAY, Action.PURGE):
+    for action in (DeadLetterAction.REPLAY, DeadLetterAction.PURGE):
         summary, _ = await go_over(letters, action, dry_run=True)
-        assert summary.meant == 2
+        assert summary.matched == 2
     assert [await pool.fetch(table) for table in tables] == before
 
 
@@ -111,19 +111,19 @@ async def test_a_purged_event_is_listed_until_it_is_replayed(
     await relay(pool, effects.consumer(max_attempts=1)).run_once()
     [nobodys] = await park(pool, effects, event())
     waiting = str(event_of(order).id)
-    summary, findings = await go_over(letters, Action.PURGE)
-    assert (summary.meant, {each.letter.id for each in findings}) == (2, {waiting, nobodys})
+    summary, findings = await go_over(letters, DeadLetterAction.PURGE)
+    assert (summary.matched, {each.letter.id for each in findings}) == (2, {waiting, nobodys})
     assert await ids(letters) == []
     async with db.connection(pool) as conn:
-        [listed] = await unstarted.given_up(conn, letters.consumer, 10)
+        [listed] = await unstarted.given_up(conn, letters.queue.consumer, 10)
         assert (str(listed.order_id), listed.purged) == (waiting, True)
     await relay(pool, effects.consumer()).run_once()
     assert await effects.committed() == []
 
-    summary, _ = await go_over(letters, Action.REPLAY, id=waiting)
-    assert (summary.meant, summary.from_outbox) == (0, True)
+    summary, _ = await go_over(letters, DeadLetterAction.REPLAY, id=waiting)
+    assert (summary.matched, summary.from_outbox) == (0, True)
     async with db.connection(pool) as conn:
-        assert await unstarted.given_up(conn, letters.consumer, 10) == []
+        assert await unstarted.given_up(conn, letters.queue.consumer, 10) == []
     effects.failure = None
     await relay(pool, effects.consumer()).run_once()
     assert await effects.committed() == [order.id]

@@ -11,9 +11,11 @@ from app.errors import DatabaseUnavailable
 from app.messaging import inbox
 from app.messaging.consumer import Consumer, Dead, Handled, Retry
 from app.messaging.envelope import Envelope, UnreadableMessage
-from app.observability.metrics import Metrics
+from app.messaging.facts import MessageHandled
+from app.observability.signals import Signals
 from app.observability.traces import trace_headers
-from tests.harness.events import CONFIRMED, PLACED, Effects, counted, event, nothing
+from tests.harness.events import CONFIRMED, PLACED, Effects, counted, event
+from tests.harness.observed import Observed
 
 FAILURE = ValueError("no such thing")
 
@@ -34,13 +36,13 @@ async def first_time(pool: db.Pool, message: Envelope, *, fail: bool = False) ->
 
 
 async def test_a_message_takes_effect_the_first_time_only(pool: db.Pool, effects: Effects) -> None:
-    metrics, message = Metrics(), event()
-    consumer = effects.consumer(metrics)
+    signals, message = Observed(), event()
+    consumer = effects.consumer(signals)
     assert [await consumer.handle(message) for _ in range(3)] == [Handled()] * 3
     assert await effects.committed() == [message.id]
     assert effects.calls == 1
-    assert counted(metrics, "consumer_processed_total") == 1
-    assert counted(metrics, "consumer_dedup_hits_total") == 2
+    assert counted(signals, "consumer_processed_total") == 1
+    assert counted(signals, "consumer_dedup_hits_total") == 2
     assert (await row(pool, message))["processed_at"]
 
 
@@ -78,17 +80,17 @@ async def test_a_claim_that_is_rolled_back_leaves_nothing(pool: db.Pool) -> None
 
 
 async def test_a_failing_handler_leaves_its_count_and_nothing_else(pool: db.Pool, effects: Effects) -> None:
-    metrics, message = Metrics(), event()
+    signals, message = Observed(), event()
     effects.failure = FAILURE
-    verdict = await effects.consumer(metrics).handle(message)
+    verdict = await effects.consumer(signals).handle(message)
     assert isinstance(verdict, Retry)
     assert verdict.in_seconds > 0
     assert verdict.reason == "ValueError: no such thing"
     assert await effects.committed() == []
     failed = await row(pool, message)
     assert (failed["attempts"], failed["last_error"], failed["processed_at"]) == (1, verdict.reason, None)
-    assert counted(metrics, "consumer_failed_total") == 1
-    assert counted(metrics, "consumer_processed_total") == 0
+    assert counted(signals, "consumer_failed_total") == 1
+    assert counted(signals, "consumer_processed_total") == 0
 
 
 async def test_a_message_that_recovers_takes_effect_once(effects: Effects) -> None:
@@ -101,19 +103,19 @@ async def test_a_message_that_recovers_takes_effect_once(effects: Effects) -> No
 
 
 async def test_attempts_are_counted_across_processes_until_the_message_is_dead(pool: db.Pool, effects: Effects) -> None:
-    metrics, message = Metrics(), event()
+    signals, message = Observed(), event()
     effects.failure = FAILURE
     for _ in range(2):
-        assert isinstance(await effects.consumer(metrics).handle(message), Retry)
+        assert isinstance(await effects.consumer(signals).handle(message), Retry)
     async with db.connection(pool) as conn:
         await conn.execute("UPDATE inbox SET first_failure_at = first_failure_at - interval '1 hour'")
-    dead = await effects.consumer(metrics).handle(message)
+    dead = await effects.consumer(signals).handle(message)
     kept = await row(pool, message)
     assert dead == Dead("ValueError: no such thing", 3, kept["first_failure_at"], kept["last_failure_at"])
     assert isinstance(dead, Dead)
     assert dead.last_failure_at - dead.first_failure_at >= timedelta(hours=1)
     assert kept["dead_at"]
-    assert counted(metrics, "consumer_failed_total") == 3
+    assert counted(signals, "consumer_failed_total") == 3
 
 
 async def test_a_dead_message_takes_effect_once_when_it_is_replayed_and_the_cause_is_gone(effects: Effects) -> None:
@@ -168,15 +170,13 @@ async def test_postgres_being_out_raises_and_counts_nothing(pool: db.Pool, effec
         await effects(conn, envelope)
         await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
-    metrics, message = Metrics(), event()
-    consumer = Consumer(
-        pool, "effects", {PLACED: cut_off}, metrics, max_attempts=1, after_commit=nothing, checkpoint=nothing
-    )
+    signals, message = Observed(), event()
+    consumer = Consumer(pool, "effects", {PLACED: cut_off}, 1, signals)
     for _ in range(3):
         with pytest.raises(DatabaseUnavailable):
             await consumer.handle(message)
     assert await row(pool, message) == {}
-    assert counted(metrics, "consumer_failed_total") == counted(metrics, "dlq_messages_total") == 0
+    assert counted(signals, "consumer_failed_total") == counted(signals, "dlq_messages_total") == 0
     assert await effects.consumer().handle(message) == Handled()
     assert await effects.committed() == [message.id]
 
@@ -188,15 +188,9 @@ async def test_work_is_woken_after_the_commit_and_for_a_first_time_only(pool: db
     async def handle(_: db.Connection, __: Envelope) -> None:
         story.append("effect")
 
-    consumer = Consumer(
-        pool,
-        "effects",
-        {PLACED: handle},
-        Metrics(),
-        max_attempts=1,
-        after_commit=lambda: story.append("woken"),
-        checkpoint=story.append,
-    )
+    signals = Signals(story.append)
+    signals.wake(lambda: story.append("woken"), MessageHandled)
+    consumer = Consumer(pool, "effects", {PLACED: handle}, 1, signals)
     message = event()
     for _ in range(deliveries):
         await consumer.handle(message)
@@ -210,9 +204,7 @@ async def test_a_handler_runs_within_the_trace_of_its_message(pool: db.Pool) -> 
     async def handle(_: db.Connection, __: Envelope) -> None:
         seen.append(trace_headers().get("traceparent"))
 
-    consumer = Consumer(
-        pool, "effects", {PLACED: handle}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing
-    )
+    consumer = Consumer(pool, "effects", {PLACED: handle}, 1, Signals())
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await consumer.handle(event(traceparent=trace))
     await consumer.handle(event())

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis as Client
 
 from app import db
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from app.messaging import outbox
 from chaos import postgres
 from chaos.faults import Lose
@@ -286,7 +286,7 @@ async def is_taken(api: httpx.AsyncClient) -> bool:
 async def test_more_requests_than_the_limit_are_refused_at_once_and_health_is_not(
     database_url: str, pool: db.Pool
 ) -> None:
-    held = Key("default", "k", b"another request", 1)
+    held = IdempotencyKey("default", "k", b"another request", 1)
     patient = serving(database_url, http_max_in_flight=1, idempotency_wait_seconds=AMPLE_SECONDS)
     async with patient as api, request_under_way(pool, held) as other:
         waiting = asyncio.create_task(place(api))

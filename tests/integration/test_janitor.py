@@ -5,18 +5,18 @@ from uuid import UUID
 
 import pytest
 
-from app.bootstrap.workers import CONSUMER
 from app.db import Pool
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from app.messaging.consumer import Consumer, Handled
-from app.observability.metrics import PRUNED_TABLES, Metrics
-from app.operations.maintenance.pruner import BATCH, END, START, Janitor
+from app.operations.maintenance.pruner import BATCH, END, START, TABLES, Pruner, PrunerConfig
 from app.saga import queries, store
 from app.saga.queries import MAX_STEPS
-from tests.harness.events import PLACED, nothing
+from tests.harness.events import PLACED
 from tests.harness.history import lived_through, rows
+from tests.harness.observed import Observed
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, place, placed
 from tests.harness.plans import buffers, full_scans, indexes, plans_of
+from tests.harness.queues import CONSUMER
 from tests.harness.sagas import Stage
 
 DAY_SECONDS = 86_400.0
@@ -34,22 +34,21 @@ LOGGED = """
 """
 
 
-def janitor(pool: Pool, metrics: Metrics | None = None, retention_seconds: float | None = None) -> Janitor:
+def janitor(pool: Pool, signals: Observed | None = None, retention_seconds: float | None = None) -> Pruner:
     week, quarter = 7 * DAY_SECONDS, 90 * DAY_SECONDS
-    return Janitor(
-        pool,
-        metrics or Metrics(),
-        CONSUMER,
+    config = PrunerConfig(
+        consumer=CONSUMER,
         outbox_retention_seconds=week if retention_seconds is None else retention_seconds,
         inbox_retention_seconds=week if retention_seconds is None else retention_seconds,
         saga_retention_seconds=quarter if retention_seconds is None else retention_seconds,
     )
+    return Pruner(pool, config, signals or Observed())
 
 
-def consumer_of(pool: Pool, metrics: Metrics) -> Consumer:
+def consumer_of(pool: Pool, signals: Observed) -> Consumer:
     """Make the consumer of placed orders, as the service does."""
     start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
-    return Consumer(pool, CONSUMER, {PLACED: start}, metrics, max_attempts=1, after_commit=nothing, checkpoint=nothing)
+    return Consumer(pool, CONSUMER, {PLACED: start}, 1, signals)
 
 
 async def sweep(pool: Pool) -> dict[str, int]:
@@ -125,13 +124,13 @@ async def test_rows_that_stay_are_stepped_over_however_many_they_are(pool: Pool)
 
 async def test_a_pass_goes_batch_by_batch_and_says_when_it_is_over(pool: Pool) -> None:
     await lived_through(pool, BATCH + 1, "8 days")
-    metrics, left = Metrics(), []
-    one = janitor(pool, metrics)
+    signals, left = Observed(), []
+    one = janitor(pool, signals)
     while await one.run_once():
         left.append((await rows(pool))["outbox"])
     assert left[:2] == [1, 0]
     assert (await rows(pool))["inbox"] == 0
-    assert metrics.registry.get_sample_value("janitor_pruned_total", {"table": "outbox"}) == BATCH + 1
+    assert signals.value("janitor_pruned_total", {"table": "outbox"}) == BATCH + 1
     await lived_through(pool, 1, "8 days")
     assert await one.run_once()  # the next pass begins
     assert (await rows(pool))["outbox"] == 0
@@ -141,12 +140,12 @@ async def test_a_pass_goes_batch_by_batch_and_says_when_it_is_over(pool: Pool) -
 async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
     stage: Stage, forgotten: tuple[str, ...]
 ) -> None:
-    order, metrics = await placed(stage.pool), Metrics()
-    consumer = consumer_of(stage.pool, metrics)
+    order, signals = await placed(stage.pool), Observed()
+    consumer = consumer_of(stage.pool, signals)
     for times in (1, 2):
         assert await consumer.handle(event_of(order)) == Handled()
         await stage.drive()
-        assert metrics.registry.get_sample_value("consumer_processed_total") == times  # not: seen before
+        assert signals.value("consumer_processed_total") == times  # not: seen before
         assert await stage.outcome(order.id) == "confirmed"
         assert (await stage.ledger(order.id)).count("payment.charge done") == 1
         assert len(await stage.log(order.id)) == (0 if times == 2 and "sagas" in forgotten else 8)
@@ -188,12 +187,12 @@ async def test_a_batch_is_bounded_by_lines_of_logs(pool: Pool, sagas: int, lines
 async def test_a_table_that_fails_keeps_no_other_from_being_pruned(pool: Pool) -> None:
     await lived_through(pool, 3, "91 days")
     await pool.execute("ALTER TABLE outbox RENAME TO elsewhere")
-    metrics = Metrics()
-    one = janitor(pool, metrics)
+    signals = Observed()
+    one = janitor(pool, signals)
     while await one.run_once():
         pass
-    failures = [metrics.registry.get_sample_value("janitor_failures_total", {"table": each}) for each in PRUNED_TABLES]
-    assert dict(zip(PRUNED_TABLES, failures, strict=True)) == {**dict.fromkeys(PRUNED_TABLES, 0), "outbox": 1}
+    failures = [signals.value("janitor_failures_total", {"table": each}) for each in TABLES]
+    assert dict(zip(TABLES, failures, strict=True)) == {**dict.fromkeys(TABLES, 0), "outbox": 1}
     await pool.execute("ALTER TABLE elsewhere RENAME TO outbox")
     left = dict.fromkeys(("inbox", "sagas", "saga_steps"), 0)
     assert await rows(pool) == KEPT | left
@@ -204,7 +203,7 @@ async def test_a_table_that_fails_keeps_no_other_from_being_pruned(pool: Pool) -
 
 async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: Pool) -> None:
     for name in ("living", "expired"):
-        await place(pool, Key(TENANT, name, b"", 1))
+        await place(pool, IdempotencyKey(TENANT, name, b"", 1))
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE key = 'expired'")
     await sweep(pool)
     assert await keys(pool) == ["living"]

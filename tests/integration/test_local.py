@@ -9,11 +9,10 @@ from app import db
 from app.errors import DatabaseUnavailable
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.local import LocalTransport
-from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
-from app.observability.metrics import Metrics
-from tests.harness.events import CONFIRMED, PLACED, Effects, event, nothing, put
-from tests.harness.relays import make_relay
+from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal, Relay
+from app.observability.signals import Signals
+from tests.harness.events import CONFIRMED, PLACED, Effects, event, put
+from tests.harness.relays import local_transport, make_relay
 
 YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
 
@@ -21,7 +20,7 @@ YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its
 def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
     return make_relay(
         pool,
-        LocalTransport(consumer),
+        local_transport(consumer),
         lease_seconds=3600,
         backoff_seconds=YEAR_SECONDS,
         max_attempts=max_attempts,
@@ -43,8 +42,8 @@ async def parked(pool: db.Pool) -> list[Any]:
         return [tuple(row) for row in await conn.fetch("SELECT id, last_error FROM outbox WHERE parked_at IS NOT NULL")]
 
 
-async def publish(effects: Effects, *messages: Envelope, max_attempts: int = 3) -> Sequence[Answer]:
-    return await LocalTransport(effects.consumer(max_attempts=max_attempts)).publish(messages)
+async def publish(effects: Effects, *messages: Envelope, max_attempts: int = 3) -> Sequence[PublishResult]:
+    return await local_transport(effects.consumer(max_attempts=max_attempts)).publish(messages)
 
 
 async def test_a_message_with_a_handler_takes_effect_and_is_confirmed(effects: Effects) -> None:
@@ -54,7 +53,7 @@ async def test_a_message_with_a_handler_takes_effect_and_is_confirmed(effects: E
 
 
 async def test_what_there_is_no_time_for_is_unconfirmed(effects: Effects) -> None:
-    answers = await LocalTransport(effects.consumer()).publish([event(), event(event_type=CONFIRMED)], seconds=0)
+    answers = await local_transport(effects.consumer()).publish([event(), event(event_type=CONFIRMED)], seconds=0)
     assert answers == [UNCONFIRMED, UNCONFIRMED]
     assert await effects.committed() == []
 
@@ -120,15 +119,7 @@ async def test_postgres_out_in_the_middle_of_a_batch_gives_all_rows_back_and_not
 
     messages = [event() for _ in range(3)]
     await put(pool, *messages)
-    consumer = Consumer(
-        pool,
-        "effects",
-        {PLACED: second_time_unlucky},
-        Metrics(),
-        max_attempts=1,
-        after_commit=nothing,
-        checkpoint=nothing,
-    )
+    consumer = Consumer(pool, "effects", {PLACED: second_time_unlucky}, 1, Signals())
     one = relay(pool, consumer)
     with pytest.raises(DatabaseUnavailable):
         await one.run_once()

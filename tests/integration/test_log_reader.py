@@ -14,7 +14,7 @@ import pytest
 
 from app.demo.embedded_postgres import dying_with_parent
 from app.observability.logs import LOG_QUEUE_LINES, BackgroundHandler
-from app.observability.metrics import Metrics
+from tests.harness.observed import Observed
 from tests.harness.ports import free_port
 from tests.harness.processes import REPOSITORY
 from tests.harness.sandboxes import plain_http
@@ -85,7 +85,7 @@ def stalled() -> Iterator[tuple[logging.Logger, int]]:
 
 def lines_dropped() -> float:
     """Return how many lines this process has dropped, in other tests too."""
-    return Metrics().registry.get_sample_value("log_lines_dropped_total") or 0.0
+    return Observed().registry.get_sample_value("log_lines_dropped_total") or 0.0
 
 
 async def test_lines_beyond_the_queue_are_dropped_and_counted(stalled: tuple[logging.Logger, int]) -> None:

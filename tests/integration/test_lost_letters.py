@@ -7,25 +7,26 @@ from uuid import UUID
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app import db
-from app.bootstrap.workers import CONSUMER, Parts, transport_lease
+from app import bootstrap, db
+from app.bootstrap import workers
+from app.bootstrap.brokers import make_broker
+from app.bootstrap.consumers import CONSUMERS
 from app.messaging import inbox
-from app.messaging.rabbitmq import dead_letters
-from app.messaging.rabbitmq.dead_letters import DeadLetter
-from app.observability.metrics import Metrics
-from app.operations.dead_letters import Action, DeadLetters, Pass, Place
+from app.messaging.dead_letters import DeadLetter, DeadLetterScan, DeadLetterSource
+from app.messaging.outbox_dead_letters import OutboxDeadLetters
+from app.operations.dead_letters import DeadLetterAction, DeadLetters
 from app.operations.maintenance.lost_letters import LostLetters
-from app.operations.maintenance.pruner import RESEND_AFTER_SECONDS
-from app.operations.parked_letters import ParkedRows
+from app.operations.maintenance.resender import RESEND_AFTER_SECONDS
 from app.saga import unstarted
 from app.settings import Settings, load
 from tests.harness.api import serving
-from tests.harness.dead_letters import go_over, holds, in_queue
-from tests.harness.events import PLACED, counted, nothing
+from tests.harness.dead_letters import go_over, holds, in_queue, scan
+from tests.harness.events import PLACED, counted
 from tests.harness.history import lived_through
 from tests.harness.lost_letters import age, dead_lettered, pending, purge_by_hand
-from tests.harness.messages import ROUTING_KEYS
+from tests.harness.observed import Observed
 from tests.harness.plans import full_scans, plans_of
+from tests.harness.queues import CONSUMER, SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -35,22 +36,22 @@ def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
 
 
 class Counting:
-    """A place that counts how often a pass goes over it; `blind`: the pass comes to no message."""
+    """A source that counts its scans; `blind`: the scan finds no message."""
 
-    def __init__(self, place: Place, *, blind: bool = False) -> None:
+    def __init__(self, source: DeadLetterSource, *, blind: bool = False) -> None:
         self.passes = 0
-        self._place = place
+        self._source = source
         self._blind = blind
 
     @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator[Pass]:
+    async def scan(self) -> AsyncIterator[DeadLetterScan]:
         self.passes += 1
-        async with self._place.opened() as one:
+        async with self._source.scan() as one:
             yield Blind(one) if self._blind else one
 
 
 class Blind:
-    def __init__(self, one: Pass) -> None:
+    def __init__(self, one: DeadLetterScan) -> None:
         self.depth = one.depth
         self.replay, self.purge = one.replay, one.purge
 
@@ -58,8 +59,8 @@ class Blind:
         return []
 
 
-def searching(letters: DeadLetters, pause_seconds: float = 0, metrics: Metrics | None = None) -> LostLetters:
-    return LostLetters(metrics or Metrics(), letters, nothing, pause_seconds)
+def searching(letters: DeadLetters, pause_seconds: float = 0, signals: Observed | None = None) -> LostLetters:
+    return LostLetters(letters, signals or Observed(), pause_seconds)
 
 
 async def look(letters: DeadLetters, times: int = 3) -> None:
@@ -96,11 +97,11 @@ async def test_only_the_lost_ones_are_sent_again(
     [lost] = await dead_lettered(pool, rabbitmq_url, channel)
     await purge_by_hand(channel)
     [waiting] = await dead_lettered(pool, rabbitmq_url, channel)
-    metrics = Metrics()
-    one = searching(letters, metrics=metrics)
+    signals = Observed()
+    one = searching(letters, signals=signals)
     assert [await one.run_once() for _ in range(2)] == [0, 1]
     assert await pending(pool) == {lost}
-    assert counted(metrics, "outbox_resent_total") == 1
+    assert counted(signals, "outbox_resent_total") == 1
     records = {row["message_id"]: row["dead_at"] for row in await pool.fetch("SELECT * FROM inbox")}
     assert records[str(lost)] is None
     assert records[str(waiting)] is not None
@@ -126,8 +127,8 @@ async def test_an_event_dead_for_less_than_a_minute_is_left_alone(
     await dead_lettered(pool, rabbitmq_url, channel)
     await purge_by_hand(channel)
     await pool.execute("UPDATE inbox SET dead_at = clock_timestamp()")
-    place = Counting(letters.place)
-    await look(DeadLetters(pool, CONSUMER, place))
+    place = Counting(letters.source)
+    await look(DeadLetters(pool, SAGA_QUEUE, place))
     assert (await pending(pool), place.passes) == (set(), 0)
 
 
@@ -136,9 +137,9 @@ async def test_a_look_that_does_not_see_all_proves_nothing(
 ) -> None:
     """One ends before the end; one cannot begin, since another pass has the dead letters."""
     await dead_lettered(pool, rabbitmq_url, channel)
-    blind = Counting(letters.place, blind=True)
-    await look(DeadLetters(pool, CONSUMER, blind))
-    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS) as other:
+    blind = Counting(letters.source, blind=True)
+    await look(DeadLetters(pool, SAGA_QUEUE, blind))
+    async with scan(pool, rabbitmq_url) as other:
         assert len(await other.take(10)) == 1
         await look(letters, times=1)
     assert (await pending(pool), blind.passes) == (set(), 3)
@@ -148,8 +149,8 @@ async def test_looks_stop_while_nothing_is_in_question(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
     [order_id] = await dead_lettered(pool, rabbitmq_url, channel)
-    place = Counting(letters.place)
-    counting = DeadLetters(pool, CONSUMER, place)
+    place = Counting(letters.source)
+    counting = DeadLetters(pool, SAGA_QUEUE, place)
     patient = searching(counting, pause_seconds=3600)
     for _ in range(3):
         await patient.run_once()
@@ -157,7 +158,7 @@ async def test_looks_stop_while_nothing_is_in_question(
     await look(counting)
     assert place.passes == 4
     async with db.connection(pool) as conn:
-        await inbox.purged(conn, CONSUMER, [str(order_id)])
+        await inbox.mark_purged(conn, CONSUMER, [str(order_id)])
     await age(pool)
     await look(counting)
     await pool.execute("UPDATE inbox SET purged_at = NULL")
@@ -178,11 +179,11 @@ async def test_without_a_broker_parked_rows_are_where_they_were(pool: db.Pool) -
         """,
         PLACED,
     )
-    letters = DeadLetters(pool, CONSUMER, ParkedRows(pool, CONSUMER, (PLACED,)))
+    letters = DeadLetters(pool, SAGA_QUEUE, OutboxDeadLetters(pool, SAGA_QUEUE))
     await look(letters)
     assert len(await pending(pool)) == 1
     assert parked not in await pending(pool)
-    assert (await go_over(letters, Action.PEEK))[0].depth == 1
+    assert (await go_over(letters, DeadLetterAction.PEEK))[0].depth == 1
 
 
 @pytest.mark.parametrize(
@@ -195,9 +196,11 @@ async def test_only_a_process_that_knows_the_transport_looks(
     """Without a broker's URL a process alone with the janitor would take for lost what waits in the others' queue."""
     urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), "http://127.0.0.1")
     settings = load(Settings, database_url=database_url, roles=roles, rabbitmq_url=rabbitmq_url, **urls)
-    parts = Parts(settings, Metrics(), nothing, pool, pool, transport_lease(settings), lambda _: None)
+    lease, signals = bootstrap.transport_lease(settings), Observed()
+    broker = make_broker(rabbitmq_url, pool, signals)
     async with contextlib.AsyncExitStack() as stack:
-        names = {role.name for role in await parts.build(stack)}
+        built = await workers.build(stack, settings, signals, lease, broker, pool, pool, CONSUMERS)
+    names = {task.name for task in built.tasks}
     assert ("lost-letters" in names, "janitor" in names) == (looks, True)
 
 

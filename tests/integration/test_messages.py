@@ -11,18 +11,17 @@ from cloudevents.core.bindings import amqp
 from cloudevents.core.formats.json import JSONFormat
 
 from app import db
-from app.bootstrap.workers import ROUTING_KEYS
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq.subscription import Subscription
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE
-from app.observability.metrics import Metrics
+from app.messaging.rabbitmq.subscription import RabbitSubscription
+from app.messaging.topology import EXCHANGE
+from app.observability.signals import Signals
 from app.orders import store
 from app.orders.model import Reason, Status
 from tests.harness.asyncapi import check
-from tests.harness.events import nothing
 from tests.harness.messages import listen, next_message, open_channel, publishing
 from tests.harness.orders import event_of, placed
+from tests.harness.queues import DEAD_LETTER_QUEUE, ROUTING_KEYS, SAGA_QUEUE
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
 ENDS: dict[Status, tuple[Status | None, Reason | None]] = {
@@ -89,8 +88,8 @@ async def test_every_event_is_what_we_meant_to_the_official_sdk(
 
 
 async def test_a_dead_letter_is_as_the_document_says(pool: db.Pool, rabbitmq_url: str) -> None:
-    consumer = Consumer(pool, "saga", {}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing)
-    subscription = Subscription(rabbitmq_url, consumer, ROUTING_KEYS, 10)
+    consumer = Consumer(pool, "saga", {}, 1, Signals())
+    subscription = RabbitSubscription(rabbitmq_url, consumer, SAGA_QUEUE, 10)
     task = asyncio.create_task(subscription.run())
     async with open_channel(rabbitmq_url) as channel:
         exchange = await channel.get_exchange(EXCHANGE)

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from app.orders.model import Line
 from app.partners.ports import Unknown
-from app.saga import maintenance
+from app.saga import queries
 from tests.harness.orders import start_saga
 from tests.harness.sagas import ScriptedPayment, Stage
 from tests.harness.sandboxes import set_faults
@@ -22,7 +22,7 @@ UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 
 async def needing(stage: Stage) -> int:
     async with stage.pool.acquire() as conn:
-        return (await maintenance.stats(conn)).needs_operator
+        return (await queries.stats(conn)).needs_operator
 
 
 def alarms(logs: Iterable[MutableMapping[str, Any]]) -> list[str]:

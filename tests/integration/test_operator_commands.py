@@ -9,21 +9,21 @@ from uuid import UUID, uuid4
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app.bootstrap.workers import CONSUMER
 from app.db import Pool, migrate
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from app.loops import in_thread
 from app.messaging.consumer import Consumer
-from app.messaging.rabbitmq.transport import QUEUE
-from app.observability.metrics import Metrics
-from app.operations.views import DeadLettersAnswer, OutboxAnswer, OutboxCounts, TreatedAnswer
+from app.observability.signals import Signals
+from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
+from app.operations.outbox import OutboxAnswer, OutboxCounts
 from app.saga import store
 from tests.harness.commands import module, orders
 from tests.harness.databases import patient_pool
 from tests.harness.dead_letters import REASON, consuming, drained, holds, set_aside
-from tests.harness.events import PLACED, nothing
+from tests.harness.events import PLACED
 from tests.harness.operating import recorded
 from tests.harness.orders import DEADLINE_SECONDS, event_of, placed
+from tests.harness.queues import CONSUMER, QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
@@ -68,9 +68,7 @@ async def put(pool: Pool, channel: AbstractChannel, number: int) -> list[str]:
 
 def saga_consumer(pool: Pool) -> Consumer:
     start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
-    return Consumer(
-        pool, CONSUMER, {PLACED: start}, Metrics(), max_attempts=1, after_commit=nothing, checkpoint=nothing
-    )
+    return Consumer(pool, CONSUMER, {PLACED: start}, 1, Signals())
 
 
 async def test_the_outbox_tells_what_waits_and_why(database_url: str, pool: Pool) -> None:

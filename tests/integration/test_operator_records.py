@@ -11,7 +11,8 @@ from aio_pika.abc import AbstractChannel
 
 from app.db import Pool
 from app.errors import BrokerUnavailable
-from app.operations.dead_letters import Action
+from app.observability.signals import Signals
+from app.operations.dead_letters import DeadLetterAction
 from app.operations.saga_views import SagaAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.commands import orders
@@ -23,7 +24,7 @@ from tests.harness.orders import placed
 TOKEN = "a-token-of-the-operators"
 ACTOR = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
 WHY = "the bug is fixed, INC-4711"
-COUNTS = {"depth", "looked_at", "meant", "from_outbox"}
+COUNTS = {"depth", "looked_at", "matched", "from_outbox"}
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ async def records(pool: Pool) -> list[tuple[Any, ...]]:
         selection, counts = [None if row[name] is None else json.loads(row[name]) for name in ("selection", "counts")]
         assert counts is None or counts.keys() == COUNTS
         story = [row[name] for name in ("actor", "action", "order_id", "reason", "outcome")]
-        found.append((*story, selection, counts and counts["meant"]))
+        found.append((*story, selection, counts and counts["matched"]))
     return found
 
 
@@ -111,10 +112,10 @@ async def test_an_action_that_fails_says_so_on_record(pool: Pool, rabbitmq_url: 
         raise BrokerUnavailable("rabbitmq: the connection was lost")
 
     await put_many(channel, 1)
-    letters = in_queue(pool, rabbitmq_url, checkpoint=fail)
+    letters = in_queue(pool, rabbitmq_url, signals=Signals(fail))
     with pytest.raises(BrokerUnavailable):
-        await go_over(letters, Action.REPLAY)
+        await go_over(letters, DeadLetterAction.REPLAY)
     await holds(channel, 1)
     with pytest.raises(BrokerUnavailable):
-        await go_over(in_queue(pool, "amqp://127.0.0.1:1/"), Action.PURGE)
+        await go_over(in_queue(pool, "amqp://127.0.0.1:1/"), DeadLetterAction.PURGE)
     assert await recorded(pool) == [f"dlq {action} failed: broker-unavailable" for action in ("replay", "purge")]

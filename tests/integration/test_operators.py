@@ -7,11 +7,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.ops.outbox import StatsAnswer
 from app.db import Pool
 from app.messaging import outbox
-from app.messaging.outbox import Verdict
-from app.operations.views import OutboxAnswer
+from app.messaging.outbox import PublishRecord
+from app.operations.outbox import OutboxAnswer
+from app.operations.stats import StatsAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.orders import placed, start_saga
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -115,9 +115,9 @@ async def test_parked_rows_come_first_with_their_reason_and_then_the_longest_due
     async with pool.acquire() as conn:
         await outbox.claim(conn, token, 5, lease_seconds=60)
         await outbox.release(conn, token, [ids[0], ids[1]])
-        await outbox.settle(conn, token, [Verdict(ids[4], "returned: 312 NO_ROUTE")])
-        await outbox.settle(conn, token, [Verdict(ids[3], "nack", 3600)])
-        await outbox.settle(conn, token, [])
+        await outbox.record_results(conn, token, [PublishRecord(ids[4], "returned: 312 NO_ROUTE")])
+        await outbox.record_results(conn, token, [PublishRecord(ids[3], "nack", 3600)])
+        await outbox.record_results(conn, token, [])
     await pool.execute("UPDATE outbox SET next_attempt_at = next_attempt_at - interval '1 day' WHERE id = $1", ids[1])
     shown = await rows(ops)
     assert [row["id"] for row in shown] == [str(ids[number]) for number in (4, 1, 0, 2, 3)]

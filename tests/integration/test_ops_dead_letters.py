@@ -9,13 +9,11 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from app.db import Pool
-from app.messaging.rabbitmq import dead_letters
-from app.messaging.rabbitmq.transport import QUEUE
-from app.operations.views import DeadLettersAnswer, TreatedAnswer
+from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
 from tests.harness.api import assert_problem, serving
-from tests.harness.dead_letters import REASON, drained, holds, put_many
-from tests.harness.messages import ROUTING_KEYS
+from tests.harness.dead_letters import REASON, drained, holds, put_many, scan
 from tests.harness.orders import placed
+from tests.harness.queues import QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 TOKEN = "a-token-of-the-operators"
@@ -122,10 +120,10 @@ async def test_a_query_is_followed_or_refused(ops: httpx.AsyncClient, query: str
 
 
 async def test_two_at_a_time_is_one_too_many(
-    ops: httpx.AsyncClient, channel: AbstractChannel, rabbitmq_url: str
+    ops: httpx.AsyncClient, pool: Pool, channel: AbstractChannel, rabbitmq_url: str
 ) -> None:
     await put_many(channel, 1)
-    async with dead_letters.opened(rabbitmq_url, ROUTING_KEYS):
+    async with scan(pool, rabbitmq_url):
         answer = await ops.get("/ops/dlq")
     assert_problem(answer, 409, "dead-letters-busy")
     assert answer.headers["retry-after"]

@@ -219,7 +219,7 @@ async def test_at_the_deadline_a_saga_turns_back_and_undoes_every_step_it_ever_a
 
 
 async def test_every_end_and_every_call_is_counted(stage: Stage) -> None:
-    value = stage.metrics.registry.get_sample_value
+    value = stage.signals.value
     for changes in ({}, {"payment_method": "pm_card_declined"}):
         await start_saga(stage.pool, **changes)
     await fault(stage, "error", "payment.refund", times=2)

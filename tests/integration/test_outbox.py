@@ -10,7 +10,7 @@ import pytest
 
 from app import db
 from app.messaging import outbox, outbox_admin
-from app.messaging.outbox import Verdict
+from app.messaging.outbox import PublishRecord
 from tests.harness.events import event, put
 
 LEASE_SECONDS = 3600.0  # no test lives to see its end: where a lease ends, the test ended it
@@ -64,7 +64,7 @@ async def test_the_events_of_a_subject_leave_one_after_the_other_in_the_order_of
         assert await claim(pool, token=token) == [expected.id]
         assert await claim(pool) == []
         async with db.connection(pool) as conn:
-            assert await outbox.settle(conn, token, [Verdict(expected.id)]) == {expected.id}
+            assert await outbox.record_results(conn, token, [PublishRecord(expected.id)]) == {expected.id}
     assert await claim(pool) == []
 
 
@@ -74,7 +74,9 @@ async def test_a_refused_event_holds_back_the_later_ones_of_its_subject_and_no_o
     token = uuid4()
     await claim(pool, token=token)
     async with db.connection(pool) as conn:
-        assert await outbox.settle(conn, token, [Verdict(refused.id, "nacked", LEASE_SECONDS)]) == {refused.id}
+        assert await outbox.record_results(conn, token, [PublishRecord(refused.id, "nacked", LEASE_SECONDS)]) == {
+            refused.id
+        }
     await put(pool, other)
     assert await claim(pool) == [other.id]
 
@@ -85,7 +87,7 @@ async def test_a_parked_event_holds_back_the_later_ones_of_its_subject_for_good(
     token = uuid4()
     await claim(pool, token=token)
     async with db.connection(pool) as conn:
-        assert await outbox.settle(conn, token, [Verdict(parked.id, "returned")]) == {parked.id}
+        assert await outbox.record_results(conn, token, [PublishRecord(parked.id, "returned")]) == {parked.id}
     assert await claim(pool) == []
     assert (await row(pool, parked.id))["parked_at"]
 
@@ -141,11 +143,11 @@ async def test_whoever_lost_the_lease_can_mark_refuse_and_release_nothing(pool: 
     await claim(pool, token=present)
     before = await row(pool, only.id)
     async with db.connection(pool) as conn:
-        assert await outbox.settle(conn, stale, [Verdict(only.id)]) == set()
-        assert await outbox.settle(conn, stale, [Verdict(only.id, "too late")]) == set()
+        assert await outbox.record_results(conn, stale, [PublishRecord(only.id)]) == set()
+        assert await outbox.record_results(conn, stale, [PublishRecord(only.id, "too late")]) == set()
         assert await outbox.release(conn, stale, [only.id]) == 0
         assert await row(pool, only.id) == before
-        assert await outbox.settle(conn, present, [Verdict(only.id)]) == {only.id}
+        assert await outbox.record_results(conn, present, [PublishRecord(only.id)]) == {only.id}
 
 
 async def test_a_published_row_can_be_neither_claimed_nor_changed_again(pool: db.Pool) -> None:
@@ -153,9 +155,9 @@ async def test_a_published_row_can_be_neither_claimed_nor_changed_again(pool: db
     await put(pool, only)
     await claim(pool, token=token)
     async with db.connection(pool) as conn:
-        assert await outbox.settle(conn, token, [Verdict(only.id)]) == {only.id}
-        assert await outbox.settle(conn, token, [Verdict(only.id)]) == set()
-        assert await outbox.settle(conn, token, [Verdict(only.id, "nacked")]) == set()
+        assert await outbox.record_results(conn, token, [PublishRecord(only.id)]) == {only.id}
+        assert await outbox.record_results(conn, token, [PublishRecord(only.id)]) == set()
+        assert await outbox.record_results(conn, token, [PublishRecord(only.id, "nacked")]) == set()
         assert await outbox.release(conn, token, [only.id]) == 0
     assert await claim(pool) == []
 
@@ -177,10 +179,10 @@ async def test_a_refusal_is_counted_with_its_reason_and_forgotten_when_published
     await put(pool, only)
     await claim(pool, token=token)
     async with db.connection(pool) as conn:
-        await outbox.settle(conn, token, [Verdict(only.id, "r" * 10_000, 0)])
+        await outbox.record_results(conn, token, [PublishRecord(only.id, "r" * 10_000, 0)])
         assert (await row(pool, only.id))["last_error"] == "r" * 500
         assert await outbox.claim(conn, token, 1, LEASE_SECONDS) == [outbox.Claimed(only, attempts=1)]
-        await outbox.settle(conn, token, [Verdict(only.id)])
+        await outbox.record_results(conn, token, [PublishRecord(only.id)])
     assert (await row(pool, only.id))["last_error"] is None
 
 
@@ -189,7 +191,7 @@ async def test_a_refused_row_waits_as_long_as_it_was_told_to(pool: db.Pool) -> N
     await put(pool, only)
     await claim(pool, token=token)
     async with db.connection(pool) as conn:
-        await outbox.settle(conn, token, [Verdict(only.id, "nacked", 600)])
+        await outbox.record_results(conn, token, [PublishRecord(only.id, "nacked", 600)])
         waits = await conn.fetchval("SELECT next_attempt_at - clock_timestamp() FROM outbox")
     assert timedelta(seconds=500) < waits <= timedelta(seconds=600)
 
@@ -202,7 +204,7 @@ async def test_whatever_is_neither_published_nor_parked_counts_as_pending(pool: 
         await claim(pool, token=token)
     async with db.connection(pool) as conn:
         if kind == "refused":
-            await outbox.settle(conn, token, [Verdict(only.id, "nacked", 60)])
+            await outbox.record_results(conn, token, [PublishRecord(only.id, "nacked", 60)])
         await conn.execute("UPDATE outbox SET pending_since = clock_timestamp() - interval '1 hour'")
         pending, age, parked = await outbox_admin.stats(conn)
     assert (pending, parked) == (1, 0)
@@ -214,8 +216,8 @@ async def test_parked_and_published_rows_are_told_apart_and_age_no_longer(pool: 
     await put(pool, parked, published)
     await claim(pool, token=token)
     async with db.connection(pool) as conn:
-        await outbox.settle(conn, token, [Verdict(parked.id, "returned")])
-        await outbox.settle(conn, token, [Verdict(published.id)])
+        await outbox.record_results(conn, token, [PublishRecord(parked.id, "returned")])
+        await outbox.record_results(conn, token, [PublishRecord(published.id)])
         assert await outbox_admin.stats(conn) == (0, 0.0, 1)
 
 

@@ -9,8 +9,8 @@ import pytest
 from app import db
 from app.errors import OutboxFull
 from app.messaging import outbox, outbox_admin
-from app.messaging.backpressure import Backlog
-from app.messaging.outbox import Verdict
+from app.messaging.backpressure import Backpressure
+from app.messaging.outbox import PublishRecord
 from tests.harness.plans import Plan, buffers, full_scans, indexes, plans_of
 from tests.harness.wait import AMPLE_SECONDS
 
@@ -32,7 +32,7 @@ async def claim_and_settle(conn: db.Connection) -> None:
     token = uuid4()
     claimed = await outbox.claim(conn, token, BATCH, 30)
     assert len(claimed) == BATCH
-    await outbox.settle(conn, token, [Verdict(row.envelope.id) for row in claimed])
+    await outbox.record_results(conn, token, [PublishRecord(row.envelope.id) for row in claimed])
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ async def test_the_backlog_is_counted_again_only_when_the_room_that_was_left_can
         async with db.connection(narrow) as conn:
             conn.add_query_logger(lambda query: statements.append(query.query))
         await add(pool, 100, published=False)
-        one = Backlog(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
+        one = Backpressure(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
         for _ in range(100):
             await one.run_once()
         assert len(statements) == looks
@@ -128,7 +128,7 @@ async def test_the_backlog_is_counted_again_only_when_the_room_that_was_left_can
 
 async def test_a_backlog_over_its_limit_is_noticed_though_there_was_room_before(pool: db.Pool) -> None:
     await add(pool, 100, published=False)
-    one = Backlog(pool, 100, clock=lambda: 0.0)
+    one = Backpressure(pool, 100, clock=lambda: 0.0)
     await one.run_once()
     one.require_room()
     await add(pool, 1, published=False)

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 
+from app.bootstrap import PROBE_POOL_SIZE
 from app.db import Pool
-from app.main import PROBE_POOL_SIZE
 from chaos.faults import Refuse
 from chaos.proxy import Proxy
 from tests.harness.api import serving

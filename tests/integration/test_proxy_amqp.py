@@ -20,11 +20,11 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from app.messaging.rabbitmq.transport import QUEUE
 from chaos import amqp
 from chaos.faults import Block, Double, Eat, Lose, Overtake
 from chaos.proxy import Proxy
 from tests.harness.messages import next_message, open_channel, take
+from tests.harness.queues import QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 CONFIRM, ACKNOWLEDGEMENT = Eat(amqp.CONFIRM), Eat(amqp.ACKNOWLEDGEMENT)

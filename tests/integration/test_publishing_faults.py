@@ -11,9 +11,9 @@ from aio_pika.abc import AbstractChannel
 from app import db
 from app.errors import BrokerUnavailable
 from app.loops import Loop
-from app.messaging.rabbitmq.transport import EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.rabbitmq.publisher import RabbitPublisher
 from app.messaging.relay import Relay
-from app.observability.metrics import Metrics
+from app.messaging.topology import EXCHANGE
 from chaos import amqp
 from chaos.faults import Blackhole, Block, Eat, Fault, Lose, Refuse
 from chaos.proxy import Proxy
@@ -21,6 +21,8 @@ from tests.harness.api import serving
 from tests.harness.dead_letters import drained
 from tests.harness.events import CONFIRMED, counted, event, put
 from tests.harness.messages import next_message, publishing
+from tests.harness.observed import Observed
+from tests.harness.queues import QUEUE
 from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -28,21 +30,21 @@ DEADLINE_SECONDS = 0.5  # of a batch's confirms: short, so that a test need not 
 
 
 @pytest.fixture
-async def transport(broker_proxy: Proxy, rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
+async def transport(broker_proxy: Proxy, rabbitmq_url: str) -> AsyncIterator[RabbitPublisher]:
     """A transport that publishes through the proxy, and has connected."""
     async with publishing(broker_proxy.url(rabbitmq_url), DEADLINE_SECONDS) as transport:
         await wait_until(lambda: connects(transport), AMPLE_SECONDS, "connection")
         yield transport
 
 
-async def connects(transport: RabbitTransport) -> bool:
+async def connects(transport: RabbitPublisher) -> bool:
     with contextlib.suppress(BrokerUnavailable):  # its deadline is short
         return await transport.publish([]) == []
     return False
 
 
-def relay_over(pool: db.Pool, transport: RabbitTransport, metrics: Metrics | None = None) -> Relay:
-    return make_relay(pool, transport, metrics, batch_size=10, backoff_seconds=0.05)
+def relay_over(pool: db.Pool, transport: RabbitPublisher, signals: Observed | None = None) -> Relay:
+    return make_relay(pool, transport, signals, batch_size=10, backoff_seconds=0.05)
 
 
 async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
@@ -61,7 +63,7 @@ async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
     ids=["eaten", "cut", "silent"],
 )
 async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spend_no_attempt(
-    pool: db.Pool, broker_proxy: Proxy, transport: RabbitTransport, channel: AbstractChannel, fault: Fault
+    pool: db.Pool, broker_proxy: Proxy, transport: RabbitPublisher, channel: AbstractChannel, fault: Fault
 ) -> None:
     events = [event() for _ in range(5)]
     await put(pool, *events)
@@ -83,7 +85,7 @@ async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spen
 
 
 async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and_one_batch_waits_at_the_broker(
-    pool: db.Pool, broker_proxy: Proxy, transport: RabbitTransport, channel: AbstractChannel
+    pool: db.Pool, broker_proxy: Proxy, transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
     block, sent = Block(amqp.PUBLISHED), event()
     await put(pool, sent)
@@ -105,7 +107,7 @@ async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and
     assert set(await drained(channel, QUEUE)) == {str(sent.id)}
 
 
-async def keeps_waiting(publish: Callable[[], Awaitable[object]], transport: RabbitTransport) -> bool:
+async def keeps_waiting(publish: Callable[[], Awaitable[object]], transport: RabbitPublisher) -> bool:
     """Publish in vain; tell whether the transport keeps its connection, as it does once it knows that it is blocked."""
     with pytest.raises(BrokerUnavailable):
         await publish()
@@ -119,7 +121,7 @@ async def drains(pool: db.Pool, relay: Relay) -> bool:
     return await unpublished(pool) == []
 
 
-async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, transport: RabbitTransport) -> None:
+async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, transport: RabbitPublisher) -> None:
     publish = partial(transport.publish, [event()])
     broker_proxy.arm(Block(amqp.PUBLISHED))
     await wait_until(lambda: keeps_waiting(publish, transport), AMPLE_SECONDS, "notice of being blocked")
@@ -164,7 +166,7 @@ async def test_readiness_says_whether_publishing_works(
 async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_is_sent_again(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, lost: str
 ) -> None:
-    metrics, returned, fine = Metrics(), event(), event(event_type=CONFIRMED)
+    signals, returned, fine = Observed(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
     async with publishing(rabbitmq_url) as transport:
         assert await transport.publish([]) == []  # connects, and declares
@@ -172,12 +174,12 @@ async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_i
             await (await channel.get_queue(QUEUE)).unbind(EXCHANGE, "order.placed")
         else:
             await channel.queue_delete(QUEUE)
-        relay = relay_over(pool, transport, metrics)
+        relay = relay_over(pool, transport, signals)
         assert await relay.run_once() == 2
         assert [attempts for attempts, _ in await unpublished(pool)] == [1]
         await wait_until(relay.run_once, AMPLE_SECONDS, "the row, due again")
     assert await unpublished(pool) == []
-    assert counted(metrics, "outbox_returned_total") == 1
+    assert counted(signals, "outbox_returned_total") == 1
     assert (await next_message(channel, QUEUE)).message_id == str(returned.id)
 
 

@@ -6,22 +6,21 @@ from uuid import UUID
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from app.bootstrap.workers import CONSUMER, dead_letters_of
 from app.db import Pool
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE
-from app.observability.metrics import Metrics
+from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
 from app.operations.maintenance.lost_letters import LostLetters
-from app.operations.maintenance.pruner import Resender
+from app.operations.maintenance.resender import Resender
 from app.operations.saga_views import SagasAnswer
-from app.operations.views import DeadLettersAnswer, TreatedAnswer
 from tests.harness.api import serving
 from tests.harness.cancelling import cancel
 from tests.harness.commands import module, orders
-from tests.harness.dead_letters import holds, set_aside
-from tests.harness.events import counted, nothing
+from tests.harness.dead_letters import holds, in_queue, set_aside
+from tests.harness.events import counted
 from tests.harness.lost_letters import FAILURE, age, dead_lettered, pending
+from tests.harness.observed import Observed
 from tests.harness.operating import recorded
 from tests.harness.orders import event_of, placed
+from tests.harness.queues import CONSUMER, DEAD_LETTER_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 TOKEN = "a-token-of-the-operators"
@@ -35,7 +34,7 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
 async def sent_again(pool: Pool, rabbitmq_url: str) -> set[UUID]:
     """Let everything that may send an event again look for an hour; return the events that are to be sent."""
     await age(pool)
-    lost = LostLetters(Metrics(), dead_letters_of(pool, rabbitmq_url), nothing, pause_seconds=0)
+    lost = LostLetters(in_queue(pool, rabbitmq_url, CONSUMER), Observed(), pause_seconds=0)
     for _ in range(3):
         await lost.run_once()
     assert await unstarted(pool) is not None
@@ -48,9 +47,9 @@ async def unstarted(pool: Pool) -> float | None:
     async def depths() -> tuple[int, int]:
         return 0, 0
 
-    metrics = Metrics()
-    await Resender(pool, metrics, CONSUMER, depths, nothing).run_once()
-    return counted(metrics, "orders_unstarted")
+    signals = Observed()
+    await Resender(pool, CONSUMER, depths, signals).run_once()
+    return counted(signals, "orders_unstarted")
 
 
 async def listed(env: dict[str, str], *args: str) -> dict[str, str]:

@@ -13,25 +13,27 @@ from aio_pika.abc import AbstractChannel
 from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope, parse
-from app.messaging.rabbitmq.transport import EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.rabbitmq.publisher import RabbitPublisher
 from app.messaging.relay import Refusal
-from app.observability.metrics import Metrics
+from app.messaging.topology import EXCHANGE
 from tests.harness.dead_letters import holds
 from tests.harness.events import CONFIRMED, PLACED, counted, event, put
 from tests.harness.messages import listen, open_channel, publishing, take
+from tests.harness.observed import Observed
+from tests.harness.queues import QUEUE, ROUTING_KEYS
 from tests.harness.relays import make_relay
 
 LONG_SECONDS = 30.0
 
 
 @pytest.fixture
-async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
+async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitPublisher]:
     async with publishing(rabbitmq_url) as transport:
         yield transport
 
 
 async def test_a_message_carries_its_id_its_attributes_and_the_will_to_survive(
-    transport: RabbitTransport, channel: AbstractChannel
+    transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
     heard = await listen(channel)
     sent = event(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
@@ -46,14 +48,14 @@ async def test_a_message_carries_its_id_its_attributes_and_the_will_to_survive(
     assert parse(message.headers, message.body) == sent
 
 
-async def test_a_message_sent_again_has_the_same_id(transport: RabbitTransport, channel: AbstractChannel) -> None:
+async def test_a_message_sent_again_has_the_same_id(transport: RabbitPublisher, channel: AbstractChannel) -> None:
     heard, sent = await listen(channel), event()
     assert [await transport.publish([sent]) for _ in range(2)] == [[None], [None]]
     assert {(await heard.get(no_ack=True)).message_id for _ in range(2)} == {str(sent.id)}
 
 
 async def test_placed_orders_reach_the_saga_queue_and_other_events_do_not(
-    transport: RabbitTransport, channel: AbstractChannel
+    transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
     placed, confirmed = event(), event(event_type=CONFIRMED)
     assert await transport.publish([confirmed, placed]) == [None, None]
@@ -63,14 +65,14 @@ async def test_placed_orders_reach_the_saga_queue_and_other_events_do_not(
     assert await take(channel, QUEUE) is None
 
 
-async def test_a_large_batch_is_confirmed_as_a_whole(transport: RabbitTransport, channel: AbstractChannel) -> None:
+async def test_a_large_batch_is_confirmed_as_a_whole(transport: RabbitPublisher, channel: AbstractChannel) -> None:
     heard, batch = await listen(channel), [event() for _ in range(500)]
     assert await transport.publish(batch) == [None] * 500
     assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(each.id) for each in batch}
 
 
 async def test_a_busy_process_needs_few_turns_of_its_loop_for_a_batch(
-    transport: RabbitTransport, rabbitmq_url: str
+    transport: RabbitPublisher, rabbitmq_url: str
 ) -> None:
     """With some for each message a batch would take seconds, and be given up for an outage.
 
@@ -91,15 +93,24 @@ async def arrived(url: str, number: int) -> None:
         await holds(channel, number, QUEUE)
 
 
+async def unbind(url: str, transport: RabbitPublisher) -> None:
+    """Take the queue's binding away, once the transport has declared it."""
+    await transport.ready()
+    async with await aio_pika.connect(url) as connection:
+        queue = await (await connection.channel()).get_queue(QUEUE)
+        await queue.unbind(EXCHANGE, ROUTING_KEYS[0])
+
+
 async def test_a_message_that_somebody_must_consume_is_returned_when_no_queue_takes_it(rabbitmq_url: str) -> None:
-    async with publishing(rabbitmq_url, routing_keys=()) as transport:
+    async with publishing(rabbitmq_url) as transport:
+        await unbind(rabbitmq_url, transport)
         returned, nobodys = await transport.publish([event(), event(event_type=CONFIRMED)])
     assert returned == Refusal("returned: no queue is bound for order.placed", returned=True)
     assert nobodys is None
 
 
 async def test_a_message_that_a_queue_is_too_full_for_is_refused_and_no_other(
-    transport: RabbitTransport, channel: AbstractChannel
+    transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
     await listen(channel, "order.confirmed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     assert await transport.publish([event(event_type=CONFIRMED)]) == [None]
@@ -116,7 +127,7 @@ async def test_a_message_that_a_queue_is_too_full_for_is_refused_and_no_other(
     ids=["long type", "not JSON"],
 )
 async def test_a_message_that_cannot_be_written_is_refused_for_good_and_no_other(
-    transport: RabbitTransport, channel: AbstractChannel, poison: Envelope
+    transport: RabbitPublisher, channel: AbstractChannel, poison: Envelope
 ) -> None:
     heard, fine = await listen(channel), event()
     refused, confirmed = await transport.publish([poison, fine])
@@ -151,7 +162,7 @@ async def test_a_broker_that_says_nothing_is_unavailable_when_the_time_is_up() -
 
 
 async def test_an_exchange_that_was_lost_is_unavailable_once_and_then_restored(
-    transport: RabbitTransport, channel: AbstractChannel
+    transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
     await transport.publish([event()])
     await channel.exchange_delete(EXCHANGE)
@@ -161,7 +172,7 @@ async def test_an_exchange_that_was_lost_is_unavailable_once_and_then_restored(
 
 
 async def test_closing_twice_or_without_ever_having_connected_is_fine(free_port: int) -> None:
-    transport = RabbitTransport(f"amqp://127.0.0.1:{free_port}/", (), (), LONG_SECONDS)
+    transport = RabbitPublisher(f"amqp://127.0.0.1:{free_port}/", (), LONG_SECONDS)
     await transport.close()
     await transport.close()
 
@@ -169,13 +180,14 @@ async def test_closing_twice_or_without_ever_having_connected_is_fine(free_port:
 async def test_the_relay_parks_what_comes_back_too_often_and_publishes_the_rest(
     pool: db.Pool, rabbitmq_url: str
 ) -> None:
-    metrics, returned, fine = Metrics(), event(), event(event_type=CONFIRMED)
+    signals, returned, fine = Observed(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
-    async with publishing(rabbitmq_url, routing_keys=()) as transport:
-        relay = make_relay(pool, transport, metrics, batch_size=10, backoff_seconds=60, max_attempts=1)
+    async with publishing(rabbitmq_url) as transport:
+        await unbind(rabbitmq_url, transport)
+        relay = make_relay(pool, transport, signals, batch_size=10, backoff_seconds=60, max_attempts=1)
         assert await relay.run_once() == 2
     async with db.connection(pool) as conn:
         parked = await conn.fetch("SELECT id, last_error FROM outbox WHERE parked_at IS NOT NULL")
         assert list(map(tuple, parked)) == [(returned.id, "returned: no queue is bound for order.placed")]
         assert await conn.fetchval("SELECT id FROM outbox WHERE published_at IS NOT NULL") == fine.id
-    assert counted(metrics, "outbox_returned_total") == 1
+    assert counted(signals, "outbox_returned_total") == 1

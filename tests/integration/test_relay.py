@@ -9,9 +9,9 @@ import pytest
 from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope
-from app.messaging.relay import UNCONFIRMED, Answer, Refusal, Relay
-from app.observability.metrics import Metrics
+from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal, Relay
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
+from tests.harness.observed import Observed
 from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS
 
@@ -45,13 +45,13 @@ class Broker:
         if self.refuses_connections:
             raise BrokerUnavailable("rabbitmq: connection refused")
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> list[Answer]:
+    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> list[PublishResult]:
         assert 0 < seconds < LEASE_SECONDS
         self.sent += [envelope.id for envelope in envelopes]
         await self.meanwhile()
         if self.is_out:
             raise BrokerUnavailable("rabbitmq: connection refused")
-        answers: list[Answer] = [self.refusals.get(envelope.id) for envelope in envelopes]
+        answers: list[PublishResult] = [self.refusals.get(envelope.id) for envelope in envelopes]
         if self.carries is not None:
             answers[self.carries :] = [UNCONFIRMED] * len(answers[self.carries :])
         return answers
@@ -60,7 +60,7 @@ class Broker:
 def relay(
     pool: db.Pool,
     broker: Broker,
-    metrics: Metrics | None = None,
+    signals: Observed | None = None,
     *,
     batch_size: int = 100,
     checkpoint: Callable[[str], None] = nothing,
@@ -68,7 +68,7 @@ def relay(
     return make_relay(
         pool,
         broker,
-        metrics,
+        signals,
         batch_size=batch_size,
         lease_seconds=LEASE_SECONDS,
         backoff_seconds=YEAR_SECONDS,
@@ -92,15 +92,15 @@ def broker() -> Broker:
 
 
 async def test_a_confirmed_row_is_marked_and_never_sent_again(pool: db.Pool, broker: Broker) -> None:
-    metrics, events = Metrics(), [event(), event(event_type=CONFIRMED)]
+    signals, events = Observed(), [event(), event(event_type=CONFIRMED)]
     await put(pool, *events)
-    assert await relay(pool, broker, metrics).run_once() == 2
+    assert await relay(pool, broker, signals).run_once() == 2
     await make_due(pool)
-    assert await relay(pool, broker, metrics).run_once() == 0
+    assert await relay(pool, broker, signals).run_once() == 0
     assert sorted(broker.sent) == sorted(each.id for each in events)
     assert len(await rows(pool, "published_at IS NOT NULL")) == 2
-    assert counted(metrics, "outbox_published_total") == 2
-    assert counted(metrics, "outbox_publish_failed_total") == 0
+    assert counted(signals, "outbox_published_total") == 2
+    assert counted(signals, "outbox_publish_failed_total") == 0
 
 
 async def test_a_batch_is_no_larger_than_asked_for(pool: db.Pool, broker: Broker) -> None:
@@ -110,15 +110,15 @@ async def test_a_batch_is_no_larger_than_asked_for(pool: db.Pool, broker: Broker
 
 
 async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.Pool, broker: Broker) -> None:
-    metrics, events = Metrics(), [event(), event()]
+    signals, events = Observed(), [event(), event()]
     await put(pool, *events)
     broker.is_out = True
     for _ in range(5):
         with pytest.raises(BrokerUnavailable):
-            await relay(pool, broker, metrics).run_once()
+            await relay(pool, broker, signals).run_once()
     given_back = await rows(pool, "next_attempt_at <= clock_timestamp() AND claim_token IS NULL")
     assert [(row["attempts"], row["parked_at"]) for row in given_back.values()] == [(0, None)] * 2
-    assert counted(metrics, "outbox_publish_failed_total") == 10
+    assert counted(signals, "outbox_publish_failed_total") == 10
     broker.is_out = False
     assert await relay(pool, broker).run_once() == 2
 
@@ -183,17 +183,17 @@ async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_b
 async def test_a_refused_row_alone_waits_and_spends_an_attempt(
     pool: db.Pool, broker: Broker, refusal: Refusal, returns: int
 ) -> None:
-    metrics, refused, fine = Metrics(), event(), event()
+    signals, refused, fine = Observed(), event(), event()
     await put(pool, refused, fine)
     broker.refusals = {refused.id: refusal}
-    assert await relay(pool, broker, metrics).run_once() == 2
-    assert await relay(pool, broker, metrics).run_once() == 0
+    assert await relay(pool, broker, signals).run_once() == 2
+    assert await relay(pool, broker, signals).run_once() == 0
     assert list(await rows(pool, "published_at IS NOT NULL")) == [fine.id]
     waiting = (await rows(pool, "next_attempt_at > clock_timestamp()"))[refused.id]
     assert (waiting["attempts"], waiting["last_error"], waiting["parked_at"]) == (1, refusal.reason, None)
-    assert counted(metrics, "outbox_published_total") == 1
-    assert counted(metrics, "outbox_publish_failed_total") == 1
-    assert counted(metrics, "outbox_returned_total") == returns
+    assert counted(signals, "outbox_published_total") == 1
+    assert counted(signals, "outbox_publish_failed_total") == 1
+    assert counted(signals, "outbox_returned_total") == returns
 
 
 @pytest.mark.parametrize("refusal", [NACK, RETURN])
@@ -274,7 +274,7 @@ async def test_a_relay_that_dies_before_marking_costs_time_until_the_lease_ends_
 async def test_a_relay_that_slept_past_its_lease_changes_nothing(
     pool: db.Pool, broker: Broker, refusal: Refusal | None
 ) -> None:
-    only, late, late_metrics = event(), Broker(), Metrics()
+    only, late, late_signals = event(), Broker(), Observed()
 
     async def another_relay_takes_over() -> None:
         await make_due(pool)
@@ -283,10 +283,10 @@ async def test_a_relay_that_slept_past_its_lease_changes_nothing(
     await put(pool, only)
     late.meanwhile = another_relay_takes_over
     late.refusals = {only.id: refusal} if refusal else {}
-    assert await relay(pool, late, late_metrics).run_once() == 1
+    assert await relay(pool, late, late_signals).run_once() == 1
     published = (await rows(pool, "published_at IS NOT NULL"))[only.id]
     assert (published["attempts"], published["parked_at"]) == (0, None)
-    assert counted(late_metrics, "outbox_published_total") == 0
+    assert counted(late_signals, "outbox_published_total") == 0
     assert late.sent == broker.sent == [only.id]
 
 

@@ -5,30 +5,29 @@ from uuid import UUID
 import pytest
 
 from app import db
-from app.bootstrap.workers import CONSUMER
 from app.errors import BrokerUnavailable
 from app.messaging import inbox, outbox
-from app.messaging.outbox import Verdict
-from app.messaging.rabbitmq.transport import QUEUE
-from app.observability.metrics import Metrics
-from app.operations.maintenance.pruner import BATCH, FEW_WAITING, Resender
+from app.messaging.outbox import PublishRecord
+from app.operations.maintenance.resender import BATCH, FEW_WAITING, Resender
 from app.orders import store as order_store
 from app.saga import cancel, maintenance, store
-from tests.harness.events import counted, nothing
+from tests.harness.events import counted
 from tests.harness.history import lived_through
 from tests.harness.messages import next_message, open_channel, publishing
+from tests.harness.observed import Observed
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed
 from tests.harness.plans import full_scans, indexes, plans_of
+from tests.harness.queues import CONSUMER, QUEUE
 from tests.harness.relays import make_relay
 
 MINUTE = 60
 
 
-def resender(pool: db.Pool, metrics: Metrics | None = None, waiting: int = 0) -> Resender:
+def resender(pool: db.Pool, signals: Observed | None = None, waiting: int = 0) -> Resender:
     async def depths() -> tuple[int, int]:
         return waiting, 0
 
-    return Resender(pool, metrics or Metrics(), CONSUMER, depths, nothing)
+    return Resender(pool, CONSUMER, depths, signals or Observed())
 
 
 async def placed_and_published(pool: db.Pool, seconds_ago: float, resends: int = 0) -> UUID:
@@ -74,14 +73,14 @@ async def test_an_event_whose_order_did_not_start_is_sent_again_after_a_minute_t
 
 
 async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: db.Pool) -> None:
-    metrics = Metrics()
+    signals = Observed()
     order_id = await placed_and_published(pool, 3600)
-    one = resender(pool, metrics)
+    one = resender(pool, signals)
     for _ in range(3):
         await one.run_once()
         assert await pending(pool) == [order_id]
     assert await pool.fetchval("SELECT resends FROM outbox") == 1
-    assert counted(metrics, "outbox_resent_total") == 1
+    assert counted(signals, "outbox_resent_total") == 1
 
 
 async def test_an_order_that_has_started_or_ended_is_left_alone(pool: db.Pool) -> None:
@@ -109,20 +108,20 @@ async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: db.Pool
 async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: db.Pool) -> None:
     dead, lost = [await placed_and_published(pool, 3600) for _ in range(2)]
     async with db.connection(pool) as conn:
-        await inbox.failed(conn, CONSUMER, str(dead), "bug")
-        await inbox.dead(conn, CONSUMER, str(dead))
+        await inbox.count_failure(conn, CONSUMER, str(dead), "bug")
+        await inbox.mark_dead(conn, CONSUMER, str(dead))
     assert await look(pool) == [lost]
 
 
 async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstarted_are_counted(
     pool: db.Pool,
 ) -> None:
-    metrics, order_id = Metrics(), await placed_and_published(pool, 3600)
-    one = resender(pool, metrics, waiting=FEW_WAITING + 1)
+    signals, order_id = Observed(), await placed_and_published(pool, 3600)
+    one = resender(pool, signals, waiting=FEW_WAITING + 1)
     assert await one.run_once() == 0
     assert await pending(pool) == []
-    assert metrics.registry.get_sample_value("orders_unstarted") == 1
-    await resender(pool, metrics, waiting=FEW_WAITING).run_once()
+    assert signals.value("orders_unstarted") == 1
+    await resender(pool, signals, waiting=FEW_WAITING).run_once()
     assert await pending(pool) == [order_id]
 
 
@@ -132,15 +131,15 @@ async def test_an_outage_of_the_broker_counts_no_order_twice(pool: db.Pool) -> N
             raise BrokerUnavailable("rabbitmq: refused")
         return 0, 0
 
-    outage, metrics = True, Metrics()
+    outage, signals = True, Observed()
     await placed_and_published(pool, 3600)
-    one = Resender(pool, metrics, CONSUMER, depths, nothing)
+    one = Resender(pool, CONSUMER, depths, signals)
     for _ in range(2):
         with pytest.raises(BrokerUnavailable):
             await one.run_once()
     outage = False
     await one.run_once()
-    assert counted(metrics, "orders_unstarted") == 1
+    assert counted(signals, "orders_unstarted") == 1
 
 
 async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are(pool: db.Pool) -> None:
@@ -184,8 +183,8 @@ async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_aga
 async def test_a_row_that_a_relay_holds_or_has_marked_meanwhile_is_not_touched(pool: db.Pool) -> None:
     order_id = await placed_and_published(pool, 3600)
     async with db.connection(pool) as conn:
-        assert await outbox.repend(conn, [order_id], MINUTE) == [order_id]
+        assert await outbox.republish(conn, [order_id], MINUTE) == [order_id]
         [claimed] = await outbox.claim(conn, order_id, 10, 30)
-        assert await outbox.repend(conn, [order_id], 0) == []
-        assert await outbox.settle(conn, order_id, [Verdict(claimed.envelope.id)]) == {order_id}
-        assert await outbox.repend(conn, [order_id], MINUTE) == []
+        assert await outbox.republish(conn, [order_id], 0) == []
+        assert await outbox.record_results(conn, order_id, [PublishRecord(claimed.envelope.id)]) == {order_id}
+        assert await outbox.republish(conn, [order_id], MINUTE) == []

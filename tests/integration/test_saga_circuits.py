@@ -55,8 +55,9 @@ async def asked(stage: Stage, sagas: list[UUID], operation: str) -> int:
     return sum([len(await entries(stage.http, saga, operation)) for saga in sagas])
 
 
-def state(stage: Stage, partner: str) -> float | None:
-    return stage.metrics.registry.get_sample_value("partner_circuit_state", {"partner": partner})
+def state(stage: Stage, partner: str) -> int:
+    assert stage.gateway is not None
+    return stage.gateway.circuit_state(partner)
 
 
 async def look(stage: Stage, orchestrator: Orchestrator) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from app.db import Pool
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
-from app.operations.sagas import Outcome
+from app.operations.sagas import ActionOutcome
 from app.orders import events
 from app.saga.plan import Action, Step
 from tests.harness.acting import ActAt
@@ -55,16 +55,16 @@ async def test_a_retry_ends_a_long_pause_at_once_in_either_direction(
     await pause(stage.pool)
     await set_faults(stage.http)
     assert await stage.orchestrator().run_once() == 0
-    assert await retry(stage.pool, saga) is Outcome.DUE
+    assert await retry(stage.pool, saga) is ActionOutcome.DUE
     assert await stage.orchestrator().run_once() == 1
     assert await stage.outcome(saga) == end
-    assert await audit_rows(stage.pool) == [(OPERATOR.actor, "retry", saga, OPERATOR.reason, "due")]
+    assert await audit_rows(stage.pool) == [(OPERATOR.name, "retry", saga, OPERATOR.reason, "due")]
 
 
 async def test_a_retry_of_what_is_due_changes_nothing_and_says_so(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     before = await stage.saga(saga)
-    assert await retry(stage.pool, saga) is Outcome.DUE_ALREADY
+    assert await retry(stage.pool, saga) is ActionOutcome.DUE_ALREADY
     assert await stage.saga(saga) == before
 
 
@@ -74,7 +74,7 @@ async def test_a_retry_leaves_a_live_lease_alone(stage: Stage) -> None:
     driving = asyncio.create_task(stage.orchestrator("another", payment=payment).run_once())
     await payment.arrived.wait()
     before = await stage.saga(saga)
-    assert await retry(stage.pool, saga) is Outcome.UNDER_WAY
+    assert await retry(stage.pool, saga) is ActionOutcome.UNDER_WAY
     assert await stage.saga(saga) == before
     assert before["lease_owner"] == "another"
     assert await stage.orchestrator("one").run_once() == 0
@@ -89,9 +89,9 @@ async def test_a_retry_of_a_saga_that_its_runner_left_for_dead_finds_it_due_when
 ) -> None:
     saga = await start_saga(stage.pool)
     await stage.orchestrator("dead", checkpoint=dies_at(FORWARD[2])).run_once()
-    assert await retry(stage.pool, saga) is Outcome.UNDER_WAY
+    assert await retry(stage.pool, saga) is ActionOutcome.UNDER_WAY
     await stage.let_time_pass()
-    assert await retry(stage.pool, saga) is Outcome.DUE_ALREADY
+    assert await retry(stage.pool, saga) is ActionOutcome.DUE_ALREADY
 
 
 async def test_what_has_ended_or_never_started_cannot_be_retried_and_the_record_says_so(stage: Stage) -> None:
@@ -114,10 +114,10 @@ async def test_nobodys_order_is_not_found_and_leaves_no_record(stage: Stage) -> 
 
 async def test_an_unstarted_order_is_cancelled_at_once_and_an_event_tells_of_it(stage: Stage) -> None:
     order = await placed(stage.pool, tenant="default")
-    assert await compensate(stage.pool, order.id) is Outcome.CANCELLED
+    assert await compensate(stage.pool, order.id) is ActionOutcome.CANCELLED
     assert await stage.outcome(order.id) == "cancelled: compensated-by-operator"
     assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "cancelled")]
-    assert await compensate(stage.pool, order.id) is Outcome.ENDED_BEFORE
+    assert await compensate(stage.pool, order.id) is ActionOutcome.ENDED_BEFORE
     assert await stage.pool.fetchval("SELECT count(*) FROM sagas") == 0
 
 
@@ -128,10 +128,10 @@ async def test_a_saga_is_turned_back_at_any_instant_of_a_step_and_undoes_all(
     checkpoint = ActAt(database_url, point, compensate)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
-    assert checkpoint.answer is Outcome.TURNS_BACK
+    assert checkpoint.answer is ActionOutcome.TURNS_BACK
     assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
     assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "rejected")]
-    value = stage.metrics.registry.get_sample_value
+    value = stage.signals.value
     assert value("orders_finished_total", {"status": "rejected", "reason": "compensated-by-operator"}) == 1
 
 
@@ -149,7 +149,7 @@ async def test_compensating_ends_a_long_pause(stage: Stage) -> None:
     await set_faults(stage.http, CHARGE_FAILS)
     await stage.orchestrator().run_once()
     await pause(stage.pool)
-    assert await compensate(stage.pool, saga) is Outcome.TURNS_BACK
+    assert await compensate(stage.pool, saga) is ActionOutcome.TURNS_BACK
     assert await stage.orchestrator().run_once() == 1
     assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
 
@@ -165,7 +165,12 @@ async def test_compensating_again_changes_nothing_before_during_and_after_the_wa
     await set_faults(stage.http)
     await stage.drive()
     found.append(await compensate(stage.pool, saga))
-    assert found == [Outcome.TURNS_BACK, Outcome.TURNED_BEFORE, Outcome.TURNED_BEFORE, Outcome.ENDED_BEFORE]
+    assert found == [
+        ActionOutcome.TURNS_BACK,
+        ActionOutcome.TURNED_BEFORE,
+        ActionOutcome.TURNED_BEFORE,
+        ActionOutcome.ENDED_BEFORE,
+    ]
     assert await recorded(stage.pool) == [f"compensate {outcome}" for outcome in found]
     assert (await stage.outcome(saga), (await stage.order(saga)).version) == (COMPENSATED, 3)
 
@@ -175,7 +180,7 @@ async def test_of_customer_and_operator_the_first_word_is_the_reason(stage: Stag
     saga = await start_saga(stage.pool)
     if customer_first:
         await cancel(stage.pool, saga)
-        assert await compensate(stage.pool, saga) is Outcome.TURNED_BEFORE
+        assert await compensate(stage.pool, saga) is ActionOutcome.TURNED_BEFORE
     else:
         await compensate(stage.pool, saga)
         assert (await cancel(stage.pool, saga)).status == "pending"
@@ -186,7 +191,7 @@ async def test_of_customer_and_operator_the_first_word_is_the_reason(stage: Stag
 async def test_a_cancel_on_record_by_a_release_that_knew_no_operators_is_the_customers(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await stage.pool.execute("UPDATE orders SET cancel_requested_at = clock_timestamp()")
-    assert await compensate(stage.pool, saga) is Outcome.TURNED_BEFORE
+    assert await compensate(stage.pool, saga) is ActionOutcome.TURNED_BEFORE
     await stage.drive()
     assert await stage.outcome(saga) == "cancelled: cancelled-by-customer"
 
@@ -195,7 +200,7 @@ async def test_what_a_partner_refused_keeps_its_reason(stage: Stage) -> None:
     saga = await start_saga(stage.pool, payment_method="pm_card_declined")
     await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
     await stage.orchestrator().run_once()
-    assert await compensate(stage.pool, saga) is Outcome.TURNED_BEFORE
+    assert await compensate(stage.pool, saga) is ActionOutcome.TURNED_BEFORE
     await set_faults(stage.http)
     await stage.drive()
     assert await stage.outcome(saga) == "rejected: card-declined"
@@ -208,13 +213,13 @@ async def test_an_operator_who_meets_a_cancel_waits_for_it(stage: Stage) -> None
     async with cancel_under_way(stage.pool, saga):
         compensating = asyncio.create_task(compensate(stage.pool, saga))
         await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the operator at the order")
-    assert await compensating is Outcome.TURNED_BEFORE
+    assert await compensating is ActionOutcome.TURNED_BEFORE
 
 
 async def test_many_operators_at_once_are_one_and_all_on_record(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     found = await asyncio.gather(*(compensate(stage.pool, saga) for _ in range(8)))
-    assert sorted(found) == sorted([Outcome.TURNS_BACK, *[Outcome.TURNED_BEFORE] * 7])
+    assert sorted(found) == sorted([ActionOutcome.TURNS_BACK, *[ActionOutcome.TURNED_BEFORE] * 7])
     assert sorted(await recorded(stage.pool)) == sorted(f"compensate {outcome}" for outcome in found)
     await stage.drive()
     assert (await stage.outcome(saga), await stage.ledger(saga)) == (COMPENSATED, [])

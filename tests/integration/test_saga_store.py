@@ -12,7 +12,7 @@ from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
-from app.saga import maintenance, plan, store
+from app.saga import plan, queries, store
 from app.saga.plan import Action, Direction, State, Step
 from app.saga.store import Entry, Saga
 from tests.harness.cancelling import cancel
@@ -252,7 +252,7 @@ async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_n
 
 async def needs_operator(pool: db.Pool) -> int:
     async with pool.acquire() as conn:
-        return (await maintenance.stats(conn)).needs_operator
+        return (await queries.stats(conn)).needs_operator
 
 
 async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_goes_on(pool: db.Pool) -> None:
@@ -303,11 +303,11 @@ async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: db.Pool) -> 
 
 async def test_statistics_count_the_unfinished_by_their_orders_status(pool: db.Pool) -> None:
     async with pool.acquire() as conn:
-        assert await maintenance.stats(conn) == ({}, 0.0, 0)
+        assert await queries.stats(conn) == ({}, 0.0, 0)
         ids = [await start_saga(pool) for _ in range(3)]
         await pool.execute("UPDATE orders SET status = 'compensating' WHERE id = $1", ids[0])
         await pool.execute("UPDATE sagas SET finished_at = clock_timestamp() WHERE id = $1", ids[1])
         await pool.execute("UPDATE sagas SET started_at = started_at - interval '1 hour' WHERE id = $1", ids[2])
-        unfinished, oldest, _ = await maintenance.stats(conn)
+        unfinished, oldest, _ = await queries.stats(conn)
     assert unfinished == {"compensating": 1, "pending": 1}
     assert oldest == pytest.approx(3600, abs=60)

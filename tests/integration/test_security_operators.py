@@ -8,9 +8,9 @@ from app.api import problems
 from app.api.middleware import Edge
 from app.auth import guards
 from app.auth.tokens import SharedSecret, Tokens
-from app.observability.metrics import Metrics
 from tests.harness.api import assert_problem
 from tests.harness.identity import SECRET, bearer, token
+from tests.harness.observed import Observed
 
 ADMIN = "the-operators-token"
 TOKENS = Tokens(SharedSecret(SECRET))
@@ -27,7 +27,9 @@ def operated(guard: guards.Security) -> httpx.AsyncClient:
         return (await guards.operator(request)).subject
 
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(Edge(app, Metrics(), max_in_flight=10)), base_url="http://orders", trust_env=False
+        transport=httpx.ASGITransport(Edge(app, Observed(), max_in_flight=10)),
+        base_url="http://orders",
+        trust_env=False,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from app.db import Pool
 from app.errors import IdempotencyKeyReused, OrderNotFound, RequestInProgress
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from app.orders import store
 from app.orders.model import Line, Order, Reason, Status, may_become
 from tests.harness.orders import TENANT, place, placed, request_under_way, somebody_waits
@@ -22,8 +22,10 @@ TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
 TABLES = ("orders", "order_lines", "outbox", "idempotency_keys")
 
 
-def key(name: str = "k", fingerprint: bytes = b"this request", version: int = 1, tenant: str = TENANT) -> Key:
-    return Key(tenant, name, fingerprint, version)
+def key(
+    name: str = "k", fingerprint: bytes = b"this request", version: int = 1, tenant: str = TENANT
+) -> IdempotencyKey:
+    return IdempotencyKey(tenant, name, fingerprint, version)
 
 
 async def counts(pool: Pool) -> dict[str, int]:
@@ -79,7 +81,7 @@ async def test_a_replay_is_the_first_answer_whatever_has_become_of_the_order(poo
 
 
 @pytest.mark.parametrize("other", [key(fingerprint=b"another request"), key(version=2)])
-async def test_a_key_that_stands_for_another_request_is_refused(pool: Pool, other: Key) -> None:
+async def test_a_key_that_stands_for_another_request_is_refused(pool: Pool, other: IdempotencyKey) -> None:
     await place(pool, key())
     with pytest.raises(IdempotencyKeyReused):
         await place(pool, other)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.db import Pool
-from app.idempotency.store import Key
+from app.idempotency.key import IdempotencyKey
 from tests.harness.api import assert_problem, serving
 from tests.harness.identity import SECRET, bearer, token
 from tests.harness.orders import request_under_way, somebody_waits
@@ -107,7 +107,7 @@ async def test_a_place_is_taken_when_the_body_is_complete(database_url: str, poo
     patient = {"http_max_in_flight": 1, "http_body_timeout_seconds": 2 * AMPLE_SECONDS}
     async with serving(database_url, **patient) as api, contextlib.AsyncExitStack() as stack:
         slow = await begun(stack, api)
-        async with request_under_way(pool, Key("default", "k", b"", 1)):
+        async with request_under_way(pool, IdempotencyKey("default", "k", b"", 1)):
             waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
             await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "a request in the only place")
             assert await slow.end() == 503

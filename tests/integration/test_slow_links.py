@@ -6,13 +6,14 @@ from aio_pika.abc import AbstractChannel
 
 from app import db
 from app.errors import BrokerUnavailable
-from app.messaging.rabbitmq.transport import QUEUE, RabbitTransport
+from app.messaging.rabbitmq.publisher import RabbitPublisher
 from app.messaging.relay import Relay
 from chaos.faults import Delay, Throttle
 from chaos.proxy import Proxy
 from tests.harness.dead_letters import drained
 from tests.harness.events import event, put
 from tests.harness.messages import publishing
+from tests.harness.queues import QUEUE
 from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -20,7 +21,7 @@ PUBLISH_SECONDS = 5.0  # the setting's default
 LINES = [{"sku": f"SKU-{n:046}", "quantity": 1, "unit_price": "9.99", "line_total": "9.99"} for n in range(100)]
 
 
-def relay_over(pool: db.Pool, transport: RabbitTransport, lease_seconds: float) -> Relay:
+def relay_over(pool: db.Pool, transport: RabbitPublisher, lease_seconds: float) -> Relay:
     return make_relay(pool, transport, batch_size=200, lease_seconds=lease_seconds)
 
 

@@ -15,11 +15,13 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.consumer import Consumer
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq.subscription import Subscription
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE, RabbitTransport
+from app.messaging.rabbitmq.publisher import RabbitPublisher
+from app.messaging.rabbitmq.subscription import RabbitSubscription
+from app.messaging.topology import EXCHANGE
 from tests.harness import servers
 from tests.harness.events import CONFIRMED, PLACED, Effects, event
-from tests.harness.messages import ROUTING_KEYS, next_message, open_channel, publishing, take
+from tests.harness.messages import next_message, open_channel, publishing, take
+from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE, SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -38,9 +40,9 @@ class Held:
 
 
 @contextlib.asynccontextmanager
-async def consuming(url: str, consumer: Consumer, prefetch: int = 10) -> AsyncIterator[Subscription]:
+async def consuming(url: str, consumer: Consumer, prefetch: int = 10) -> AsyncIterator[RabbitSubscription]:
     """Run a subscription; afterwards it is stopped, and what it has not acknowledged is in the queue again."""
-    subscription = Subscription(url, consumer, ROUTING_KEYS, prefetch)
+    subscription = RabbitSubscription(url, consumer, SAGA_QUEUE, prefetch)
     task = asyncio.create_task(subscription.run())
     try:
         yield subscription
@@ -50,7 +52,7 @@ async def consuming(url: str, consumer: Consumer, prefetch: int = 10) -> AsyncIt
 
 
 @pytest.fixture
-async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitTransport]:
+async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitPublisher]:
     async with publishing(rabbitmq_url) as transport:
         yield transport
 
@@ -72,7 +74,7 @@ async def send(channel: AbstractChannel, body: bytes, **properties: Any) -> None
 
 
 async def test_messages_take_effect_and_are_acknowledged(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     messages = [event() for _ in range(50)]
     await transport.publish(messages)
@@ -82,7 +84,7 @@ async def test_messages_take_effect_and_are_acknowledged(
 
 
 async def test_a_message_that_was_sent_twice_takes_effect_once_and_both_copies_are_acknowledged(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     twice, last = event(), event()
     await transport.publish([twice])
@@ -94,7 +96,7 @@ async def test_a_message_that_was_sent_twice_takes_effect_once_and_both_copies_a
 
 
 async def test_a_message_whose_handler_keeps_failing_is_set_aside_with_its_story(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     effects.failure, sent, before = ValueError("no such thing"), event(), datetime.now(UTC)
     await transport.publish([sent])
@@ -150,7 +152,7 @@ async def test_a_message_that_cannot_be_set_aside_is_not_lost(
 
 
 async def test_a_dead_letter_that_is_sent_again_takes_effect_once_when_its_cause_is_gone(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     effects.failure, sent = ValueError("no such thing"), event()
     await transport.publish([sent])
@@ -163,7 +165,7 @@ async def test_a_dead_letter_that_is_sent_again_takes_effect_once_when_its_cause
 
 
 async def test_while_postgres_is_out_a_message_is_held_and_tried_again_without_going_back_to_the_queue(
-    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
         await effects(conn, envelope)
@@ -185,7 +187,7 @@ async def test_while_postgres_is_out_a_message_is_held_and_tried_again_without_g
 
 
 async def test_a_message_held_while_postgres_is_out_goes_back_after_one_delivery_when_the_service_stops(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
         await effects(conn, envelope)
@@ -202,7 +204,7 @@ async def test_a_message_held_while_postgres_is_out_goes_back_after_one_delivery
 
 
 async def test_no_more_messages_are_held_at_a_time_than_the_prefetch(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     messages, consumer, held = [event() for _ in range(5)], effects.consumer(), Held(effects)
     consumer.handlers = {PLACED: held}
@@ -217,7 +219,7 @@ async def test_no_more_messages_are_held_at_a_time_than_the_prefetch(
 
 
 async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledged(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     sent, consumer, held = event(), effects.consumer(), Held(effects)
     consumer.handlers = {PLACED: held}
@@ -231,7 +233,7 @@ async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledg
 
 
 async def test_stopping_takes_no_further_message_which_then_goes_to_another_consumer_as_new(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     under_way, waiting, consumer, held = event(), event(), effects.consumer(), Held(effects)
     consumer.handlers = {PLACED: held}
@@ -249,14 +251,14 @@ async def test_stopping_takes_no_further_message_which_then_goes_to_another_cons
 async def test_it_is_connected_when_the_broker_knows_it_until_it_is_stopped(
     rabbitmq_url: str, effects: Effects
 ) -> None:
-    assert not Subscription(rabbitmq_url, effects.consumer(), ROUTING_KEYS, 1).connected
+    assert not RabbitSubscription(rabbitmq_url, effects.consumer(), SAGA_QUEUE, 1).connected
     async with consuming(rabbitmq_url, effects.consumer()) as subscription:
         await wait_until(lambda: subscription.connected, AMPLE_SECONDS, "connection")
     assert not subscription.connected
 
 
 async def test_a_queue_that_was_deleted_is_restored_and_consumed_again(
-    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitTransport, effects: Effects
+    rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
     sent = event()
     async with consuming(rabbitmq_url, effects.consumer()) as subscription:
@@ -289,7 +291,7 @@ async def test_a_broker_that_was_killed_is_used_again_as_soon_as_it_is_back_and_
             await applied(effects, before, waiting, after)
 
 
-async def transport_works(transport: RabbitTransport, message: Envelope) -> None:
+async def transport_works(transport: RabbitPublisher, message: Envelope) -> None:
     """Publish as the relay would: again and again, until it is confirmed."""
 
     async def confirmed() -> bool:

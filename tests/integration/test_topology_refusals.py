@@ -7,12 +7,12 @@ import aio_pika
 import httpx
 
 from app.db import Pool
-from app.messaging.rabbitmq.transport import QUEUE
-from app.operations.dead_letters import Action
+from app.operations.dead_letters import DeadLetterAction
 from tests.harness import servers
 from tests.harness.api import serving
 from tests.harness.dead_letters import go_over, in_queue, put_many
 from tests.harness.messages import next_message, open_channel
+from tests.harness.queues import QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NOWHERE = "http://127.0.0.1:1"
@@ -53,7 +53,7 @@ async def test_a_missing_right_is_named_and_the_documented_ones_do(
             await becomes(process, 200, "ok", "reachable")
         async with open_channel(broker.url()) as channel:
             [letter] = await put_many(channel, 1)
-            await go_over(in_queue(pool, url), Action.REPLAY)
+            await go_over(in_queue(pool, url), DeadLetterAction.REPLAY)
             assert (await next_message(channel, QUEUE)).message_id == letter
         url = broker.url().replace("orders:orders", "limited:limited")
         async with serving(database_url, rabbitmq_url=url, **WORKING) as process:

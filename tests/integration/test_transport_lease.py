@@ -7,12 +7,11 @@ import pytest
 
 from app import db
 from app.errors import ConfigurationError, TransportNotLeased
-from app.messaging.local import LocalTransport
 from app.messaging.relay import Relay
 from app.messaging.transport_lease import IN_PROCESS, RABBITMQ, LeasedTransport, TransportLease
 from tests.harness import servers
 from tests.harness.events import CONFIRMED, Effects, event, put
-from tests.harness.relays import make_relay
+from tests.harness.relays import local_transport, make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HOUR_SECONDS = 3600.0
@@ -84,7 +83,7 @@ async def test_without_a_lease_nothing_is_published_until_renewed(pool: db.Pool,
     """As a process finds itself that froze past its lease: it asks its own clock, not Postgres."""
     await put(pool, event(), event(event_type=CONFIRMED))
     held = lease(IN_PROCESS, seconds=0.001)
-    transport = LeasedTransport(LocalTransport(effects.consumer()), held)
+    transport = LeasedTransport(local_transport(effects.consumer()), held)
     with pytest.raises(TransportNotLeased):
         await relay_over(pool, transport).run_once()
     await held.renew(pool)
@@ -95,7 +94,7 @@ async def test_without_a_lease_nothing_is_published_until_renewed(pool: db.Pool,
         await relay_over(pool, transport).run_once()
     assert await effects.committed() == []
     assert await pool.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL AND claim_token IS NULL") == 2
-    again = LeasedTransport(LocalTransport(effects.consumer()), held_for_long := lease(IN_PROCESS))
+    again = LeasedTransport(local_transport(effects.consumer()), held_for_long := lease(IN_PROCESS))
     await held_for_long.renew(pool)
     assert await relay_over(pool, again).run_once() == 2
 

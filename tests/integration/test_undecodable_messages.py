@@ -8,12 +8,13 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from app import db
-from app.messaging.rabbitmq.transport import DEAD_LETTER_QUEUE, EXCHANGE, QUEUE
-from app.operations.dead_letters import Action
+from app.messaging.topology import EXCHANGE
+from app.operations.dead_letters import DeadLetterAction
 from tests.harness.api import serving
 from tests.harness.dead_letters import consuming, drained, go_over, holds, in_queue, send
 from tests.harness.events import Effects, event
 from tests.harness.messages import next_message
+from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE
 from tests.harness.raw_amqp import array, long_string, publish_raw, short_string, table
 
 RAW: dict[str, dict[str, bytes]] = {
@@ -61,9 +62,9 @@ async def test_headers_that_cannot_be_sent_on_keep_no_letter_back(
     async with consuming(rabbitmq_url, effects.consumer()):
         await holds(channel, 1)
     letters = in_queue(pool, rabbitmq_url)
-    _, [found] = await go_over(letters, Action.PEEK)
+    _, [found] = await go_over(letters, DeadLetterAction.PEEK)
     assert found.letter.reason.startswith("unreadable: ")
-    assert (await go_over(letters, Action.REPLAY))[0].meant == 1
+    assert (await go_over(letters, DeadLetterAction.REPLAY))[0].matched == 1
     again = await next_message(channel, QUEUE)
     assert again.body == b"not an event"
     assert "CC" not in again.headers
@@ -76,17 +77,17 @@ async def test_an_undecodable_dead_letter_is_shown_replayed_and_purged(
     """Such as the broker itself dead-letters: as it came."""
     letters = in_queue(pool, rabbitmq_url)
     await publish_raw(channel, b"{}", raw, "", DEAD_LETTER_QUEUE)
-    _, [found] = await go_over(letters, Action.PEEK)
+    _, [found] = await go_over(letters, DeadLetterAction.PEEK)
     assert found.letter.reason.startswith("its properties cannot be decoded: ")
     assert found.letter.id == ("r?f-1" if "message_id" in raw else "-")
     await holds(channel, 1)
-    summary, _ = await go_over(letters, Action.REPLAY)
-    assert summary.meant == 1
+    summary, _ = await go_over(letters, DeadLetterAction.REPLAY)
+    assert summary.matched == 1
     async with consuming(rabbitmq_url, effects.consumer()):
         await holds(channel, 1)
-    _, [found] = await go_over(letters, Action.PEEK)
+    _, [found] = await go_over(letters, DeadLetterAction.PEEK)
     assert found.letter.reason.startswith("unreadable: ")
-    await go_over(letters, Action.PURGE)
+    await go_over(letters, DeadLetterAction.PURGE)
     assert await drained(channel) == []
 
 

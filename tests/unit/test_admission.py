@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.errors import DatabaseUnavailable, Overloaded
-from app.idempotency.concurrency_limit import Admission
+from app.idempotency.concurrency_limit import ConcurrencyLimit
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -13,13 +13,13 @@ class Crowd:
     """Writes that each last until `leave` is set; `failure` is what they then come to."""
 
     def __init__(self, places: int) -> None:
-        self.admission = Admission(places)
+        self.admission = ConcurrencyLimit(places)
         self.admitted: list[int] = []
         self.leave = asyncio.Event()
         self.failure: Exception | None = None
 
     async def enter(self, number: int, wait_seconds: float = AMPLE_SECONDS) -> None:
-        async with self.admission.turn(wait_seconds):
+        async with self.admission.slot(wait_seconds):
             self.admitted.append(number)
             await self.leave.wait()
             if self.failure:

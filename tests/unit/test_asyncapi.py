@@ -6,10 +6,11 @@ import jsonschema_rs
 import pytest
 
 from app.api.asyncapi import document
+from app.bootstrap.consumers import queues
 from app.orders.events import TYPES
 from tests.harness.asyncapi import MESSAGES, check, resolve
 
-DOCUMENT = document()
+DOCUMENT = document(queues())
 
 
 def references(value: Any) -> list[str]:

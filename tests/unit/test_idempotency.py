@@ -3,26 +3,27 @@
 import asyncio
 import gc
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from app.api.orders.schemas import read_place_order
 from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
-from app.idempotency import replay_cache
-from app.idempotency.concurrency_limit import Admission
-from app.idempotency.single_flight import Idempotency, fingerprint, key_for, read_key
-from app.idempotency.store import Answer, Key
-from app.observability.metrics import Metrics
+from app.idempotency import Idempotency, IdempotencyConfig, replay_cache
+from app.idempotency.key import IdempotencyKey, bind, fingerprint, read_key
+from app.idempotency.store import StoredResponse
+from app.idempotency.transaction import Write
+from tests.harness.observed import Observed
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 LONG = {"items": [LINE], "metadata": {"a": 1, "b": [1.5, "x"]}}
 
 
-def key(name: str = "k", tenant: str = "t") -> Key:
-    return key_for(tenant, name, "POST", "/orders", "", {})
+def key(name: str = "k", tenant: str = "t") -> IdempotencyKey:
+    return bind(tenant, name, "POST", "/orders", "", {})
 
 
 def printed(body: bytes | dict[str, Any], method: str = "POST", path: str = "/orders", query: str = "") -> bytes:
@@ -145,25 +146,38 @@ def test_a_fingerprint_never_changes_within_its_version() -> None:
     assert printed(LONG).hex() == "73745eab11ecff7830bc56c94d4beb3070a8b21ae782015ba49315bc95954029"
 
 
-def answered(name: str) -> Answer:
-    return Answer(201, f"/orders/{name}", name.encode())
+def answered(name: str) -> StoredResponse:
+    return StoredResponse(201, f"/orders/{name}", name.encode())
+
+
+class WithoutPostgres(Idempotency):
+    """What comes before Postgres; the write itself runs at once."""
+
+    async def _execute(
+        self,
+        key: IdempotencyKey | None,  # noqa: ARG002 - of the method that is replaced
+        write: Write,
+        response: StoredResponse | None,  # noqa: ARG002
+        admit: Callable[[], None],  # noqa: ARG002
+        wait_seconds: float,
+    ) -> StoredResponse:
+        assert 0 < wait_seconds <= AMPLE_SECONDS
+        return await write(cast("Any", None))
 
 
 class Crowd:
-    """Requests that each take as long as `leave` is not set, and answer with their name."""
+    """Requests that each take as long as `leave` is not set, and are answered with their name."""
 
     def __init__(self, wait_seconds: float = AMPLE_SECONDS) -> None:
-        self.metrics = Metrics()
-        self.idempotency = Idempotency(
-            None, Admission(10), self.metrics, required=False, ttl_seconds=86_400, wait_seconds=wait_seconds
-        )
+        self.signals = Observed()
+        config = IdempotencyConfig(ttl_seconds=86_400, wait_seconds=wait_seconds, concurrency=10)
+        self.idempotency = WithoutPostgres(cast("Any", None), None, config, self.signals)
         self.inside: list[str] = []
         self.leave = asyncio.Event()
         self.failure: Exception | None = None
 
-    async def enter(self, name: str, of: Key | None) -> Answer:
-        async def act(wait_seconds: float) -> Answer:
-            assert 0 < wait_seconds <= AMPLE_SECONDS
+    async def enter(self, name: str, of: IdempotencyKey | None) -> StoredResponse:
+        async def write(_: Any) -> StoredResponse:
             self.inside.append(name)
             await self.leave.wait()
             self.inside.remove(name)
@@ -171,9 +185,9 @@ class Crowd:
                 raise self.failure
             return answered(name)
 
-        return await self.idempotency.answer(of, act)
+        return await self.idempotency.run_single(of, write)
 
-    def send(self, name: str, of: Key | None) -> "asyncio.Task[Answer]":
+    def send(self, name: str, of: IdempotencyKey | None) -> "asyncio.Task[StoredResponse]":
         return asyncio.create_task(self.enter(name, of))
 
     async def until_inside(self, *names: str) -> None:
@@ -188,7 +202,7 @@ async def test_of_many_requests_with_one_key_one_acts_and_the_others_share_its_a
     first, *others = await asyncio.gather(*tasks)
     assert first == answered("0")
     assert others == [replace(first, replayed=True)] * 4
-    assert crowd.metrics.registry.get_sample_value("idempotency_cache_hits_total", {"source": "postgres"}) == 4
+    assert crowd.signals.value("idempotency_cache_hits_total", {"source": "postgres"}) == 4
 
 
 async def test_a_request_behind_a_failed_one_acts_itself() -> None:
@@ -201,7 +215,7 @@ async def test_a_request_behind_a_failed_one_acts_itself() -> None:
 
 async def test_another_request_with_the_key_does_not_share_the_answer() -> None:
     crowd = Crowd()
-    other = key_for("t", "k", "POST", "/orders", "", {"other": 1})
+    other = bind("t", "k", "POST", "/orders", "", {"other": 1})
     tasks = [crowd.send("first", key()), crowd.send("other", other)]
     crowd.leave.set()
     assert [each.body for each in await asyncio.gather(*tasks)] == [b"first", b"other"]
@@ -215,7 +229,7 @@ async def test_a_request_that_has_waited_its_time_is_told_that_the_first_is_stil
         await crowd.enter("late", key())
     crowd.leave.set()
     await first
-    conflicts = crowd.metrics.registry.get_sample_value("idempotency_conflicts_total", {"kind": "in-progress"})
+    conflicts = crowd.signals.value("idempotency_conflicts_total", {"kind": "in-progress"})
     assert (crowd.inside, conflicts) == ([], 1)
 
 
@@ -252,8 +266,10 @@ async def test_a_place_that_nobody_wants_any_more_is_forgotten() -> None:
 
 
 def test_a_copy_is_read_as_it_was_written() -> None:
-    answer = Answer(201, "/orders/1", b'{"a": "\n"}', remaining_seconds=60)
-    assert replay_cache.read(key(), replay_cache.written(key(), answer, 160.0), 100.0) == replace(answer, replayed=True)
+    answer = StoredResponse(201, "/orders/1", b'{"a": "\n"}', remaining_seconds=60)
+    assert replay_cache.decode(key(), replay_cache.encode(key(), answer, 160.0), 100.0) == replace(
+        answer, replayed=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,14 +279,14 @@ def test_a_copy_is_read_as_it_was_written() -> None:
         b"{}",
         b"[]\nbody",
         b"\xff\nbody",
-        replay_cache.written(key("other"), answered("1"), 160.0),
-        replay_cache.written(key(tenant="other"), answered("1"), 160.0),
-        replay_cache.written(key_for("t", "k", "POST", "/orders", "", {"other": 1}), answered("1"), 160.0),
-        replay_cache.written(replace(key(), fingerprint_version=2), answered("1"), 160.0),
-        replay_cache.written(key(), answered("1"), 100.0),
-        replay_cache.written(key(), Answer(201, "/orders/1", b""), 160.0),
-        replay_cache.written(key(), answered("1"), 160.0).replace(b"201", b'"x"'),
+        replay_cache.encode(key("other"), answered("1"), 160.0),
+        replay_cache.encode(key(tenant="other"), answered("1"), 160.0),
+        replay_cache.encode(bind("t", "k", "POST", "/orders", "", {"other": 1}), answered("1"), 160.0),
+        replay_cache.encode(replace(key(), fingerprint_version=2), answered("1"), 160.0),
+        replay_cache.encode(key(), answered("1"), 100.0),
+        replay_cache.encode(key(), StoredResponse(201, "/orders/1", b""), 160.0),
+        replay_cache.encode(key(), answered("1"), 160.0).replace(b"201", b'"x"'),
     ],
 )
 def test_a_copy_of_anything_but_this_very_request_or_past_its_end_is_no_copy(raw: bytes) -> None:
-    assert replay_cache.read(key(), raw, 100.0) is None
+    assert replay_cache.decode(key(), raw, 100.0) is None

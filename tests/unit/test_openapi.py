@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from app.api.ops.outbox import StatsAnswer
 from app.api.orders.cursors import read_cursor
 from app.api.orders.read import OrdersAnswer
 from app.api.orders.schemas import OrderAnswer, Problem
 from app.api.params import Limited, ListOrders, ListSagas, PeekDeadLetters
 from app.main import create_app
+from app.operations.dead_letter_views import DeadLettersAnswer
+from app.operations.outbox import OutboxAnswer
 from app.operations.saga_views import SagaAnswer, SagasAnswer
-from app.operations.views import DeadLettersAnswer, OutboxAnswer
+from app.operations.stats import StatsAnswer
 from app.settings import Settings, load
 
 ROUTES: dict[str, tuple[type, set[str], set[str]]] = {

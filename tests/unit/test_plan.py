@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.observability.metrics import Metrics
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
 from app.saga import plan
 from app.saga.plan import Action, Call, Direction, Finish, State, Step
+from tests.harness.observed import Observed
 
 # `undone` stands for every code that is not agreed: it never counts as a refusal.
 CODES = ("out-of-stock", "card-declined", "hold-expired", "undeliverable", "undone")
@@ -257,7 +257,7 @@ def test_whatever_happens_a_saga_turns_once_and_never_forward_again(walked: Walk
 
 
 def test_every_step_and_reason_of_the_plan_is_a_metric_from_the_start() -> None:
-    value = Metrics().registry.get_sample_value
+    value = Observed().registry.get_sample_value
     for row, action, outcome in product(plan.PLANS[plan.NEWEST], Action, ("done", "refused", "not-sent", "unknown")):
         labels = {"step": row.step, "action": action, "outcome": outcome}
         impossible = action is Action.UNDO and (row.undone_by_earlier or outcome == "refused")

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SingleFlight
 from app.errors import DatabaseUnavailable
-from app.observability.metrics import Metrics
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -109,7 +109,7 @@ async def test_a_crowd_of_probes_leaves_turns_to_others() -> None:
         await health.readiness()
         answered += 1
 
-    health = Health({}, frozenset(), Metrics(), count)
+    health = Health({}, frozenset(), CollectorRegistry(), count)
     await health.readiness()
     crowd = [asyncio.create_task(probe()) for _ in range(300)]
     for _ in range(20):

@@ -13,7 +13,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from app.messaging.envelope import UNDECODABLE
-from app.messaging.rabbitmq.transport import copied
+from app.messaging.rabbitmq.messages import clone_message
 from app.messaging.rabbitmq.undecodable import decodable_header, fitting
 from tests.harness.raw_amqp import header, long_string, properties, short_string, table
 
@@ -84,7 +84,7 @@ ANY = {name: FIELDS[Basic.Properties.amqp_type(name)] for name in Basic.Properti
 def test_no_bytes_in_a_property_keep_a_message_from_arriving(raw: dict[str, bytes]) -> None:
     """It can be sent on, too, which is how it is set aside."""
     message = received(header(properties(raw)))
-    again = copied(message, message.headers, FRAME_BYTES, {"x-reason": "why"})
+    again = clone_message(message, message.headers, FRAME_BYTES, {"x-reason": "why"})
     assert again.properties.marshal()
     assert UNDECODABLE not in again.headers
 

@@ -13,12 +13,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from app.api import openapi
-from app.api.ops.outbox import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who, read_optional_body
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
 from app.api.params import PeekDeadLetters, Query, Selecting, TreatDeadLetters, read_query
 from app.auth import guards
-from app.operations.audit import Operator
-from app.operations.dead_letters import Action, Finding, Selection, Summary
-from app.operations.views import DeadLettersAnswer, TreatedAnswer
+from app.messaging.facts import EventsPending
+from app.operations.audit import AuditActor
+from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
+from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/ops/dlq", tags=["operators"], dependencies=OPERATORS_ONLY)
@@ -61,8 +62,10 @@ BODY = openapi.request_body(TreatDeadLetters, required=False)
 async def peek(request: Request) -> JSONResponse:
     """Show dead letters with their reasons and what the inbox knows of them. They stay where they are, in order."""
     asked = read_query(PeekDeadLetters, request.query_params.multi_items())
-    summary, findings = await _go_over(request, Action.PEEK, asked, asked.limit)
-    answer = DeadLettersAnswer.of(asked.queue, summary, findings)
+    deps: OpsDeps = request.state.ops
+    letters = deps.dead_letters_of(asked.queue, "/query/queue")
+    summary, findings = await _scan(letters, DeadLetterAction.PEEK, asked, asked.limit)
+    answer = DeadLettersAnswer.of(letters.queue.name, summary, findings)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -77,13 +80,13 @@ async def peek(request: Request) -> JSONResponse:
     },
     openapi_extra=BODY,
 )
-async def replay(request: Request, operator: Who) -> JSONResponse:
+async def replay(request: Request, operator: CurrentOperator) -> JSONResponse:
     """Give each its attempts again and send it to its queue, with its id. What took effect does not do so twice.
 
     With an `id` that no dead letter has, the event is sent again from the outbox if its order has not started.
     It needs no Idempotency-Key: what was replayed is no dead letter any more, and the inbox knows a copy by its id.
     """
-    return await _treat(request, operator, Action.REPLAY)
+    return await _treat(request, operator, DeadLetterAction.REPLAY)
 
 
 @router.post(
@@ -97,7 +100,7 @@ async def replay(request: Request, operator: Who) -> JSONResponse:
     },
     openapi_extra=BODY,
 )
-async def purge(request: Request, operator: Who) -> JSONResponse:
+async def purge(request: Request, operator: CurrentOperator) -> JSONResponse:
     """Remove each for good.
 
     An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
@@ -105,27 +108,26 @@ async def purge(request: Request, operator: Who) -> JSONResponse:
 
     It needs no Idempotency-Key: what was removed cannot be removed again.
     """
-    return await _treat(request, operator, Action.PURGE)
+    return await _treat(request, operator, DeadLetterAction.PURGE)
 
 
-async def _treat(request: Request, operator: guards.Operator, action: Action) -> JSONResponse:
-    operators: Operators = request.state.operators
+async def _treat(request: Request, operator: guards.CurrentOperator, action: DeadLetterAction) -> JSONResponse:
+    deps: OpsDeps = request.state.ops
     read_query(Query, request.query_params.multi_items())
     asked = await read_optional_body(request, operator, TreatDeadLetters)
-    acting = None if asked.dry_run else Operator(operator.subject, asked.reason or "")
-    summary, findings = await _go_over(request, action, asked, asked.limit, acting)
-    answer = TreatedAnswer.of_pass(asked.queue, summary, findings, dry_run=asked.dry_run)
+    actor = None if asked.dry_run else AuditActor(operator.subject, asked.reason or "")
+    letters = deps.dead_letters_of(asked.queue, "/queue")
+    summary, findings = await _scan(letters, action, asked, asked.limit, actor)
+    answer = TreatedAnswer.of_scan(letters.queue.name, summary, findings, dry_run=asked.dry_run)
     if not asked.dry_run:
-        operators.on_pending()
+        deps.signals.emit(EventsPending())
         log.info("dlq.gone_over", action=action, operator=operator.subject, done=answer.done)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
-async def _go_over(
-    request: Request, action: Action, asked: Selecting, limit: int, operator: Operator | None = None
+async def _scan(
+    letters: DeadLetters, action: DeadLetterAction, asked: Selecting, limit: int, actor: AuditActor | None = None
 ) -> tuple[Summary, list[Finding]]:
-    operators: Operators = request.state.operators
     findings: list[Finding] = []
-    selection = Selection(asked.id, asked.since, limit)
-    summary = await operators.dead_letters.go_over(action, selection, findings.append, operator=operator)
+    summary = await letters.scan(action, Selection(asked.id, asked.since, limit), findings.append, actor=actor)
     return summary, findings

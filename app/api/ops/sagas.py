@@ -12,18 +12,19 @@ import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from app import db
 from app.api import openapi
-from app.api.ops.outbox import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, Operators, Who
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps
 from app.api.orders.schemas import parse_json, validated
 from app.api.params import ListSagas, Query, Reasoned, read_query
 from app.auth import guards
 from app.observability.traces import trace_headers
-from app.operations import sagas
-from app.operations.audit import Operator
+from app.operations import saga_views, sagas
+from app.operations.audit import AuditActor
 from app.operations.saga_views import SagaAnswer, SagaChanged, SagasAnswer
-from app.operations.sagas import Action, Outcome
+from app.operations.sagas import ActionOutcome, SagaAction
+from app.orders.facts import OrderFinished
 from app.orders.model import Reason, Status
+from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/ops/sagas", tags=["operators"], dependencies=OPERATORS_ONLY)
@@ -113,12 +114,10 @@ async def list_sagas(request: Request) -> JSONResponse:
 
     Beside them, orders that cannot start: their `order.placed` is a dead letter, or was purged.
     """
-    operators: Operators = request.state.operators
+    deps: OpsDeps = request.state.ops
     asked = read_query(ListSagas, request.query_params.multi_items())
-    async with db.connection(operators.pool) as conn:
-        answer = await SagasAnswer.read(
-            conn, operators.dead_letters.consumer, asked.limit, asked.status, stuck=asked.stuck
-        )
+    consumer = next(iter(deps.dead_letters.values())).queue.consumer
+    answer = await saga_views.read_unfinished(deps.pool, consumer, asked.limit, asked.status, stuck=asked.stuck)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -134,10 +133,9 @@ async def list_sagas(request: Request) -> JSONResponse:
 )
 async def show(request: Request, order_id: UUID) -> JSONResponse:
     """Show an order's saga, every call to a partner with what came of it, and what operators did."""
-    operators: Operators = request.state.operators
+    deps: OpsDeps = request.state.ops
     read_query(Query, request.query_params.multi_items())
-    async with db.connection(operators.pool) as conn:
-        answer = await SagaAnswer.read(conn, order_id)
+    answer = await saga_views.read_one(deps.pool, order_id)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -155,15 +153,15 @@ async def show(request: Request, order_id: UUID) -> JSONResponse:
     },
     openapi_extra=BODY,
 )
-async def retry(request: Request, who: Who, order_id: UUID) -> JSONResponse:
+async def retry(request: Request, operator: CurrentOperator, order_id: UUID) -> JSONResponse:
     """End the saga's pause, in whatever direction it goes; one that a process is at is left alone.
 
     It needs no Idempotency-Key: a saga that is due is not more so the second time.
     """
-    operator = await _operator(request, who)
-    operators: Operators = request.state.operators
-    outcome = await sagas.retry(operators.pool, order_id, operator)
-    return _changed(operators, operator, order_id, Action.RETRY, outcome)
+    actor = await _actor(request, operator)
+    deps: OpsDeps = request.state.ops
+    outcome = await sagas.retry(deps.pool, order_id, actor)
+    return _changed(deps, actor, order_id, SagaAction.RETRY, outcome)
 
 
 @router.post(
@@ -180,31 +178,31 @@ async def retry(request: Request, who: Who, order_id: UUID) -> JSONResponse:
     },
     openapi_extra=BODY,
 )
-async def compensate(request: Request, who: Who, order_id: UUID) -> JSONResponse:
+async def compensate(request: Request, operator: CurrentOperator, order_id: UUID) -> JSONResponse:
     """Have everything undone that was done for the order: once this is answered it never becomes confirmed.
 
     It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
     It needs no Idempotency-Key: a saga turns back once.
     """
-    operator = await _operator(request, who)
-    operators: Operators = request.state.operators
-    outcome = await sagas.compensate(operators.pool, order_id, operator, trace_headers())
-    if outcome is Outcome.CANCELLED:
-        operators.metrics.orders_finished.labels(Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR).inc()
-    return _changed(operators, operator, order_id, Action.COMPENSATE, outcome)
+    actor = await _actor(request, operator)
+    deps: OpsDeps = request.state.ops
+    outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())
+    if outcome is ActionOutcome.CANCELLED:
+        deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR))
+    return _changed(deps, actor, order_id, SagaAction.COMPENSATE, outcome)
 
 
-async def _operator(request: Request, who: guards.Operator) -> Operator:
+async def _actor(request: Request, operator: guards.CurrentOperator) -> AuditActor:
     """Return who asks, and the reason that the body gives."""
-    operators: Operators = request.state.operators
+    deps: OpsDeps = request.state.ops
     read_query(Query, request.query_params.multi_items())
-    body = await operators.bodies.read(request, who.source)
-    return Operator(who.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
+    body = await deps.bodies.read(request, operator.source)
+    return AuditActor(operator.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
 
 
 def _changed(
-    operators: Operators, operator: Operator, order_id: UUID, action: Action, outcome: Outcome
+    deps: OpsDeps, actor: AuditActor, order_id: UUID, action: SagaAction, outcome: ActionOutcome
 ) -> JSONResponse:
-    operators.on_saga()
-    log.info("saga.operated", action=action, operator=operator.actor, order_id=str(order_id), outcome=outcome)
+    deps.signals.emit(SagaDue())
+    log.info("saga.operated", action=action, operator=actor.name, order_id=str(order_id), outcome=outcome)
     return JSONResponse(SagaChanged.of(order_id, action, outcome).model_dump(), headers=NO_STORE)

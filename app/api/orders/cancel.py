@@ -1,26 +1,23 @@
 """The route `POST /orders/{id}/cancel`."""
 
-from dataclasses import replace
 from http import HTTPStatus
 from uuid import UUID
 
-import structlog
 from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api import openapi
 from app.api.body import Bodies, has_body
-from app.api.orders.place import KEY_PARAMETER, Intake, render
+from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
 from app.api.orders.schemas import OrderAnswer, parse_json
 from app.auth.guards import caller
 from app.errors import MalformedRequest, ValidationFailed
-from app.idempotency import transaction
-from app.idempotency.store import Answer
+from app.idempotency.store import StoredResponse
 from app.observability.traces import trace_headers
-from app.orders.model import Order, Status
-from app.saga import cancel as saga_cancel
+from app.orders.facts import CancelAccepted, OrderFinished
+from app.orders.model import Reason, Status
+from app.saga import cancel as cancellation
 
-log = structlog.get_logger(__name__)
 router = APIRouter(tags=["orders"])
 
 
@@ -48,26 +45,27 @@ router = APIRouter(tags=["orders"])
     },
 )
 async def cancel(request: Request, order_id: UUID) -> Response:
-    """Answer 200 or 202 once it is durable that the order will never be confirmed; with a known key, that again."""
-    intake: Intake = request.state.intake
+    """Answer 200 or 202 once it is durable that the order will never be confirmed; replay that for a known key."""
+    deps: OrdersDeps = request.state.orders
     sender = await caller(request, "orders:write")
-    tenant = sender.tenant
-    await _read_nothing(request, intake.bodies, sender.source)
-    key = intake.idempotency.key(request, tenant, {})
+    await _read_nothing(request, deps.bodies, sender.source)
+    key = deps.key(request, sender.tenant, {})
     ended_now = False
 
-    async def act(conn: db.Connection) -> Answer:
+    async def write(conn: db.Connection) -> StoredResponse:
         nonlocal ended_now
-        cancelled = await saga_cancel.cancel(conn, tenant, order_id, trace_headers())
+        cancelled = await cancellation.cancel(conn, sender.tenant, order_id, trace_headers())
         ended_now = cancelled.ended_now
-        return _rendered(cancelled.order)
+        is_cancelled = cancelled.order.status is Status.CANCELLED
+        return stored_response(cancelled.order, HTTPStatus.OK if is_cancelled else HTTPStatus.ACCEPTED)
 
-    async def write(wait_seconds: float) -> Answer:
-        ttl_seconds = intake.idempotency.ttl_seconds
-        return await transaction.once(intake.pool, key, act, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds)
-
-    answer = await intake.idempotency.answer(key, write)
-    return _answered(intake, answer, ended_now=ended_now)
+    result = await deps.idempotency.run_single(key, write)
+    if not result.replayed:
+        deps.signals.crash_point("cancel.committed")
+        deps.signals.emit(CancelAccepted(order_id, result.status))
+        if ended_now:
+            deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, Reason.CANCELLED_BY_CUSTOMER))
+    return send(result)
 
 
 async def _read_nothing(request: Request, bodies: Bodies, source: str) -> None:
@@ -81,21 +79,3 @@ async def _read_nothing(request: Request, bodies: Bodies, source: str) -> None:
         empty = False
     if not empty:
         raise ValidationFailed("the body of a cancel must be empty, or {}")
-
-
-def _rendered(order: Order) -> Answer:
-    status = HTTPStatus.OK if order.status is Status.CANCELLED else HTTPStatus.ACCEPTED
-    return replace(render(order), status=status)
-
-
-def _answered(intake: Intake, answer: Answer, *, ended_now: bool) -> Response:
-    headers = {"Location": answer.location}
-    if answer.replayed:
-        headers["Idempotent-Replay"] = "true"
-    else:
-        intake.checkpoint("cancel.committed")
-        if ended_now:
-            intake.metrics.orders_finished.labels("cancelled", "cancelled-by-customer").inc()
-        intake.on_cancelled()
-        log.info("order.cancelled", order_id=answer.location.rpartition("/")[2], status=answer.status)
-    return Response(answer.body, answer.status, headers, media_type="application/json")

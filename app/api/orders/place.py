@@ -1,55 +1,20 @@
-"""Placing orders: `POST /orders`."""
+"""The route `POST /orders`. Its body is read by hand: FastAPI's own way would parse it before the token is checked."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from app import db
 from app.api import openapi
-from app.api.body import Bodies
-from app.api.orders.schemas import OrderAnswer, PlaceOrderRequest, order_json, read_place_order
+from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
+from app.api.orders.schemas import OrderAnswer, PlaceOrderRequest, read_place_order
 from app.auth.guards import caller
-from app.errors import OutboxFull
-from app.idempotency import transaction
-from app.idempotency.single_flight import HEADER, Idempotency
-from app.idempotency.store import Answer
-from app.messaging.backpressure import Backlog
-from app.observability.metrics import Metrics
 from app.observability.traces import trace_headers
 from app.orders import store
-from app.orders.model import Order
+from app.orders.facts import OrderPlaced
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["orders"])
-
-KEY_PARAMETER = openapi.header_parameter(
-    HEADER,
-    'One and the same for every try of one write: `"abc"` or `abc`, 1–255 visible ASCII characters',
-    "4c1f3b0e-7b6e-4f0c",
-    **openapi.KEY_OR_BLANK_SCHEMA,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Intake:
-    """What the routes work with."""
-
-    pool: db.Pool
-    metrics: Metrics
-    on_placed: Callable[[], None]
-    on_cancelled: Callable[[], None]
-    checkpoint: Callable[[str], None]
-    idempotency: Idempotency
-    backlog: Backlog
-    bodies: Bodies
-
-
-def render(order: Order) -> Answer:
-    """Return the order as the answer to the request that placed it."""
-    return Answer(HTTPStatus.CREATED, f"/orders/{order.id}", order_json(order))
 
 
 @router.post(
@@ -62,40 +27,17 @@ def render(order: Order) -> Answer:
     openapi_extra={"parameters": [KEY_PARAMETER], **openapi.request_body(PlaceOrderRequest)},
 )
 async def place(request: Request) -> Response:
-    """Answer 201 once order and event are durable; with a known Idempotency-Key, the first answer again."""
-    intake: Intake = request.state.intake
+    """Answer 201 once order and event are durable; with a known Idempotency-Key, replay the first response."""
+    deps: OrdersDeps = request.state.orders
     sender = await caller(request, "orders:write")
-    tenant = sender.tenant
-    asked = read_place_order(await intake.bodies.read(request, sender.source))
-    key = intake.idempotency.key(request, tenant, asked.normal_form())
-
-    async def act(wait_seconds: float) -> Answer:
-        try:
-            intake.backlog.require_room()
-        except OutboxFull:
-            if key is None or (stored := await transaction.replay(intake.pool, key)) is None:
-                raise
-            return stored  # it takes no room
-        return await store.place(
-            intake.pool,
-            asked.command(tenant),
-            key,
-            render,
-            trace_headers(),
-            ttl_seconds=intake.idempotency.ttl_seconds,
-            wait_seconds=wait_seconds,
-        )
-
-    return _answered(intake, await intake.idempotency.answer(key, act))
-
-
-def _answered(intake: Intake, answer: Answer) -> Response:
-    headers = {"Location": answer.location}
-    if answer.replayed:
-        headers["Idempotent-Replay"] = "true"
+    asked = read_place_order(await deps.bodies.read(request, sender.source))
+    key = deps.key(request, sender.tenant, asked.normal_form())
+    row = store.new_order(asked.command(sender.tenant), trace_headers())
+    response = stored_response(row.order, HTTPStatus.CREATED)
+    result = await deps.idempotency.run(key, store.insert, row, response, deps.admit)
+    if result.replayed:
+        log.info("order.replayed", order_id=result.location.rpartition("/")[2])
     else:
-        intake.checkpoint("intake.committed")
-        intake.metrics.orders_placed.inc()
-        intake.on_placed()
-    log.info("order.replayed" if answer.replayed else "order.placed", order_id=answer.location.rpartition("/")[2])
-    return Response(answer.body, answer.status, headers, media_type="application/json")
+        deps.signals.crash_point("intake.committed")
+        deps.signals.emit(OrderPlaced(row.order.id))
+    return send(result)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
@@ -11,15 +10,14 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from app import db
 from app.api import openapi
 from app.api.orders.cursors import write_cursor
+from app.api.orders.deps import OrdersDeps
 from app.api.orders.headers import none_match_fails, preferred_wait
-from app.api.orders.long_poll import Waiters
 from app.api.orders.schemas import OrderAnswer, order_json
 from app.api.params import ListOrders, read_query
 from app.auth.guards import caller
-from app.idempotency.single_flight import read_key
+from app.idempotency.key import read_key
 from app.orders import queries as listings
 from app.orders import store
 from app.orders.model import FINAL, Order, rfc3339
@@ -48,14 +46,6 @@ class OrdersAnswer(BaseModel):
     next_cursor: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the routes work with."""
-
-    pool: db.Pool
-    waiters: Waiters
-
-
 def etag(order: Order) -> str:
     """Return the order's strong entity tag: another one for every version, and for every form of the answer."""
     return f'"{FORM}-{order.version}"'
@@ -71,16 +61,16 @@ async def read_what_a_key_stands_for(
     request: Request, key: Annotated[str, Path(json_schema_extra={**openapi.KEY_SCHEMA})]
 ) -> KeyAnswer:
     """Return which answer the key's first request got; 404 does not prove that none is under way."""
-    state: Reading = request.state.reading
+    deps: OrdersDeps = request.state.orders
     tenant = (await caller(request, "orders:read")).tenant
     name = read_key([key], required=True) or ""
-    stored = await store.get_key(state.pool, tenant, name)
+    record = await deps.idempotency.find(tenant, name)
     return KeyAnswer(
         key=name,
-        status_code=stored.answer.status,
-        location=stored.answer.location,
-        created_at=rfc3339(stored.created_at),
-        expires_at=rfc3339(stored.expires_at),
+        status_code=record.response.status,
+        location=record.response.location,
+        created_at=rfc3339(record.created_at),
+        expires_at=rfc3339(record.expires_at),
     )
 
 
@@ -101,10 +91,10 @@ async def list_orders(request: Request) -> Response:
     Going through the pages shows each order once at most, and leaves none out that was there at the start; those placed
     meanwhile are found by asking again without a cursor. A cursor goes with any filters.
     """
-    reading: Reading = request.state.reading
+    deps: OrdersDeps = request.state.orders
     tenant = (await caller(request, "orders:read")).tenant
     query = read_query(ListOrders, request.query_params.multi_items())
-    orders, following = await listings.page(reading.pool, query.listing(tenant))
+    orders, following = await listings.page(deps.pool, query.listing(tenant))
     body = {
         "orders": [order.representation() for order in orders],
         "next_cursor": None if following is None else write_cursor(following),
@@ -146,13 +136,13 @@ async def read(request: Request, order_id: UUID) -> Response:
 
     Waiting comes before `If-None-Match`: the condition is about the order as it is when the answer is given.
     """
-    reading: Reading = request.state.reading
+    deps: OrdersDeps = request.state.orders
     tenant = (await caller(request, "orders:read")).tenant
     wished = preferred_wait(request.headers.getlist("prefer"))
     if wished is None:
-        return _answered(request, await store.get(reading.pool, tenant, order_id), {})
+        return _answered(request, await store.get(deps.pool, tenant, order_id), {})
     seconds = min(wished, MAX_WAIT_SECONDS)
-    order, followed = await _read_when_ended(request, reading, tenant, order_id, seconds)
+    order, followed = await _read_when_ended(request, deps, tenant, order_id, seconds)
     return _answered(request, order, {"Preference-Applied": f"wait={seconds}"} if followed else {})
 
 
@@ -166,17 +156,17 @@ def _answered(request: Request, order: Order, applied: dict[str, str]) -> Respon
 
 
 async def _read_when_ended(
-    request: Request, reading: Reading, tenant: str, order_id: UUID, seconds: int
+    request: Request, deps: OrdersDeps, tenant: str, order_id: UUID, seconds: int
 ) -> tuple[Order, bool]:
     """Return the order when it has ended or `seconds` are over, and whether there was a place to wait for that."""
-    with reading.waiters.place(order_id) as ended:
-        order = await store.get(reading.pool, tenant, order_id)
+    with deps.waiters.place(order_id) as ended:
+        order = await store.get(deps.pool, tenant, order_id)
         if order.status in FINAL or not seconds:
             return order, True
         if ended is None:
             return order, False
         await _wait(request, ended, seconds)
-    return await store.get(reading.pool, tenant, order_id), True
+    return await store.get(deps.pool, tenant, order_id), True
 
 
 async def _wait(request: Request, ended: asyncio.Event, seconds: int) -> None:

@@ -31,6 +31,7 @@ class Server(uvicorn.Server):
         shutdown_seconds: float,
         http: Any = "auto",
         keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+        stopping: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -50,12 +51,11 @@ class Server(uvicorn.Server):
             )
         )
         self.listener = listener
-        self._app = app
+        self._stopping = stopping
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Call the application's `state.leave`, if any, before waiting: held-back answers must not be cut off."""
-        if leave := getattr(getattr(self._app, "state", None), "leave", None):
-            leave()
+        """Call `stopping` before waiting for open requests, so that those which wait for an order are answered."""
+        self._stopping()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

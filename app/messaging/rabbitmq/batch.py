@@ -17,7 +17,8 @@ import aiormq
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError, PublishError
 
 from app.messaging.envelope import CONTENT_TYPE, Envelope
-from app.messaging.relay import UNCONFIRMED, Answer, Refusal
+from app.messaging.rabbitmq.connection import ConfirmsLate
+from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal
 
 # At 300 KB/s it is sent within a second; with a round trip of 0.4 s it lets 640 KB/s through. 200 orders with a few
 # lines each fit in.
@@ -26,12 +27,8 @@ HEAD_BYTES = 500  # of a message, about: its properties, and the frames around i
 BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages handed over at a time
 
 
-class ConfirmsLate(TimeoutError):
-    """The link is open, and confirms did not arrive in time."""
-
-
 class Batch:
-    """One batch. `answers` are what is known of each message, at any time: the batch may end with an error."""
+    """One batch. `results`: what is known of each message so far, also when the batch ends with an error."""
 
     def __init__(
         self,
@@ -41,17 +38,17 @@ class Batch:
         mandatory_types: Collection[str],
         patience_seconds: float,
     ) -> None:
-        self.answers: list[Answer] = [UNCONFIRMED] * len(envelopes)
+        self.results: list[PublishResult] = [UNCONFIRMED] * len(envelopes)
         self._channel = channel
         self._exchange = exchange
         self._envelopes = envelopes
         self._mandatory_types = mandatory_types
         self._patience_seconds = patience_seconds
         self._unconfirmed_bytes = 0
-        self._answered = asyncio.Event()
+        self._confirmed = asyncio.Event()
         self._failure: BaseException | None = None  # of the channel or the connection
 
-    async def publish(self, began_at: float, seconds: float) -> None:
+    async def publish(self, started_at: float, seconds: float) -> None:
         """Send what there is time for, and wait for its confirms; times are by the event loop's clock.
 
         Raises ConfirmsLate when no confirm came for `patience_seconds`, or not all within `seconds`; or what aio-pika
@@ -61,20 +58,20 @@ class Batch:
         loop for each message, one after the other, so that a busy process would need seconds for a batch and take that
         for an outage. A burst that fits into the buffer is handed over in one iteration and leaves in the next.
         """
-        now, ends_at = asyncio.get_running_loop().time, began_at + seconds
+        now, ends_at = asyncio.get_running_loop().time, started_at + seconds
         sent: list[asyncio.Task[None]] = []
         try:
             for index in range(len(self._envelopes)):
                 while self._unconfirmed_bytes >= WINDOW_BYTES and self._failure is None:
-                    await self._wait_for_an_answer(ends_at)
-                if self._failure is not None or now() >= began_at + seconds / 2:
+                    await self._wait_for_confirm(ends_at)
+                if self._failure is not None or now() >= started_at + seconds / 2:
                     break
                 sent.extend(self._send(index))
                 if len(sent) % BURST == 0:
                     await asyncio.sleep(0)  # the tasks run
                     await asyncio.sleep(0)  # the connection's writer runs
             while self._unconfirmed_bytes and self._failure is None:
-                await self._wait_for_an_answer(ends_at)
+                await self._wait_for_confirm(ends_at)
         finally:
             for task in sent:
                 task.cancel()
@@ -86,7 +83,7 @@ class Batch:
         try:
             message = _message(self._envelopes[index])
         except (ValueError, TypeError) as error:
-            self.answers[index] = _unwritable(error)
+            self.results[index] = _unwritable(error)
             return []
         size = len(message.body) + HEAD_BYTES
         self._unconfirmed_bytes += size
@@ -103,13 +100,13 @@ class Batch:
                 mandatory=envelope.type in self._mandatory_types,
                 wait=False,
             )
-            self.answers[index] = None
+            self.results[index] = None
         except PublishError:
-            self.answers[index] = Refusal(f"returned: no queue is bound for {envelope.routing_key}", returned=True)
+            self.results[index] = Refusal(f"returned: no queue is bound for {envelope.routing_key}", returned=True)
         except DeliveryError:
-            self.answers[index] = Refusal("nacked by the broker")
+            self.results[index] = Refusal("nacked by the broker")
         except (ValueError, TypeError) as error:
-            self.answers[index] = _unwritable(error)
+            self.results[index] = _unwritable(error)
         except CONNECTION_EXCEPTIONS as error:
             self._failure = error
         except asyncio.CancelledError:  # by `publish`, which does not look any more; or by aiormq, which gave up
@@ -117,14 +114,14 @@ class Batch:
             raise
         finally:
             self._unconfirmed_bytes -= size
-            self._answered.set()
+            self._confirmed.set()
 
-    async def _wait_for_an_answer(self, ends_at: float) -> None:
+    async def _wait_for_confirm(self, ends_at: float) -> None:
         loop = asyncio.get_running_loop()
-        self._answered.clear()
+        self._confirmed.clear()
         try:
             async with asyncio.timeout_at(min(loop.time() + self._patience_seconds, ends_at)):
-                await self._answered.wait()
+                await self._confirmed.wait()
         except TimeoutError:
             raise ConfirmsLate("confirms did not arrive in time") from None
 

@@ -6,16 +6,32 @@ another relay may have claimed the messages in them.
 """
 
 import asyncio
+import contextlib
+import re
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any, cast
 
 import aio_pika
+import structlog
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
+from app.errors import BrokerUnavailable
 from app.messaging.rabbitmq.undecodable import FrameReader
 
+log = structlog.get_logger(__name__)
+
+CONNECT_SECONDS = 5
+SETUP_SECONDS = 10  # a queue without a leader does not answer; declaring it again later may help
+HEARTBEAT_SECONDS = 15  # a frozen peer is given up after about twice this
+
+ACCESS = re.compile(r"access to (\w+) '([^']*)'")
+INEQUIVALENT = re.compile(r"inequivalent arg '([^']*)' for (\w+) '([^']*)'")
 RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time; the kernel drops its buffer and sends a RST
 
 
@@ -45,3 +61,76 @@ class AmqpConnection(aio_pika.Connection):
         if transport is not None and not transport.is_closing():
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
             transport.abort()
+
+
+class ConfirmsLate(TimeoutError):
+    """The connection is open, but confirms did not arrive in time."""
+
+
+async def connect(url: str, name: str) -> AmqpConnection:
+    """Connect once. Raises BrokerUnavailable."""
+    try:
+        return await aio_pika.connect(
+            url,
+            timeout=CONNECT_SECONDS,
+            heartbeat=HEARTBEAT_SECONDS,
+            client_properties={"connection_name": name},
+            connection_class=AmqpConnection,
+        )
+    except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: BaseException) -> BrokerUnavailable:
+    """Say in our own terms that the broker cannot be used."""
+    return BrokerUnavailable(f"rabbitmq: {type(error).__name__}: {error}".strip(": "), _refusal(error))
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Say what is wrong with the broker to an operator who sees only readiness: without its user and its vhost."""
+    match error:
+        case ConfirmsLate():
+            return "the last batch was not confirmed in time"
+        case ChannelAccessRefused() if found := ACCESS.search(str(error)):
+            return "the broker refuses access to {} {}: a right is missing".format(*found.groups())
+        case ChannelPreconditionFailed() if found := INEQUIVALENT.search(str(error)):
+            return "{1} {2} exists with another {0}".format(*found.groups())
+    return None
+
+
+async def unblocked(connection: AbstractConnection) -> None:
+    """Wait until the broker takes messages on this connection: `connection.blocked` says that it does not."""
+    if connection.transport is not None:
+        await connection.transport.connection.ready()
+
+
+async def is_blocked(connection: AbstractConnection | None) -> bool:
+    """Tell whether the broker blocks publishing on this connection."""
+    if connection is None or connection.transport is None or connection.transport.connection.is_closed:
+        return False
+    try:
+        async with asyncio.timeout(0):  # nothing to wait for, no time needed
+            await unblocked(connection)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def close(connection: AbstractConnection | None) -> None:
+    """Close without waiting long for the other side, which may be gone or frozen."""
+    if connection is None:
+        return
+    try:
+        async with asyncio.timeout(1):
+            await connection.close()
+    except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+        log.info("rabbitmq.closed_hard", error=str(error))
+
+
+@contextlib.contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn what says that the broker is out, or took a message not, into BrokerUnavailable."""
+    try:
+        yield
+    except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+        raise unavailable(error) from error

@@ -1,45 +1,53 @@
-"""The dead-letter queue: gone over in order, sent again, removed; what is not removed goes back to its place.
+"""Dead letters in RabbitMQ: scan the dead-letter queue in order, replay, remove.
 
-One pass is one consumer on one connection, to which the broker gives the whole queue, whatever of it is meant. What the
-pass does not remove goes back when the connection closes, however that comes about: a quorum queue puts what one
-consumer had into its former order (not what several had, nor what was taken by `get`) behind all that was given back
-before; so nothing may be left there, or a look at the first few would make them the last. Nothing is given back by
-publishing it, which could lose or double it. Each return counts as a delivery, so the queue has no delivery limit to
-speak of (`rabbitmq.DEAD_LETTER_DELIVERY_LIMIT`).
+A scan is one consumer on one connection, to which the broker delivers the whole queue. What the scan does not remove
+returns to the queue when the connection closes, for whatever reason. A quorum queue puts what one consumer held back
+into its former order, behind everything that was returned before. (It does not do so for what several consumers held,
+nor for what was taken by `get`.) So a scan must hold all messages, or a look at the first few would make them the last.
+Nothing is returned by publishing it, which could lose or double it. Each return counts as a delivery, so the queue has
+practically no delivery limit (`topology.DEAD_LETTER_DELIVERY_LIMIT`).
+
+A scan may die at any instant and be repeated:
+
+    replay: reset the attempts in the inbox → commit → publish, confirmed → remove
+    purge:  record as purged in the inbox what an order still waits for → commit → remove
+
+- attempts reset, not published: the message is still a dead letter, and the inbox has forgotten its failures;
+- published, not removed: there are two copies; the inbox lets one of them take effect;
+- recorded, not removed: the dead letter is still there, and only an operator sends it again.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed
+from aio_pika.exceptions import ChannelClosed
 
+from app import db
 from app.errors import BrokerUnavailable, DeadLettersBusy
+from app.messaging import inbox
+from app.messaging.dead_letters import DeadLetter
 from app.messaging.envelope import UNDECODABLE, Envelope, UnreadableMessage, one_line, parse
-from app.messaging.rabbitmq.transport import (
-    DEAD_LETTER_QUEUE,
-    QUEUE,
-    SETUP_SECONDS,
-    close,
-    connect,
-    copied,
-    declare_topology,
-    frame_limit,
-    unavailable,
-)
+from app.messaging.rabbitmq.connection import SETUP_SECONDS, broker_errors, close, connect
+from app.messaging.rabbitmq.messages import clone_message, frame_limit
+from app.messaging.rabbitmq.topology import declare
+from app.messaging.topology import QueueSpec
+from app.observability.signals import Signals
 
-MAX_HELD = 10_000  # messages in this process's memory, about 40 MB; in a longer queue some may lose their place
-BUSY_SECONDS = 5.0  # a pass that was killed a moment ago is over when the broker has noticed
+MAX_HELD = 10_000  # messages in memory, about 40 MB; in a longer queue some may lose their place
+BUSY_SECONDS = 5.0  # until the broker notices that another scan was killed
 BUSY_PAUSE_SECONDS = 0.1
-SILENCE_SECONDS = 2.0  # without a message that was counted: the broker is busy, or gone, or somebody else took it
+SILENCE_SECONDS = (
+    2.0  # without a message that was counted: the broker is busy or down, or someone else took the message
+)
 SILENCES = 2
 CONFIRM_SECONDS = 10.0
 
-# What dead-lettering and delivering put on a message: ours and the broker's. A replay begins without.
+# Headers that the consumer and the broker add. A replay removes them.
 ADDED_HEADERS = frozenset(
     {"x-reason", "x-attempts", "x-first-failure-at", "x-last-failure-at", "x-death", "x-delivery-count"}
     | {"x-acquired-count", "x-opt-deaths"}
@@ -48,79 +56,108 @@ ADDED_HEADERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that was given up. `number`: its place in the pass, from 1. None: the message does not say.
+class RabbitDeadLetters:
+    """The dead letters of one queue."""
 
-    `event_id`: as the inbox knows it; None: the message cannot be read. `id`: the message's own, else the event's, else
-    `-`; the consumer gives one to each that it sets aside.
-    """
+    pool: db.Pool
+    url: str
+    queue: QueueSpec
+    signals: Signals
 
-    number: int
-    id: str
-    event_id: str | None
-    type: str | None
-    subject: str | None
-    tenant: str | None
-    reason: str
-    attempts: int | None
-    first_failure_at: datetime | None
-    last_failure_at: datetime | None
+    @contextlib.asynccontextmanager
+    async def scan(self) -> AsyncIterator["_Scan"]:
+        """Start a scan; at its end, everything that it did not remove returns to the queue.
+
+        Raises BrokerUnavailable; DeadLettersBusy while another scan runs, which would see only some of the messages.
+        """
+        connection = await connect(self.url, "orders dead letters")
+        try:
+            with broker_errors():
+                async with asyncio.timeout(SETUP_SECONDS):
+                    await _lock(connection, self.queue)
+                    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                    await declare(connection, channel, self.queue)
+                    scan = _Scan(self, channel, await _count(channel, self.queue))
+                    if scan.depth:
+                        await scan.start()
+            yield scan
+            await scan.settle()
+        finally:
+            await close(connection)
 
 
-class QueuePass:
-    """One pass over the messages that were in the queue when it began: `depth` of them."""
+class _Scan:
+    """One scan. It is the only consumer of the queue while it runs."""
 
-    def __init__(self, channel: AbstractChannel, depth: int) -> None:
+    def __init__(self, source: RabbitDeadLetters, channel: AbstractChannel, depth: int) -> None:
         self.depth = depth
+        self._source = source
+        self._queue = source.queue
         self._channel = channel
         self._tag: str | None = None
         self._window = max(1, min(depth, MAX_HELD))
         self._taken = self._removed = 0
-        self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
-        self._at_hand: dict[int, AbstractIncomingMessage] = {}
+        self._deliveries: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        self._taken_last: dict[int, AbstractIncomingMessage] = {}
 
     async def start(self) -> None:
-        """Begin to take messages."""
-        self._channel.close_callbacks.add(lambda *_: self._arrived.put_nowait(None))
+        """Start consuming the queue."""
+        self._channel.close_callbacks.add(lambda *_: self._deliveries.put_nowait(None))
         await self._channel.set_qos(prefetch_count=self._window)
-        queue = await self._channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
-        self._tag = await queue.consume(self._arrived.put, timeout=SETUP_SECONDS)
+        queue = await self._channel.get_queue(self._queue.dead_letter_queue, ensure=False)
+        self._tag = await queue.consume(self._deliveries.put, timeout=SETUP_SECONDS)
 
     async def take(self, limit: int) -> list[DeadLetter]:
-        """Return the next messages, up to `limit`; none at the end, or when as many are held as may be."""
-        self._at_hand = {}
+        """Return the next messages, up to `limit`; none at the end, or when MAX_HELD messages are held."""
+        self._taken_last = {}
         with broker_errors():
-            while len(self._at_hand) < limit and self._taken < self.depth and self._held < self._window:
+            while len(self._taken_last) < limit and self._taken < self.depth and self._held < self._window:
                 message = await self._next()
                 if message is None:
                     break
                 self._taken += 1
-                self._at_hand[self._taken] = message
-        return [_letter(number, message) for number, message in self._at_hand.items()]
+                self._taken_last[self._taken] = message
+        return [_parse(number, message) for number, message in self._taken_last.items()]
 
-    async def publish_again(self, letters: Sequence[DeadLetter]) -> list[BrokerUnavailable | None]:
-        """Publish messages of the last `take` to their queue. Returns None for each that the broker has confirmed."""
-        return await asyncio.gather(*(self._publish(letter.number) for letter in letters))
+    async def replay(self, letters: Sequence[DeadLetter]) -> None:
+        """Reset the attempts of these messages, publish them to their queue, confirmed, and remove the dead letters."""
+        ids = {letter.event_id for letter in letters if letter.event_id is not None}
+        async with db.transaction(self._source.pool) as conn:
+            await inbox.reset_attempts(conn, self._queue.consumer, ids)
+        self._source.signals.crash_point("dlq.rearmed")
+        refusals = await asyncio.gather(*(self._publish(letter.number) for letter in letters))
+        self._source.signals.crash_point("dlq.published")
+        pairs = list(zip(letters, refusals, strict=True))
+        await self._remove([letter for letter, refusal in pairs if refusal is None])
+        for refusal in refusals:
+            if refusal is not None:
+                raise refusal
 
-    async def remove(self, letters: Collection[DeadLetter]) -> None:
-        """Remove messages of the last `take`, for good."""
+    async def purge(self, letters: Sequence[DeadLetter], recorded: Collection[str]) -> None:
+        """Record these event ids as purged, then remove the dead letters."""
+        async with db.transaction(self._source.pool) as conn:
+            await inbox.mark_purged(conn, self._queue.consumer, recorded)
+        self._source.signals.crash_point("dlq.recorded")
+        await self._remove(letters)
+
+    async def _remove(self, letters: Collection[DeadLetter]) -> None:
         with broker_errors():
             for letter in letters:
-                await self._at_hand[letter.number].ack()
+                await self._taken_last[letter.number].ack()
                 self._removed += 1
 
     async def settle(self) -> None:
-        """Return when the broker has acted on every removal. Raises BrokerUnavailable.
+        """Wait until the broker has acted on every removal. Raises BrokerUnavailable.
 
-        A channel holds acknowledgements back while many are under way to a quorum queue, and forgets those when it
-        closes: up to a dozen of 500 came back (measured on 3.10). Ending the consumer is answered by the queue, behind
-        them all, and counting makes the channel wait for that answer's side effects.
+        While many acknowledgements are on their way to a quorum queue, a channel holds some back, and drops them when
+        it closes: up to a dozen of 500 messages came back (measured on 3.10). The queue answers the cancel of the
+        consumer after all of them, and counting makes the channel wait for that answer's side effects.
         """
         if self._tag is not None:
             with broker_errors():
-                queue = await self._channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
+                queue = await self._channel.get_queue(self._queue.dead_letter_queue, ensure=False)
                 await queue.cancel(self._tag, timeout=SETUP_SECONDS)
-                await count(self._channel)
+                await _count(self._channel, self._queue)
 
     @property
     def _held(self) -> int:
@@ -130,9 +167,9 @@ class QueuePass:
         for _ in range(SILENCES):
             try:
                 async with asyncio.timeout(SILENCE_SECONDS):
-                    message = await self._arrived.get()
+                    message = await self._deliveries.get()
             except TimeoutError:
-                await count(self._channel)  # an answer tells that the broker is there
+                await _count(self._channel, self._queue)  # an answer tells that the broker is there
                 continue
             if message is None:
                 raise BrokerUnavailable("rabbitmq: the connection was lost")
@@ -140,62 +177,33 @@ class QueuePass:
         return None  # the queue is shorter than it was
 
     async def _publish(self, number: int) -> BrokerUnavailable | None:
-        message = self._at_hand[number]
+        message = self._taken_last[number]
         headers = {name: value for name, value in message.headers.items() if name not in ADDED_HEADERS}
         try:
             with broker_errors():
-                again = copied(message, headers, frame_limit(message))
+                again = clone_message(message, headers, frame_limit(message))
                 again.priority = message.priority
-                await self._channel.default_exchange.publish(again, QUEUE, mandatory=True, timeout=CONFIRM_SECONDS)
+                await self._channel.default_exchange.publish(
+                    again, self._queue.name, mandatory=True, timeout=CONFIRM_SECONDS
+                )
         except BrokerUnavailable as error:
             return error
         return None
 
 
-@contextlib.asynccontextmanager
-async def opened(url: str, routing_keys: Collection[str]) -> AsyncIterator[QueuePass]:
-    """Begin a pass; at the end all that it did not remove go back.
-
-    Raises BrokerUnavailable; DeadLettersBusy while there is another pass, which would see a part of the messages only.
-    """
-    connection = await connect(url, "orders dead letters")
-    try:
-        with broker_errors():
-            async with asyncio.timeout(SETUP_SECONDS):
-                await _be_alone(connection)
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                await declare_topology(connection, channel, routing_keys)
-                one = QueuePass(channel, await count(channel))
-                if one.depth:
-                    await one.start()
-        yield one
-        await one.settle()
-    finally:
-        await close(connection)
+async def _count(channel: AbstractChannel, queue: QueueSpec) -> int:
+    """Return how many dead letters are ready in the queue."""
+    declared = await channel.declare_queue(queue.dead_letter_queue, passive=True, timeout=SETUP_SECONDS)
+    return declared.declaration_result.message_count or 0
 
 
-async def count(channel: AbstractChannel) -> int:
-    """Return how many messages wait in the queue."""
-    queue = await channel.declare_queue(DEAD_LETTER_QUEUE, passive=True, timeout=SETUP_SECONDS)
-    return queue.declaration_result.message_count or 0
-
-
-@contextlib.contextmanager
-def broker_errors() -> Iterator[None]:
-    """Turn what says that the broker is out, or took a message not, into BrokerUnavailable."""
-    try:
-        yield
-    except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-        raise unavailable(error) from error
-
-
-async def _be_alone(connection: AbstractConnection) -> None:
-    """Declare a queue that is this connection's alone and ends with it: the broker's own lock."""
+async def _lock(connection: AbstractConnection, queue: QueueSpec) -> None:
+    """Declare an exclusive queue, which ends with its connection: the broker's own lock."""
     deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
     while True:
         channel = await connection.channel()
         try:
-            await channel.declare_queue(f"{DEAD_LETTER_QUEUE}.pass", exclusive=True)
+            await channel.declare_queue(f"{queue.dead_letter_queue}.pass", exclusive=True)
         except ChannelClosed as error:
             if "RESOURCE_LOCKED" not in str(error):
                 raise
@@ -206,8 +214,8 @@ async def _be_alone(connection: AbstractConnection) -> None:
             return
 
 
-def _letter(number: int, message: AbstractIncomingMessage) -> DeadLetter:
-    reason, attempts, first, last = _story(message.headers)
+def _parse(number: int, message: AbstractIncomingMessage) -> DeadLetter:
+    reason, attempts, first, last = _failures(message.headers)
     envelope: Envelope | None
     try:
         envelope = parse(message.headers, message.body)
@@ -228,8 +236,8 @@ def _letter(number: int, message: AbstractIncomingMessage) -> DeadLetter:
     )
 
 
-def _story(headers: Mapping[str, Any]) -> tuple[str, int | None, datetime | None, datetime | None]:
-    """Return reason, attempts, first and last failure: as the consumer told them, else as the broker did."""
+def _failures(headers: Mapping[str, Any]) -> tuple[str, int | None, datetime | None, datetime | None]:
+    """Return reason, attempts, first and last failure, as the consumer recorded them, else as the broker did."""
     if "x-reason" in headers:
         attempts = headers.get("x-attempts")
         return (
@@ -258,5 +266,5 @@ def _instant(value: object) -> datetime | None:
 
 
 def _text(value: object) -> str:
-    """Make a line of whatever somebody sent: it is shown on terminals."""
+    """Return one printable line: the value is a stranger's, and is shown on terminals."""
     return one_line(value.decode(errors="replace") if isinstance(value, bytes) else "" if value is None else str(value))

@@ -12,7 +12,6 @@ after that connection has closed. An event is lost if two complete looks in a ro
 
 import random
 import time
-from collections.abc import Callable
 from uuid import UUID
 
 import structlog
@@ -20,9 +19,10 @@ import structlog
 from app import db
 from app.errors import DeadLettersBusy
 from app.messaging import inbox, outbox
-from app.observability.metrics import Metrics
-from app.operations.dead_letters import Action, DeadLetters, Finding, Selection
-from app.operations.maintenance.pruner import BATCH, LOCK_SECONDS, RESEND_AFTER_SECONDS
+from app.messaging.facts import EventsResent
+from app.observability.signals import Signals
+from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection
+from app.operations.maintenance.resender import BATCH, LOCK_SECONDS, RESEND_AFTER_SECONDS
 from app.saga import unstarted
 
 log = structlog.get_logger(__name__)
@@ -37,15 +37,13 @@ class LostLetters:
 
     def __init__(
         self,
-        metrics: Metrics,
         letters: DeadLetters,
-        wake_relay: Callable[[], None],
+        signals: Signals,
         pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._pool = letters.pool
-        self._metrics = metrics
         self._letters = letters
-        self._wake_relay = wake_relay
+        self._signals = signals
         self._first_pause = self._pause = pause_seconds
         self._look_at = 0.0
         self._found: frozenset[str] | None = None  # by the previous look; None: it was not complete
@@ -78,31 +76,30 @@ class LostLetters:
             ids.add(finding.letter.event_id or finding.letter.id)
 
         try:
-            summary = await self._letters.go_over(Action.PEEK, Selection(), found)
+            summary = await self._letters.scan(DeadLetterAction.PEEK, Selection(), found)
         except DeadLettersBusy:
             return None
         return frozenset(ids) if summary.looked_at == summary.depth else None
 
     async def _is_missing(self, found: frozenset[str]) -> bool:
         async with db.connection(self._pool) as conn:
-            return bool(await unstarted.lost(conn, self._letters.consumer, found, RESEND_AFTER_SECONDS, 1))
+            return bool(await unstarted.lost(conn, self._letters.queue.consumer, found, RESEND_AFTER_SECONDS, 1))
 
     async def _resend(self, found: frozenset[str]) -> int:
         resent: list[UUID] = []
         while batch := await self._resend_batch(found):
             resent += batch
         if resent:
-            self._metrics.outbox_resent.inc(len(resent))
-            self._wake_relay()
+            self._signals.emit(EventsResent(len(resent)))
         return len(resent)
 
     async def _resend_batch(self, found: frozenset[str]) -> list[UUID]:
         """Rearm and make pending in one transaction, so that the consumer has all attempts for what is sent again."""
-        consumer = self._letters.consumer
+        consumer = self._letters.queue.consumer
         async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
             lost = await unstarted.lost(conn, consumer, found, RESEND_AFTER_SECONDS, BATCH)
-            resent = await outbox.repend(conn, lost, RESEND_AFTER_SECONDS)
-            await inbox.rearm(conn, consumer, [str(order_id) for order_id in resent])
+            resent = await outbox.republish(conn, lost, RESEND_AFTER_SECONDS)
+            await inbox.reset_attempts(conn, consumer, [str(order_id) for order_id in resent])
         for order_id in resent:
             log.warning("janitor.resent_lost_dead_letter", order_id=str(order_id))
         return resent

@@ -1,0 +1,38 @@
+"""Facts about HTTP requests, and their metrics."""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from app.observability.signals import Fact, Signals
+
+REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServed(Fact):
+    """A request has its response, or its client has gone (status 499)."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStopping(Fact):
+    """The server takes no more requests, and waits for those in flight."""
+
+
+def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
+    """Create the metrics and subscribe them."""
+    duration = Histogram(
+        "http_server_request_duration_seconds",
+        "Time from the request's head to the last byte of the response",
+        ["method", "route", "status"],
+        buckets=REQUEST_SECONDS,
+        registry=registry,
+    )
+    signals.subscribe(
+        RequestServed, lambda fact: duration.labels(fact.method, fact.route, fact.status).observe(fact.seconds)
+    )

@@ -1,0 +1,56 @@
+"""What the order routes use, and the response that shows an order."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import db
+from app.api import openapi
+from app.api.body import Bodies
+from app.api.orders.long_poll import Waiters
+from app.api.orders.schemas import order_json
+from app.idempotency import Idempotency
+from app.idempotency.key import HEADER, IdempotencyKey, bind, read_key
+from app.idempotency.store import StoredResponse
+from app.observability.signals import Signals
+from app.orders.model import Order
+
+KEY_PARAMETER = openapi.header_parameter(
+    HEADER,
+    'The same for every attempt of one write: `"abc"` or `abc`, 1–255 visible ASCII characters',
+    "4c1f3b0e-7b6e-4f0c",
+    **openapi.KEY_OR_BLANK_SCHEMA,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OrdersDeps:
+    """What the order routes use. `admit` raises OutboxFull while the service accepts no new orders."""
+
+    pool: db.Pool
+    idempotency: Idempotency
+    key_required: bool
+    admit: Callable[[], None]
+    bodies: Bodies
+    waiters: Waiters
+    signals: Signals
+
+    def key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
+        """Return the request's key, bound to what it asks for; `body` in normal form. Raises as `read_key` does."""
+        key = read_key(request.headers.getlist(HEADER), required=self.key_required)
+        return None if key is None else bind(tenant, key, request.method, request.url.path, request.url.query, body)
+
+
+def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:
+    """Return the response that shows an order, as it is stored under a key."""
+    return StoredResponse(status, f"/orders/{order.id}", order_json(order))
+
+
+def send(stored: StoredResponse) -> Response:
+    """Return the HTTP response; a replayed one says so."""
+    headers = {"Location": stored.location} | ({"Idempotent-Replay": "true"} if stored.replayed else {})
+    return Response(stored.body, stored.status, headers, media_type="application/json")

@@ -1,0 +1,34 @@
+"""Makes the broker that the settings name. It connects to nothing before it is used."""
+
+from collections.abc import Sequence
+
+from app import db
+from app.bootstrap.consumers import queues
+from app.messaging.broker import Broker
+from app.messaging.local import LocalBroker
+from app.messaging.rabbitmq.broker import RabbitBroker
+from app.messaging.topology import QueueSpec
+from app.observability.signals import Signals
+from app.operations.dead_letters import DeadLetters
+
+PATIENCE_SECONDS = 5.0  # for commands, which publish nothing but dead letters
+
+
+def make_broker(
+    url: str,
+    pool: db.Pool,
+    signals: Signals,
+    patience_seconds: float = PATIENCE_SECONDS,
+    specs: Sequence[QueueSpec] = queues(),
+) -> Broker:
+    """Return RabbitMQ at `url`, or the in-process transport if it is empty."""
+    if url:
+        return RabbitBroker(url, pool, specs, patience_seconds, signals)
+    return LocalBroker(pool)
+
+
+def dead_letters_by_queue(
+    pool: db.Pool, broker: Broker, specs: Sequence[QueueSpec] = queues()
+) -> dict[str, DeadLetters]:
+    """Return the dead letters of every queue, by its name."""
+    return {queue.name: DeadLetters(pool, queue, broker.dead_letters(queue)) for queue in specs}

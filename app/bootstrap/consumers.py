@@ -1,0 +1,40 @@
+"""The consumers of the service: one row each. Another queue is another row, and nothing else changes.
+
+Topology, relay, operations, metrics and the AsyncAPI document take the queues as an argument.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from app.messaging.consumer import Handler
+from app.messaging.topology import QueueSpec
+from app.orders import events
+from app.saga import store
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerRow:
+    """A queue, and what is done with each of its messages. `handler` makes the handler from the settings."""
+
+    queue: QueueSpec
+    handler: Callable[[Settings], Handler]
+
+
+def _start_saga(settings: Settings) -> Handler:
+    hold = settings.inventory_hold_seconds
+    return partial(
+        store.start,
+        deadline_seconds=settings.saga_deadline_seconds,
+        hold_seconds=None if hold is None else math.ceil(hold),
+    )
+
+
+CONSUMERS: Sequence[ConsumerRow] = (ConsumerRow(QueueSpec("saga", "orders.saga", (events.PLACED,)), _start_saga),)
+
+
+def queues(consumers: Sequence[ConsumerRow] = CONSUMERS) -> tuple[QueueSpec, ...]:
+    """Return the queues of the consumers."""
+    return tuple(row.queue for row in consumers)

@@ -1,0 +1,40 @@
+"""Creates every metric of a process, each series at zero from the start."""
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
+
+from app.api import facts as api_facts
+from app.bootstrap.consumers import queues
+from app.idempotency import facts as idempotency_facts
+from app.messaging import facts as messaging_facts
+from app.messaging.topology import QueueSpec
+from app.observability.logs import LOG_LINES_DROPPED
+from app.observability.signals import Signals
+from app.operations.maintenance import facts as maintenance_facts
+from app.operations.maintenance import pruner
+from app.orders import facts as order_facts
+from app.partners.ports import PARTNERS
+from app.saga import facts as saga_facts
+
+
+def install(signals: Signals, specs: Sequence[QueueSpec] = queues()) -> CollectorRegistry:
+    """Create the metrics in a registry of their own, and subscribe them to `signals`."""
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nothing uses
+    registry = CollectorRegistry()
+    api_facts.install_metrics(signals, registry)
+    order_facts.install_metrics(signals, registry)
+    idempotency_facts.install_metrics(signals, registry)
+    messaging_facts.install_metrics(signals, registry, [spec.name for spec in specs])
+    saga_facts.install_metrics(signals, registry)
+    maintenance_facts.install_metrics(signals, registry, pruner.TABLES)
+    registry.register(LOG_LINES_DROPPED)
+    return registry
+
+
+def install_gauges(
+    registry: CollectorRegistry, circuit_state: Callable[[str], int] | None, connections_in_use: Callable[[], int]
+) -> None:
+    """Create the gauges that read the state of a component when they are shown."""
+    saga_facts.watch_circuits(registry, PARTNERS, circuit_state)
+    Gauge("db_pool_in_use", "Connections lent out", registry=registry).set_function(connections_in_use)

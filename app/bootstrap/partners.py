@@ -1,0 +1,39 @@
+"""Makes the clients of the partners that the settings name, behind one gateway."""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+from app.observability.signals import Signals
+from app.observability.traces import trace_headers
+from app.partners.client import PartnerClient, open_session
+from app.partners.inventory import HttpInventory
+from app.partners.payment import HttpPayment
+from app.partners.ports import Payment
+from app.partners.shipping import HttpShipping
+from app.partners.stripe_payment import API_URL, StripePayment
+from app.saga.gateway import CircuitConfig, PartnerGateway
+from app.settings import Settings
+
+
+async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, signals: Signals) -> PartnerGateway:
+    """Return the gateway; its HTTP session ends with `stack`."""
+    session = await stack.enter_async_context(open_session())
+    client = partial(
+        PartnerClient, session, timeout_seconds=settings.partner_timeout_seconds, extra_headers=trace_headers
+    )
+    return PartnerGateway(
+        HttpInventory(client(settings.inventory_url)),
+        _payment(settings, client),
+        HttpShipping(client(settings.shipping_url)),
+        CircuitConfig(settings.partner_circuit_failures, settings.partner_circuit_open_seconds),
+        signals,
+    )
+
+
+def _payment(settings: Settings, client: Callable[..., PartnerClient]) -> Payment:
+    if settings.payment_provider == "http":
+        return HttpPayment(client(settings.payment_url))
+    # Stripe is not part of our traces, so it gets none of their headers.
+    stripe = client(settings.payment_url or API_URL, extra_headers=dict)
+    return StripePayment(stripe, settings.stripe_api_key.get_secret_value(), settings.partner_timeout_seconds)

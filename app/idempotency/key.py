@@ -1,0 +1,77 @@
+"""The Idempotency-Key of a request and the fingerprint of the request it stands for. Pure."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
+
+HEADER = "Idempotency-Key"
+MAX_LENGTH = 255
+# An Item of RFC 9651 that is a String (section 3.3.3), with parameters (3.1.2) whose values are of any type (3.3).
+STRING = r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"'
+BARE_ITEM = "|".join(
+    (
+        STRING.replace("((", "(?:(", 1),
+        r"-?[0-9]{1,15}|-?[0-9]{1,12}\.[0-9]{1,3}",
+        r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*",
+        r":(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?:",
+        r"\?[01]",
+        r"@-?[0-9]{1,15}",
+        r'%"(?:[\x20-\x21\x23\x24\x26-\x7e]|%[0-9a-f]{2})*"',
+    )
+)
+STRUCTURED_STRING = re.compile(rf"{STRING}(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:{BARE_ITEM}))?)*")
+VISIBLE = re.compile(r"[\x21-\x7e]+")
+FINGERPRINT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A caller's key, bound to the request that it came with."""
+
+    tenant: str
+    key: str
+    fingerprint: bytes
+    fingerprint_version: int
+
+
+def read_key(values: Sequence[str], *, required: bool) -> str | None:
+    """Return the key in the header's values, None if there is none or it is blank.
+
+    `"abc"` (a structured-field string, draft-ietf-httpapi-idempotency-key-header), `"abc";v=1` (whose parameters mean
+    nothing) and `abc` are the same key. Raises IdempotencyKeyMissing if `required`, IdempotencyKeyInvalid unless it is
+    1 to 255 visible ASCII characters.
+    """
+    given = [value.strip() for value in values if value.strip()]
+    if not given:
+        if required:
+            raise IdempotencyKeyMissing(f"this request needs an {HEADER} header")
+        return None
+    if len(given) > 1:
+        raise IdempotencyKeyInvalid(f"there is more than one {HEADER} header")
+    key = given[0]
+    if key.startswith('"'):
+        match = STRUCTURED_STRING.fullmatch(key)
+        if match is None:
+            raise IdempotencyKeyInvalid(f"{HEADER} begins with a quote but is not a structured-field string")
+        key = re.sub(r"\\(.)", r"\1", match[1])
+        if not key.strip():
+            return read_key([], required=required)
+    if len(key) > MAX_LENGTH or not VISIBLE.fullmatch(key):
+        raise IdempotencyKeyInvalid(f"{HEADER} must be 1 to {MAX_LENGTH} visible ASCII characters")
+    return key
+
+
+def fingerprint(method: str, path: str, query: str, body: Mapping[str, Any]) -> bytes:
+    """Return the SHA-256 of the request in normal form (version FINGERPRINT_VERSION)."""
+    canonical = json.dumps([method, path, query, body], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).digest()
+
+
+def bind(tenant: str, key: str, method: str, path: str, query: str, body: Mapping[str, Any]) -> IdempotencyKey:
+    """Bind a caller's key to the request that it came with; `body` is in normal form."""
+    return IdempotencyKey(tenant, key, fingerprint(method, path, query, body), FINGERPRINT_VERSION)

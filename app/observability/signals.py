@@ -1,0 +1,66 @@
+"""The one seam between the work and what observes it: facts and crash points.
+
+A *fact* says what has happened, and is emitted after its commit. Each room declares its own facts, as frozen
+dataclasses below `Fact`, and its own metrics, which subscribe. Wake-ups subscribe too. A handler cannot fail the work:
+what it raises is logged.
+
+A *crash point* names an instant beside an await at which a process may die. Tests pass a function that kills the
+process or raises there; nothing else is ever at a crash point. No setting can install such a function.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+CrashPoints = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """Something that has happened. With `level` and `event`, each one is logged with its fields."""
+
+    level: ClassVar[str | None] = None
+    event: ClassVar[str] = ""
+
+
+AnyFact = TypeVar("AnyFact", bound=Fact)
+
+
+def never_crash(_: str) -> None:
+    """Pass a crash point, as every process outside of a test does."""
+
+
+class Signals:
+    """Delivers facts to their subscribers, in the order of subscription, and passes crash points."""
+
+    def __init__(self, crash_points: CrashPoints = never_crash) -> None:
+        self.crash_point = crash_points
+        self._handlers: dict[type[Fact], list[Callable[[Any], None]]] = {}
+
+    def subscribe(self, kind: type[AnyFact], handler: Callable[[AnyFact], None]) -> None:
+        """Call `handler` with every fact of exactly this type. It must not block."""
+        self._handlers.setdefault(kind, []).append(handler)
+
+    def wake(self, wake: Callable[[], None], *kinds: type[Fact]) -> None:
+        """Call `wake` after every fact of these types."""
+        for kind in kinds:
+            self.subscribe(kind, lambda _: wake())
+
+    def emit(self, fact: Fact) -> None:
+        """Log the fact if its type says so, and call its subscribers. Never raises."""
+        if fact.level is not None:
+            getattr(structlog.get_logger(type(fact).__module__), fact.level)(fact.event, **_loggable(fact))
+        for handler in self._handlers.get(type(fact), ()):
+            try:
+                handler(fact)
+            except Exception:
+                log.exception("signals.handler_failed", fact=type(fact).__name__)
+
+
+def _loggable(fact: Fact) -> dict[str, Any]:
+    values = {field.name: getattr(fact, field.name) for field in dataclasses.fields(fact)}
+    return {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}

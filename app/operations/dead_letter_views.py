@@ -1,0 +1,87 @@
+"""What operators see of dead letters, by HTTP and CLI alike: messages and their state, never what is in an order."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel
+
+from app.operations.dead_letters import Finding, Summary
+from app.orders.model import rfc3339
+
+
+class DeadLetterView(BaseModel):
+    """A dead letter. `reason`, `attempts` and times are the message's own; null: the message does not say.
+
+    `inbox`: what the consumer knows about it. `replay`: what a replay would do.
+    """
+
+    id: str
+    type: str | None
+    order_id: str | None
+    tenant: str | None
+    reason: str
+    attempts: int | None
+    first_failure_at: str | None
+    last_failure_at: str | None
+    inbox: str
+    replay: str
+
+    @classmethod
+    def of(cls, finding: Finding) -> Self:
+        """Return the view of a finding."""
+        letter = finding.letter
+        return cls(
+            id=letter.id,
+            type=letter.type,
+            order_id=letter.subject,
+            tenant=letter.tenant,
+            reason=letter.reason,
+            attempts=letter.attempts,
+            first_failure_at=_instant(letter.first_failure_at),
+            last_failure_at=_instant(letter.last_failure_at),
+            inbox=finding.inbox_state,
+            replay=finding.replay_effect,
+        )
+
+
+class DeadLettersAnswer(BaseModel):
+    """Dead letters of a queue, the oldest first. `depth`: all of them. `looked_at`: how many were looked at."""
+
+    queue: str
+    depth: int
+    looked_at: int
+    dead_letters: list[DeadLetterView]
+
+    @classmethod
+    def of(cls, queue: str, summary: Summary, findings: Sequence[Finding]) -> Self:
+        """Return the view of what matched."""
+        views = [DeadLetterView.of(each) for each in findings]
+        return cls(queue=queue, depth=summary.depth, looked_at=summary.looked_at, dead_letters=views)
+
+
+class TreatedAnswer(DeadLettersAnswer):
+    """What was done, or with `dry_run` would be: to `done` of the `depth` dead letters.
+
+    `from_outbox`: no dead letter has the id that was to be replayed, but its order has not started; so the event is
+    sent again from the outbox.
+    """
+
+    dry_run: bool
+    done: int
+    from_outbox: bool
+
+    @classmethod
+    def of_scan(cls, queue: str, summary: Summary, findings: Sequence[Finding], *, dry_run: bool) -> Self:
+        """Return the view of what matched, and what was done."""
+        shown = DeadLettersAnswer.of(queue, summary, findings)
+        return cls(
+            **dict(shown),
+            dry_run=dry_run,
+            done=summary.matched,
+            from_outbox=summary.from_outbox,
+        )
+
+
+def _instant(instant: datetime | None) -> str | None:
+    return rfc3339(instant) if instant else None

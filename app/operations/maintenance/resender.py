@@ -1,0 +1,72 @@
+"""The resender: resends the event of a placed order whose saga did not start, although the broker confirmed the event.
+
+Brokers can lose confirmed messages: a disk fails, a failover is forced, someone purges a queue. An unneeded resend does
+no harm, because the inbox knows the id. But while many messages wait for the consumer, the event is probably one of
+them, and copies would only delay it. A dead letter is not lost: an operator decides about it. (`lost_letters` finds
+dead letters that are lost.)
+
+A look never grows with history: pending orders have a partial index, and it continues where the last look ended.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+from uuid import UUID
+
+import structlog
+
+from app import db
+from app.messaging import inbox, outbox
+from app.messaging.facts import EventsResent
+from app.observability.signals import Signals
+from app.operations.maintenance.facts import UnstartedMeasured
+from app.saga import maintenance
+
+log = structlog.get_logger(__name__)
+
+BATCH = 500
+LOCK_SECONDS = 1.0  # rows in use are skipped; this is for a migration that holds a whole table
+PERIOD_SECONDS = 10.0
+DUTY_FACTOR = 9.0  # pause this many times as long as a look took: an outage may leave a million orders to look at
+FEW_WAITING = 100  # messages that wait for the consumer
+RESEND_AFTER_SECONDS = 60.0  # after publishing; doubles with each resend
+
+ReadDepth = Callable[[], Awaitable[tuple[int, int]]]  # messages that wait for the consumer, and dead letters
+
+
+class Resender:
+    """Resends events of orders that have not started. `consumer`: the inbox name of the saga's consumer."""
+
+    def __init__(self, pool: db.Pool, consumer: str, read_depth: ReadDepth, signals: Signals) -> None:
+        self._pool = pool
+        self._consumer = consumer
+        self._read_depth = read_depth
+        self._signals = signals
+        self._after = maintenance.FIRST
+        self._found = 0
+
+    async def run_once(self) -> int:
+        """Look at one batch of pending orders. Returns 0 after the last one. Raises BrokerUnavailable."""
+        started_at = time.monotonic()
+        async with db.connection(self._pool) as conn:
+            unstarted, after = await maintenance.unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
+        if unstarted and (await self._read_depth())[0] <= FEW_WAITING:
+            await self._resend(unstarted)
+        self._found += len(unstarted)  # last: `read_depth` may raise, and then this batch is read again
+        if after is None:
+            self._signals.emit(UnstartedMeasured(self._found))
+            self._after, self._found = maintenance.FIRST, 0
+            return 0
+        self._after = after
+        await asyncio.sleep((time.monotonic() - started_at) * DUTY_FACTOR)
+        return 1
+
+    async def _resend(self, unstarted: Collection[UUID]) -> None:
+        async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
+            dead = await inbox.dead_letters(conn, self._consumer, unstarted)
+            # `order.placed` has the id of its order.
+            resent = await outbox.republish(conn, set(unstarted) - dead, RESEND_AFTER_SECONDS)
+        for order_id in resent:
+            log.warning("janitor.resent", order_id=str(order_id))
+        if resent:
+            self._signals.emit(EventsResent(len(resent)))

@@ -1,0 +1,53 @@
+"""Facts about orders, and their metrics."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from prometheus_client import CollectorRegistry, Counter
+
+from app.observability.signals import Fact, Signals
+from app.orders.model import Reason, Status
+
+FINISHED = (
+    (Status.CONFIRMED, ""),
+    *((Status.REJECTED, reason) for reason in Reason if reason is not Reason.CANCELLED_BY_CUSTOMER),
+    *((Status.CANCELLED, reason) for reason in (Reason.CANCELLED_BY_CUSTOMER, Reason.COMPENSATED_BY_OPERATOR)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderPlaced(Fact):
+    """An order and its event are committed."""
+
+    level = "info"
+    event = "order.placed"
+    order_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAccepted(Fact):
+    """It is committed that the order will never be confirmed. `status`: of the HTTP response."""
+
+    level = "info"
+    event = "order.cancelled"
+    order_id: UUID
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFinished(Fact):
+    """An order has reached a final status, and that is committed."""
+
+    order_id: UUID
+    status: Status
+    reason: Reason | None
+
+
+def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
+    """Create the metrics, every series at zero, and subscribe them."""
+    placed = Counter("orders_placed", "Orders accepted", registry=registry)
+    finished = Counter("orders_finished", "Orders that this process finished", ["status", "reason"], registry=registry)
+    for status, reason in FINISHED:
+        finished.labels(status, reason)
+    signals.subscribe(OrderPlaced, lambda _: placed.inc())
+    signals.subscribe(OrderFinished, lambda fact: finished.labels(fact.status, fact.reason or "").inc())

@@ -1,0 +1,127 @@
+"""Facts about sagas, and their metrics."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from app.observability.signals import Fact, Signals
+from app.orders.model import FINAL, Status
+from app.partners.ports import OUTCOMES
+from app.saga.plan import PLANS, Action
+
+CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PartnerCalled(Fact):
+    """A partner call has an outcome."""
+
+    step: str
+    action: Action
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HoldExpired(Fact):
+    """A saga starts compensating because its stock was no longer held."""
+
+
+@dataclass(frozen=True, slots=True)
+class SagaFinished(Fact):
+    """A saga has ended, and that is committed. `seconds`: since its start."""
+
+    level = "info"
+    event = "saga.finished"
+    status: Status
+    reason: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SagaDue(Fact):
+    """An operator made a saga due, or asked it to compensate."""
+
+
+@dataclass(frozen=True, slots=True)
+class SagasMeasured(Fact):
+    """Unfinished sagas: how many by their order's status, the age of the oldest, how many need an operator."""
+
+    in_flight: Mapping[str, int]
+    oldest_age_seconds: float
+    needs_operator: int
+
+
+def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
+    """Create the metrics, every series at zero, and subscribe them."""
+    in_flight = Gauge("saga_in_flight", "Unfinished sagas, by their order's status", ["status"], registry=registry)
+    unfinished = sorted(set(Status) - FINAL)
+    for status in unfinished:
+        in_flight.labels(status)
+    oldest_age = Gauge("saga_oldest_unfinished_age_seconds", "Age of the oldest unfinished saga", registry=registry)
+    needs_operator = Gauge(
+        "saga_needs_operator",
+        "Unfinished sagas with an undo that keeps failing, or a call that retrying cannot fix",
+        registry=registry,
+    )
+    duration = Histogram("saga_duration_seconds", "Start of a saga to its end", buckets=SAGA_SECONDS, registry=registry)
+
+    def measured(fact: SagasMeasured) -> None:
+        for status in unfinished:
+            in_flight.labels(status).set(fact.in_flight.get(status, 0))
+        oldest_age.set(fact.oldest_age_seconds)
+        needs_operator.set(fact.needs_operator)
+
+    signals.subscribe(SagasMeasured, measured)
+    signals.subscribe(SagaFinished, lambda fact: duration.observe(fact.seconds))
+    _install_calls(signals, registry)
+
+
+def _install_calls(signals: Signals, registry: CollectorRegistry) -> None:
+    call_duration = Histogram(
+        "saga_step_duration_seconds",
+        "One call to a partner",
+        ["step", "action", "outcome"],
+        buckets=CALL_SECONDS,
+        registry=registry,
+    )
+    holds_expired = Counter(
+        "inventory_holds_expired",
+        "Sagas that started compensating because their stock was no longer held",
+        registry=registry,
+    )
+    compensation_failed = Counter(
+        "saga_compensation_failed", "Failed attempts to undo a step", ["step"], registry=registry
+    )
+    for row in (row for plan in PLANS.values() for row in plan):
+        for outcome in OUTCOMES:
+            call_duration.labels(row.step, Action.DO, outcome)
+        if not row.undone_by_earlier:
+            compensation_failed.labels(row.step)
+            for outcome in (each for each in OUTCOMES if each != "refused"):
+                call_duration.labels(row.step, Action.UNDO, outcome)
+
+    def called(fact: PartnerCalled) -> None:
+        call_duration.labels(fact.step, fact.action, fact.outcome).observe(fact.seconds)
+        if fact.action is Action.UNDO and fact.outcome != "done":
+            compensation_failed.labels(fact.step).inc()
+
+    signals.subscribe(PartnerCalled, called)
+    signals.subscribe(HoldExpired, lambda _: holds_expired.inc())
+
+
+def watch_circuits(registry: CollectorRegistry, partners: Collection[str], state: Callable[[str], int] | None) -> None:
+    """Show how far each partner's circuit is open; `state` None: this process calls no partner."""
+    gauge = Gauge(
+        "partner_circuit_state",
+        "Whether this process pauses calls to a partner: 0 closed, 1 half-open, 2 open",
+        ["partner"],
+        registry=registry,
+    )
+    for partner in partners:
+        series = gauge.labels(partner)
+        if state is not None:
+            series.set_function(partial(state, partner))
