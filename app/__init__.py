@@ -38,7 +38,7 @@ Beside it: `operations.janitor` (sends again what a broker lost, removes what is
 the outbox and in the queues), `api.openapi` and `api.asyncapi` (the documents).
 
 Around it: `cli` and `commands`, `main` and `roles` (put the parts together), `demo` and `embedded` (the whole system in
-one command), `sandbox` (the partners' simulator, which stands alone), `db` on `db_session`, `cache`, `loops`, `server`,
-`telemetry`, `settings`, `errors`. An upper room may import a lower one, never the reverse; `pyproject.toml` holds the
-floors.
+one command), `db` on `db_session`, `cache`, `loops`, `server`, `telemetry`, `settings`, `errors`. An upper room may
+import a lower one, never the reverse; `pyproject.toml` holds the floors. Outside this package: `sandbox`, the simulator
+of the partners. It imports nothing from here, and only `cli` and `demo` start it.
 """

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import typer
 
-from app import db, main, roles, sandbox, server, settings, telemetry
+import sandbox
+from app import db, main, roles, server, settings, telemetry
 from app.embedded import EmbeddedPostgres, find_binaries
 from app.errors import ConfigurationError
 from app.loops import in_thread

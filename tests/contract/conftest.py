@@ -22,7 +22,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 SERVER = """
 import socket, sys, uvicorn
 from pathlib import Path
-from app.sandbox import create_app, http_protocol
+from sandbox import create_app, http_protocol
 config = uvicorn.Config(create_app(Path(sys.argv[1])), http=http_protocol, log_config=None)
 uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
 """

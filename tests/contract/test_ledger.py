@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.partners.ports import Done, Item, Outcome, Refused
-from app.sandbox import create_app
+from sandbox import create_app
 from tests.contract.conftest import ACTS, SandboxProcess, post
 from tests.harness.sandboxes import (
     HOLD_SECONDS,

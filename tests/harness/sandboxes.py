@@ -19,8 +19,8 @@ from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
 from app.partners.ports import Charge
 from app.partners.shipping import HttpShipping
-from app.sandbox import create_app, http_protocol
 from app.server import KEEP_ALIVE_SECONDS
+from sandbox import create_app, http_protocol
 from tests.harness.wait import AMPLE_SECONDS
 
 HOLD_SECONDS = 1200  # as for a saga with 900 s

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.sandbox import ledger
-from app.sandbox.ledger import Ledger, Outcome
-from app.sandbox.problems import ProblemError, problem
+from sandbox import ledger
+from sandbox.ledger import Ledger, Outcome
+from sandbox.problems import ProblemError, problem
 
 SagaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from app.sandbox import faults, inventory, pages, payment, problems, shipping
-from app.sandbox.calls import Body, Call, SagaId
-from app.sandbox.delivery import deliver
-from app.sandbox.faults import Rule
-from app.sandbox.ledger import Ledger
-from app.sandbox.problems import ProblemError
+from sandbox import faults, inventory, pages, payment, problems, shipping
+from sandbox.calls import Body, Call, SagaId
+from sandbox.delivery import deliver
+from sandbox.faults import Rule
+from sandbox.ledger import Ledger
+from sandbox.problems import ProblemError
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key")]
 MAX_INTEGER = 2**63 - 1  # what SQLite can compare

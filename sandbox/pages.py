@@ -8,7 +8,7 @@ from string import Template
 from fastapi import APIRouter, Request, Response
 from fastapi_csp_docs import get_swagger_ui_html, get_swagger_ui_init_js
 
-from app.sandbox.problems import ProblemError
+from sandbox.problems import ProblemError
 
 router = APIRouter(include_in_schema=False)
 
@@ -30,7 +30,7 @@ def _file(package: str, name: str) -> bytes:
 @router.get("/")
 async def landing(request: Request) -> Response:
     """What this is, with the address that it was asked for in the examples."""
-    page = Template(_file("app.sandbox", "page/landing.html").decode())
+    page = Template(_file("sandbox", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     policy = {"Content-Security-Policy": LANDING_POLICY}
     return Response(page.substitute(address=address), headers=policy, media_type="text/html")
@@ -39,7 +39,7 @@ async def landing(request: Request) -> Response:
 @router.get("/page.css")
 async def style() -> Response:
     """The landing page's style."""
-    return Response(_file("app.sandbox", "page/page.css"), media_type="text/css")
+    return Response(_file("sandbox", "page/page.css"), media_type="text/css")
 
 
 @router.get("/docs")

@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from app.sandbox import ledger
-from app.sandbox.calls import Body, Call, Line, Operation, Verdict, refused
-from app.sandbox.problems import problem
+from sandbox import ledger
+from sandbox.calls import Body, Call, Line, Operation, Verdict, refused
+from sandbox.problems import problem
 
 HOLD = Operation("inventory.hold", "reserve_inventory", "reserve_inventory:undo", (409, "out-of-stock"))
 COMMIT = Operation("inventory.commit", "commit_inventory", "reserve_inventory:undo", (409, "hold-expired"))

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from app.sandbox.calls import Body, Call, Operation, Verdict, refused
+from sandbox.calls import Body, Call, Operation, Verdict, refused
 
 CHARGE = Operation("payment.charge", "charge_payment", "charge_payment:undo", (402, "card-declined"))
 REFUND = Operation("payment.refund", "charge_payment:undo")

@@ -6,12 +6,12 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.sandbox import calls, faults
-from app.sandbox.calls import Act, B, Call, Verdict
-from app.sandbox.connection import SILENCE_SECONDS, Connection, NoAnswer
-from app.sandbox.faults import Rule
-from app.sandbox.ledger import Ledger
-from app.sandbox.problems import MEDIA_TYPE, problem, respond
+from sandbox import calls, faults
+from sandbox.calls import Act, B, Call, Verdict
+from sandbox.connection import SILENCE_SECONDS, Connection, NoAnswer
+from sandbox.faults import Rule
+from sandbox.ledger import Ledger
+from sandbox.problems import MEDIA_TYPE, problem, respond
 
 NOT_DONE = frozenset({"error", "unavailable", "timeout_before", "reset_before"})
 UNHEARD = frozenset({"timeout_after", "reset_after"})

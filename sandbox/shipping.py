@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pydantic import Field, JsonValue
 
-from app.sandbox.calls import Body, Call, Line, Operation, Verdict, refused
+from sandbox.calls import Body, Call, Line, Operation, Verdict, refused
 
 CREATE = Operation("shipping.create", "create_shipment", "create_shipment:undo", (409, "undeliverable"))
 CANCEL = Operation("shipping.cancel", "create_shipment:undo")
