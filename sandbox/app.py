@@ -18,14 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from sandbox import faults, inventory, pages, payment, problems, shipping
-from sandbox.calls import Body, Call, SagaId
+from sandbox.calls import Body, PartnerCall, SagaId
 from sandbox.delivery import deliver
 from sandbox.faults import Rule
 from sandbox.ledger import Ledger
 from sandbox.problems import ProblemError
 
-Key = Annotated[str | None, Header(alias="Idempotency-Key")]
-MAX_INTEGER = 2**63 - 1  # what SQLite can compare
+KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
+MAX_SQLITE_INTEGER = 2**63 - 1  # what SQLite can compare
 
 ItemId = Annotated[str, PathParameter(min_length=1, max_length=200)]
 
@@ -33,7 +33,7 @@ partners = APIRouter(tags=["partners"])
 simulator = APIRouter(tags=["simulator"])
 
 
-class State(TypedDict):
+class RequestState(TypedDict):
     """What every request finds in its state."""
 
     ledger: Ledger
@@ -55,85 +55,85 @@ async def current_ledger(request: Request) -> Ledger:
     return ledger
 
 
-Current = Annotated[Ledger, Depends(current_ledger)]
+CurrentLedger = Annotated[Ledger, Depends(current_ledger)]
 
 
 @partners.post("/v1/inventory/hold", status_code=201)
-async def hold(request: Request, body: inventory.Hold, key: Key = None) -> Response:
+async def hold(request: Request, body: inventory.Hold, key: KeyHeader = None) -> Response:
     """Reserve all items or none, for `ttl_seconds`."""
-    return await deliver(request, Call.checked(inventory.HOLD, key, body), inventory.hold)
+    return await deliver(request, PartnerCall.checked(inventory.HOLD, key, body), inventory.hold)
 
 
 @partners.post("/v1/inventory/commit")
-async def commit(request: Request, body: Body, key: Key = None) -> Response:
+async def commit(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Turn the hold into a sale."""
-    return await deliver(request, Call.checked(inventory.COMMIT, key, body), inventory.commit)
+    return await deliver(request, PartnerCall.checked(inventory.COMMIT, key, body), inventory.commit)
 
 
 @partners.post("/v1/inventory/release")
-async def release(request: Request, body: Body, key: Key = None) -> Response:
+async def release(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Return what is held or sold, and block any later hold or commit."""
-    return await deliver(request, Call.checked(inventory.RELEASE, key, body), inventory.release)
+    return await deliver(request, PartnerCall.checked(inventory.RELEASE, key, body), inventory.release)
 
 
 @partners.get("/v1/inventory/holds/{saga_id}")
-async def hold_state(saga_id: SagaId, ledger: Current) -> dict[str, str]:
+async def hold_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
     """`held`, `committed`, `released` or `expired`."""
     with ledger.transaction() as db:
-        return _seen(saga_id, inventory.state_of(db, saga_id))
+        return _state_body(saga_id, inventory.state_of(db, saga_id))
 
 
 @partners.get("/v1/inventory/stock/{item_id:path}")
-async def stock(item_id: ItemId, ledger: Current) -> dict[str, int]:
+async def stock(item_id: ItemId, ledger: CurrentLedger) -> dict[str, int]:
     """How much of an item is free, held and sold; one never seen has 1,000,000 (`OUT-OF-STOCK`: none)."""
     with ledger.transaction() as db:
         return inventory.stock(db, item_id)
 
 
 @partners.post("/v1/payments/charge", status_code=201)
-async def charge(request: Request, body: payment.Charge, key: Key = None) -> Response:
+async def charge(request: Request, body: payment.Charge, key: KeyHeader = None) -> Response:
     """Charge a saga once."""
-    return await deliver(request, Call.checked(payment.CHARGE, key, body), payment.charge)
+    return await deliver(request, PartnerCall.checked(payment.CHARGE, key, body), payment.charge)
 
 
 @partners.post("/v1/payments/refund")
-async def refund(request: Request, body: Body, key: Key = None) -> Response:
+async def refund(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Give back whatever was charged, and block any later charge."""
-    return await deliver(request, Call.checked(payment.REFUND, key, body), payment.refund)
+    return await deliver(request, PartnerCall.checked(payment.REFUND, key, body), payment.refund)
 
 
 @partners.get("/v1/payments/{saga_id}")
-async def payment_state(saga_id: SagaId, ledger: Current) -> dict[str, str]:
+async def payment_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
     """`charged`, `declined` or `refunded`."""
     with ledger.transaction() as db:
-        return _seen(saga_id, payment.state_of(db, saga_id))
+        return _state_body(saga_id, payment.state_of(db, saga_id))
 
 
 @partners.post("/v1/shipments", status_code=201)
-async def create_shipment(request: Request, body: shipping.Shipment, key: Key = None) -> Response:
+async def create_shipment(request: Request, body: shipping.Shipment, key: KeyHeader = None) -> Response:
     """Hand over a saga's parcel once."""
-    return await deliver(request, Call.checked(shipping.CREATE, key, body), shipping.create)
+    return await deliver(request, PartnerCall.checked(shipping.CREATE, key, body), shipping.create)
 
 
 @partners.post("/v1/shipments/cancel")
-async def cancel_shipment(request: Request, body: Body, key: Key = None) -> Response:
+async def cancel_shipment(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Call back whatever was handed over, and block any later shipment."""
-    return await deliver(request, Call.checked(shipping.CANCEL, key, body), shipping.cancel)
+    return await deliver(request, PartnerCall.checked(shipping.CANCEL, key, body), shipping.cancel)
 
 
 @partners.get("/v1/shipments/{saga_id}")
-async def shipment_state(saga_id: SagaId, ledger: Current) -> dict[str, str]:
+async def shipment_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
     """`created`, `refused` or `cancelled`."""
     with ledger.transaction() as db:
-        return _seen(saga_id, shipping.state_of(db, saga_id))
+        return _state_body(saga_id, shipping.state_of(db, saga_id))
 
 
 @simulator.get("/ledger")
 async def entries(
-    ledger: Current,
+    ledger: CurrentLedger,
     saga_id: str | None = None,
-    after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
-    limit: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_SQLITE_INTEGER)] = 0,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_SQLITE_INTEGER)] = None,
 ) -> JSONResponse:
     """Every decision in order, those with a `seq` greater than `after`; all of them without a `limit`.
 
@@ -145,7 +145,7 @@ async def entries(
 
 
 @simulator.get("/ledger/summary")
-async def summary(ledger: Current, saga_id: str | None = None) -> JSONResponse:
+async def summary(ledger: CurrentLedger, saga_id: str | None = None) -> JSONResponse:
     """`{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped}}}`, by the entries.
 
     The amounts are all that was ever moved; the flags say what stands now. One saga or, without `saga_id`,
@@ -155,7 +155,7 @@ async def summary(ledger: Current, saga_id: str | None = None) -> JSONResponse:
 
 
 @simulator.put("/stock/{item_id:path}")
-async def set_stock(item_id: ItemId, shelf: Shelf, ledger: Current) -> dict[str, int]:
+async def set_stock(item_id: ItemId, shelf: Shelf, ledger: CurrentLedger) -> dict[str, int]:
     """Set what is free of an item; what is held or sold stays."""
     with ledger.transaction() as db:
         inventory.set_free(db, item_id, shelf.quantity)
@@ -163,14 +163,14 @@ async def set_stock(item_id: ItemId, shelf: Shelf, ledger: Current) -> dict[str,
 
 
 @simulator.get("/faults")
-async def list_faults(ledger: Current) -> list[Rule]:
+async def list_faults(ledger: CurrentLedger) -> list[Rule]:
     """The fault rules in order, each with the `times` it has left."""
     with ledger.transaction() as db:
         return faults.current(db)
 
 
 @simulator.put("/faults")
-async def replace_faults(rules: list[Rule], ledger: Current) -> list[Rule]:
+async def replace_faults(rules: list[Rule], ledger: CurrentLedger) -> list[Rule]:
     """Let these fault rules be the only ones."""
     with ledger.transaction() as db:
         faults.replace(db, rules)
@@ -178,7 +178,7 @@ async def replace_faults(rules: list[Rule], ledger: Current) -> list[Rule]:
 
 
 @simulator.delete("/faults", status_code=204)
-async def clear_faults(ledger: Current) -> None:
+async def clear_faults(ledger: CurrentLedger) -> None:
     """Let every call go well."""
     with ledger.transaction() as db:
         faults.replace(db, [])
@@ -198,7 +198,7 @@ def create_app(ledger_path: Path | None) -> FastAPI:
     """
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[RequestState]:
         ledger = Ledger(ledger_path)
         try:
             yield {"ledger": ledger}
@@ -229,7 +229,7 @@ def _operation_id(route: APIRoute) -> str:
     return first + "".join(word.capitalize() for word in others)
 
 
-def _seen(saga_id: str, state: str | None) -> dict[str, str]:
+def _state_body(saga_id: str, state: str | None) -> dict[str, str]:
     if state is None:
         raise ProblemError(404, "not-found", "Nothing was ever heard of this saga.")
     return {"saga_id": saga_id, "state": state}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandbox import ledger
-from sandbox.ledger import Ledger, Outcome
+from sandbox.ledger import EntryOutcome, Ledger
 from sandbox.problems import ProblemError, problem
 
 SagaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
@@ -54,7 +54,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[B]):
+class PartnerCall(Generic[B]):
     """A request whose key and body agree. `refuse` asks the partner to say no, as a fault rule wants it."""
 
     operation: Operation
@@ -78,49 +78,49 @@ class Call(Generic[B]):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """A partner's decision. Not `kept` under its key: a later call may end otherwise. `silent`: unheard."""
+class PartnerDecision:
+    """A partner's decision. Not `remembered` under its key: a later call may end otherwise. `silent`: unheard."""
 
-    outcome: Outcome
+    outcome: EntryOutcome
     status: int
     body: Mapping[str, Any] = field(default_factory=dict)
     applied: bool = False
     amount_minor: int | None = None
     detail: str | None = None
-    kept: bool = True
+    remembered: bool = True
     silent: bool = False
 
 
-Act = Callable[[sqlite3.Connection, Call[B]], Verdict]
+Decider = Callable[[sqlite3.Connection, PartnerCall[B]], PartnerDecision]
 """How one operation decides a call that is not decided yet, inside the transaction that will record it."""
 
 
-def decide(file: Ledger, call: Call[B], act: Act[B]) -> Verdict:
+def decide_once(ledger_file: Ledger, call: PartnerCall[B], decider: Decider[B]) -> PartnerDecision:
     """Decide the call, or repeat what was decided, and record it; all of it is durable when this returns."""
     request = json.dumps(call.body.model_dump(mode="json"), sort_keys=True)
-    with file.transaction() as db:
-        verdict = _decided(db, call, request) or act(db, call)
-        if verdict.kept:
+    with ledger_file.transaction() as db:
+        decision = _earlier_decision(db, call, request) or decider(db, call)
+        if decision.remembered:
             db.execute(
                 "INSERT INTO answers (key, request, status, body) VALUES (?, ?, ?, ?)",
-                (call.key, request, verdict.status, json.dumps(verdict.body)),
+                (call.key, request, decision.status, json.dumps(decision.body)),
             )
         ledger.append(
             db,
             saga_id=call.body.saga_id,
             operation=call.operation.name,
             key=call.key,
-            outcome=verdict.outcome,
-            applied=verdict.applied,
-            amount_minor=verdict.amount_minor,
-            detail=verdict.detail,
+            outcome=decision.outcome,
+            applied=decision.applied,
+            amount_minor=decision.amount_minor,
+            detail=decision.detail,
         )
-    return verdict
+    return decision
 
 
-def failed(file: Ledger, call: Call[B], detail: str) -> None:
+def record_failure(ledger_file: Ledger, call: PartnerCall[B], detail: str) -> None:
     """Record a call that arrived and came to nothing; its key stays free."""
-    with file.transaction() as db:
+    with ledger_file.transaction() as db:
         ledger.append(
             db,
             saga_id=call.body.saga_id,
@@ -131,28 +131,28 @@ def failed(file: Ledger, call: Call[B], detail: str) -> None:
         )
 
 
-def refused(operation: Operation) -> Verdict:
+def refuse(operation: Operation) -> PartnerDecision:
     """The partner says no with the one status and code that are agreed for it."""
     if operation.refusal is None:
         raise RuntimeError(f"bug: {operation.name} cannot be refused")
     status, code = operation.refusal
-    return Verdict("refused", status, problem(status, code, "The partner refused."), detail=code)
+    return PartnerDecision("refused", status, problem(status, code, "The partner refused."), detail=code)
 
 
-def _decided(db: sqlite3.Connection, call: Call[B], request: str) -> Verdict | None:
-    stored = _answer(db, call.key)
+def _earlier_decision(db: sqlite3.Connection, call: PartnerCall[B], request: str) -> PartnerDecision | None:
+    stored = _stored_answer(db, call.key)
     if stored is not None and stored["request"] != request:
         body = problem(422, "idempotency-key-reused", "This key stands for a request with another body.")
-        return Verdict("error", 422, body, detail=body["code"], kept=False)
+        return PartnerDecision("error", 422, body, detail=body["code"], remembered=False)
     # The undo's remembered answer is the tombstone. It comes before the do's own answer: a late re-send must
     # not hear that its charge stands.
-    if call.operation.undone_by is not None and _answer(db, f"{call.body.saga_id}:{call.operation.undone_by}"):
-        return Verdict("undone", 409, problem(409, "undone", "This was undone for good."), kept=False)
+    if call.operation.undone_by is not None and _stored_answer(db, f"{call.body.saga_id}:{call.operation.undone_by}"):
+        return PartnerDecision("undone", 409, problem(409, "undone", "This was undone for good."), remembered=False)
     if stored is not None:
-        return Verdict("replayed", stored["status"], json.loads(stored["body"]), kept=False)
+        return PartnerDecision("replayed", stored["status"], json.loads(stored["body"]), remembered=False)
     return None
 
 
-def _answer(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
+def _stored_answer(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
     row: sqlite3.Row | None = db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
     return row

@@ -19,7 +19,7 @@ RESET_INSTEAD_OF_FIN = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
 SILENCE_SECONDS = 60.0
 
 
-class Connection:
+class ClientConnection:
     """One client's connection, and the news that the server stops."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -45,7 +45,7 @@ class ConnectionProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Offer the connection to its requests."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "connection": Connection(transport)}
+        self.app_state = {**self.app_state, "connection": ClientConnection(transport)}
 
     def shutdown(self) -> None:
         """Let go of what is waiting, then end as uvicorn does."""
@@ -67,8 +67,8 @@ class NoAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - says nothing
         """Take the place of an answer."""
-        connection: Connection = scope["state"]["connection"]
-        gone = asyncio.create_task(_client_gone(receive))
+        connection: ClientConnection = scope["state"]["connection"]
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
         stopping = asyncio.create_task(connection.stopping.wait())
         try:
             await asyncio.wait({gone, stopping}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -80,6 +80,6 @@ class NoAnswer(Response):
             stopping.cancel()
 
 
-async def _client_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

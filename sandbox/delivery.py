@@ -7,47 +7,49 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sandbox import calls, faults
-from sandbox.calls import Act, B, Call, Verdict
-from sandbox.connection import SILENCE_SECONDS, Connection, NoAnswer
+from sandbox.calls import B, Decider, PartnerCall, PartnerDecision
+from sandbox.connection import SILENCE_SECONDS, ClientConnection, NoAnswer
 from sandbox.faults import Rule
 from sandbox.ledger import Ledger
 from sandbox.problems import MEDIA_TYPE, problem, respond
 
-NOT_DONE = frozenset({"error", "unavailable", "timeout_before", "reset_before"})
-UNHEARD = frozenset({"timeout_after", "reset_after"})
+FAIL_BEFORE = frozenset({"error", "unavailable", "timeout_before", "reset_before"})
+ANSWER_LOST = frozenset({"timeout_after", "reset_after"})
 RETRY_AFTER_SECONDS = "1"
-UNREADABLE = b'{"saga_id": "'
+TRUNCATED_JSON = b'{"saga_id": "'
 
 
-async def deliver(request: Request, call: Call[B], act: Act[B]) -> Response:
+async def deliver(request: Request, call: PartnerCall[B], decider: Decider[B]) -> Response:
     """Decide the call and answer it, unless a fault rule has it otherwise."""
     ledger: Ledger = request.state.ledger
     with ledger.transaction() as db:
         rule = faults.choose(db, call.operation.name, call.body.model_dump(mode="json"))
     if rule is None:
-        return _answer(calls.decide(ledger, call, act))
-    connection: Connection = request.state.connection
+        return _response(calls.decide_once(ledger, call, decider))
+    connection: ClientConnection = request.state.connection
     if not rule.kind.startswith("timeout"):
         await connection.pause(rule.delay_seconds)
-    if rule.kind in NOT_DONE:
-        calls.failed(ledger, call, rule.kind)
-        return _failure(rule)
-    verdict = calls.decide(ledger, replace(call, refuse=rule.kind == "refuse"), act)
+    if rule.kind in FAIL_BEFORE:
+        calls.record_failure(ledger, call, rule.kind)
+        return _fault_response(rule)
+    decision = calls.decide_once(ledger, replace(call, refuse=rule.kind == "refuse"), decider)
     if rule.kind == "duplicate":
-        calls.decide(ledger, call, act)  # decisions are made one at a time: two at once are one after the other
+        calls.decide_once(
+            ledger, call, decider
+        )  # decisions run one at a time, so this equals two at once
     if rule.kind == "garbage":
-        return Response(UNREADABLE, verdict.status, media_type="application/json")
-    return _failure(rule) if rule.kind in UNHEARD else _answer(verdict)
+        return Response(TRUNCATED_JSON, decision.status, media_type="application/json")
+    return _fault_response(rule) if rule.kind in ANSWER_LOST else _response(decision)
 
 
-def _answer(verdict: Verdict) -> Response:
-    if verdict.silent:
+def _response(decision: PartnerDecision) -> Response:
+    if decision.silent:
         return NoAnswer(SILENCE_SECONDS, reset=False)
-    media_type = MEDIA_TYPE if verdict.status >= HTTPStatus.BAD_REQUEST else "application/json"
-    return JSONResponse(dict(verdict.body), verdict.status, media_type=media_type)
+    media_type = MEDIA_TYPE if decision.status >= HTTPStatus.BAD_REQUEST else "application/json"
+    return JSONResponse(dict(decision.body), decision.status, media_type=media_type)
 
 
-def _failure(rule: Rule) -> Response:
+def _fault_response(rule: Rule) -> Response:
     if rule.kind == "error":
         return respond(problem(500, "partner-error", "The partner failed; nothing was done."))
     if rule.kind == "unavailable":

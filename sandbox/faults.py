@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-Target = Literal[
+FaultTarget = Literal[
     "inventory.hold",
     "inventory.commit",
     "inventory.release",
@@ -21,7 +21,7 @@ Target = Literal[
     "shipping.create",
     "shipping.cancel",
 ]
-Kind = Literal[
+FaultKind = Literal[
     "refuse",
     "error",
     "unavailable",
@@ -50,8 +50,8 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    target: Target
-    kind: Kind
+    target: FaultTarget
+    kind: FaultKind
     probability: Annotated[float, Field(ge=0, le=1)] = 1.0
     times: Annotated[int | None, Field(ge=0)] = None
     delay_seconds: Annotated[float, Field(ge=0, le=3600)] = 0
@@ -63,18 +63,18 @@ class Rule(BaseModel):
             raise ValueError(f"an undo is never refused, and {self.target} is one")
         return self
 
-    def fits(self, target: str, body: Mapping[str, Any]) -> bool:
+    def applies_to(self, target: str, body: Mapping[str, Any]) -> bool:
         """Whether this rule is for such a call and is not used up."""
-        matches = all(name in body and body[name] == value for name, value in self.match.items())
-        return self.target == target and self.times != 0 and matches
+        body_matches = all(name in body and body[name] == value for name, value in self.match.items())
+        return self.target == target and self.times != 0 and body_matches
 
 
 def choose(db: sqlite3.Connection, target: str, body: Mapping[str, Any]) -> Rule | None:
     """The rule that applies to this call, one of its `times` spent; None where the call may go well."""
     for row in db.execute("SELECT position, rule FROM faults ORDER BY position").fetchall():
         rule = Rule.model_validate_json(row["rule"])
-        if rule.fits(target, body) and random.random() < rule.probability:  # noqa: S311 - dice, not a secret
-            _spend(db, row["position"], rule)
+        if rule.applies_to(target, body) and random.random() < rule.probability:  # noqa: S311 - dice, not a secret
+            _count_down(db, row["position"], rule)
             return rule
     return None
 
@@ -91,7 +91,7 @@ def current(db: sqlite3.Connection) -> list[Rule]:
     return [Rule.model_validate_json(row["rule"]) for row in rows]
 
 
-def _spend(db: sqlite3.Connection, position: int, rule: Rule) -> None:
+def _count_down(db: sqlite3.Connection, position: int, rule: Rule) -> None:
     if rule.times is not None:
-        left = rule.model_copy(update={"times": rule.times - 1})
-        db.execute("UPDATE faults SET rule = ? WHERE position = ?", (left.model_dump_json(), position))
+        updated = rule.model_copy(update={"times": rule.times - 1})
+        db.execute("UPDATE faults SET rule = ? WHERE position = ?", (updated.model_dump_json(), position))

@@ -16,18 +16,18 @@ from uuid import uuid4
 from pydantic import Field
 
 from sandbox import ledger
-from sandbox.calls import Body, Call, Line, Operation, Verdict, refused
+from sandbox.calls import Body, Line, Operation, PartnerCall, PartnerDecision, refuse
 from sandbox.problems import problem
 
 HOLD = Operation("inventory.hold", "reserve_inventory", "reserve_inventory:undo", (409, "out-of-stock"))
 COMMIT = Operation("inventory.commit", "commit_inventory", "reserve_inventory:undo", (409, "hold-expired"))
 RELEASE = Operation("inventory.release", "reserve_inventory:undo")
 
-FREE_AT_FIRST = 1_000_000
-EMPTY_AT_FIRST = "OUT-OF-STOCK"
+INITIAL_FREE = 1_000_000
+INITIALLY_EMPTY_ITEM = "OUT-OF-STOCK"
 MONTH_SECONDS = 30 * 86400
 
-Place = Literal["free", "held", "sold"]
+StockPart = Literal["free", "held", "sold"]
 
 
 class Hold(Body):
@@ -37,53 +37,57 @@ class Hold(Body):
     ttl_seconds: Annotated[float, Field(gt=0, le=MONTH_SECONDS)]
 
 
-def hold(db: sqlite3.Connection, call: Call[Hold]) -> Verdict:
+def hold(db: sqlite3.Connection, call: PartnerCall[Hold]) -> PartnerDecision:
     """Reserve all lines or none."""
     expire_holds(db)
-    wanted: Counter[str] = Counter()
+    quantities: Counter[str] = Counter()
     for line in call.body.items:
-        wanted[line.item_id] += line.qty
-    if call.refuse or any(stock(db, item_id)["free"] < qty for item_id, qty in wanted.items()):
-        return refused(call.operation)
+        quantities[line.item_id] += line.qty
+    if call.refuse or any(stock(db, item_id)["free"] < qty for item_id, qty in quantities.items()):
+        return refuse(call.operation)
     expires_at = time.time() + call.body.ttl_seconds
-    _move(db, wanted, "free", "held")
+    _move(db, quantities, "free", "held")
     db.execute(
         "INSERT INTO holds (saga_id, state, expires_at, items) VALUES (?, 'held', ?, ?)",
-        (call.body.saga_id, expires_at, json.dumps(wanted)),
+        (call.body.saga_id, expires_at, json.dumps(quantities)),
     )
-    expiry = datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return Verdict("done", 201, {"reservation_id": f"res_{uuid4().hex}", "expires_at": expiry}, applied=True)
+    expires_at_text = datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return PartnerDecision(
+        "done", 201, {"reservation_id": f"res_{uuid4().hex}", "expires_at": expires_at_text}, applied=True
+    )
 
 
-def commit(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
+def commit(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
     """Turn the hold into a sale. Without a hold there is nothing to decide: 404, and the key stays free."""
     saga_id = call.body.saga_id
     expire_holds(db)
     state = state_of(db, saga_id)
     if call.refuse or state == "expired":
-        return refused(call.operation)
+        return refuse(call.operation)
     if state is None:
         body = problem(404, "no-hold", "Nothing is held for this saga.")
-        return Verdict("error", 404, body, detail=body["code"], kept=False)
-    _end(db, saga_id, "held", "committed", "sold")
-    return Verdict("done", 200, {"saga_id": saga_id, "state": "committed"}, applied=True)
+        return PartnerDecision("error", 404, body, detail=body["code"], remembered=False)
+    _change_hold(db, saga_id, "held", "committed", "sold")
+    return PartnerDecision("done", 200, {"saga_id": saga_id, "state": "committed"}, applied=True)
 
 
-def release(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
+def release(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
     """Return what is held or sold. An expired hold stays `expired`: its stock went back by itself."""
     saga_id = call.body.saga_id
     expire_holds(db)
-    returned = _end(db, saga_id, "held", "released", "free") or _end(db, saga_id, "committed", "released", "free")
+    returned = any(_change_hold(db, saga_id, state, "released", "free") for state in ("held", "committed"))
     db.execute("INSERT INTO holds VALUES (?, 'released', 0, '{}') ON CONFLICT DO NOTHING", (saga_id,))
     answer = {"saga_id": saga_id, "state": state_of(db, saga_id)}
-    return Verdict("done" if returned else "nothing-to-undo", 200, answer, applied=returned)
+    return PartnerDecision("done" if returned else "nothing-to-undo", 200, answer, applied=returned)
 
 
 def expire_holds(db: sqlite3.Connection) -> None:
     """Return the stock of every hold whose time is up, each with an entry. Whoever looks calls this first."""
-    due = db.execute("SELECT saga_id FROM holds WHERE state = 'held' AND expires_at <= ?", (time.time(),)).fetchall()
-    for row in due:
-        _end(db, row["saga_id"], "held", "expired", "free")
+    expired = db.execute(
+        "SELECT saga_id FROM holds WHERE state = 'held' AND expires_at <= ?", (time.time(),)
+    ).fetchall()
+    for row in expired:
+        _change_hold(db, row["saga_id"], "held", "expired", "free")
         ledger.append(
             db, saga_id=row["saga_id"], operation=RELEASE.name, outcome="done", applied=True, detail="expired"
         )
@@ -99,7 +103,7 @@ def stock(db: sqlite3.Connection, item_id: str) -> dict[str, int]:
     """How much of an item is free, held and sold."""
     row = db.execute("SELECT free, held, sold FROM stock WHERE item_id = ?", (item_id,)).fetchone()
     if row is None:
-        return {"free": 0 if item_id == EMPTY_AT_FIRST else FREE_AT_FIRST, "held": 0, "sold": 0}
+        return {"free": 0 if item_id == INITIALLY_EMPTY_ITEM else INITIAL_FREE, "held": 0, "sold": 0}
     return dict(row)
 
 
@@ -111,22 +115,22 @@ def set_free(db: sqlite3.Connection, item_id: str, quantity: int) -> None:
     )
 
 
-def _end(db: sqlite3.Connection, saga_id: str, before: str, after: str, place: Place) -> bool:
+def _change_hold(db: sqlite3.Connection, saga_id: str, old_state: str, new_state: str, target: StockPart) -> bool:
     """Move a hold from one state to the next, its stock with it; false where it was not in the first."""
     row = db.execute(
-        "UPDATE holds SET state = ? WHERE saga_id = ? AND state = ? RETURNING items", (after, saga_id, before)
+        "UPDATE holds SET state = ? WHERE saga_id = ? AND state = ? RETURNING items", (new_state, saga_id, old_state)
     ).fetchone()
     if row is not None:
-        _move(db, json.loads(row["items"]), "held" if before == "held" else "sold", place)
+        _move(db, json.loads(row["items"]), "held" if old_state == "held" else "sold", target)
     return row is not None
 
 
-def _move(db: sqlite3.Connection, items: Mapping[str, int], source: Place, target: Place) -> None:
+def _move(db: sqlite3.Connection, items: Mapping[str, int], source: StockPart, target: StockPart) -> None:
     for item_id, qty in items.items():
-        now = stock(db, item_id)
-        now[source] -= qty
-        now[target] += qty
+        counts = stock(db, item_id)
+        counts[source] -= qty
+        counts[target] += qty
         db.execute(
             "INSERT OR REPLACE INTO stock (item_id, free, held, sold) VALUES (:item_id, :free, :held, :sold)",
-            {"item_id": item_id, **now},
+            {"item_id": item_id, **counts},
         )

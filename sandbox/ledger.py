@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Outcome = Literal["done", "replayed", "refused", "undone", "nothing-to-undo", "error"]
+EntryOutcome = Literal["done", "replayed", "refused", "undone", "nothing-to-undo", "error"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (
@@ -120,7 +120,7 @@ def append(
     *,
     saga_id: str,
     operation: str,
-    outcome: Outcome,
+    outcome: EntryOutcome,
     key: str | None = None,
     applied: bool = False,
     amount_minor: int | None = None,

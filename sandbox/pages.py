@@ -12,9 +12,9 @@ from sandbox.problems import ProblemError
 
 router = APIRouter(include_in_schema=False)
 
-NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-LANDING_POLICY = NOTHING + "style-src 'self'; img-src 'self'"
-DOCS_POLICY = NOTHING + "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+DENY_ALL = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+LANDING_POLICY = DENY_ALL + "style-src 'self'; img-src 'self'"
+DOCS_POLICY = DENY_ALL + "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
 SWAGGER_UI = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
@@ -23,14 +23,14 @@ SWAGGER_UI = {
 
 
 @functools.cache
-def _file(package: str, name: str) -> bytes:
+def _read_file(package: str, name: str) -> bytes:
     return resources.files(package).joinpath(name).read_bytes()
 
 
 @router.get("/")
 async def landing(request: Request) -> Response:
     """What this is, with the address that it was asked for in the examples."""
-    page = Template(_file("sandbox", "page/landing.html").decode())
+    page = Template(_read_file("sandbox", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     policy = {"Content-Security-Policy": LANDING_POLICY}
     return Response(page.substitute(address=address), headers=policy, media_type="text/html")
@@ -39,7 +39,7 @@ async def landing(request: Request) -> Response:
 @router.get("/page.css")
 async def style() -> Response:
     """The landing page's style."""
-    return Response(_file("sandbox", "page/page.css"), media_type="text/css")
+    return Response(_read_file("sandbox", "page/page.css"), media_type="text/css")
 
 
 @router.get("/docs")
@@ -67,4 +67,4 @@ async def swagger_ui(name: str) -> Response:
     """One of Swagger UI's own files."""
     if name not in SWAGGER_UI:
         raise ProblemError(404, "not-found", "There is no such file.")
-    return Response(_file("fastapi_swagger", f"resources/{name}"), media_type=SWAGGER_UI[name])
+    return Response(_read_file("fastapi_swagger", f"resources/{name}"), media_type=SWAGGER_UI[name])

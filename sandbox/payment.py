@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from sandbox.calls import Body, Call, Operation, Verdict, refused
+from sandbox.calls import Body, Operation, PartnerCall, PartnerDecision, refuse
 
 CHARGE = Operation("payment.charge", "charge_payment", "charge_payment:undo", (402, "card-declined"))
 REFUND = Operation("payment.refund", "charge_payment:undo")
@@ -23,15 +23,15 @@ class Charge(Body):
     payment_method: Annotated[str | None, Field(max_length=200)] = None
 
 
-def charge(db: sqlite3.Connection, call: Call[Charge]) -> Verdict:
+def charge(db: sqlite3.Connection, call: PartnerCall[Charge]) -> PartnerDecision:
     """Take the money. The silent method is charged, but only a re-send hears the answer."""
     body = call.body
     declined = call.refuse or body.payment_method == DECLINED_METHOD
     state = "declined" if declined else "charged"
     db.execute("INSERT INTO payments VALUES (?, ?, ?)", (body.saga_id, state, body.amount_minor))
     if declined:
-        return refused(call.operation)
-    return Verdict(
+        return refuse(call.operation)
+    return PartnerDecision(
         "done",
         201,
         {"payment_id": f"pay_{uuid4().hex}"},
@@ -41,7 +41,7 @@ def charge(db: sqlite3.Connection, call: Call[Charge]) -> Verdict:
     )
 
 
-def refund(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
+def refund(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
     """Give back whatever was charged. A declined payment stays `declined`: no money of it ever moved."""
     saga_id = call.body.saga_id
     charged = db.execute(
@@ -51,8 +51,8 @@ def refund(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
     db.execute("INSERT INTO payments VALUES (?, 'refunded', 0) ON CONFLICT DO NOTHING", (saga_id,))
     answer = {"saga_id": saga_id, "state": state_of(db, saga_id)}
     if charged is None:
-        return Verdict("nothing-to-undo", 200, answer)
-    return Verdict("done", 200, answer, applied=True, amount_minor=charged["amount_minor"])
+        return PartnerDecision("nothing-to-undo", 200, answer)
+    return PartnerDecision("done", 200, answer, applied=True, amount_minor=charged["amount_minor"])
 
 
 def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:

@@ -19,7 +19,7 @@ class ProblemError(Exception):
         self.body = problem(status, code, detail)
 
 
-def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
+def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]:
     """The body of an error answer."""
     return {
         "type": "about:blank",
@@ -27,7 +27,7 @@ def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
         "status": status,
         "code": code,
         "detail": detail,
-        **more,
+        **extra,
     }
 
 
@@ -52,7 +52,8 @@ async def on_http_error(_: Request, error: Exception) -> JSONResponse:
 async def on_invalid(_: Request, error: Exception) -> JSONResponse:
     """Answer a body or parameter that does not fit: 400 for what is no JSON, else 422 that says where."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this type only
-    errors = [{"where": ".".join(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()]
-    if any(each["type"] == "json_invalid" for each in error.errors()):
+    failures = error.errors()
+    errors = [{"where": ".".join(map(str, failure["loc"])), "why": failure["msg"]} for failure in failures]
+    if any(failure["type"] == "json_invalid" for failure in failures):
         return respond(problem(400, "malformed-json", "The body is not JSON.", errors=errors))
     return respond(problem(422, "invalid-request", "The request does not fit.", errors=errors))

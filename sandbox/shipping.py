@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pydantic import Field, JsonValue
 
-from sandbox.calls import Body, Call, Line, Operation, Verdict, refused
+from sandbox.calls import Body, Line, Operation, PartnerCall, PartnerDecision, refuse
 
 CREATE = Operation("shipping.create", "create_shipment", "create_shipment:undo", (409, "undeliverable"))
 CANCEL = Operation("shipping.cancel", "create_shipment:undo")
@@ -21,24 +21,24 @@ class Shipment(Body):
     address: dict[str, JsonValue] | None = None
 
 
-def create(db: sqlite3.Connection, call: Call[Shipment]) -> Verdict:
+def create(db: sqlite3.Connection, call: PartnerCall[Shipment]) -> PartnerDecision:
     """Take the parcel."""
-    refuse = call.refuse or any(line.item_id == UNDELIVERABLE_ITEM for line in call.body.items)
-    state = "refused" if refuse else "created"
+    refused = call.refuse or any(line.item_id == UNDELIVERABLE_ITEM for line in call.body.items)
+    state = "refused" if refused else "created"
     db.execute("INSERT INTO shipments VALUES (?, ?)", (call.body.saga_id, state))
-    if refuse:
-        return refused(call.operation)
-    return Verdict("done", 201, {"tracking_id": f"trk_{uuid4().hex}"}, applied=True)
+    if refused:
+        return refuse(call.operation)
+    return PartnerDecision("done", 201, {"tracking_id": f"trk_{uuid4().hex}"}, applied=True)
 
 
-def cancel(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
+def cancel(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
     """Call back whatever was created. A refused shipment stays `refused`: there never was a parcel."""
     saga_id = call.body.saga_id
     statement = "UPDATE shipments SET state = 'cancelled' WHERE saga_id = ? AND state = 'created'"
     cancelled = db.execute(statement, (saga_id,)).rowcount == 1
     db.execute("INSERT INTO shipments VALUES (?, 'cancelled') ON CONFLICT DO NOTHING", (saga_id,))
     answer = {"saga_id": saga_id, "state": state_of(db, saga_id)}
-    return Verdict("done" if cancelled else "nothing-to-undo", 200, answer, applied=cancelled)
+    return PartnerDecision("done" if cancelled else "nothing-to-undo", 200, answer, applied=cancelled)
 
 
 def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:
