@@ -1,12 +1,12 @@
-"""The partner sandbox: inventory, payment and shipping as one honest server that misbehaves on request.
+"""Simulate the three partners (inventory, payment, shipping) in one server that fails on request.
 
-It stands alone, so that its ledger can judge the service: whatever was answered is in one SQLite file,
-committed before the answer left, and survives a kill at any instant. Serve `create_app(ledger_path)` with
-uvicorn and `http=sandbox.http_protocol`, which lets a fault reset a connection.
+Tests compare the service with the sandbox's ledger, so the sandbox shares no code with the service. It commits
+every decision to one SQLite file before it answers; a kill at any time loses no answered call. Serve
+`create_app(ledger_path)` with uvicorn and `http=sandbox.http_protocol`, which lets a fault reset a connection.
 
-Map: `app` (routes) → `delivery` (faults around a call) → `calls` (the key check) → `inventory`, `payment`,
-`shipping` (what the partners decide) → `ledger` (the file); `faults` (rules), `connection` (resets and
-silences), `problems`.
+Map: `app` (routes) → `delivery` (fault injection) → `calls` (idempotency keys) → `inventory`, `payment`,
+`shipping` (the partners' decisions) → `ledger` (the file). Beside them: `faults` (fault rules), `connection`
+(resets and timeouts), `problems` (error responses), `pages` (the browser's pages).
 """
 
 from sandbox.app import create_app

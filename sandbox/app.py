@@ -1,7 +1,7 @@
-"""The sandbox's HTTP face: the partners' calls as the service makes them, and the doors for tests and people.
+"""The sandbox's routes: the partner calls that the service makes, and the simulator's own for tests and people.
 
-Partner calls answer only what was agreed; `/ledger`, `/stock` and `/faults` are the simulator's own and need
-no key.
+Partner calls follow the partner contract and need an `Idempotency-Key`. `/ledger`, `/stock` and `/faults`
+belong to the simulator and need none.
 """
 
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ from sandbox.ledger import Ledger
 from sandbox.problems import ProblemError
 
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
-MAX_SQLITE_INTEGER = 2**63 - 1  # what SQLite can compare
+MAX_SQLITE_INTEGER = 2**63 - 1  # the largest integer that SQLite can store
 
 ItemId = Annotated[str, PathParameter(min_length=1, max_length=200)]
 
@@ -34,13 +34,13 @@ simulator = APIRouter(tags=["simulator"])
 
 
 class RequestState(TypedDict):
-    """What every request finds in its state."""
+    """The values that the lifespan puts into each request's state."""
 
     ledger: Ledger
 
 
 class Shelf(BaseModel):
-    """How much of an item is to be free."""
+    """The free quantity to set for an item."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,7 +48,7 @@ class Shelf(BaseModel):
 
 
 async def current_ledger(request: Request) -> Ledger:
-    """The ledger for whoever looks: every hold whose time is up has been returned by then."""
+    """Return the ledger after expiring overdue holds, so that a read never shows one."""
     ledger: Ledger = request.state.ledger
     with ledger.transaction() as db:
         inventory.expire_holds(db)
@@ -60,32 +60,32 @@ CurrentLedger = Annotated[Ledger, Depends(current_ledger)]
 
 @partners.post("/v1/inventory/hold", status_code=201)
 async def hold(request: Request, body: inventory.Hold, key: KeyHeader = None) -> Response:
-    """Reserve all items or none, for `ttl_seconds`."""
+    """Reserve all items for `ttl_seconds`, or none."""
     return await deliver(request, PartnerCall.checked(inventory.HOLD, key, body), inventory.hold)
 
 
 @partners.post("/v1/inventory/commit")
 async def commit(request: Request, body: Body, key: KeyHeader = None) -> Response:
-    """Turn the hold into a sale."""
+    """Sell the held items."""
     return await deliver(request, PartnerCall.checked(inventory.COMMIT, key, body), inventory.commit)
 
 
 @partners.post("/v1/inventory/release")
 async def release(request: Request, body: Body, key: KeyHeader = None) -> Response:
-    """Return what is held or sold, and block any later hold or commit."""
+    """Return held or sold items to free stock, and block any later hold or commit."""
     return await deliver(request, PartnerCall.checked(inventory.RELEASE, key, body), inventory.release)
 
 
 @partners.get("/v1/inventory/holds/{saga_id}")
 async def hold_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
-    """`held`, `committed`, `released` or `expired`."""
+    """Show the state of a hold: `held`, `committed`, `released` or `expired`."""
     with ledger.transaction() as db:
         return _state_body(saga_id, inventory.state_of(db, saga_id))
 
 
 @partners.get("/v1/inventory/stock/{item_id:path}")
 async def stock(item_id: ItemId, ledger: CurrentLedger) -> dict[str, int]:
-    """How much of an item is free, held and sold; one never seen has 1,000,000 (`OUT-OF-STOCK`: none)."""
+    """Show the free, held and sold quantity of an item. A new item has 1,000,000 free; `OUT-OF-STOCK` has none."""
     with ledger.transaction() as db:
         return inventory.stock(db, item_id)
 
@@ -98,32 +98,32 @@ async def charge(request: Request, body: payment.Charge, key: KeyHeader = None) 
 
 @partners.post("/v1/payments/refund")
 async def refund(request: Request, body: Body, key: KeyHeader = None) -> Response:
-    """Give back whatever was charged, and block any later charge."""
+    """Refund the saga's charge, if any, and block any later charge."""
     return await deliver(request, PartnerCall.checked(payment.REFUND, key, body), payment.refund)
 
 
 @partners.get("/v1/payments/{saga_id}")
 async def payment_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
-    """`charged`, `declined` or `refunded`."""
+    """Show the state of a payment: `charged`, `declined` or `refunded`."""
     with ledger.transaction() as db:
         return _state_body(saga_id, payment.state_of(db, saga_id))
 
 
 @partners.post("/v1/shipments", status_code=201)
 async def create_shipment(request: Request, body: shipping.Shipment, key: KeyHeader = None) -> Response:
-    """Hand over a saga's parcel once."""
+    """Create a saga's shipment once."""
     return await deliver(request, PartnerCall.checked(shipping.CREATE, key, body), shipping.create)
 
 
 @partners.post("/v1/shipments/cancel")
 async def cancel_shipment(request: Request, body: Body, key: KeyHeader = None) -> Response:
-    """Call back whatever was handed over, and block any later shipment."""
+    """Cancel the saga's shipment, if any, and block any later shipment."""
     return await deliver(request, PartnerCall.checked(shipping.CANCEL, key, body), shipping.cancel)
 
 
 @partners.get("/v1/shipments/{saga_id}")
 async def shipment_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
-    """`created`, `refused` or `cancelled`."""
+    """Show the state of a shipment: `created`, `refused` or `cancelled`."""
     with ledger.transaction() as db:
         return _state_body(saga_id, shipping.state_of(db, saga_id))
 
@@ -135,28 +135,28 @@ async def entries(
     after: Annotated[int, Query(ge=0, le=MAX_SQLITE_INTEGER)] = 0,
     limit: Annotated[int | None, Query(ge=1, le=MAX_SQLITE_INTEGER)] = None,
 ) -> JSONResponse:
-    """Every decision in order, those with a `seq` greater than `after`; all of them without a `limit`.
+    """List the ledger entries with a `seq` greater than `after`, oldest first; all of them without a `limit`.
 
-    `outcome` is `done`, `replayed`, `refused`, `undone`, `nothing-to-undo` or `error` (nothing was decided;
-    `detail` has the reason). `applied` is true where money, stock or a parcel moved, and only there
-    `amount_minor` is set. `key` is null for what no call caused: a hold that expired.
+    `outcome` is `done`, `replayed`, `refused`, `undone`, `nothing-to-undo` or `error` (the partner made no
+    decision; `detail` has the reason). `applied` is true if the call moved money, stock or a parcel.
+    `amount_minor` is set if it moved money. `key` is null if no call caused the entry: a hold expired.
     """
     return JSONResponse({"entries": ledger.entries(saga_id or None, after, limit)})
 
 
 @simulator.get("/ledger/summary")
 async def summary(ledger: CurrentLedger, saga_id: str | None = None) -> JSONResponse:
-    """`{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped}}}`, by the entries.
+    """Sum up the entries: `{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped}}}`.
 
-    The amounts are all that was ever moved; the flags say what stands now. One saga or, without `saga_id`,
-    every one that has an entry.
+    The amounts are totals of all charges and refunds; the flags show the current state. Without `saga_id`, the
+    summary covers every saga that has an entry.
     """
     return JSONResponse({"sagas": ledger.summary(saga_id or None)})
 
 
 @simulator.put("/stock/{item_id:path}")
 async def set_stock(item_id: ItemId, shelf: Shelf, ledger: CurrentLedger) -> dict[str, int]:
-    """Set what is free of an item; what is held or sold stays."""
+    """Set the free quantity of an item; held and sold quantities stay."""
     with ledger.transaction() as db:
         inventory.set_free(db, item_id, shelf.quantity)
         return inventory.stock(db, item_id)
@@ -164,14 +164,14 @@ async def set_stock(item_id: ItemId, shelf: Shelf, ledger: CurrentLedger) -> dic
 
 @simulator.get("/faults")
 async def list_faults(ledger: CurrentLedger) -> list[Rule]:
-    """The fault rules in order, each with the `times` it has left."""
+    """List the fault rules in order, each with its remaining `times`."""
     with ledger.transaction() as db:
         return faults.current(db)
 
 
 @simulator.put("/faults")
 async def replace_faults(rules: list[Rule], ledger: CurrentLedger) -> list[Rule]:
-    """Let these fault rules be the only ones."""
+    """Replace all fault rules."""
     with ledger.transaction() as db:
         faults.replace(db, rules)
         return faults.current(db)
@@ -179,22 +179,22 @@ async def replace_faults(rules: list[Rule], ledger: CurrentLedger) -> list[Rule]
 
 @simulator.delete("/faults", status_code=204)
 async def clear_faults(ledger: CurrentLedger) -> None:
-    """Let every call go well."""
+    """Delete all fault rules, so that every call succeeds."""
     with ledger.transaction() as db:
         faults.replace(db, [])
 
 
 @simulator.get("/livez")
 async def livez() -> dict[str, str]:
-    """The process is up."""
+    """Report that the process is up."""
     return {"status": "ok"}
 
 
 def create_app(ledger_path: Path | None) -> FastAPI:
-    """The sandbox on the ledger at `ledger_path` (made if absent), or on one in memory that ends with it.
+    """Build the sandbox on the ledger file at `ledger_path` (created if absent); None keeps the ledger in memory.
 
-    The file is opened when the server starts; one that is no ledger fails the start with
-    `sqlite3.DatabaseError`.
+    The server opens the file when it starts. It fails to start with `sqlite3.DatabaseError` if the file is not
+    a SQLite database.
     """
 
     @asynccontextmanager
@@ -207,7 +207,7 @@ def create_app(ledger_path: Path | None) -> FastAPI:
 
     app = FastAPI(
         title="Partner sandbox",
-        docs_url=None,  # `pages` serves it, from files of our own
+        docs_url=None,  # `pages` serves it from local files
         generate_unique_id_function=_operation_id,
         redoc_url=None,
         lifespan=lifespan,
@@ -231,5 +231,5 @@ def _operation_id(route: APIRoute) -> str:
 
 def _state_body(saga_id: str, state: str | None) -> dict[str, str]:
     if state is None:
-        raise ProblemError(404, "not-found", "Nothing was ever heard of this saga.")
+        raise ProblemError(404, "not-found", "The partner has no record of this saga.")
     return {"saga_id": saga_id, "state": state}

@@ -1,7 +1,7 @@
-"""The key check that every partner call goes through: one key, one decision, one answer, for ever.
+"""Decide each partner call once: the same idempotency key always gets the same decision and the same answer.
 
-Decisions are made one at a time (a synchronous transaction on one event loop; between processes by SQLite's
-lock), so calls with one key that arrive together share the first one's answer.
+Decisions run one at a time: each is a synchronous transaction on one event loop, and SQLite's lock separates
+processes. So concurrent calls with the same key all get the answer of the first.
 """
 
 import json
@@ -20,7 +20,7 @@ SagaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 
 
 class Body(BaseModel):
-    """What every call says: which saga it is for. Unknown fields and loose types are refused."""
+    """The field that all calls share: the saga. Unknown fields and loose types are invalid."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -28,7 +28,7 @@ class Body(BaseModel):
 
 
 class Line(BaseModel):
-    """So many of one item."""
+    """A quantity of one item."""
 
     model_config = Body.model_config
 
@@ -41,10 +41,10 @@ B = TypeVar("B", bound=Body)
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing a partner does or undoes, known by the fixed ending of its key.
+    """A partner's do or undo, identified by the fixed ending of its idempotency key.
 
-    `undone_by` is the key ending whose undo blocks this do for good, and `refusal` the status and code with
-    which the partner may say no; an undo has neither.
+    `undone_by` is the key ending of the undo that blocks this do permanently. `refusal` is the agreed status
+    and code if the partner refuses. An undo has neither.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class PartnerCall(Generic[B]):
-    """A request whose key and body agree. `refuse` asks the partner to say no, as a fault rule wants it."""
+    """A request whose key matches its body. `refuse` is set by a fault rule that makes the partner refuse."""
 
     operation: Operation
     body: B
@@ -63,7 +63,7 @@ class PartnerCall(Generic[B]):
 
     @classmethod
     def checked(cls, operation: Operation, key: str | None, body: B) -> Self:
-        """Take the request, or refuse it with 400 where its key is not that of this saga and step."""
+        """Return the call. Raise ProblemError (400) if the key is missing or belongs to another saga or step."""
         call = cls(operation, body)
         if key is None:
             raise ProblemError(400, "idempotency-key-missing", f"Idempotency-Key must be {call.key}")
@@ -73,13 +73,17 @@ class PartnerCall(Generic[B]):
 
     @property
     def key(self) -> str:
-        """`{saga_id}:{step}` of a do, `{saga_id}:{step}:undo` of an undo."""
+        """The call's idempotency key: `{saga_id}:{step}` for a do, `{saga_id}:{step}:undo` for an undo."""
         return f"{self.body.saga_id}:{self.operation.key_ending}"
 
 
 @dataclass(frozen=True, slots=True)
 class PartnerDecision:
-    """A partner's decision. Not `remembered` under its key: a later call may end otherwise. `silent`: unheard."""
+    """A partner's decision on one call.
+
+    `remembered` is false if nothing is stored under the key, so a later call may be decided differently. `silent`
+    means that the caller gets no answer.
+    """
 
     outcome: EntryOutcome
     status: int
@@ -92,11 +96,11 @@ class PartnerDecision:
 
 
 Decider = Callable[[sqlite3.Connection, PartnerCall[B]], PartnerDecision]
-"""How one operation decides a call that is not decided yet, inside the transaction that will record it."""
+"""Decides a call whose key has no decision yet, inside the transaction that records the decision."""
 
 
 def decide_once(ledger_file: Ledger, call: PartnerCall[B], decider: Decider[B]) -> PartnerDecision:
-    """Decide the call, or repeat what was decided, and record it; all of it is durable when this returns."""
+    """Return the earlier decision for this key, or make one; record it and commit before returning."""
     request = json.dumps(call.body.model_dump(mode="json"), sort_keys=True)
     with ledger_file.transaction() as db:
         decision = _earlier_decision(db, call, request) or decider(db, call)
@@ -119,7 +123,7 @@ def decide_once(ledger_file: Ledger, call: PartnerCall[B], decider: Decider[B]) 
 
 
 def record_failure(ledger_file: Ledger, call: PartnerCall[B], detail: str) -> None:
-    """Record a call that arrived and came to nothing; its key stays free."""
+    """Record a call that failed before the partner decided. Its key stays unused."""
     with ledger_file.transaction() as db:
         ledger.append(
             db,
@@ -132,7 +136,7 @@ def record_failure(ledger_file: Ledger, call: PartnerCall[B], detail: str) -> No
 
 
 def refuse(operation: Operation) -> PartnerDecision:
-    """The partner says no with the one status and code that are agreed for it."""
+    """Return a refusal with the status and code that the partner contract defines for this operation."""
     if operation.refusal is None:
         raise RuntimeError(f"bug: {operation.name} cannot be refused")
     status, code = operation.refusal
@@ -142,12 +146,14 @@ def refuse(operation: Operation) -> PartnerDecision:
 def _earlier_decision(db: sqlite3.Connection, call: PartnerCall[B], request: str) -> PartnerDecision | None:
     stored = _stored_answer(db, call.key)
     if stored is not None and stored["request"] != request:
-        body = problem(422, "idempotency-key-reused", "This key stands for a request with another body.")
+        body = problem(422, "idempotency-key-reused", "This key was used before with another body.")
         return PartnerDecision("error", 422, body, detail=body["code"], remembered=False)
-    # The undo's remembered answer is the tombstone. It comes before the do's own answer: a late re-send must
-    # not hear that its charge stands.
+    # The undo's stored answer is the tombstone. Check it before the do's own answer: after the undo, a late
+    # retry of the charge must not be answered "charged".
     if call.operation.undone_by is not None and _stored_answer(db, f"{call.body.saga_id}:{call.operation.undone_by}"):
-        return PartnerDecision("undone", 409, problem(409, "undone", "This was undone for good."), remembered=False)
+        return PartnerDecision(
+            "undone", 409, problem(409, "undone", "An undo has blocked this operation permanently."), remembered=False
+        )
     if stored is not None:
         return PartnerDecision("replayed", stored["status"], json.loads(stored["body"]), remembered=False)
     return None

@@ -1,4 +1,4 @@
-"""Delivers a call to its partner, with whatever goes wrong on the way and on the way back."""
+"""Deliver a call to its partner, and inject the fault that a rule asks for, before or after the decision."""
 
 from dataclasses import replace
 from http import HTTPStatus
@@ -20,7 +20,7 @@ TRUNCATED_JSON = b'{"saga_id": "'
 
 
 async def deliver(request: Request, call: PartnerCall[B], decider: Decider[B]) -> Response:
-    """Decide the call and answer it, unless a fault rule has it otherwise."""
+    """Decide and answer the call, or fail as the first matching fault rule says."""
     ledger: Ledger = request.state.ledger
     with ledger.transaction() as db:
         rule = faults.choose(db, call.operation.name, call.body.model_dump(mode="json"))
@@ -34,9 +34,8 @@ async def deliver(request: Request, call: PartnerCall[B], decider: Decider[B]) -
         return _fault_response(rule)
     decision = calls.decide_once(ledger, replace(call, refuse=rule.kind == "refuse"), decider)
     if rule.kind == "duplicate":
-        calls.decide_once(
-            ledger, call, decider
-        )  # decisions run one at a time, so this equals two at once
+        # Decisions run one at a time, so concurrent deliveries would give the same result.
+        calls.decide_once(ledger, call, decider)
     if rule.kind == "garbage":
         return Response(TRUNCATED_JSON, decision.status, media_type="application/json")
     return _fault_response(rule) if rule.kind in ANSWER_LOST else _response(decision)
@@ -51,9 +50,9 @@ def _response(decision: PartnerDecision) -> Response:
 
 def _fault_response(rule: Rule) -> Response:
     if rule.kind == "error":
-        return respond(problem(500, "partner-error", "The partner failed; nothing was done."))
+        return respond(problem(500, "partner-error", "The partner failed and did nothing."))
     if rule.kind == "unavailable":
-        body = problem(503, "partner-unavailable", "The partner is busy; nothing was done.")
+        body = problem(503, "partner-unavailable", "The partner is busy and did nothing.")
         return respond(body, {"Retry-After": RETRY_AFTER_SECONDS})
     if rule.kind.startswith("reset"):
         return NoAnswer(0, reset=True)

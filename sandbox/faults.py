@@ -1,8 +1,7 @@
-"""Fault rules: which calls go wrong, how, how often. They are in the ledger file too and survive a restart.
+"""Fault rules: which calls fail, how, and how often. The ledger file stores them, so they survive a restart.
 
-The first rule of the list that fits the call, has `times` left and wins its draw applies; a rule that loses
-its draw leaves the call to the rules after it. `times` counts down, so that reading the rules tells what is
-left of them.
+The first rule that matches the call, has `times` left and passes its `probability` check applies. If the check
+fails, the next rules are tried. Each use decrements `times`, so reading the rules shows how many uses remain.
 """
 
 import random
@@ -37,15 +36,16 @@ UNDO_TARGETS = frozenset({"inventory.release", "payment.refund", "shipping.cance
 
 
 class Rule(BaseModel):
-    """What goes wrong with the calls of one target whose body has the fields of `match`, each equal.
+    """A fault for the calls to `target` whose body contains every field of `match` with an equal value.
 
-    `refuse`: the partner says no, with its agreed code. `error` (500), `unavailable` (503 with
-    `Retry-After`), `timeout_before` and `reset_before`: not done, and the key stays free. `slow`: done after
-    `delay_seconds`. `timeout_after`, `reset_after`, `garbage` (an unreadable answer): done, but the caller
-    cannot know. `duplicate`: the request is delivered twice at once, through the key check.
+    `refuse`: the partner refuses with its agreed code. `error` (500), `unavailable` (503 with `Retry-After`),
+    `timeout_before` and `reset_before`: the partner does nothing, and the key stays unused. `slow`: the partner
+    acts after `delay_seconds`. `timeout_after`, `reset_after` and `garbage` (malformed JSON): the partner acts,
+    but the caller cannot know. `duplicate`: the sandbox delivers the request twice, and the key check
+    recognizes the second.
 
-    A timeout holds the connection open for `delay_seconds` (60 where that is 0), then closes it without an
-    answer. Before every other kind, `delay_seconds` pass first. `times: null` is without end.
+    A timeout keeps the connection open for `delay_seconds` (60 if that is 0), then closes it without an answer.
+    Every other kind starts after `delay_seconds`. `times: null` means no limit.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
@@ -60,33 +60,33 @@ class Rule(BaseModel):
     @model_validator(mode="after")
     def _only_a_do_is_refused(self) -> Self:
         if self.kind == "refuse" and self.target in UNDO_TARGETS:
-            raise ValueError(f"an undo is never refused, and {self.target} is one")
+            raise ValueError(f"{self.target} is an undo, and an undo cannot be refused")
         return self
 
     def applies_to(self, target: str, body: Mapping[str, Any]) -> bool:
-        """Whether this rule is for such a call and is not used up."""
+        """Return whether the rule matches the call and has uses left."""
         body_matches = all(name in body and body[name] == value for name, value in self.match.items())
         return self.target == target and self.times != 0 and body_matches
 
 
 def choose(db: sqlite3.Connection, target: str, body: Mapping[str, Any]) -> Rule | None:
-    """The rule that applies to this call, one of its `times` spent; None where the call may go well."""
+    """Return the rule that applies to this call and decrement its `times`; None if no rule applies."""
     for row in db.execute("SELECT position, rule FROM faults ORDER BY position").fetchall():
         rule = Rule.model_validate_json(row["rule"])
-        if rule.applies_to(target, body) and random.random() < rule.probability:  # noqa: S311 - dice, not a secret
+        if rule.applies_to(target, body) and random.random() < rule.probability:  # noqa: S311 - a fault's probability, not a secret
             _count_down(db, row["position"], rule)
             return rule
     return None
 
 
 def replace(db: sqlite3.Connection, rules: Sequence[Rule]) -> None:
-    """Let these rules, in this order, be the only ones."""
+    """Replace all rules with these, in this order."""
     db.execute("DELETE FROM faults")
     db.executemany("INSERT INTO faults (rule) VALUES (?)", [(rule.model_dump_json(),) for rule in rules])
 
 
 def current(db: sqlite3.Connection) -> list[Rule]:
-    """The rules in order, each with the `times` it has left."""
+    """Return the rules in order, each with its remaining `times`."""
     rows = db.execute("SELECT rule FROM faults ORDER BY position")
     return [Rule.model_validate_json(row["rule"]) for row in rows]
 

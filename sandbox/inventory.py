@@ -1,7 +1,7 @@
-"""Inventory: stock is free, held or sold, and every unit is in exactly one of the three.
+"""Inventory: each unit of stock is either free, held or sold.
 
-A hold lasts until its time is up. The first look at the inventory after that returns it and writes an entry
-of its own: `inventory.release`, `done`, applied, without a key, with the detail `expired`.
+A hold expires at `expires_at`. The first request after that returns its stock and writes a ledger entry:
+`inventory.release`, `done`, applied, without a key, with the detail `expired`.
 """
 
 import json
@@ -31,14 +31,14 @@ StockPart = Literal["free", "held", "sold"]
 
 
 class Hold(Body):
-    """Lines of the same item are added up."""
+    """The items to hold. Quantities of the same item are added up."""
 
     items: Annotated[list[Line], Field(min_length=1, max_length=1000)]
     ttl_seconds: Annotated[float, Field(gt=0, le=MONTH_SECONDS)]
 
 
 def hold(db: sqlite3.Connection, call: PartnerCall[Hold]) -> PartnerDecision:
-    """Reserve all lines or none."""
+    """Hold all lines or none."""
     expire_holds(db)
     quantities: Counter[str] = Counter()
     for line in call.body.items:
@@ -58,21 +58,21 @@ def hold(db: sqlite3.Connection, call: PartnerCall[Hold]) -> PartnerDecision:
 
 
 def commit(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
-    """Turn the hold into a sale. Without a hold there is nothing to decide: 404, and the key stays free."""
+    """Sell the held items. Without a hold, answer 404 and leave the key unused."""
     saga_id = call.body.saga_id
     expire_holds(db)
     state = state_of(db, saga_id)
     if call.refuse or state == "expired":
         return refuse(call.operation)
     if state is None:
-        body = problem(404, "no-hold", "Nothing is held for this saga.")
+        body = problem(404, "no-hold", "This saga has no hold.")
         return PartnerDecision("error", 404, body, detail=body["code"], remembered=False)
     _change_hold(db, saga_id, "held", "committed", "sold")
     return PartnerDecision("done", 200, {"saga_id": saga_id, "state": "committed"}, applied=True)
 
 
 def release(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
-    """Return what is held or sold. An expired hold stays `expired`: its stock went back by itself."""
+    """Return held or sold items. An expired hold stays `expired`, because its stock was returned already."""
     saga_id = call.body.saga_id
     expire_holds(db)
     returned = any(_change_hold(db, saga_id, state, "released", "free") for state in ("held", "committed"))
@@ -82,7 +82,7 @@ def release(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
 
 
 def expire_holds(db: sqlite3.Connection) -> None:
-    """Return the stock of every hold whose time is up, each with an entry. Whoever looks calls this first."""
+    """Return the stock of every expired hold, with one entry each. Every reader of holds or stock calls this first."""
     expired = db.execute(
         "SELECT saga_id FROM holds WHERE state = 'held' AND expires_at <= ?", (time.time(),)
     ).fetchall()
@@ -94,13 +94,13 @@ def expire_holds(db: sqlite3.Connection) -> None:
 
 
 def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:
-    """`held`, `committed`, `expired`, `released` (also where a release came first), or None: never seen."""
+    """Return `held`, `committed`, `expired`, `released` (also if nothing was held before), or None if unknown."""
     row = db.execute("SELECT state FROM holds WHERE saga_id = ?", (saga_id,)).fetchone()
     return None if row is None else str(row["state"])
 
 
 def stock(db: sqlite3.Connection, item_id: str) -> dict[str, int]:
-    """How much of an item is free, held and sold."""
+    """Return the free, held and sold quantity of an item."""
     row = db.execute("SELECT free, held, sold FROM stock WHERE item_id = ?", (item_id,)).fetchone()
     if row is None:
         return {"free": 0 if item_id == INITIALLY_EMPTY_ITEM else INITIAL_FREE, "held": 0, "sold": 0}
@@ -108,7 +108,7 @@ def stock(db: sqlite3.Connection, item_id: str) -> dict[str, int]:
 
 
 def set_free(db: sqlite3.Connection, item_id: str, quantity: int) -> None:
-    """Put so much of an item on the shelf; what is held or sold stays."""
+    """Set the free quantity of an item; held and sold quantities stay."""
     db.execute(
         "INSERT INTO stock (item_id, free) VALUES (?, ?) ON CONFLICT DO UPDATE SET free = excluded.free",
         (item_id, quantity),
@@ -116,7 +116,7 @@ def set_free(db: sqlite3.Connection, item_id: str, quantity: int) -> None:
 
 
 def _change_hold(db: sqlite3.Connection, saga_id: str, old_state: str, new_state: str, target: StockPart) -> bool:
-    """Move a hold from one state to the next, its stock with it; false where it was not in the first."""
+    """Move a hold and its stock to a new state. Return false if the hold was not in `old_state`."""
     row = db.execute(
         "UPDATE holds SET state = ? WHERE saga_id = ? AND state = ? RETURNING items", (new_state, saga_id, old_state)
     ).fetchone()

@@ -1,4 +1,4 @@
-"""What a person sees in a browser: `GET /`, and Swagger UI at `/docs`, all of it served from here."""
+"""Serve the pages for a browser: `GET /`, and Swagger UI at `/docs`. They need no internet access."""
 
 import functools
 import html
@@ -29,7 +29,7 @@ def _read_file(package: str, name: str) -> bytes:
 
 @router.get("/")
 async def landing(request: Request) -> Response:
-    """What this is, with the address that it was asked for in the examples."""
+    """Serve the start page. Its examples use the address of the request."""
     page = Template(_read_file("sandbox", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     policy = {"Content-Security-Policy": LANDING_POLICY}
@@ -38,13 +38,13 @@ async def landing(request: Request) -> Response:
 
 @router.get("/page.css")
 async def style() -> Response:
-    """The landing page's style."""
+    """Serve the style sheet of the start page."""
     return Response(_read_file("sandbox", "page/page.css"), media_type="text/css")
 
 
 @router.get("/docs")
 async def docs() -> Response:
-    """Swagger UI's page."""
+    """Serve the page of Swagger UI."""
     page = get_swagger_ui_html(
         title="Partner sandbox: the API",
         swagger_js_url="/docs/swagger-ui-bundle.js",
@@ -58,13 +58,13 @@ async def docs() -> Response:
 
 @router.get("/docs/swagger-initializer.js")
 async def initializer() -> Response:
-    """The script that starts Swagger UI."""
+    """Serve the script that starts Swagger UI."""
     return get_swagger_ui_init_js(openapi_url="/openapi.json", swagger_ui_parameters={"validatorUrl": None})
 
 
 @router.get("/docs/{name}")
 async def swagger_ui(name: str) -> Response:
-    """One of Swagger UI's own files."""
+    """Serve one of Swagger UI's own files."""
     if name not in SWAGGER_UI:
-        raise ProblemError(404, "not-found", "There is no such file.")
+        raise ProblemError(404, "not-found", "This file does not exist.")
     return Response(_read_file("fastapi_swagger", f"resources/{name}"), media_type=SWAGGER_UI[name])

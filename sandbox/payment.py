@@ -1,4 +1,4 @@
-"""Payment: a saga is charged once, and what was charged is given back once."""
+"""Payment: charge a saga at most once, and refund the charge at most once."""
 
 import sqlite3
 from typing import Annotated
@@ -16,7 +16,7 @@ SILENT_METHOD = "pm_timeout_after"
 
 
 class Charge(Body):
-    """An amount in the currency's smallest unit; a null method is the customer's default."""
+    """An amount in the currency's smallest unit. A null method means the customer's default method."""
 
     amount_minor: Annotated[int, Field(gt=0, lt=10**15)]
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")]
@@ -24,7 +24,7 @@ class Charge(Body):
 
 
 def charge(db: sqlite3.Connection, call: PartnerCall[Charge]) -> PartnerDecision:
-    """Take the money. The silent method is charged, but only a re-send hears the answer."""
+    """Charge the amount. With `pm_timeout_after`, only a retry gets the answer."""
     body = call.body
     declined = call.refuse or body.payment_method == DECLINED_METHOD
     state = "declined" if declined else "charged"
@@ -42,7 +42,7 @@ def charge(db: sqlite3.Connection, call: PartnerCall[Charge]) -> PartnerDecision
 
 
 def refund(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
-    """Give back whatever was charged. A declined payment stays `declined`: no money of it ever moved."""
+    """Refund the charge, if any. A declined payment stays `declined`, because no money moved."""
     saga_id = call.body.saga_id
     charged = db.execute(
         "UPDATE payments SET state = 'refunded' WHERE saga_id = ? AND state = 'charged' RETURNING amount_minor",
@@ -56,6 +56,6 @@ def refund(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
 
 
 def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:
-    """`charged`, `declined`, `refunded` (also where a refund came and nothing had been charged), or None."""
+    """Return `charged`, `declined`, `refunded` (also if nothing was charged before), or None if unknown."""
     row = db.execute("SELECT state FROM payments WHERE saga_id = ?", (saga_id,)).fetchone()
     return None if row is None else str(row["state"])

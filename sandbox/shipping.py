@@ -1,4 +1,4 @@
-"""Shipping: a saga's parcel is handed over once, and can be called back."""
+"""Shipping: create a saga's shipment at most once, and cancel it at most once."""
 
 import sqlite3
 from typing import Annotated
@@ -15,14 +15,14 @@ UNDELIVERABLE_ITEM = "UNDELIVERABLE"
 
 
 class Shipment(Body):
-    """What goes where; a null address is the customer's own, which the carrier knows."""
+    """The items and the address. A null address means the customer's own, which the carrier knows."""
 
     items: Annotated[list[Line], Field(min_length=1, max_length=1000)]
     address: dict[str, JsonValue] | None = None
 
 
 def create(db: sqlite3.Connection, call: PartnerCall[Shipment]) -> PartnerDecision:
-    """Take the parcel."""
+    """Create the shipment."""
     refused = call.refuse or any(line.item_id == UNDELIVERABLE_ITEM for line in call.body.items)
     state = "refused" if refused else "created"
     db.execute("INSERT INTO shipments VALUES (?, ?)", (call.body.saga_id, state))
@@ -32,7 +32,7 @@ def create(db: sqlite3.Connection, call: PartnerCall[Shipment]) -> PartnerDecisi
 
 
 def cancel(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
-    """Call back whatever was created. A refused shipment stays `refused`: there never was a parcel."""
+    """Cancel the shipment, if any. A refused shipment stays `refused`, because the carrier has no parcel."""
     saga_id = call.body.saga_id
     statement = "UPDATE shipments SET state = 'cancelled' WHERE saga_id = ? AND state = 'created'"
     cancelled = db.execute(statement, (saga_id,)).rowcount == 1
@@ -42,6 +42,6 @@ def cancel(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
 
 
 def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:
-    """`created`, `refused`, `cancelled` (also where a cancellation came first), or None: never seen."""
+    """Return `created`, `refused`, `cancelled` (also if nothing was created before), or None if unknown."""
     row = db.execute("SELECT state FROM shipments WHERE saga_id = ?", (saga_id,)).fetchone()
     return None if row is None else str(row["state"])
