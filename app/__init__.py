@@ -16,6 +16,7 @@ For operators: `operations` is what they see and do; `api.ops` and `cli` show it
 a broker lost and removes rows past their retention.
 
 Around it: `main` and `bootstrap` put the parts of a process together from `settings`; `demo` runs the whole system in
-one command; `sandbox` simulates the partners and stands alone; `db`, `cache`, `loops`, `observability` and `errors`
-serve all rooms. An upper room may import a lower one, never the other way round: `pyproject.toml` holds the contracts.
+one command; `db`, `cache`, `loops`, `observability` and `errors` serve all rooms. An upper room may import a lower one,
+never the other way round: `pyproject.toml` holds the contracts. Outside this package is `sandbox`, the simulator of the
+partners, which stands alone; only `cli` and `demo` start it.
 """

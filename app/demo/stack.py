@@ -12,7 +12,8 @@ from pathlib import Path
 
 import typer
 
-from app import bootstrap, db, main, sandbox, settings
+import sandbox
+from app import bootstrap, db, main, settings
 from app.api.server import listener as server_listener
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from app.errors import ConfigurationError

@@ -1,4 +1,4 @@
-"""Every call that a partner takes, and sandboxes that can be killed."""
+"""The calls of the partner contract by operation, and sandbox processes that tests can kill."""
 
 import contextlib
 import os
@@ -22,21 +22,21 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 SERVER = """
 import socket, sys, uvicorn
 from pathlib import Path
-from app.sandbox import create_app, http_protocol
+from sandbox import create_app, http_protocol
 config = uvicorn.Config(create_app(Path(sys.argv[1])), http=http_protocol, log_config=None)
 uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
 """
 
 
-Act = Callable[[Partners, UUID, Item], Awaitable[Outcome]]
+PartnerAction = Callable[[Partners, UUID, Item], Awaitable[Outcome]]
 
-DO: dict[str, Act] = {
+DO: dict[str, PartnerAction] = {
     "inventory.hold": lambda to, saga, item: to.inventory.hold(saga, [item], HOLD_SECONDS),
     "inventory.commit": lambda to, saga, _: to.inventory.commit(saga),
     "payment.charge": lambda to, saga, _: to.payment.charge(charge_of(saga, 700, "EUR", "pm_card_visa")),
     "shipping.create": lambda to, saga, item: to.shipping.create(saga, [item], None),
 }
-UNDO: dict[str, Act] = {
+UNDO: dict[str, PartnerAction] = {
     "inventory.release": lambda to, saga, _: to.inventory.release(saga),
     "payment.refund": lambda to, saga, _: to.payment.refund(charge_of(saga)),
     "shipping.cancel": lambda to, saga, _: to.shipping.cancel(saga),
@@ -58,7 +58,7 @@ REFUSALS = {
 
 @dataclass
 class SandboxProcess:
-    """A sandbox in a process of its own, on a ledger file. Its port outlives it, so callers wait while it is down."""
+    """A sandbox in its own process, on a ledger file. The test owns the port, so callers wait while it is down."""
 
     ledger: Path
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=512))
@@ -106,17 +106,17 @@ def saga() -> UUID:
 
 @pytest.fixture
 def item() -> Item:
-    """Two of an item that no other test knows."""
+    """Two units of an item that no other test uses."""
     return Item(f"item-{uuid4().hex[:12]}", 2)
 
 
 async def post(http: httpx.AsyncClient, path: str, key: str | None, body: Any) -> httpx.Response:
-    """One partner call as plain HTTP."""
+    """Make one partner call as plain HTTP."""
     return await http.post(path, json=body, headers={} if key is None else {"Idempotency-Key": key})
 
 
 async def prepare(partners: Partners, saga: UUID, item: Item, operation: str) -> None:
-    """Do what must be there before an operation makes sense."""
+    """Make the calls that must precede the operation."""
     if operation in ("inventory.commit", "inventory.release"):
         await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     if operation == "payment.refund":

@@ -1,4 +1,4 @@
-"""Every call of the partner contract, as the service's clients make it and as plain HTTP."""
+"""Check every call of the partner contract through the service's clients and as plain HTTP."""
 
 import asyncio
 from typing import Any
@@ -20,18 +20,21 @@ async def stock(http: httpx.AsyncClient, item_id: str) -> tuple[int, int, int]:
     return found["free"], found["held"], found["sold"]
 
 
-def test_the_sandbox_lives(sandbox_url: str) -> None:
+def test_livez(sandbox_url: str) -> None:
+    """`GET /livez` reports that the process is up."""
     answer = httpx.get(f"{sandbox_url}/livez")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_an_item_never_seen_has_a_million(http: httpx.AsyncClient, item: Item) -> None:
+async def test_new_item_has_a_million_free(http: httpx.AsyncClient, item: Item) -> None:
+    """A new item has 1,000,000 units free."""
     assert await stock(http, item.sku) == (1_000_000, 0, 0)
 
 
-async def test_a_hold_takes_stock_and_names_its_end(
+async def test_hold_takes_stock_and_has_an_expiry(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """A hold moves stock from free to held and returns when it expires."""
     outcome = await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert isinstance(outcome, Done)
     assert set(outcome.reply) == {"reservation_id", "expires_at"}
@@ -39,27 +42,28 @@ async def test_a_hold_takes_stock_and_names_its_end(
     assert await partners.inventory.state(saga) == "held"
 
 
-async def test_lines_of_one_item_are_added_up(
+async def test_lines_of_the_same_item_are_added_up(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """A hold adds up the quantities of lines with the same item."""
     await http.put(f"/stock/{item.sku}", json={"quantity": 3})
     assert await partners.inventory.hold(saga, [item, item], HOLD_SECONDS) == Refused("out-of-stock")
     assert isinstance(await partners.inventory.hold(uuid4(), [item, Item(item.sku, 1)], HOLD_SECONDS), Done)
     assert await stock(http, item.sku) == (0, 3, 0)
 
 
-async def test_a_hold_takes_all_items_or_none(
+async def test_hold_takes_all_items_or_none(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """A hold is refused as a whole if one item is out of stock."""
     outcome = await partners.inventory.hold(saga, [item, Item("OUT-OF-STOCK", 1)], HOLD_SECONDS)
     assert outcome == Refused("out-of-stock")
     assert await stock(http, item.sku) == (1_000_000, 0, 0)
     assert await partners.inventory.state(saga) is None
 
 
-async def test_a_commit_turns_the_hold_into_a_sale(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
-) -> None:
+async def test_commit_sells_the_held_items(http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item) -> None:
+    """A commit moves stock from held to sold."""
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert await partners.inventory.commit(saga) == Done()
     assert await stock(http, item.sku) == (999_998, 0, 2)
@@ -67,9 +71,10 @@ async def test_a_commit_turns_the_hold_into_a_sale(
     assert (await summary(http, saga))["committed"] is True
 
 
-async def test_a_commit_without_a_hold_is_unknown_and_leaves_the_key_free(
+async def test_commit_without_a_hold_leaves_the_key_unused(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """A commit without a hold is a 404, and the same key works once a hold exists."""
     assert await partners.inventory.commit(saga) == Unknown("404 no-hold", our_fault=True)
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert await partners.inventory.commit(saga) == Done()
@@ -77,9 +82,10 @@ async def test_a_commit_without_a_hold_is_unknown_and_leaves_the_key_free(
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_a_release_returns_what_is_held_or_sold(
+async def test_release_returns_held_or_sold_items(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, *, committed: bool
 ) -> None:
+    """A release returns held or sold stock to free."""
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     if committed:
         await partners.inventory.commit(saga)
@@ -88,16 +94,15 @@ async def test_a_release_returns_what_is_held_or_sold(
     assert await partners.inventory.state(saga) == "released"
 
 
-async def test_a_charge_moves_its_amount_and_a_refund_all_of_it_back(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_charge_and_refund_move_the_same_amount(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """A charge moves its amount, and a refund returns all of it."""
     outcome = await partners.payment.charge(charge_of(saga, 2997, "USD", "pm_card_visa"))
     assert isinstance(outcome, Done)
     assert set(outcome.reply) == {"payment_id"}
     assert await partners.payment.state(saga) == "charged"
     assert await partners.payment.refund(charge_of(saga)) == Done()
     assert await partners.payment.state(saga) == "refunded"
-    amounts = [(each["operation"], each["amount_minor"], each["applied"]) for each in await entries(http, saga)]
+    amounts = [(entry["operation"], entry["amount_minor"], entry["applied"]) for entry in await entries(http, saga)]
     assert amounts == [("payment.charge", 2997, True), ("payment.refund", 2997, True)]
     assert (await summary(http, saga)) == {
         "charged_minor": 2997,
@@ -108,13 +113,13 @@ async def test_a_charge_moves_its_amount_and_a_refund_all_of_it_back(
     }
 
 
-async def test_a_charge_without_a_method_uses_the_customers_default(partners: Partners, saga: UUID) -> None:
+async def test_charge_without_a_method_succeeds(partners: Partners, saga: UUID) -> None:
+    """A charge without a payment method uses the customer's default."""
     assert isinstance(await partners.payment.charge(charge_of(saga, 1, "JPY", None)), Done)
 
 
-async def test_a_declined_card_moves_nothing_and_stays_declined_when_undone(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_declined_card_moves_nothing(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """A declined card moves no money, and the payment stays `declined` after a refund."""
     assert await partners.payment.charge(charge_of(saga, 500, "USD", "pm_card_declined")) == Refused("card-declined")
     assert await partners.payment.state(saga) == "declined"
     assert await partners.payment.refund(charge_of(saga)) == Done()
@@ -124,25 +129,26 @@ async def test_a_declined_card_moves_nothing_and_stays_declined_when_undone(
     assert (await summary(http, saga))["charged_minor"] == 0
 
 
-async def test_the_silent_card_is_charged_and_only_a_second_call_hears_it(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_pm_timeout_after_answers_only_a_retry(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """`pm_timeout_after` is charged, but only a retry gets the answer."""
+
     async def is_charged() -> bool:
         return await decisions(http, saga, "payment.charge") == [("done", True)]
 
     charge = charge_of(saga, 500, "USD", "pm_timeout_after")
-    unheard = asyncio.create_task(partners.payment.charge(charge))
+    unanswered = asyncio.create_task(partners.payment.charge(charge))
     await wait_until(is_charged, AMPLE_SECONDS, "the charge")
     assert isinstance(await partners.payment.charge(charge), Done)
-    assert not unheard.done()
+    assert not unanswered.done()
     assert await decisions(http, saga, "payment.charge") == [("done", True), ("replayed", False)]
-    unheard.cancel()
-    await asyncio.wait([unheard])
+    unanswered.cancel()
+    await asyncio.wait([unanswered])
 
 
-async def test_a_shipment_is_created_and_cancelled(
+async def test_shipment_is_created_and_cancelled(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """A shipment can be created and then cancelled."""
     outcome = await partners.shipping.create(saga, [item], ADDRESS)
     assert isinstance(outcome, Done)
     assert set(outcome.reply) == {"tracking_id"}
@@ -153,7 +159,8 @@ async def test_a_shipment_is_created_and_cancelled(
     assert (await summary(http, saga))["shipped"] is False
 
 
-async def test_an_undeliverable_item_is_held_but_not_shipped(partners: Partners, saga: UUID) -> None:
+async def test_undeliverable_item_is_held_but_not_shipped(partners: Partners, saga: UUID) -> None:
+    """Inventory holds an undeliverable item, and shipping refuses it."""
     item = Item("UNDELIVERABLE", 1)
     assert isinstance(await partners.inventory.hold(saga, [item], HOLD_SECONDS), Done)
     assert await partners.shipping.create(saga, [item], None) == Refused("undeliverable")
@@ -161,7 +168,8 @@ async def test_an_undeliverable_item_is_held_but_not_shipped(partners: Partners,
 
 
 @pytest.mark.parametrize("path", ["/v1/inventory/holds", "/v1/payments", "/v1/shipments"])
-async def test_a_saga_never_seen_is_a_404(http: httpx.AsyncClient, path: str, saga: UUID) -> None:
+async def test_unknown_saga_is_a_404(http: httpx.AsyncClient, path: str, saga: UUID) -> None:
+    """The state of an unknown saga is a 404 problem."""
     answer = await http.get(f"{path}/{saga}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
     assert answer.headers["content-type"] == "application/problem+json"
@@ -179,9 +187,10 @@ async def test_a_saga_never_seen_is_a_404(http: httpx.AsyncClient, path: str, sa
         ("/v1/shipments/cancel", {}),
     ],
 )
-async def test_a_key_that_is_missing_or_not_this_sagas_is_a_400_and_decides_nothing(
+async def test_missing_or_wrong_key_is_a_400(
     http: httpx.AsyncClient, saga: UUID, path: str, body: dict[str, Any]
 ) -> None:
+    """A missing key, or a key of another saga or step, is a 400 and writes no entry."""
     codes = []
     for key in (None, "nonsense", f"{uuid4()}:charge_payment", f"{saga}:reserve_inventory:undo:undo"):
         answer = await post(http, path, key, {"saga_id": str(saga), **body})
@@ -205,9 +214,10 @@ async def test_a_key_that_is_missing_or_not_this_sagas_is_a_400_and_decides_noth
         {"tip": 1},
     ],
 )
-async def test_a_body_that_does_not_fit_is_a_422_that_names_the_place(
+async def test_invalid_body_is_a_422_with_the_location(
     http: httpx.AsyncClient, saga: UUID, change: dict[str, Any]
 ) -> None:
+    """An invalid body is a 422 that names the invalid field."""
     body = {"saga_id": str(saga), "amount_minor": 5, "currency": "USD", "payment_method": None, **change}
     answer = await post(http, "/v1/payments/charge", f"{saga}:charge_payment", body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
@@ -215,22 +225,23 @@ async def test_a_body_that_does_not_fit_is_a_422_that_names_the_place(
     assert await entries(http, saga) == []
 
 
-async def test_what_is_no_json_is_a_400(http: httpx.AsyncClient) -> None:
+async def test_malformed_json_is_a_400(http: httpx.AsyncClient) -> None:
+    """A body that is not JSON is a 400."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": "s:charge_payment"}
     answer = await http.post("/v1/payments/charge", content=b'{"saga_id":', headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed-json")
 
 
 @pytest.mark.parametrize(("method", "status"), [("DELETE", 405), ("GET", 404)])
-async def test_the_frameworks_own_errors_are_problems_too(http: httpx.AsyncClient, method: str, status: int) -> None:
+async def test_framework_errors_are_problems(http: httpx.AsyncClient, method: str, status: int) -> None:
+    """Unknown routes and wrong methods are answered as problems."""
     answer = await http.request(method, "/ledger" if status == 405 else "/nowhere")
     assert answer.status_code == answer.json()["status"] == status
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_setting_stock_sets_what_is_free_and_leaves_what_is_held(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_setting_stock_keeps_held_items(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """`PUT /stock` sets the free quantity and keeps the held quantity."""
     item_id = f"a thing/№{saga.hex[:8]}"
     await partners.inventory.hold(saga, [Item(item_id, 4)], HOLD_SECONDS)
     answer = await http.put(f"/stock/{item_id}", json={"quantity": 7})
@@ -238,7 +249,8 @@ async def test_setting_stock_sets_what_is_free_and_leaves_what_is_held(
     assert (await http.put(f"/stock/{item_id}", json={"quantity": -1})).status_code == 422
 
 
-async def test_any_name_of_a_saga_is_served(http: httpx.AsyncClient) -> None:
+async def test_saga_id_need_not_be_a_uuid(http: httpx.AsyncClient) -> None:
+    """A saga id may be any name, not only a UUID."""
     saga = f"curl-{uuid4().hex[:8]}"
     answer = await post(http, "/v1/payments/refund", f"{saga}:charge_payment:undo", {"saga_id": saga})
     assert answer.json() == {"saga_id": saga, "state": "refunded"}

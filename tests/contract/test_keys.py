@@ -1,4 +1,4 @@
-"""One key, one decision, one answer, for ever; an undo blocks its do, whichever comes first."""
+"""Check idempotency keys: each key has one decision and one answer, and an undo blocks its do permanently."""
 
 import asyncio
 from uuid import UUID
@@ -12,9 +12,10 @@ from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of, decisions
 
 
 @pytest.mark.parametrize("operation", ACTS)
-async def test_the_same_key_again_is_the_same_answer_and_moves_nothing(
+async def test_same_key_replays_the_answer(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
 ) -> None:
+    """A retry with the same key gets the same answer and moves nothing."""
     await prepare(partners, saga, item, operation)
     first = await ACTS[operation](partners, saga, item)
     assert isinstance(first, Done)
@@ -24,9 +25,10 @@ async def test_the_same_key_again_is_the_same_answer_and_moves_nothing(
 
 
 @pytest.mark.parametrize("operation", ACTS)
-async def test_calls_with_one_key_that_arrive_together_share_one_answer(
+async def test_concurrent_calls_with_one_key_share_an_answer(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
 ) -> None:
+    """Concurrent calls with the same key are decided once and share the answer."""
     await prepare(partners, saga, item, operation)
     outcomes = await asyncio.gather(*(ACTS[operation](partners, saga, item) for _ in range(12)))
     assert isinstance(outcomes[0], Done)
@@ -35,9 +37,10 @@ async def test_calls_with_one_key_that_arrive_together_share_one_answer(
 
 
 @pytest.mark.parametrize("operation", DO)
-async def test_a_refusal_is_remembered_even_if_the_call_would_succeed_now(
+async def test_refusal_is_replayed(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
 ) -> None:
+    """A refusal is replayed, even if the call could succeed by now."""
     await prepare(partners, saga, item, operation)
     await set_faults(http, {"target": operation, "kind": "refuse", "times": 1})
     for _ in range(2):
@@ -46,9 +49,10 @@ async def test_a_refusal_is_remembered_even_if_the_call_would_succeed_now(
 
 
 @pytest.mark.parametrize("operation", DO)
-async def test_an_undo_of_what_never_happened_succeeds_and_blocks_the_do_for_good(
+async def test_undo_before_do_blocks_the_do(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
 ) -> None:
+    """An undo without an earlier do succeeds and blocks the do permanently."""
     undo = UNDONE_BY[operation]
     assert await UNDO[undo](partners, saga, item) == Done()
     for _ in range(2):
@@ -58,9 +62,10 @@ async def test_an_undo_of_what_never_happened_succeeds_and_blocks_the_do_for_goo
 
 
 @pytest.mark.parametrize("operation", DO)
-async def test_a_do_sent_again_after_its_undo_is_undone_though_it_once_succeeded(
+async def test_do_retried_after_its_undo_is_undone(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
 ) -> None:
+    """A retry of a successful do after its undo is answered `undone`, not with the first answer."""
     await prepare(partners, saga, item, operation)
     assert isinstance(await DO[operation](partners, saga, item), Done)
     assert await UNDO[UNDONE_BY[operation]](partners, saga, item) == Done()
@@ -69,15 +74,15 @@ async def test_a_do_sent_again_after_its_undo_is_undone_though_it_once_succeeded
     assert await decisions(http, saga, UNDONE_BY[operation]) == [("done", True)]
 
 
-async def test_the_one_undo_of_inventory_blocks_a_commit_of_the_released_hold(
-    partners: Partners, saga: UUID, item: Item
-) -> None:
+async def test_release_blocks_a_later_commit(partners: Partners, saga: UUID, item: Item) -> None:
+    """A release blocks the commit of the released hold."""
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     await partners.inventory.release(saga)
     assert await partners.inventory.commit(saga) == Unknown("409 undone")
 
 
-async def test_what_a_tombstone_stands_for_is_told_as_undone(partners: Partners, saga: UUID, item: Item) -> None:
+async def test_state_after_an_undo_without_a_do(partners: Partners, saga: UUID, item: Item) -> None:
+    """After an undo without a do, the partner's state shows the undo."""
     for undo in UNDO.values():
         await undo(partners, saga, item)
     assert await partners.inventory.state(saga) == "released"
@@ -85,9 +90,8 @@ async def test_what_a_tombstone_stands_for_is_told_as_undone(partners: Partners,
     assert await partners.shipping.state(saga) == "cancelled"
 
 
-async def test_a_key_with_another_body_is_a_422_and_our_fault_and_leaves_the_first_answer(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_key_reused_with_another_body_is_a_422(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """A key reused with another body is a 422 and our fault; the first answer stays."""
     first = await partners.payment.charge(charge_of(saga, 700, "EUR", None))
     assert await partners.payment.charge(charge_of(saga, 701, "EUR", None)) == Unknown(
         "422 idempotency-key-reused", our_fault=True
@@ -101,23 +105,25 @@ async def test_a_key_with_another_body_is_a_422_and_our_fault_and_leaves_the_fir
     assert (await summary(http, saga))["charged_minor"] == 700
 
 
-async def test_the_order_of_fields_and_absent_nulls_make_no_other_body(http: httpx.AsyncClient, saga: UUID) -> None:
+async def test_field_order_and_nulls_do_not_change_a_body(http: httpx.AsyncClient, saga: UUID) -> None:
+    """Two bodies are equal regardless of field order and of nulls that are left out."""
     key = f"{saga}:charge_payment"
     first = {"saga_id": str(saga), "amount_minor": 5, "currency": "USD", "payment_method": None}
     again = {"currency": "USD", "amount_minor": 5, "saga_id": str(saga)}
     answers = [await post(http, "/v1/payments/charge", key, body) for body in (first, again)]
-    assert [each.status_code for each in answers] == [201, 201]
+    assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[0].content == answers[1].content
 
 
-async def test_a_do_and_its_undo_that_race_leave_nothing_standing(
+async def test_racing_dos_and_undos_cancel_out(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """If each do races its undo, no charge, hold or shipment remains."""
     await asyncio.gather(*(act(partners, saga, item) for act in ACTS.values()))
-    told = await summary(http, saga)
-    assert told["charged_minor"] == told["refunded_minor"]
-    assert [told["held"], told["committed"], told["shipped"]] == [False, False, False]
-    assert {each["key"] for each in await entries(http, saga)} == {
+    totals = await summary(http, saga)
+    assert totals["charged_minor"] == totals["refunded_minor"]
+    assert [totals["held"], totals["committed"], totals["shipped"]] == [False, False, False]
+    assert {entry["key"] for entry in await entries(http, saga)} == {
         f"{saga}:{step}"
         for step in (
             "reserve_inventory",

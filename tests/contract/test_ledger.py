@@ -1,4 +1,4 @@
-"""The ledger tells all that happened, in order, and nothing that was answered is lost, whatever kills the sandbox."""
+"""Check the ledger: it records every decision in order, and a kill of the sandbox loses no answered call."""
 
 import asyncio
 import sqlite3
@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.partners.ports import Done, Item, Outcome, Refused
-from app.sandbox import create_app
+from sandbox import create_app
 from tests.contract.conftest import ACTS, SandboxProcess, post
 from tests.harness.sandboxes import (
     HOLD_SECONDS,
@@ -39,15 +39,14 @@ async def expire_a_hold(http: httpx.AsyncClient, partners: Partners, saga: UUID,
     }
     assert (await post(http, "/v1/inventory/hold", f"{saga}:reserve_inventory", body)).status_code == 201
 
-    async def it_is_over() -> bool:
+    async def is_expired() -> bool:
         return await partners.inventory.state(saga) == "expired"
 
-    await wait_until(it_is_over, AMPLE_SECONDS, "end of the hold")
+    await wait_until(is_expired, AMPLE_SECONDS, "the hold to expire")
 
 
-async def test_an_entry_tells_who_did_what_when_by_which_key_and_how_it_ended(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_entry_fields(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """An entry has the saga, the operation, the key, the UTC time, the outcome and the amount."""
     await partners.payment.charge(charge_of(saga, 1050, "USD", "pm_card_visa"))
     await partners.payment.charge(charge_of(saga, 1050, "USD", "pm_card_visa"))
     done, replayed = await entries(http, saga)
@@ -70,9 +69,8 @@ async def test_an_entry_tells_who_did_what_when_by_which_key_and_how_it_ended(
     assert (replayed["outcome"], replayed["applied"], replayed["amount_minor"]) == ("replayed", False, None)
 
 
-async def test_entries_are_read_in_pages_without_a_gap_or_a_repeat(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID
-) -> None:
+async def test_pages_of_entries_have_no_gap_or_repeat(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """Paging with `after` and `limit` returns each entry once."""
     for _ in range(7):
         await partners.payment.refund(charge_of(saga))
     whole, after = [], 0
@@ -85,29 +83,31 @@ async def test_entries_are_read_in_pages_without_a_gap_or_a_repeat(
     assert len(whole) == 7
 
 
-async def test_the_whole_ledger_is_every_sagas_and_an_empty_parameter_means_all(
-    http: httpx.AsyncClient, partners: Partners
-) -> None:
+async def test_ledger_without_saga_id_lists_all_sagas(http: httpx.AsyncClient, partners: Partners) -> None:
+    """A missing or empty `saga_id` selects the entries of every saga."""
     sagas = [uuid4(), uuid4()]
     for saga in sagas:
         await partners.payment.refund(charge_of(saga))
-    told = (await http.get("/ledger?saga_id=")).json()["entries"]
-    assert {str(saga) for saga in sagas} <= {each["saga_id"] for each in told}
+    listed = (await http.get("/ledger?saga_id=")).json()["entries"]
+    assert {str(saga) for saga in sagas} <= {entry["saga_id"] for entry in listed}
     assert {str(saga) for saga in sagas} <= set((await http.get("/ledger/summary")).json()["sagas"])
 
 
 @pytest.mark.parametrize("query", ["after=-1", "limit=0", "limit=x", "after=99999999999999999999"])
-async def test_a_page_that_cannot_be_is_a_422(http: httpx.AsyncClient, query: str) -> None:
+async def test_invalid_page_is_a_422(http: httpx.AsyncClient, query: str) -> None:
+    """Invalid values of `after` and `limit` are rejected with 422."""
     assert (await http.get(f"/ledger?{query}")).status_code == 422
 
 
-async def test_a_saga_without_entries_has_no_summary(http: httpx.AsyncClient, saga: UUID) -> None:
+async def test_saga_without_entries_has_no_summary(http: httpx.AsyncClient, saga: UUID) -> None:
+    """The summary omits a saga without entries."""
     assert (await http.get("/ledger/summary", params={"saga_id": str(saga)})).json() == {"sagas": {}}
 
 
-async def test_a_hold_past_its_time_returns_its_stock_and_the_ledger_says_so(
+async def test_expired_hold_returns_its_stock(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """An expired hold returns its stock and writes an entry without a key."""
     await expire_a_hold(http, partners, saga, item)
     stock = (await http.get(f"/v1/inventory/stock/{item.sku}")).json()
     assert stock == {"free": 1_000_000, "held": 0, "sold": 0}
@@ -117,9 +117,10 @@ async def test_a_hold_past_its_time_returns_its_stock_and_the_ledger_says_so(
     assert (await summary(http, saga))["held"] is False
 
 
-async def test_a_commit_of_an_expired_hold_is_refused_for_good_and_an_undo_finds_nothing(
+async def test_commit_of_an_expired_hold_is_refused(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """A commit of an expired hold is refused permanently, and a release has nothing to undo."""
     await expire_a_hold(http, partners, saga, item)
     assert await partners.inventory.commit(saga) == Refused("hold-expired")
     assert await partners.inventory.commit(saga) == Refused("hold-expired")
@@ -129,17 +130,19 @@ async def test_a_commit_of_an_expired_hold_is_refused_for_good_and_an_undo_finds
     assert await decisions(http, saga, "inventory.release") == [("done", True), ("nothing-to-undo", False)]
 
 
-async def test_stock_of_an_expired_hold_is_free_for_the_next(
+async def test_stock_of_an_expired_hold_can_be_held_again(
     http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
 ) -> None:
+    """Another saga can hold the stock of an expired hold."""
     await http.put(f"/stock/{item.sku}", json={"quantity": item.quantity})
     await expire_a_hold(http, partners, saga, item)
     assert isinstance(await partners.inventory.hold(uuid4(), [item], HOLD_SECONDS), Done)
 
 
-async def test_everything_is_as_before_after_a_kill(
+async def test_kill_loses_no_state(
     start_sandbox: Start, partners_at: Callable[..., Partners], saga: UUID, item: Item
 ) -> None:
+    """After a kill and a restart, the ledger, the fault rules, the stock and the answers are unchanged."""
     sandbox = start_sandbox()
     partners, other = partners_at(sandbox.url), uuid4()
     async with plain_http(sandbox.url) as http:
@@ -156,9 +159,10 @@ async def test_everything_is_as_before_after_a_kill(
     assert await partners.inventory.state(other) == "held"
 
 
-async def test_a_kill_amid_calls_loses_no_answer_and_repeats_no_deed(
+async def test_kill_during_calls_loses_and_repeats_nothing(
     start_sandbox: Start, partners_at: Callable[..., Partners]
 ) -> None:
+    """A kill during calls loses no answered call, and no retry charges a second time."""
     sandbox = start_sandbox()
     partners = partners_at(sandbox.url)
     sagas = [uuid4() for _ in range(120)]
@@ -174,14 +178,15 @@ async def test_a_kill_amid_calls_loses_no_answer_and_repeats_no_deed(
     sandbox.start()
     await asyncio.gather(*calls)
     again = {saga: await partners.payment.charge(charge_of(saga, 100, "USD", None)) for saga in sagas}
-    assert all(isinstance(each, Done) for each in again.values())
+    assert all(isinstance(outcome, Done) for outcome in again.values())
     assert all(again[saga] == outcome for saga, outcome in first.items() if isinstance(outcome, Done))
     async with plain_http(sandbox.url) as http:
-        told = (await http.get("/ledger")).json()["entries"]
-    assert Counter(each["saga_id"] for each in told if each["applied"]) == dict.fromkeys(map(str, sagas), 1)
+        listed = (await http.get("/ledger")).json()["entries"]
+    assert Counter(entry["saga_id"] for entry in listed if entry["applied"]) == dict.fromkeys(map(str, sagas), 1)
 
 
-async def test_the_ledger_file_takes_no_change_of_what_is_written(tmp_path: Path) -> None:
+async def test_ledger_file_is_append_only(tmp_path: Path) -> None:
+    """The ledger file rejects updates and deletes of its entries."""
     app: Any = create_app(tmp_path / "ledger.sqlite")
     async with app.router.lifespan_context(app):
         with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as file:
@@ -192,16 +197,18 @@ async def test_the_ledger_file_takes_no_change_of_what_is_written(tmp_path: Path
                     file.execute(change)
 
 
-async def test_a_file_that_is_no_ledger_fails_the_start(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_fails_the_start(tmp_path: Path) -> None:
+    """The sandbox does not start on a file that is not a SQLite database."""
     path = tmp_path / "notes.txt"
-    path.write_text("not a database, though long enough to be taken for one" * 20)
+    path.write_text("this text is not a database, but as long as a database header" * 20)
     app: Any = create_app(path)
     with pytest.raises(sqlite3.DatabaseError):
         async with app.router.lifespan_context(app):
             pass
 
 
-async def test_a_ledger_in_a_folder_yet_to_be_made_is_made(tmp_path: Path) -> None:
+async def test_missing_ledger_folder_is_created(tmp_path: Path) -> None:
+    """The sandbox creates the ledger file's folder if it is missing."""
     path = tmp_path / "new" / "ledger.sqlite"
     app: Any = create_app(path)
     async with app.router.lifespan_context(app):

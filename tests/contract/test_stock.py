@@ -1,4 +1,4 @@
-"""Stock is conserved and money moves once, whatever is called, in any order, however often, with any faults."""
+"""Check that any sequence of calls, with any faults, conserves stock and moves money at most once."""
 
 import asyncio
 import random
@@ -19,8 +19,8 @@ from tests.harness.wait import AMPLE_SECONDS
 KINDS = ["error", "unavailable", "slow", "reset_before", "reset_after", "garbage", "duplicate"]
 
 
-class Shelf:
-    """What the inventory must say, as plainly as it can be put: one item, a few sagas, each wanting some of it."""
+class InventoryModel:
+    """A minimal model of the inventory: one item and a few sagas that hold it."""
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -29,7 +29,7 @@ class Shelf:
         self.sold: Counter[int] = Counter()
 
     def call(self, operation: str, saga: int, qty: int) -> int:
-        """The status that the call must get."""
+        """Apply the call and return the expected HTTP status."""
         if operation != "release" and ("release", saga) in self.answers:
             return 409
         known = self.answers.get((operation, saga))
@@ -77,10 +77,11 @@ def plain(sandbox_url: str) -> Iterator[httpx.Client]:
     quantities=st.lists(st.integers(1, 6), min_size=4, max_size=4),
     calls=st.lists(st.tuples(st.sampled_from(list(STEPS)), st.integers(0, 3)), max_size=24),
 )
-def test_the_inventory_answers_and_counts_as_its_model_does(
+def test_inventory_matches_its_model(
     plain: httpx.Client, free: int, quantities: list[int], calls: list[tuple[str, int]]
 ) -> None:
-    run, model = uuid4().hex, Shelf(free)
+    """For any sequence of calls, the inventory's answers and counts equal those of the model."""
+    run, model = uuid4().hex, InventoryModel(free)
     plain.put(f"/stock/{run}", json={"quantity": free}).raise_for_status()
     for operation, saga in calls:
         name = f"{run}-{saga}"
@@ -93,10 +94,11 @@ def test_the_inventory_answers_and_counts_as_its_model_does(
         assert plain.get(f"/v1/inventory/stock/{run}").json() == model.stock
 
 
-async def test_a_storm_of_calls_and_faults_moves_nothing_twice_and_loses_no_unit(
+async def test_concurrent_calls_with_faults_conserve_stock(
     http: httpx.AsyncClient, partners: Partners, item: Item
 ) -> None:
-    dice = random.Random(20)  # noqa: S311 - a storm that can be run again, not a secret
+    """With concurrent calls and faults, nothing moves twice and no unit of stock is lost."""
+    dice = random.Random(20)  # noqa: S311 - a reproducible test run, not a secret
     sagas = [uuid4() for _ in range(20)]
     await http.put(f"/stock/{item.sku}", json={"quantity": 30})
     rules = [{"target": target, "kind": kind, "probability": 0.05} for target in ACTS for kind in KINDS]
@@ -109,13 +111,13 @@ async def test_a_storm_of_calls_and_faults_moves_nothing_twice_and_loses_no_unit
 
     await asyncio.gather(*map(drive, sagas))
     stock = (await http.get(f"/v1/inventory/stock/{item.sku}")).json()
-    told = (await http.get("/ledger")).json()["entries"]
-    applied = Counter((each["saga_id"], each["operation"]) for each in told if each["applied"])
+    listed = (await http.get("/ledger")).json()["entries"]
+    applied = Counter((entry["saga_id"], entry["operation"]) for entry in listed if entry["applied"])
     assert {applied[str(saga), operation] for saga in sagas for operation in ACTS} == {0, 1}
-    sums = (await http.get("/ledger/summary")).json()["sagas"]
-    standing = [sums[str(saga)] for saga in sagas]
-    assert stock["held"] == 2 * sum(each["held"] for each in standing)
-    assert stock["sold"] == 2 * sum(each["committed"] for each in standing)
+    summaries = (await http.get("/ledger/summary")).json()["sagas"]
+    final = [summaries[str(saga)] for saga in sagas]
+    assert stock["held"] == 2 * sum(totals["held"] for totals in final)
+    assert stock["sold"] == 2 * sum(totals["committed"] for totals in final)
     assert sum(stock.values()) == 30
-    assert all(each["charged_minor"] in (0, 700) for each in standing)
-    assert all(each["refunded_minor"] in (0, each["charged_minor"]) for each in standing)
+    assert all(totals["charged_minor"] in (0, 700) for totals in final)
+    assert all(totals["refunded_minor"] in (0, totals["charged_minor"]) for totals in final)

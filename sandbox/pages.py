@@ -1,4 +1,4 @@
-"""What a person sees in a browser: `GET /`, and Swagger UI at `/docs`, all of it served from here."""
+"""Serve the pages for a browser: `GET /`, and Swagger UI at `/docs`. They need no internet access."""
 
 import functools
 import html
@@ -8,13 +8,13 @@ from string import Template
 from fastapi import APIRouter, Request, Response
 from fastapi_csp_docs import get_swagger_ui_html, get_swagger_ui_init_js
 
-from app.sandbox.problems import ProblemError
+from sandbox.problems import ProblemError
 
 router = APIRouter(include_in_schema=False)
 
-NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-LANDING_POLICY = NOTHING + "style-src 'self'; img-src 'self'"
-DOCS_POLICY = NOTHING + "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+DENY_ALL = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+LANDING_POLICY = DENY_ALL + "style-src 'self'; img-src 'self'"
+DOCS_POLICY = DENY_ALL + "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
 SWAGGER_UI = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
@@ -23,14 +23,14 @@ SWAGGER_UI = {
 
 
 @functools.cache
-def _file(package: str, name: str) -> bytes:
+def _read_file(package: str, name: str) -> bytes:
     return resources.files(package).joinpath(name).read_bytes()
 
 
 @router.get("/")
 async def landing(request: Request) -> Response:
-    """What this is, with the address that it was asked for in the examples."""
-    page = Template(_file("app.sandbox", "page/landing.html").decode())
+    """Serve the start page. Its examples use the address of the request."""
+    page = Template(_read_file("sandbox", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     policy = {"Content-Security-Policy": LANDING_POLICY}
     return Response(page.substitute(address=address), headers=policy, media_type="text/html")
@@ -38,13 +38,13 @@ async def landing(request: Request) -> Response:
 
 @router.get("/page.css")
 async def style() -> Response:
-    """The landing page's style."""
-    return Response(_file("app.sandbox", "page/page.css"), media_type="text/css")
+    """Serve the style sheet of the start page."""
+    return Response(_read_file("sandbox", "page/page.css"), media_type="text/css")
 
 
 @router.get("/docs")
 async def docs() -> Response:
-    """Swagger UI's page."""
+    """Serve the page of Swagger UI."""
     page = get_swagger_ui_html(
         title="Partner sandbox: the API",
         swagger_js_url="/docs/swagger-ui-bundle.js",
@@ -58,13 +58,13 @@ async def docs() -> Response:
 
 @router.get("/docs/swagger-initializer.js")
 async def initializer() -> Response:
-    """The script that starts Swagger UI."""
+    """Serve the script that starts Swagger UI."""
     return get_swagger_ui_init_js(openapi_url="/openapi.json", swagger_ui_parameters={"validatorUrl": None})
 
 
 @router.get("/docs/{name}")
 async def swagger_ui(name: str) -> Response:
-    """One of Swagger UI's own files."""
+    """Serve one of Swagger UI's own files."""
     if name not in SWAGGER_UI:
-        raise ProblemError(404, "not-found", "There is no such file.")
-    return Response(_file("fastapi_swagger", f"resources/{name}"), media_type=SWAGGER_UI[name])
+        raise ProblemError(404, "not-found", "This file does not exist.")
+    return Response(_read_file("fastapi_swagger", f"resources/{name}"), media_type=SWAGGER_UI[name])

@@ -1,4 +1,4 @@
-"""Payment: a saga is charged once, and what was charged is given back once."""
+"""Payment: charge a saga at most once, and refund the charge at most once."""
 
 import sqlite3
 from typing import Annotated
@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from app.sandbox.calls import Body, Call, Operation, Verdict, refused
+from sandbox.calls import Body, Operation, PartnerCall, PartnerDecision, refuse
 
 CHARGE = Operation("payment.charge", "charge_payment", "charge_payment:undo", (402, "card-declined"))
 REFUND = Operation("payment.refund", "charge_payment:undo")
@@ -16,22 +16,22 @@ SILENT_METHOD = "pm_timeout_after"
 
 
 class Charge(Body):
-    """An amount in the currency's smallest unit; a null method is the customer's default."""
+    """An amount in the currency's smallest unit. A null method means the customer's default method."""
 
     amount_minor: Annotated[int, Field(gt=0, lt=10**15)]
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")]
     payment_method: Annotated[str | None, Field(max_length=200)] = None
 
 
-def charge(db: sqlite3.Connection, call: Call[Charge]) -> Verdict:
-    """Take the money. The silent method is charged, but only a re-send hears the answer."""
+def charge(db: sqlite3.Connection, call: PartnerCall[Charge]) -> PartnerDecision:
+    """Charge the amount. With `pm_timeout_after`, only a retry gets the answer."""
     body = call.body
     declined = call.refuse or body.payment_method == DECLINED_METHOD
     state = "declined" if declined else "charged"
     db.execute("INSERT INTO payments VALUES (?, ?, ?)", (body.saga_id, state, body.amount_minor))
     if declined:
-        return refused(call.operation)
-    return Verdict(
+        return refuse(call.operation)
+    return PartnerDecision(
         "done",
         201,
         {"payment_id": f"pay_{uuid4().hex}"},
@@ -41,8 +41,8 @@ def charge(db: sqlite3.Connection, call: Call[Charge]) -> Verdict:
     )
 
 
-def refund(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
-    """Give back whatever was charged. A declined payment stays `declined`: no money of it ever moved."""
+def refund(db: sqlite3.Connection, call: PartnerCall[Body]) -> PartnerDecision:
+    """Refund the charge, if any. A declined payment stays `declined`, because no money moved."""
     saga_id = call.body.saga_id
     charged = db.execute(
         "UPDATE payments SET state = 'refunded' WHERE saga_id = ? AND state = 'charged' RETURNING amount_minor",
@@ -51,11 +51,11 @@ def refund(db: sqlite3.Connection, call: Call[Body]) -> Verdict:
     db.execute("INSERT INTO payments VALUES (?, 'refunded', 0) ON CONFLICT DO NOTHING", (saga_id,))
     answer = {"saga_id": saga_id, "state": state_of(db, saga_id)}
     if charged is None:
-        return Verdict("nothing-to-undo", 200, answer)
-    return Verdict("done", 200, answer, applied=True, amount_minor=charged["amount_minor"])
+        return PartnerDecision("nothing-to-undo", 200, answer)
+    return PartnerDecision("done", 200, answer, applied=True, amount_minor=charged["amount_minor"])
 
 
 def state_of(db: sqlite3.Connection, saga_id: str) -> str | None:
-    """`charged`, `declined`, `refunded` (also where a refund came and nothing had been charged), or None."""
+    """Return `charged`, `declined`, `refunded` (also if nothing was charged before), or None if unknown."""
     row = db.execute("SELECT state FROM payments WHERE saga_id = ?", (saga_id,)).fetchone()
     return None if row is None else str(row["state"])

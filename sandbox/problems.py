@@ -1,4 +1,4 @@
-"""Every error of the sandbox is `application/problem+json` (RFC 9457) with a stable `code`."""
+"""Answer every error as `application/problem+json` (RFC 9457) with a stable `code`."""
 
 from http import HTTPStatus
 from typing import Any
@@ -12,47 +12,48 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ProblemError(Exception):
-    """A request that cannot be taken as it is; answered with `body`, and it changed nothing."""
+    """An invalid request. The sandbox answers with `body` and changes nothing."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail)
         self.body = problem(status, code, detail)
 
 
-def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
-    """The body of an error answer."""
+def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]:
+    """Build the body of an error answer."""
     return {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "code": code,
         "detail": detail,
-        **more,
+        **extra,
     }
 
 
 def respond(body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that carries `body`, with the status it states."""
+    """Build the error answer from `body`, which contains its status."""
     return JSONResponse(body, status_code=body["status"], headers=headers, media_type=MEDIA_TYPE)
 
 
 async def on_problem(_: Request, error: Exception) -> JSONResponse:
-    """Answer what our own code refused."""
-    assert isinstance(error, ProblemError)  # noqa: S101 - it is registered for this type only
+    """Answer an error that the sandbox raised."""
+    assert isinstance(error, ProblemError)  # noqa: S101 - the handler is registered for this type only
     return respond(error.body)
 
 
 async def on_http_error(_: Request, error: Exception) -> JSONResponse:
-    """Answer what the framework refused: no such route, no such method."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type only
+    """Answer an error that the framework raised: unknown route, wrong method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for this type only
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
     return respond(problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
 
 
 async def on_invalid(_: Request, error: Exception) -> JSONResponse:
-    """Answer a body or parameter that does not fit: 400 for what is no JSON, else 422 that says where."""
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this type only
-    errors = [{"where": ".".join(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()]
-    if any(each["type"] == "json_invalid" for each in error.errors()):
+    """Answer an invalid body or parameter: 400 if the body is not JSON, otherwise 422 with the location."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for this type only
+    failures = error.errors()
+    errors = [{"where": ".".join(map(str, failure["loc"])), "why": failure["msg"]} for failure in failures]
+    if any(failure["type"] == "json_invalid" for failure in failures):
         return respond(problem(400, "malformed-json", "The body is not JSON.", errors=errors))
-    return respond(problem(422, "invalid-request", "The request does not fit.", errors=errors))
+    return respond(problem(422, "invalid-request", "The request is invalid.", errors=errors))

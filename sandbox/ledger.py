@@ -1,7 +1,6 @@
-"""The sandbox's one SQLite file: an append-only ledger of every decision, and the state they made.
+"""The sandbox's SQLite file: an append-only ledger of every decision, and the partners' current state.
 
-A decision, its state change, its remembered answer and its ledger entry are one transaction: all of it or
-none.
+One transaction commits a decision: its state change, its stored answer and its ledger entry.
 """
 
 import sqlite3
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Outcome = Literal["done", "replayed", "refused", "undone", "nothing-to-undo", "error"]
+EntryOutcome = Literal["done", "replayed", "refused", "undone", "nothing-to-undo", "error"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (
@@ -51,8 +50,8 @@ CREATE TABLE IF NOT EXISTS shipments (saga_id TEXT PRIMARY KEY, state TEXT NOT N
 CREATE TABLE IF NOT EXISTS faults (position INTEGER PRIMARY KEY, rule TEXT NOT NULL) STRICT;
 """
 
-# Each of these applies at most once in a saga's life (a later call replays or is blocked by the tombstone),
-# so sums and flags over applied entries are the whole truth, drawn from the ledger alone.
+# Each operation applies at most once per saga: a later call is a replay, or the tombstone blocks it. So sums and
+# flags over the applied entries give a saga's state from the ledger alone.
 SUMMARY = """
 SELECT saga_id,
        coalesce(sum(amount_minor) FILTER (WHERE operation = 'payment.charge'), 0) AS charged_minor,
@@ -67,33 +66,33 @@ FROM ledger WHERE :saga_id IS NULL OR saga_id = :saga_id GROUP BY saga_id
 
 
 class Ledger:
-    """One open ledger file, or a private one in memory. All calls come from the thread that opened it."""
+    """An open ledger file, or a ledger in memory. Only the thread that opened it may use it."""
 
     def __init__(self, path: Path | None) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
         self._db.row_factory = sqlite3.Row
-        # A commit has reached the kernel when it returns, so killing this process loses none; only a machine
-        # that loses power may lose the last ones. One fsync a checkpoint instead of one a call keeps
-        # thousands of calls a second possible.
+        # A commit returns after the kernel has the data, so killing this process loses nothing. Only a power
+        # failure can lose the last commits. SQLite then syncs once per checkpoint instead of once per call, which
+        # allows thousands of calls per second.
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(SCHEMA)
 
     def close(self) -> None:
-        """Close the file; everything is in it already."""
+        """Close the file. All entries are committed already."""
         self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is executed on the connection is committed together at the end, or not at all."""
+        """Run the block in one transaction: commit at its end, roll back if it raises."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
 
     def entries(self, saga_id: str | None, after: int, limit: int | None) -> list[dict[str, Any]]:
-        """The entries with a `seq` greater than `after`, in order; all sagas' and all of them by default."""
+        """Return the entries with a `seq` greater than `after`, in order. None means every saga, or no limit."""
         rows = self._db.execute(
             "SELECT * FROM ledger WHERE seq > ? AND (? IS NULL OR saga_id = ?) ORDER BY seq LIMIT ?",
             (after, saga_id, saga_id, -1 if limit is None else limit),
@@ -101,7 +100,7 @@ class Ledger:
         return [{**row, "applied": bool(row["applied"])} for row in rows]
 
     def summary(self, saga_id: str | None) -> dict[str, dict[str, Any]]:
-        """What the entries amount to, by saga: money moved in all, and what stands now."""
+        """Return for each saga the total of its charges and refunds, and flags for its current state."""
         rows = self._db.execute(SUMMARY, {"saga_id": saga_id})
         return {
             row["saga_id"]: {
@@ -120,13 +119,13 @@ def append(
     *,
     saga_id: str,
     operation: str,
-    outcome: Outcome,
+    outcome: EntryOutcome,
     key: str | None = None,
     applied: bool = False,
     amount_minor: int | None = None,
     detail: str | None = None,
 ) -> None:
-    """Write one entry, in the transaction of what it reports; `applied` if money, stock or a parcel moved."""
+    """Write one entry in the current transaction. `applied`: the call moved money, stock or a parcel."""
     at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     db.execute(
         "INSERT INTO ledger (at, saga_id, operation, key, outcome, applied, amount_minor, detail)"
