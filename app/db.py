@@ -72,6 +72,7 @@ class Pool(asyncpg.Pool):
             reset=_leave_no_transaction,
         )
         self.wait_seconds = wait_seconds
+        self.siblings: tuple[Pool, ...] = (self,)  # the pools of this process on the same server
         self._openings: set[Opening] = set()  # those whose connections the pool does not have yet
         self._left: list[Opening] = []  # those of them that have no waiter, the oldest first
 
@@ -158,6 +159,12 @@ async def open_pool(
         await pool.end()
 
 
+def join_pools(*pools: Pool) -> None:
+    """Let what one of these pools learns about the server count for all: a demoted server is left by every session."""
+    for pool in pools:
+        pool.siblings = pools
+
+
 async def _leave_no_transaction(conn: Connection) -> None:
     """Make a returned connection fit for its next user; asyncpg's own way costs a round trip each time.
 
@@ -179,9 +186,10 @@ async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIter
             conn.terminate()
             raise
         except asyncpg.ReadOnlySQLTransactionError:
-            # The server was demoted, and every session that was opened before is on it: none is lent again.
+            # The server was demoted, and every session of this process is on it: none of them is lent again.
             conn.terminate()
-            await pool.expire_connections()
+            for sibling in pool.siblings:
+                await sibling.expire_connections()
             raise
         except asyncpg.PostgresError as error:
             _withhold_values(error)
@@ -236,10 +244,19 @@ def first_id(instant: datetime) -> uuid.UUID:
     return uuid.UUID(int=int(instant.timestamp() * 1000) << 80)  # RFC 9562, section 5.7
 
 
-async def require_writable(conn: Connection) -> None:
-    """Raise asyncpg.ReadOnlySQLTransactionError, as a write would, on a session whose server was demoted."""
-    if await conn.fetchval("SHOW transaction_read_only") == "on":
+async def writable_revision(conn: Connection) -> str | None:
+    """Return the schema's revision as `revision` does, in one round trip where it has one.
+
+    Raises asyncpg.ReadOnlySQLTransactionError, as a write would, on a session whose server was demoted.
+    """
+    query = "SELECT current_setting('transaction_read_only') = 'on' AS read_only, version_num FROM alembic_version"
+    try:
+        row = await conn.fetchrow(query)
+    except asyncpg.UndefinedTableError:
+        return None
+    if row is not None and row["read_only"]:
         raise asyncpg.ReadOnlySQLTransactionError("the server is read-only or in recovery")
+    return None if row is None else row["version_num"]
 
 
 async def inspect(url: str) -> str | None:

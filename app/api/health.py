@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -56,10 +56,15 @@ class SingleFlight(Generic[T]):
     """
 
     def __init__(
-        self, look: Callable[[], Awaitable[T]], share: float = math.inf, clock: Callable[[], float] = time.monotonic
+        self,
+        look: Callable[[], Awaitable[T]],
+        share: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+        fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
         self._look = look
         self._share = share
+        self._fresh_seconds = fresh_seconds
         self._clock = clock
         self._task: asyncio.Task[T] | None = None
         self._fresh_until = 0.0
@@ -68,6 +73,7 @@ class SingleFlight(Generic[T]):
         """Return what the look finds, or found a moment ago; raise what it raised."""
         if self._task is None or (self._task.done() and self._clock() >= self._fresh_until):
             self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(_retrieve)
         return await asyncio.shield(self._task)
 
     async def _run(self) -> T:
@@ -77,13 +83,19 @@ class SingleFlight(Generic[T]):
         finally:
             ended = self._clock()
             rest = (ended - began) / self._share
-            self._fresh_until = ended + max(FRESH_SECONDS, min(rest, COUNTED_SECONDS))
+            self._fresh_until = ended + max(self._fresh_seconds, min(rest, COUNTED_SECONDS))
 
     async def close(self) -> None:
         """Cancel a look that is running."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    """Retrieve the error of a look whose callers have left, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Health:
@@ -100,7 +112,9 @@ class Health:
         registry: CollectorRegistry,
         count: Callable[[], Awaitable[None]],
     ) -> None:
-        self._checks = checks
+        # A check that takes longer than its caller waits goes on: cut off, it would lose its connection, and never end
+        # over a slow link.
+        self._checks = {name: SingleFlight(check, fresh_seconds=0) for name, check in checks.items()}
         self._decisive = decisive
         self._registry = registry
         self._count = SingleFlight(count, COUNTING_SHARE)
@@ -127,7 +141,8 @@ class Health:
 
     async def close(self) -> None:
         """Cancel what is running."""
-        for flight in (self._readiness, self._exposition, self._count):
+        flights: list[SingleFlight[Any]] = [self._readiness, self._exposition, self._count, *self._checks.values()]
+        for flight in flights:
             await flight.close()
 
     async def _check_all(self) -> Readiness:
@@ -137,12 +152,12 @@ class Health:
             status="down" if "down" in worst else "degraded" if "degraded" in worst else "ok", checks=list(rows)
         )
 
-    async def _check(self, name: str, check: Check) -> CheckRow:
+    async def _check(self, name: str, check: SingleFlight[str]) -> CheckRow:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 return CheckRow(name=name, status="ok", detail=await check())
-        except (Unavailable, TimeoutError) as error:
-            log.warning("health.failed", check=name, error=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, readiness shows that the check has failed
+            log.warning("health.failed", check=name, error=str(error) or type(error).__name__)
             detail = (error.public if isinstance(error, Unavailable) else None) or f"{name} is out of reach"
             return CheckRow(name=name, status="down" if name in self._decisive else "degraded", detail=detail)
 

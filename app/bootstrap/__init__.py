@@ -75,6 +75,7 @@ async def build(
     probe_pool = await stack.enter_async_context(
         db.open_pool(url, PROBE_POOL_SIZE, health.COUNTING_SECONDS, health.CHECK_SECONDS)
     )
+    db.join_pools(request_pool, work_pool, relay_pool, probe_pool)
     pools = {"requests": request_pool, "work": work_pool, "relay": relay_pool, "probes": probe_pool}
     registry = metrics.install(signals, specs)
     cache = _open_cache(stack, settings)

@@ -57,8 +57,7 @@ def checks(
 
 async def _check_postgres(pool: db.Pool) -> str:
     async with db.connection(pool) as conn:
-        await db.require_writable(conn)
-        if db.is_behind(await db.revision(conn)):
+        if db.is_behind(await db.writable_revision(conn)):
             raise DatabaseUnavailable("the schema is behind this release")
     return "reachable, schema current"
 

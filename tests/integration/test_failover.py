@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from app import db
 from app.errors import DatabaseUnavailable
 from chaos import postgres
+from chaos.faults import Delay
 from chaos.proxy import Proxy
 from tests.harness.api import assert_problem, serving
 from tests.harness.databases import patient_pool
@@ -59,6 +61,40 @@ async def test_sessions_on_a_demoted_server_are_dropped(pair: Pair) -> None:
         assert_problem(await api.post("/orders", json=LINE), 503, "database-unavailable")
         await standby.promote()
         proxy.redirect("127.0.0.1", standby.port)
+        await becomes(api, 201, 200)
+
+
+async def test_reads_leave_a_demoted_server_too(pair: Pair) -> None:
+    """A process that is only asked for orders finds out by its readiness check, and reads from the new primary."""
+    primary, standby = pair
+    async with Proxy("127.0.0.1", primary.port, frames=postgres) as proxy, serving(proxy.url(primary.url)) as api:
+        await becomes(api, 201, 200)
+        path = (await api.post("/orders", json=LINE)).headers["location"]
+        await standby.catch_up(primary)
+        await fetchval(primary.url, "ALTER SYSTEM SET default_transaction_read_only = on")
+        await fetchval(primary.url, "SELECT pg_reload_conf()")
+        await standby.promote()
+        proxy.redirect("127.0.0.1", standby.port)
+        await fetchval(standby.url, "UPDATE orders SET status = 'cancelled' RETURNING true")
+
+        async def read() -> bool:
+            await api.get("/readyz")
+            return bool((await api.get(path)).json().get("status") == "cancelled")
+
+        await wait_until(read, AMPLE_SECONDS, "the order as the new primary has it")
+
+
+async def test_readiness_recovers_over_a_long_link(database_url: str) -> None:
+    """A check that takes longer than a probe waits goes on, and its session serves the next one."""
+    limits = {"database_pool_wait_seconds": 1, "database_statement_seconds": 5}
+    parts = urlsplit(database_url)
+    async with (
+        Proxy(parts.hostname or "", parts.port or 5432, frames=postgres) as proxy,
+        serving(proxy.url(database_url), **limits) as api,
+    ):
+        await becomes(api, 201, 200)
+        proxy.arm(Delay(0.15))
+        proxy.cut()
         await becomes(api, 201, 200)
 
 
