@@ -19,7 +19,7 @@ from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError
 
-from app.db_session import CONNECT_SECONDS, UNAVAILABLE, connect, errors_of_opening, unavailable
+from app.db_session import UNAVAILABLE, connect, errors_of_opening, open_seconds, unavailable
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 Connection = asyncpg.Connection | PoolConnectionProxy
@@ -92,7 +92,7 @@ class Pool(asyncpg.Pool):
 
     async def _open(self, url: str, **options: Any) -> asyncpg.Connection:
         try:
-            return await connect(url, max(self.wait_seconds, CONNECT_SECONDS), **options)
+            return await connect(url, max(self.wait_seconds, open_seconds(url)), **options)
         except ConfigurationError as error:  # a running process goes on when that is put right
             raise DatabaseUnavailable(str(error)) from error
 
@@ -208,6 +208,7 @@ def _withhold_values(error: asyncpg.PostgresError) -> None:
     """
     error.detail = None
     if isinstance(error, asyncpg.DataError):
+        error.__cause__ = None  # of a value that asyncpg itself could not encode, it quotes the value too
         error.args = ("its message is withheld, since it quotes a value",)
 
 

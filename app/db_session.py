@@ -11,7 +11,8 @@ import asyncpg
 
 from app.errors import ConfigurationError, DatabaseUnavailable
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0  # for each of several hosts: a silent one must not use up all the time
+ONLY_HOST_SECONDS = 15.0  # over a link of 1 s round trip, with TLS
 
 UNAVAILABLE = (
     OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
@@ -52,6 +53,11 @@ async def connect(url: str, open_seconds: float = CONNECT_SECONDS, **options: An
         with contextlib.suppress(DatabaseUnavailable):
             return await _connect_to(each, open_seconds, options)
     return await _connect_to(last, open_seconds, options)
+
+
+def open_seconds(url: str) -> float:
+    """Return how long opening a session may take on each host of `url`."""
+    return ONLY_HOST_SECONDS if len(_urls_by_host(plain_url(url))) == 1 else CONNECT_SECONDS
 
 
 def _urls_by_host(url: str) -> list[str]:

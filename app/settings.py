@@ -37,7 +37,10 @@ class Database(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database_spelling(cls, value: SecretStr) -> SecretStr:
-        _check_url(value.get_secret_value(), "postgresql", "postgres", "postgresql+asyncpg")
+        url = value.get_secret_value()
+        _check_url(url, "postgresql", "postgres", "postgresql+asyncpg")
+        if any("," in hosts for name, hosts in parse_qsl(urlsplit(url).query) if name == "host"):
+            raise ValueError("names several hosts in its query; name them before the path, as //a:5432,b/orders")
         return value
 
 

@@ -49,5 +49,8 @@ class DeadLetterScan(Protocol):
 class DeadLetterSource(Protocol):
     """Where the dead letters of one queue are."""
 
+    async def may_be_scanned_often(self) -> bool:
+        """Return False if scans use up dead letters, so that only an operator may start one. Raises Unavailable."""
+
     def scan(self) -> AbstractAsyncContextManager[DeadLetterScan]:
         """Start a scan. Raises DeadLettersBusy while another one runs, BrokerUnavailable, DatabaseUnavailable."""

@@ -30,10 +30,16 @@ class LocalTransport:
     async def ready(self) -> None:
         """Do nothing: there is nothing to connect to."""
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float = math.inf) -> list[PublishResult]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], seconds: float = math.inf, results: list[PublishResult] | None = None
+    ) -> list[PublishResult]:
         """Deliver one message after the other for up to `seconds`. Raises DatabaseUnavailable."""
+        results = [UNCONFIRMED] * len(envelopes) if results is None else results
         ends_at = time.monotonic() + seconds
-        return [await self._deliver(envelope) if time.monotonic() < ends_at else UNCONFIRMED for envelope in envelopes]
+        for index, envelope in enumerate(envelopes):
+            if time.monotonic() < ends_at:
+                results[index] = await self._deliver(envelope)
+        return results
 
     async def _deliver(self, envelope: Envelope) -> Refusal | None:
         for consumer in self.consumers:

@@ -8,7 +8,7 @@ Where the process may die, and who recovers:
 - claimed, not published: the lease ends, and any relay claims the row again;
 - published, not recorded: the same, and the message is sent twice with the same id; the inbox absorbs the second;
 - frozen past its lease and awake again: its token no longer matches, so its record changes nothing;
-- stopped by SIGTERM: it finishes its batch, or is cancelled and releases the rows unchanged.
+- stopped by SIGTERM: it finishes its batch, or is cancelled, records what was confirmed and releases the other rows.
 
 An outage does not spend attempts. While the broker is unavailable, the relay claims nothing and backs off. What a batch
 did not get confirmed within its share of the lease is released unchanged; the next batch is only as large as what was
@@ -63,8 +63,14 @@ class Transport(Protocol):
     async def ready(self) -> None:
         """Connect, unless connected. Raises Unavailable when nothing can be published."""
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> Sequence[PublishResult]:
-        """Publish for up to `seconds`; send nothing later. Raises Unavailable when every message is unconfirmed."""
+    async def publish(
+        self, envelopes: Sequence[Envelope], seconds: float, results: list[PublishResult]
+    ) -> Sequence[PublishResult]:
+        """Publish for up to `seconds`; send nothing later. Return `results`, one for each envelope.
+
+        `results` is filled while results arrive, so it holds them also when the caller is cancelled. Raises
+        Unavailable when every message is unconfirmed.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +118,11 @@ class Relay:
             return 0
         self._signals.crash_point("relay.claimed")
         seconds = self._config.lease_seconds * LEASE_SHARE - (time.monotonic() - claimed_at)
+        results: list[PublishResult] = [UNCONFIRMED] * len(rows)
         try:
-            results = await self._transport.publish([row.envelope for row in rows], seconds)
+            await self._transport.publish([row.envelope for row in rows], seconds, results)
         except asyncio.CancelledError:  # this process is ending: another relay need not wait for the lease
-            await self._release(token, rows)
+            await self._record(token, rows, results)
             raise
         except Unavailable:
             self._signals.emit(BatchFailed(len(rows)))
@@ -130,7 +137,7 @@ class Relay:
         known = [(row, result) for row, result in zip(rows, results, strict=True) if result is not UNCONFIRMED]
         if known:
             records = [self._record_of(row, result) for row, result in known]
-            async with db.connection(self._pool) as conn:
+            async with db.connection(self._pool, RELEASE_WAIT_SECONDS) as conn:
                 ours = await outbox.record_results(conn, token, records)
             for (row, result), record in zip(known, records, strict=True):
                 self._report(row, result, record, is_ours=record.id in ours)

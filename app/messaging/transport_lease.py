@@ -144,7 +144,9 @@ class LeasedTransport:
         self._lease.require()
         await self._transport.ready()
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> Sequence[PublishResult]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], seconds: float, results: list[PublishResult]
+    ) -> Sequence[PublishResult]:
         """Publish for up to `seconds`, and not beyond the lease."""
         self._lease.require()
-        return await self._transport.publish(envelopes, min(seconds, self._lease.seconds_left()))
+        return await self._transport.publish(envelopes, min(seconds, self._lease.seconds_left()), results)

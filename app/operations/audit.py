@@ -4,6 +4,7 @@ A row is written in the same transaction as the change. A command with many step
 and completes it after the last; the row of a killed command stays UNFINISHED.
 """
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -16,7 +17,7 @@ from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, Index
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
-from app.errors import OrdersError
+from app.errors import DatabaseUnavailable, OrdersError
 
 operator_actions = Table(
     "operator_actions",
@@ -89,15 +90,17 @@ async def on_record(
 ) -> AsyncIterator[dict[str, int]]:
     """Write a row before the block acts, committed, and complete it after the block, which fills in the counts.
 
-    If the block raises an OrdersError, the outcome is `failed`, with the counts so far. Raises DatabaseUnavailable.
+    If the block raises or is cancelled, the outcome is `failed` with the counts so far. Raises DatabaseUnavailable.
     """
     counts: dict[str, int] = {}
     async with db.connection(pool) as conn:
         row_id = await record(conn, actor, action, order_id, UNFINISHED, selection)
     try:
         yield counts
-    except OrdersError as error:
-        await _complete(pool, row_id, f"failed: {error.code}", counts)
+    except BaseException as error:
+        reason = error.code if isinstance(error, OrdersError) else type(error).__name__
+        with contextlib.suppress(DatabaseUnavailable):  # what ended the block is told, not this
+            await asyncio.shield(_complete(pool, row_id, f"failed: {reason}", counts))
         raise
     await _complete(pool, row_id, DONE, counts)
 

@@ -55,7 +55,7 @@ async def lost(
     """Return up to `limit` of these orders whose dead letter is not among the ids in `waiting`.
 
     Skip events that an operator purged, that were dead-lettered less than `after_seconds` ago (the dead letter may
-    still be on its way), or that are not due for a resend (see `outbox.repend`). Locks the inbox rows until the
+    still be on its way), or that are not due for a resend (see `outbox.republish`). Locks the inbox rows until the
     caller's transaction ends.
     """
     rows = await conn.fetch(
@@ -64,7 +64,7 @@ async def lost(
           AND outbox.id = orders.id AND inbox.purged_at IS NULL
           AND inbox.dead_at <= clock_timestamp() - make_interval(secs => $3)
           AND outbox.published_at <= clock_timestamp() - make_interval(secs => $3 * 2 ^ least(outbox.resends, 20))
-          AND inbox.message_id <> ALL($2::text[])
+          AND NOT EXISTS (SELECT FROM unnest($2::text[]) AS waiting (id) WHERE waiting.id = inbox.message_id)
         ORDER BY inbox.dead_at LIMIT {limit:d} FOR UPDATE OF inbox SKIP LOCKED
         """,  # noqa: S608 - constants and a number
         consumer,

@@ -1,6 +1,5 @@
 """Record that an operator purged a dead letter, and operator actions that concern no single order or give no reason.
 
-The index comes first: building it lets the inbox be read, while the new column keeps everybody out until the commit.
 `reason` stays NOT NULL: the release before this one reads it as text, so "no reason given" is the empty text.
 """
 
@@ -13,12 +12,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute(
-        """
-        CREATE INDEX inbox_dead_at_idx ON inbox (consumer, dead_at)
-        WHERE dead_at IS NOT NULL AND processed_at IS NULL
-        """
-    )
     op.execute("ALTER TABLE inbox ADD COLUMN purged_at timestamptz")
     op.execute(
         """
@@ -37,4 +30,3 @@ def downgrade() -> None:
         """
     )
     op.execute("ALTER TABLE inbox DROP COLUMN purged_at")
-    op.execute("DROP INDEX inbox_dead_at_idx")

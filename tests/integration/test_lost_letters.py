@@ -6,6 +6,8 @@ from uuid import UUID
 
 import pytest
 from aio_pika.abc import AbstractChannel
+from pamqp.common import FieldTable
+from structlog.testing import capture_logs
 
 from app import bootstrap, db
 from app.bootstrap import workers
@@ -26,7 +28,7 @@ from tests.harness.history import lived_through
 from tests.harness.lost_letters import age, dead_lettered, pending, purge_by_hand
 from tests.harness.observed import Observed
 from tests.harness.plans import full_scans, plans_of
-from tests.harness.queues import CONSUMER, SAGA_QUEUE
+from tests.harness.queues import CONSUMER, DEAD_LETTER_QUEUE, SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
@@ -42,6 +44,9 @@ class Counting:
         self.passes = 0
         self._source = source
         self._blind = blind
+
+    async def may_be_scanned_often(self) -> bool:
+        return await self._source.may_be_scanned_often()
 
     @contextlib.asynccontextmanager
     async def scan(self) -> AsyncIterator[DeadLetterScan]:
@@ -143,6 +148,26 @@ async def test_a_look_that_does_not_see_all_proves_nothing(
         assert len(await other.take(10)) == 1
         await look(letters, times=1)
     assert (await pending(pool), blind.passes) == (set(), 3)
+
+
+async def test_a_queue_with_a_delivery_limit_is_not_scanned_by_itself(
+    pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
+) -> None:
+    """As an older release declared it: 20 scans would use up its dead letters, and RabbitMQ 4 drops them then."""
+    await channel.queue_delete(DEAD_LETTER_QUEUE)
+    arguments: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+    await channel.declare_queue(DEAD_LETTER_QUEUE, durable=True, arguments=arguments)
+    try:
+        await dead_lettered(pool, rabbitmq_url, channel)
+        with capture_logs() as logs:
+            await look(letters, times=25)
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
+            "janitor.dead_letters_not_scanned"
+        ]
+        await holds(channel, 1)
+        assert await pending(pool) == set()
+    finally:
+        await channel.queue_delete(DEAD_LETTER_QUEUE)
 
 
 async def test_looks_stop_while_nothing_is_in_question(

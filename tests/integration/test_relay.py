@@ -9,7 +9,7 @@ import pytest
 from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope
-from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal, Relay
+from app.messaging.relay import PublishResult, Refusal, Relay
 from tests.harness.events import CONFIRMED, counted, event, nothing, put
 from tests.harness.observed import Observed
 from tests.harness.relays import make_relay
@@ -45,16 +45,17 @@ class Broker:
         if self.refuses_connections:
             raise BrokerUnavailable("rabbitmq: connection refused")
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float) -> list[PublishResult]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], seconds: float, results: list[PublishResult]
+    ) -> list[PublishResult]:
         assert 0 < seconds < LEASE_SECONDS
         self.sent += [envelope.id for envelope in envelopes]
         await self.meanwhile()
         if self.is_out:
             raise BrokerUnavailable("rabbitmq: connection refused")
-        answers: list[PublishResult] = [self.refusals.get(envelope.id) for envelope in envelopes]
-        if self.carries is not None:
-            answers[self.carries :] = [UNCONFIRMED] * len(answers[self.carries :])
-        return answers
+        carried = envelopes if self.carries is None else envelopes[: self.carries]
+        results[: len(carried)] = [self.refusals.get(envelope.id) for envelope in carried]
+        return results
 
 
 def relay(

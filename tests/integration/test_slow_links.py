@@ -1,7 +1,9 @@
 """The way to the broker is slow or long: every event is published, and hardly any is sent twice."""
 
+import asyncio
 import contextlib
 
+import pytest
 from aio_pika.abc import AbstractChannel
 
 from app import db
@@ -49,6 +51,30 @@ async def test_large_events_drain_over_a_slow_link(
     ids = await drained(channel, QUEUE)
     assert set(ids) == {str(each.id) for each in events}
     assert len(ids) - len(events) <= 25  # none, unless the machine stalls: then what was unconfirmed
+
+
+async def test_a_relay_that_is_cut_short_records_what_was_confirmed(
+    pool: db.Pool, broker_proxy: Proxy, rabbitmq_url: str, channel: AbstractChannel
+) -> None:
+    """Cancelled in the middle of a batch, as by a SIGTERM whose grace is over: only the rest is sent again."""
+    events = [event(data={"items": LINES}) for _ in range(100)]
+    await put(pool, *events)
+    broker_proxy.arm(Throttle(200_000))
+    async with publishing(broker_proxy.url(rabbitmq_url), PUBLISH_SECONDS) as transport:
+        task = asyncio.create_task(relay_over(pool, transport, lease_seconds=60.0).run_once())
+
+        async def arrived() -> int:
+            return (await channel.declare_queue(QUEUE, passive=True)).declaration_result.message_count or 0
+
+        await wait_until(arrived, AMPLE_SECONDS, "the first messages")
+        await asyncio.sleep(1)  # their confirms come back
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    published, claimed = await pool.fetchrow(
+        "SELECT count(published_at) AS published, count(claim_token) AS claimed FROM outbox"
+    ) or (0, 0)
+    assert (published > 0, claimed) == (True, 0)
 
 
 async def test_a_lost_connection_is_replaced_over_a_long_link(

@@ -7,7 +7,7 @@ import pytest
 
 from app import db
 from app.errors import ConfigurationError, TransportNotLeased
-from app.messaging.relay import Relay
+from app.messaging.relay import UNCONFIRMED, Relay
 from app.messaging.transport_lease import IN_PROCESS, RABBITMQ, LeasedTransport, TransportLease
 from tests.harness import servers
 from tests.harness.events import CONFIRMED, Effects, event, put
@@ -89,7 +89,7 @@ async def test_without_a_lease_nothing_is_published_until_renewed(pool: db.Pool,
     await held.renew(pool)
     await wait_until(lambda: held.seconds_left() <= 0, AMPLE_SECONDS, "end of the lease")
     with pytest.raises(TransportNotLeased):
-        await transport.publish([event()], HOUR_SECONDS)
+        await transport.publish([event()], HOUR_SECONDS, [UNCONFIRMED])
     with pytest.raises(TransportNotLeased):
         await relay_over(pool, transport).run_once()
     assert await effects.committed() == []

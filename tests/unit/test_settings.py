@@ -193,6 +193,7 @@ BAD = [
     ("DATABASE_URL", "orders:hunter2@127.0.0.1/orders"),
     ("DATABASE_URL", "postgresql://orders:hunter2@127.0.0.1:port/orders"),
     ("DATABASE_URL", "postgresql://orders:hunter2@one:5432,two:65536/orders"),
+    ("DATABASE_URL", "postgresql://orders:hunter2@/orders?host=one,two"),
     ("DATABASE_URL", "postgresql://orders:hunter2@[::1/orders"),
     ("RABBITMQ_URL", "http://127.0.0.1"),
     ("RABBITMQ_URL", "amqp://orders:hunter2@127.0.0.1:port/"),

@@ -9,6 +9,7 @@ not repeated. As long as confirms arrive, the link works; only `patience_seconds
 """
 
 import asyncio
+import struct
 from collections.abc import Collection, Sequence
 from datetime import UTC
 
@@ -28,7 +29,7 @@ BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages handed over at a time
 
 
 class Batch:
-    """One batch. `results`: what is known of each message so far, also when the batch ends with an error."""
+    """One batch. `results` is filled with what is known of each message."""
 
     def __init__(
         self,
@@ -37,8 +38,9 @@ class Batch:
         envelopes: Sequence[Envelope],
         mandatory_types: Collection[str],
         patience_seconds: float,
+        results: list[PublishResult],
     ) -> None:
-        self.results: list[PublishResult] = [UNCONFIRMED] * len(envelopes)
+        self.results = results
         self._channel = channel
         self._exchange = exchange
         self._envelopes = envelopes
@@ -77,6 +79,8 @@ class Batch:
                 task.cancel()
         if self._failure is not None:
             raise self._failure
+        if not sent and UNCONFIRMED in self.results:
+            raise ConfirmsLate("no time was left to send anything")
 
     def _send(self, index: int) -> list[asyncio.Task[None]]:
         """Start a task that publishes this message; none if it cannot be written: it must not hold up the others."""
@@ -105,7 +109,7 @@ class Batch:
             self.results[index] = Refusal(f"returned: no queue is bound for {envelope.routing_key}", returned=True)
         except DeliveryError:
             self.results[index] = Refusal("nacked by the broker")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, struct.error) as error:
             self.results[index] = _unwritable(error)
         except CONNECTION_EXCEPTIONS as error:
             self._failure = error

@@ -34,7 +34,7 @@ from app.messaging.dead_letters import DeadLetter
 from app.messaging.envelope import UNDECODABLE, Envelope, UnreadableMessage, one_line, parse
 from app.messaging.rabbitmq.connection import SETUP_SECONDS, broker_errors, close, connect
 from app.messaging.rabbitmq.messages import clone_message, frame_limit
-from app.messaging.rabbitmq.topology import declare
+from app.messaging.rabbitmq.topology import declare, has_own_arguments
 from app.messaging.topology import QueueSpec
 from app.observability.signals import Signals
 
@@ -63,6 +63,19 @@ class RabbitDeadLetters:
     url: str
     queue: QueueSpec
     signals: Signals
+
+    async def may_be_scanned_often(self) -> bool:
+        """Return False for a queue that an older release declared: there, each scan uses up a delivery of each message.
+
+        From RabbitMQ 4 on such a queue has a limit of 20 and drops what reaches it. Raises BrokerUnavailable.
+        """
+        connection = await connect(self.url, "orders dead letters")
+        try:
+            with broker_errors():
+                async with asyncio.timeout(SETUP_SECONDS):
+                    return await has_own_arguments(connection, self.queue)
+        finally:
+            await close(connection)
 
     @contextlib.asynccontextmanager
     async def scan(self) -> AsyncIterator["_Scan"]:

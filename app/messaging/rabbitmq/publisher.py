@@ -71,7 +71,9 @@ class RabbitPublisher:
             await self.close()
             raise unavailable(error) from error
 
-    async def publish(self, envelopes: Sequence[Envelope], seconds: float = math.inf) -> list[PublishResult]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], seconds: float = math.inf, results: list[PublishResult] | None = None
+    ) -> list[PublishResult]:
         """Publish for up to `seconds`. Raises BrokerUnavailable when every message is unconfirmed.
 
         When no confirm has come for `patience_seconds`, or the time is up, the connection is reset, so that nothing of
@@ -81,7 +83,8 @@ class RabbitPublisher:
         """
         started_at = asyncio.get_running_loop().time()
         channel = await self._open_channel()
-        batch = Batch(channel, EXCHANGE, envelopes, self._consumed_types, self._patience_seconds)
+        results = [UNCONFIRMED] * len(envelopes) if results is None else results
+        batch = Batch(channel, EXCHANGE, envelopes, self._consumed_types, self._patience_seconds, results)
         try:
             await batch.publish(started_at, seconds)
         except asyncio.CancelledError:
@@ -90,13 +93,13 @@ class RabbitPublisher:
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
             if not (isinstance(error, TimeoutError) and await is_blocked(self._connection)):
                 await self._reset()
-            unconfirmed = batch.results.count(UNCONFIRMED)
+            unconfirmed = results.count(UNCONFIRMED)
             if unconfirmed == len(envelopes):
                 raise unavailable(error) from error
             log.warning("relay.cut_short", unconfirmed=unconfirmed, of=len(envelopes), error=str(unavailable(error)))
-        if any(isinstance(result, Refusal) and result.returned for result in batch.results):
+        if any(isinstance(result, Refusal) and result.returned for result in results):
             self._declared = False  # a queue or a binding is gone: the next batch finds it declared again
-        return batch.results
+        return results
 
     async def close(self) -> None:
         """Close the connection, if there is one; an answer from the other side is not waited for long."""

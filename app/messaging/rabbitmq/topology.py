@@ -47,10 +47,15 @@ async def declare(connection: AbstractConnection, channel: AbstractChannel, spec
     return queue
 
 
-async def _declare_dead_letter_queue(connection: AbstractConnection, name: str) -> None:
-    """Declare it on a channel of its own, because a refusal closes the channel. A queue with other arguments is kept.
+async def has_own_arguments(connection: AbstractConnection, spec: QueueSpec) -> bool:
+    """Tell whether the dead-letter queue has the arguments of this release, and so no delivery limit of another one."""
+    return await _declare_dead_letter_queue(connection, spec.dead_letter_queue)
 
-    A queue's arguments cannot be changed, and older releases declared it without a limit. Nothing may depend on them.
+
+async def _declare_dead_letter_queue(connection: AbstractConnection, name: str) -> bool:
+    """Declare it on a channel of its own, because a refusal closes the channel. Return False if it has other arguments.
+
+    A queue's arguments cannot be changed, and older releases declared it without a limit. It is used as it is.
     """
     arguments: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT}
     try:
@@ -58,3 +63,5 @@ async def _declare_dead_letter_queue(connection: AbstractConnection, name: str) 
             await channel.declare_queue(name, durable=True, arguments=arguments)
     except ChannelPreconditionFailed as error:
         log.info("rabbitmq.other_arguments", queue=name, error=str(error))
+        return False
+    return True

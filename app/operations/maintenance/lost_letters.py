@@ -1,13 +1,14 @@
-"""Find dead letters that are lost, and send their events again.
+"""Finds dead letters that are lost, and resends their events.
 
-Dead letters get lost as other messages do: someone purges the queue in RabbitMQ's UI, a disk fails. Their orders would
-be pending for ever, since the resender skips every event that is dead in the inbox. A purge by a command or route of
-ours is recorded in the inbox (`purged_at`), and its event is not sent again.
+Dead letters can be lost like other messages: someone purges the queue in RabbitMQ's UI, or a disk fails. Their orders
+would stay pending forever, because the resender skips every event that is dead in the inbox. A purge by our own command
+or route is recorded in the inbox (`purged_at`), and its event is not resent.
 
-Only a look through all dead letters proves that one is missing, and each look counts as a delivery of all of them. So
-the janitor looks only while some event is due for a resend, and the pause doubles while each such event is found. One
-look is not enough: the broker does not count messages that another connection holds, and these come back a moment
-after that connection has closed. An event is lost if two complete looks in a row did not find it.
+Only a scan of all dead letters proves that one is missing, and each scan counts as a delivery of all of them. So scans
+run only while some event is due for a resend, and the pause doubles while each such event is found. A queue that an
+older release declared may have a low delivery limit, and is never scanned automatically. One scan is not enough: the
+broker does not count messages that another connection holds, and these return a moment after that connection closes.
+An event is lost if two complete scans in a row did not find it.
 """
 
 import random
@@ -28,8 +29,9 @@ from app.saga import unstarted
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
-PAUSE_SECONDS = 10.0  # before the second look
+PAUSE_SECONDS = 10.0  # before the second scan
 MAX_PAUSE_SECONDS = 3600.0
+ADVICE = "its dead-letter queue has the arguments of an older release: delete it, empty, and it is declared anew"
 
 
 class LostLetters:
@@ -45,31 +47,37 @@ class LostLetters:
         self._letters = letters
         self._signals = signals
         self._first_pause = self._pause = pause_seconds
-        self._look_at = 0.0
-        self._found: frozenset[str] | None = None  # by the previous look; None: it was not complete
+        self._scan_at = 0.0
+        self._found: frozenset[str] | None = None  # by the previous scan; None: it was not complete
+        self._is_reported = False  # that this queue may not be scanned
 
     async def run_once(self) -> int:
-        """Look once, if the pause is over and some event is due. Returns how many events were made pending.
+        """Scan once, if the pause is over and some event is due. Returns how many events were made pending.
 
         Raises BrokerUnavailable and DatabaseUnavailable.
         """
-        if time.monotonic() < self._look_at:
+        if time.monotonic() < self._scan_at:
             return 0
         resent, pause = 0, self._first_pause
         before, self._found = self._found, None
         if await self._is_missing(frozenset()):
-            found = self._found = await self._look()
+            found = self._found = await self._scan()
             if found is None or not await self._is_missing(found):
                 pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
             elif before is not None:
                 resent = await self._resend(found | before)
         self._pause = pause
-        # Jitter keeps the looks of several processes apart: only one at a time sees all messages.
-        self._look_at = time.monotonic() + pause * (1 - random.random() / 2)  # noqa: S311 - spreading needs no secrecy
+        # Jitter keeps the scans of several processes apart: only one at a time sees all messages.
+        self._scan_at = time.monotonic() + pause * (1 - random.random() / 2)  # noqa: S311 - spreading needs no secrecy
         return resent
 
-    async def _look(self) -> frozenset[str] | None:
-        """Return the ids of all dead letters; None if the look was not complete."""
+    async def _scan(self) -> frozenset[str] | None:
+        """Return the ids of all dead letters; None if the scan was not complete."""
+        if not await self._letters.source.may_be_scanned_often():
+            if not self._is_reported:
+                log.warning("janitor.dead_letters_not_scanned", queue=self._letters.queue.name, advice=ADVICE)
+            self._is_reported = True
+            return None
         ids: set[str] = set()
 
         def found(finding: Finding) -> None:
@@ -79,7 +87,10 @@ class LostLetters:
             summary = await self._letters.scan(DeadLetterAction.PEEK, Selection(), found)
         except DeadLettersBusy:
             return None
-        return frozenset(ids) if summary.looked_at == summary.depth else None
+        if summary.looked_at < summary.depth:
+            log.warning("janitor.scan_incomplete", looked_at=summary.looked_at, depth=summary.depth)
+            return None
+        return frozenset(ids)
 
     async def _is_missing(self, found: frozenset[str]) -> bool:
         async with db.connection(self._pool) as conn:
@@ -94,7 +105,7 @@ class LostLetters:
         return len(resent)
 
     async def _resend_batch(self, found: frozenset[str]) -> list[UUID]:
-        """Rearm and make pending in one transaction, so that the consumer has all attempts for what is sent again."""
+        """Reset the attempts and make the rows pending in one transaction: the consumer has all attempts again."""
         consumer = self._letters.queue.consumer
         async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
             lost = await unstarted.lost(conn, consumer, found, RESEND_AFTER_SECONDS, BATCH)

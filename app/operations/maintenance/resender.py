@@ -16,6 +16,7 @@ from uuid import UUID
 import structlog
 
 from app import db
+from app.errors import BrokerUnavailable
 from app.messaging import inbox, outbox
 from app.messaging.facts import EventsResent
 from app.observability.signals import Signals
@@ -46,13 +47,13 @@ class Resender:
         self._found = 0
 
     async def run_once(self) -> int:
-        """Look at one batch of pending orders. Returns 0 after the last one. Raises BrokerUnavailable."""
+        """Look at one batch of pending orders. Returns 0 after the last one. Raises DatabaseUnavailable."""
         started_at = time.monotonic()
         async with db.connection(self._pool) as conn:
             unstarted, after = await maintenance.unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
-        if unstarted and (await self._read_depth())[0] <= FEW_WAITING:
+        self._found += len(unstarted)
+        if unstarted and await self._may_resend():
             await self._resend(unstarted)
-        self._found += len(unstarted)  # last: `read_depth` may raise, and then this batch is read again
         if after is None:
             self._signals.emit(UnstartedMeasured(self._found))
             self._after, self._found = maintenance.FIRST, 0
@@ -60,6 +61,15 @@ class Resender:
         self._after = after
         await asyncio.sleep((time.monotonic() - started_at) * DUTY_FACTOR)
         return 1
+
+    async def _may_resend(self) -> bool:
+        """Tell whether few messages wait for the consumer. While the broker is unavailable, nobody knows."""
+        try:
+            waiting, _ = await self._read_depth()
+        except BrokerUnavailable as error:
+            log.warning("resender.waits", error=str(error))
+            return False
+        return waiting <= FEW_WAITING
 
     async def _resend(self, unstarted: Collection[UUID]) -> None:
         async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
