@@ -23,7 +23,7 @@ def make_broker(
 ) -> Broker:
     """Return RabbitMQ at `url`, or the in-process transport if it is empty."""
     if url:
-        return RabbitBroker(url, pool, specs, patience_seconds, signals)
+        return RabbitBroker(url, specs, patience_seconds, signals)
     return LocalBroker(pool)
 
 
@@ -31,4 +31,4 @@ def dead_letters_by_queue(
     pool: db.Pool, broker: Broker, specs: Sequence[QueueSpec] = queues()
 ) -> dict[str, DeadLetters]:
     """Return the dead letters of every queue, by its name."""
-    return {queue.name: DeadLetters(pool, queue, broker.dead_letters(queue)) for queue in specs}
+    return {queue.name: DeadLetters(pool, queue, broker.dead_letters(queue, pool)) for queue in specs}

@@ -128,7 +128,7 @@ def _maintenance(settings: Settings, signals: Signals, broker: Broker, pool: db.
     ]
     # Other processes may have a broker that this one does not know; from here, what waits in its queue would look lost.
     if broker.name == RABBITMQ or settings.roles & LEASING_ROLES:
-        lost = LostLetters(DeadLetters(pool, queue, broker.dead_letters(queue)), signals)
+        lost = LostLetters(DeadLetters(pool, queue, broker.dead_letters(queue, pool)), signals)
         tasks.append(BackgroundTask.loop("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
     return tasks
 

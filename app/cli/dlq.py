@@ -146,7 +146,7 @@ async def _scan(
                 bar.length = depth
                 bar.update(looked_at - bar.pos)
 
-            letters = DeadLetters(pool, queue, make_broker(broker_url, pool, Signals()).dead_letters(queue))
+            letters = DeadLetters(pool, queue, make_broker(broker_url, pool, Signals()).dead_letters(queue, pool))
             try:
                 return await letters.scan(action, selection, found, actor=who, progress=progress), findings
             except OrdersError:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from app import db
 from app.messaging.consumer import Consumer
 from app.messaging.dead_letters import DeadLetterSource
 from app.messaging.relay import Transport
@@ -38,8 +39,8 @@ class Broker(Protocol):
     ) -> Subscription | None:
         """Return a subscription that feeds the consumer; None: the transport itself does. `require` may forbid it."""
 
-    def dead_letters(self, queue: QueueSpec) -> DeadLetterSource:
-        """Return the dead letters of a queue."""
+    def dead_letters(self, queue: QueueSpec, pool: db.Pool) -> DeadLetterSource:
+        """Return the dead letters of a queue. `pool`: for what a scan does in Postgres."""
 
     async def read_depth(self, queue: QueueSpec) -> tuple[int, int]:
         """Return how many messages wait for the queue's consumer, and how many dead letters. Raises Unavailable."""

@@ -75,9 +75,9 @@ class LocalBroker:
         """Have the transport deliver to this consumer."""
         self.transport.consumers.append(consumer)
 
-    def dead_letters(self, queue: QueueSpec) -> OutboxDeadLetters:
+    def dead_letters(self, queue: QueueSpec, pool: db.Pool) -> OutboxDeadLetters:
         """Return the parked rows of the queue's event types."""
-        return OutboxDeadLetters(self._pool, queue)
+        return OutboxDeadLetters(pool, queue)
 
     async def read_depth(self, queue: QueueSpec) -> tuple[int, int]:
         """Count the pending and the parked rows of the queue's event types."""

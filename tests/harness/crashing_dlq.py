@@ -23,7 +23,7 @@ async def treat(action: DeadLetterAction, point: str) -> None:
     async with open_pool(url) as pool:
         [queue] = queues()
         broker = make_broker(broker_url, pool, Signals(checkpoint))
-        letters = DeadLetters(pool, queue, broker.dead_letters(queue))
+        letters = DeadLetters(pool, queue, broker.dead_letters(queue, pool))
         await letters.scan(action, Selection(), lambda _: None, actor=actor(None))
 
 

@@ -20,11 +20,8 @@ class RabbitBroker:
 
     name = NAME
 
-    def __init__(
-        self, url: str, pool: db.Pool, queues: Collection[QueueSpec], patience_seconds: float, signals: Signals
-    ) -> None:
+    def __init__(self, url: str, queues: Collection[QueueSpec], patience_seconds: float, signals: Signals) -> None:
         self._url = url
-        self._pool = pool
         self._signals = signals
         self.transport = RabbitPublisher(url, queues, patience_seconds)
         self._depth = RabbitQueueDepth(url)
@@ -35,9 +32,9 @@ class RabbitBroker:
         """Return a subscription over a connection of its own."""
         return RabbitSubscription(self._url, consumer, queue, prefetch, require=require)
 
-    def dead_letters(self, queue: QueueSpec) -> RabbitDeadLetters:
+    def dead_letters(self, queue: QueueSpec, pool: db.Pool) -> RabbitDeadLetters:
         """Return the dead-letter queue."""
-        return RabbitDeadLetters(self._pool, self._url, queue, self._signals)
+        return RabbitDeadLetters(pool, self._url, queue, self._signals)
 
     async def read_depth(self, queue: QueueSpec) -> tuple[int, int]:
         """Ask the broker. Raises BrokerUnavailable, also while a queue is missing."""
