@@ -34,6 +34,10 @@ FAST := tests/unit tests/contract --deselect tests/unit/test_saga_model.py --qui
 test-fast: .venv/.dev ## run most tests that need no server (50 s)
 	@$(BIN)/pytest $(FAST) $(ARGS)
 
+.PHONY: coverage
+coverage: .venv/.dev ## report the branch coverage of test-fast; fails below the number in pyproject.toml (50 s)
+	@$(BIN)/pytest $(FAST) --cov --cov-report=term $(ARGS)
+
 .PHONY: test-unit
 test-unit: .venv/.dev ## run the tests of functions and classes, without servers (40 s)
 	@$(BIN)/pytest tests/unit $(ARGS)
