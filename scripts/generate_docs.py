@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and the API documents; with `--check`, exit 1 if one is stale."""
+"""Write docs/configuration.md, docs/schema.sql and the API documents; with `--check`, exit 1 if one is stale."""
 
 import json
 import sys
@@ -6,12 +6,22 @@ from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+from sqlalchemy import Dialect
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
 
+from app import db
 from app.api import asyncapi
 from app.bootstrap.consumers import queues
 from app.main import create_app
+from app.messaging import inbox, outbox, transport_lease
+from app.operations import audit
+from app.orders import tables
+from app.saga import store
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 
+TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
+DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 DOCS = Path(__file__).parents[1] / "docs"
 
 CONFIGURATION = """\
@@ -45,6 +55,11 @@ The service refuses to start with settings that contradict each other:
 
 `orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb`. The default is the
 newest installed one.
+"""
+
+SCHEMA = """\
+-- The tables as the migrations leave them, for reading: `orders migrate` makes them. `make generate` makes this page
+-- from the tables that the code describes; tests/integration/test_schema.py compares these with the migrations.
 """
 
 
@@ -82,11 +97,31 @@ def openapi() -> str:
     return json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n"
 
 
+def schema() -> str:
+    """Return the tables and indexes as SQL, in the order of their names."""
+    text = SCHEMA
+    for table in sorted(db.metadata.tables.values(), key=lambda table: table.name):
+        text += _statement(CreateTable(table))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            text += _statement(CreateIndex(index))
+    return text
+
+
+def _statement(element: CreateTable | CreateIndex) -> str:
+    lines = str(element.compile(dialect=DIALECT)).strip().replace("\t", "    ").split("\n")
+    return "\n" + "\n".join(line.rstrip() for line in lines if line.strip()) + ";\n"
+
+
 def main() -> int:
     """Write the pages, or with `--check` compare them."""
     stale = 0
     messages = json.dumps(asyncapi.document(queues()), indent=2, ensure_ascii=False) + "\n"
-    pages = {"configuration.md": configuration(), "openapi.json": openapi(), "asyncapi.json": messages}
+    pages = {
+        "configuration.md": configuration(),
+        "openapi.json": openapi(),
+        "asyncapi.json": messages,
+        "schema.sql": schema(),
+    }
     for name, text in pages.items():
         path = DOCS / name
         if "--check" not in sys.argv:
