@@ -1,4 +1,4 @@
-"""Everything the service raises on purpose. Each class has a stable `code`; HTTP statuses live in `api.problems`.
+"""Every error that the service raises on purpose, with its stable `code`. `api.problems` has the HTTP statuses.
 
 OrdersError
 ├── RequestError                 the caller's mistake; nothing was changed
@@ -6,7 +6,7 @@ OrdersError
 │   ├── UnsupportedMediaType         unsupported-media-type
 │   ├── BodyTooLarge                 body-too-large
 │   ├── BodyTimeout                  body-timeout
-│   ├── ValidationFailed             validation-failed (carries the list of what is wrong)
+│   ├── ValidationFailed             validation-failed (carries the list of errors)
 │   ├── IdempotencyKeyMissing        idempotency-key-missing
 │   ├── IdempotencyKeyInvalid        idempotency-key-invalid
 │   ├── IdempotencyKeyReused         idempotency-key-reused
@@ -18,19 +18,19 @@ OrdersError
 │   ├── ParkedRowNotFound            parked-row-not-found
 │   ├── DeadLettersBusy              dead-letters-busy
 │   ├── NotOffered                   not-found (a route that this configuration does not offer)
-│   ├── Unauthorized                 unauthorized (carries the RFC 6750 error, if a token came at all)
-│   ├── InsufficientScope            insufficient-scope (carries the scope that is needed)
-│   └── TooManyRequests              too-many-requests (carries when to come again)
-├── Unavailable                  a dependency is out, slow or full; trying again later is right
+│   ├── Unauthorized                 unauthorized (carries the RFC 6750 error, if there was a token)
+│   ├── InsufficientScope            insufficient-scope (carries the required scope)
+│   └── TooManyRequests              too-many-requests (carries the time until a retry)
+├── Unavailable                  a dependency is down, slow or full; a later retry may succeed
 │   ├── DatabaseUnavailable          database-unavailable
-│   ├── TransportNotLeased           transport-not-leased (never seen by callers: relay and consumer wait)
+│   ├── TransportNotLeased           transport-not-leased (internal: relay and consumer wait)
 │   ├── IssuerUnavailable            issuer-unavailable
 │   ├── BrokerUnavailable            broker-unavailable
-│   ├── CacheUnavailable             cache-unavailable (never seen by callers: it only makes things slower)
+│   ├── CacheUnavailable             cache-unavailable (internal: requests continue without Redis)
 │   ├── OutboxFull                   outbox-full
 │   └── Overloaded                   overloaded
-├── StaleLease                   another process took the work over; what this one wanted to write is void
-└── ConfigurationError           a setting or an environment that the service must not run with
+├── StaleLease                   another process has taken the work over; this one must not write
+└── ConfigurationError           a setting or an environment with which the service refuses to run
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from typing import Any
 
 
 class OrdersError(Exception):
-    """Root of the tree. The text is for people; `code` is for programs and never changes."""
+    """Root of the tree. The text is for people and may change; `code` is for programs and never changes."""
 
     code = "internal-error"
 
@@ -62,7 +62,7 @@ class UnsupportedMediaType(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body is larger than the service reads."""
+    """The body is larger than the limit."""
 
     code = "body-too-large"
 
@@ -74,7 +74,7 @@ class BodyTimeout(RequestError):
 
 
 class ValidationFailed(RequestError):
-    """The body is JSON, but not a valid request. `errors`: `{"pointer", "detail"}` each."""
+    """The body is JSON, but not a valid request. `errors`: a list of `{"pointer", "detail"}`."""
 
     code = "validation-failed"
 
@@ -102,31 +102,31 @@ class IdempotencyKeyReused(RequestError):
 
 
 class IdempotencyKeyNotFound(RequestError):
-    """No finished write of this tenant has the key, which does not prove that none is under way."""
+    """No finished write of this tenant has the key. One may still be running."""
 
     code = "idempotency-key-not-found"
 
 
 class RequestInProgress(RequestError):
-    """The first request with this key has not ended yet."""
+    """The first request with this key is still running."""
 
     code = "request-in-progress"
 
 
 class OrderNotFound(RequestError):
-    """No such order of this tenant."""
+    """This tenant has no such order."""
 
     code = "order-not-found"
 
 
 class OrderNotCancellable(RequestError):
-    """The order has ended confirmed or rejected: there is nothing left to cancel."""
+    """The order is confirmed or rejected, so it cannot be cancelled any more."""
 
     code = "order-not-cancellable"
 
 
 class SagaNotRetriable(RequestError):
-    """The saga has ended, or has not started: there is nothing to try again."""
+    """The saga has ended, or has not started, so there is nothing to retry."""
 
     code = "saga-not-retriable"
 
@@ -138,19 +138,19 @@ class ParkedRowNotFound(RequestError):
 
 
 class DeadLettersBusy(RequestError):
-    """Somebody else is going over the dead letters right now."""
+    """Another command or request is scanning the dead letters."""
 
     code = "dead-letters-busy"
 
 
 class NotOffered(RequestError):
-    """The route exists in other configurations only: it must look as if it did not exist."""
+    """The route is not part of this configuration; the response looks as if it did not exist."""
 
     code = "not-found"
 
 
 class Unauthorized(RequestError):
-    """No acceptable bearer token. `error`: the code of RFC 6750, section 3.1; None when no token came."""
+    """No acceptable bearer token. `error`: the code of RFC 6750, section 3.1; None without a token."""
 
     code = "unauthorized"
 
@@ -160,7 +160,7 @@ class Unauthorized(RequestError):
 
 
 class InsufficientScope(RequestError):
-    """The token is good, but does not allow this. `scope`: what it would have to name."""
+    """The token is valid, but lacks a scope. `scope`: the required one."""
 
     code = "insufficient-scope"
 
@@ -170,7 +170,7 @@ class InsufficientScope(RequestError):
 
 
 class TooManyRequests(RequestError):
-    """The tenant's quota is used up for now. `retry_after_seconds`: whole seconds, ≥ 1."""
+    """The tenant has reached its rate limit. `retry_after_seconds`: whole seconds, ≥ 1."""
 
     code = "too-many-requests"
 
@@ -180,7 +180,7 @@ class TooManyRequests(RequestError):
 
 
 class Unavailable(OrdersError):
-    """A dependency is out, slow or full. `public`: what readiness may show of it; the text may name hosts and users."""
+    """A dependency is down, slow or full. `public`: what readiness may show; the text may name hosts and users."""
 
     code = "unavailable"
 
@@ -202,7 +202,7 @@ class TransportNotLeased(Unavailable):
 
 
 class IssuerUnavailable(Unavailable):
-    """The keys that tokens are checked with cannot be had right now, so that no token can be judged."""
+    """The issuer's public keys cannot be fetched, so no token can be checked."""
 
     code = "issuer-unavailable"
 
@@ -220,24 +220,24 @@ class CacheUnavailable(Unavailable):
 
 
 class OutboxFull(Unavailable):
-    """More events wait for the broker than the service is willing to pile up."""
+    """Too many events wait for the broker."""
 
     code = "outbox-full"
 
 
 class Overloaded(Unavailable):
-    """As many requests are under way as the process serves at a time."""
+    """The process has reached its limit of concurrent requests."""
 
     code = "overloaded"
 
 
 class StaleLease(OrdersError):
-    """The lease ran out and another process took the work over."""
+    """The lease has expired and another process has taken the work over."""
 
     code = "stale-lease"
 
 
 class ConfigurationError(OrdersError):
-    """A setting or an environment that the service must not run with."""
+    """The service refuses to run with this setting or environment."""
 
     code = "configuration-error"

@@ -1,4 +1,4 @@
-"""Every setting: name, default, unit and meaning. Read in `main`, `cli` and `demo` only; all else takes values."""
+"""Every setting: name, default, unit and meaning. Only `main`, `bootstrap`, `cli` and `demo` read them."""
 
 import re
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -16,7 +16,7 @@ BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]*=*")
 Role = Literal["api", "relay", "consumer", "janitor"]
 ALL_ROLES: frozenset[Role] = frozenset({"api", "relay", "consumer", "janitor"})
 REDIS_DATABASE = re.compile(r"[0-9]*")
-KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://.*")  # which it sets as ORDERS_PORT for a Service named `orders`
+KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://.*")  # Kubernetes sets ORDERS_PORT so for a Service named `orders`
 MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2: a key for HS256 is no shorter than its hash
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 LockSeconds = Annotated[Seconds, Field(le=2_147_483)]  # Postgres's lock_timeout is a 32-bit integer of milliseconds
@@ -30,7 +30,7 @@ class Database(BaseSettings):
     database_url: SecretStr = Field(
         description=(
             "PostgreSQL: `postgresql://`, `postgres://` or `postgresql+asyncpg://`; "
-            "of several hosts (`//a:5432,b/orders`) the first that is writable is used"
+            "of several hosts (`//a:5432,b/orders`) the first writable one is used"
         )
     )
 
@@ -48,10 +48,12 @@ class Retention(Database):
     """What `orders prune` needs."""
 
     outbox_retention_seconds: Seconds = Field(
-        default=604_800, description="a published event stays so long, and longer while its order is unfinished"
+        default=604_800, description="how long published events are kept; longer while their order is unfinished"
     )
-    inbox_retention_seconds: Seconds = Field(default=604_800, description="that a message took effect is known so long")
-    saga_retention_seconds: Seconds = Field(default=7_776_000, description="a finished saga stays so long")
+    inbox_retention_seconds: Seconds = Field(
+        default=604_800, description="how long the inbox remembers processed messages"
+    )
+    saga_retention_seconds: Seconds = Field(default=7_776_000, description="how long finished sagas are kept")
 
 
 class Operations(Database):
@@ -68,19 +70,19 @@ class Operations(Database):
 
 
 class Auth(BaseSettings):
-    """Who may call; what `orders token` needs."""
+    """Who may call. What `orders token` needs."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     auth_mode: Literal["none", "jwt"] = Field(
-        default="none", description="`none`: everybody is the tenant `default`; `jwt`: bearer tokens with a tenant"
+        default="none", description="`none`: every caller is the tenant `default`; `jwt`: bearer tokens with a tenant"
     )
     auth_jwks_url: str = Field(default="", description="with `jwt`: the issuer's public keys (RFC 7517)")
     auth_jwt_secret: SecretStr = Field(
         default=SecretStr(""), description="with `jwt`, instead of the URL: HS256 with this secret, 32 bytes or more"
     )
-    auth_issuer: str = Field(default="", description="`iss` must be this; empty: not looked at")
-    auth_audience: str = Field(default="", description="`aud` must name this; empty: not looked at")
+    auth_issuer: str = Field(default="", description="`iss` must be this; empty: not checked")
+    auth_audience: str = Field(default="", description="`aud` must name this; empty: not checked")
     auth_tenant_claim: str = Field(default="tenant", min_length=1, description="the claim that names the tenant")
 
     @field_validator("auth_jwks_url")
@@ -111,27 +113,28 @@ class Settings(Operations, Retention, Auth):
     database_pool_size: PositiveInt = Field(
         default=10,
         le=1000,
-        description="connections for requests, as many again for messages and sagas, and 4 for the relay",
+        description="connections for requests; as many again for messages and sagas, 4 for the relay, 2 for probes",
     )
     database_pool_wait_seconds: Seconds = Field(
-        default=1, description="a request waits for a free connection; beyond, 503"
+        default=1, description="how long a request waits for a free connection; then 503"
     )
     database_statement_seconds: Seconds = Field(
-        default=2, description="a request's statement must be answered within, locks apart; beyond, 503"
+        default=2, description="deadline of a request's statement, waits for locks excepted; then 503"
     )
     redis_url: SecretStr = Field(
         default=SecretStr(""),
-        description="`redis(s)://`, for copies of answers and counts of rates; empty: run without Redis",
+        description="`redis(s)://`, for copies of responses and counts for rate limits; empty: run without Redis",
     )
     redis_timeout_seconds: Seconds = Field(
-        default=0.2, description="Redis must answer within; else it is left alone for some seconds"
+        default=0.2, description="deadline of a Redis call; then Redis is skipped for some seconds"
     )
     inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
     payment_provider: Literal["http", "stripe"] = Field(
-        default="http", description="whose API the payment partner speaks: this service's own, or Stripe's"
+        default="http", description="the API of the payment partner: this service's own, or Stripe's"
     )
     payment_url: str = Field(
-        default="", description="the payment partner; needed by the role consumer, with `stripe` not: its public API"
+        default="",
+        description="the payment partner; needed by the role consumer; with `stripe`: its public API",
     )
     stripe_api_key: SecretStr = Field(
         default=SecretStr(""), description="with `stripe`: a secret or restricted key; needed by the role consumer"
@@ -144,81 +147,103 @@ class Settings(Operations, Retention, Auth):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; `::` takes IPv4 too")
     admin_token: SecretStr = Field(
-        default=SecretStr(""), description="operators' bearer token for `/ops`; empty: there is no `/ops`"
+        default=SecretStr(""), description="operators' bearer token for `/ops`; empty: none is accepted"
     )
     port: int = Field(
         default=8000,
         ge=0,
         le=65535,
-        description="port to listen on, whatever the roles; `tcp://…`, as Kubernetes sets for a Service, is ignored",
+        description="port to listen on, with any roles; `tcp://…`, as Kubernetes sets for a Service, is ignored",
     )
-    log_format: Literal["json", "console"] = Field(default="json", description="one JSON object a line, or for people")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="`json`: one object per line; `console`: for people"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="lowest level that is logged"
+    )
     rate_limit: str = Field(
-        default="", description="requests of a tenant, as `200/second` (`minute`, `hour`, `day`); empty: no limit"
+        default="", description="requests per tenant, such as `200/second` (`minute`, `hour`, `day`); empty: no limit"
     )
-    shutdown_timeout_seconds: Seconds = Field(default=20, description="SIGTERM to exit at the latest")
+    shutdown_timeout_seconds: Seconds = Field(default=20, description="longest time from SIGTERM to exit")
 
-    http_header_timeout_seconds: Seconds = Field(default=10, description="a request's head must arrive within")
+    http_header_timeout_seconds: Seconds = Field(default=10, description="deadline for a request's headers to arrive")
     http_keep_alive_seconds: PositiveInt = Field(
-        default=75, le=86_400, description="an idle connection is kept; longer than a proxy before the service keeps it"
+        default=75,
+        le=86_400,
+        description="how long an idle connection is kept; longer than a proxy in front of the service keeps it",
     )
     http_max_connections: PositiveInt = Field(
-        default=900, le=1_000_000, description="open at a time; at the bound, the longest idle one makes room"
+        default=900, le=1_000_000, description="open connections; at the limit the longest idle one is closed"
     )
-    http_body_timeout_seconds: Seconds = Field(default=10, description="a request's body must arrive within")
+    http_body_timeout_seconds: Seconds = Field(default=10, description="deadline for a request's body to arrive")
     http_answer_timeout_seconds: Seconds = Field(
-        default=20, description="a client that reads nothing of its answer for so long is cut off"
+        default=20, description="a connection is reset if the client reads nothing of a response for this time"
     )
     http_max_in_flight: PositiveInt = Field(
         default=500,
         le=100_000,
-        description="requests served at a time by a process, and twice the bodies of one sender that may be arriving",
+        description="concurrent requests in a process; half as many bodies of one sender may be arriving",
     )
     idempotency_required: bool = Field(default=False, description="refuse a write without an Idempotency-Key")
-    idempotency_ttl_seconds: Seconds = Field(default=86_400, description="lifetime of a key from its first use")
-    idempotency_wait_seconds: LockSeconds = Field(default=5, description="wait for the first request with the same key")
+    idempotency_ttl_seconds: Seconds = Field(default=86_400, description="lifetime of a key, from its first use")
+    idempotency_wait_seconds: LockSeconds = Field(
+        default=5, description="how long a request waits for the first one with its key"
+    )
 
-    outbox_poll_seconds: Seconds = Field(default=0.5, description="between looks at the outbox (woken at once besides)")
+    outbox_poll_seconds: Seconds = Field(
+        default=0.5, description="time between polls of the outbox; commits of this process wake the relay at once"
+    )
     outbox_batch_size: PositiveInt = Field(
-        default=200, le=10_000, description="rows claimed at a time; fewer after a batch that a slow link did not carry"
+        default=200, le=10_000, description="rows per claim; fewer after a batch that was too much for a slow link"
     )
-    outbox_lease_seconds: Seconds = Field(default=30, description="a claimed row is another relay's after")
+    outbox_lease_seconds: Seconds = Field(
+        default=30, description="after this time another relay may take a claimed row"
+    )
     outbox_publish_timeout_seconds: Seconds = Field(
-        default=5, description="publishing a batch ends when no confirm arrives for so long"
+        default=5, description="a batch ends if no confirm arrives for this time"
     )
-    outbox_backoff_base_seconds: Seconds = Field(default=2, description="first pause after a refused row, full jitter")
-    outbox_backoff_cap_seconds: Seconds = Field(default=300, description="longest such pause")
+    outbox_backoff_base_seconds: Seconds = Field(
+        default=2, description="longest first pause after a row was refused; full jitter, doubling"
+    )
+    outbox_backoff_cap_seconds: Seconds = Field(default=300, description="upper limit of such a pause")
     outbox_max_pending: PositiveInt = Field(
-        default=1_000_000, description="events waiting for the broker; beyond, intake answers 503"
+        default=1_000_000, description="events that may wait for the broker; beyond, new orders get a 503"
     )
-    outbox_max_attempts: PositiveInt = Field(default=10, description="refusals before a row is parked")
+    outbox_max_attempts: PositiveInt = Field(default=10, description="refusals after which a row is parked")
 
-    consumer_prefetch: PositiveInt = Field(default=64, le=65_535, description="unacknowledged messages held at a time")
-    inbox_max_attempts: PositiveInt = Field(default=7, description="failures before a message is dead-lettered")
+    consumer_prefetch: PositiveInt = Field(default=64, le=65_535, description="unacknowledged messages per consumer")
+    inbox_max_attempts: PositiveInt = Field(default=7, description="failures after which a message is dead-lettered")
 
-    saga_poll_seconds: Seconds = Field(default=0.5, description="between looks for due sagas (woken at once besides)")
-    saga_concurrency: PositiveInt = Field(default=64, le=10_000, description="sagas driven at a time by a process")
-    saga_lease_seconds: Seconds = Field(default=30, description="a saga whose runner died is another's after")
-    saga_deadline_seconds: Seconds = Field(default=900, description="not done by then: the saga turns back")
-    partner_timeout_seconds: Seconds = Field(default=10, description="one call to a partner, at most lease / 3")
+    saga_poll_seconds: Seconds = Field(
+        default=0.5, description="time between polls for due sagas; a new saga in this process starts at once"
+    )
+    saga_concurrency: PositiveInt = Field(default=64, le=10_000, description="concurrent sagas in a process")
+    saga_lease_seconds: Seconds = Field(
+        default=30, description="after this time another process may take the saga of one that died"
+    )
+    saga_deadline_seconds: Seconds = Field(
+        default=900, description="a saga that is not done by then starts compensating"
+    )
+    partner_timeout_seconds: Seconds = Field(
+        default=10, description="deadline of one partner call, at most a third of the lease"
+    )
     partner_retry_base_seconds: Seconds = Field(
-        default=0.25, description="first pause before a call again, full jitter"
+        default=0.25, description="longest first pause before a retry; full jitter, doubling"
     )
     partner_retry_cap_seconds: Seconds = Field(
-        default=30, description="longest such pause; a partner's Retry-After, up to 300, comes on top"
+        default=30, description="upper limit of such a pause; a partner's Retry-After, up to 300, is added"
     )
     partner_circuit_failures: PositiveInt = Field(
-        default=5, description="failures of a partner in a row before it is left alone for a while"
+        default=5, description="failures in a row after which a process pauses its calls to a partner"
     )
     partner_circuit_open_seconds: Seconds = Field(
-        default=10, description="a failing partner is left alone for; then one call tries"
+        default=10, description="how long calls are paused; then one call tries"
     )
     saga_needs_operator_seconds: Seconds = Field(
-        default=300, description="an undo that has failed for so long needs an operator (and is tried on)"
+        default=300, description="an undo that has failed for this time needs an operator; retries continue"
     )
     inventory_hold_seconds: Seconds | None = Field(
-        default=None, description="lifetime asked for a hold of stock; default: the saga's deadline + 300"
+        default=None, description="lifetime of a hold of stock; default: the saga's deadline + 300"
     )
 
     @field_validator("roles", mode="before")
@@ -256,7 +281,7 @@ class Settings(Operations, Retention, Auth):
     @field_validator("inventory_url", "payment_url", "shipping_url")
     @classmethod
     def _partner_spelling(cls, value: str) -> str:
-        if {"?", "#"} & set(value):  # the paths of the calls come behind it
+        if {"?", "#"} & set(value):  # a call's path is appended
             raise ValueError("must have no query and no fragment")
         return _check_web_url(value)
 
@@ -310,12 +335,12 @@ def _check_web_url(url: str) -> str:
 
 
 def _check_url(url: str, *schemes: str) -> None:
-    """Raise ValueError, which quotes nothing of the URL: there may be a password in it."""
+    """Raise ValueError for a wrong URL, without quoting it: it may contain a password."""
     if url.partition("://")[0] not in schemes:
         raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     try:
-        for host in urlsplit(url).netloc.rpartition("@")[2].split(","):  # PostgreSQL's may name several
-            _ = urlsplit(f"//{host}").port  # reading it is what checks it
+        for host in urlsplit(url).netloc.rpartition("@")[2].split(","):  # a PostgreSQL URL may name several
+            _ = urlsplit(f"//{host}").port  # reading the port checks it
     except ValueError:
         raise ValueError("its host and port cannot be read") from None
 
@@ -328,7 +353,7 @@ Kind = TypeVar("Kind", bound=BaseSettings)
 
 
 def load(kind: type[Kind], **values: Any) -> Kind:
-    """Read the environment; `values` come before it. Raises ConfigurationError: one line that names the variable."""
+    """Read the environment; `values` take precedence. Raises ConfigurationError: one line that names the variable."""
     try:
         return kind(**values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Writes the generated pages, docs/configuration.md and the API documents; `--check`: exit 1 if one is stale."""
+"""Write docs/configuration.md, docs/schema.sql and the API documents; with `--check`, exit 1 if one is stale."""
 
 import json
 import sys
@@ -6,44 +6,60 @@ from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+from sqlalchemy import Dialect
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
 
+from app import db
 from app.api import asyncapi
 from app.bootstrap.consumers import queues
 from app.main import create_app
+from app.messaging import inbox, outbox, transport_lease
+from app.operations import audit
+from app.orders import tables
+from app.saga import store
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 
+TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
+DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 DOCS = Path(__file__).parents[1] / "docs"
 
 CONFIGURATION = """\
 # Configuration
 
-Environment variables, read once at start-up by `orders serve`; `orders migrate` reads `ORDERS_DATABASE_URL` alone,
-`orders prune` that and the retentions, `orders token` those of `ORDERS_AUTH_*`, and `orders demo` sets database,
-broker, Redis, partners and roles by itself. A missing, malformed or impossible value is one line on stderr that names
-the variable, and exit code 2. This table is generated from `app/settings.py` by `make generate`.
+`orders serve` reads environment variables once, at start-up. `orders migrate` reads only `ORDERS_DATABASE_URL`,
+`orders prune` that and the retentions, and `orders token` those of `ORDERS_AUTH_*`. `orders demo` sets database,
+broker, Redis, partners and roles itself. A missing, malformed or impossible value is one line on stderr that names
+the variable, and exit code 2. An empty variable means the default. `make generate` makes this table from
+`app/settings.py`.
 
 | variable | default | unit | meaning |
 |---|---|---|---|
 {rows}
 
-Some of them belong together, and start-up refuses what does not fit:
+The service refuses to start with settings that contradict each other:
 
 - `ORDERS_PARTNER_TIMEOUT_SECONDS` is at most a third of `ORDERS_SAGA_LEASE_SECONDS`: a saga's lease must outlast the
-  call that its runner is in.
+  call that its process is making.
 - `ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS` is less than `ORDERS_OUTBOX_LEASE_SECONDS`: a relay must be done with its rows
   before another one may claim them. It spends at most nine tenths of the lease on a batch.
 - `ORDERS_INVENTORY_HOLD_SECONDS` is more than `ORDERS_SAGA_DEADLINE_SECONDS`: stock must stay held for as long as the
   saga may still go forward.
 - Without `ORDERS_RABBITMQ_URL` messages stay inside the process, so `relay` and `consumer` must be in one process.
-  Every relay and consumer of one database must have the variable, or none: a process that differs from those that run
+  Either all relays and consumers of a database have the variable, or none: a process that differs from the running ones
   ends with exit code 2 ([how to change the transport](operations.md#change-the-transport)).
-- With `ORDERS_AUTH_MODE=jwt` exactly one of `ORDERS_AUTH_JWKS_URL` and `ORDERS_AUTH_JWT_SECRET` is set; for
-  `orders token` it is the secret.
-- With the role `consumer` all three partner URLs are needed; with `ORDERS_PAYMENT_PROVIDER=stripe`, instead of
-  `ORDERS_PAYMENT_URL`, `ORDERS_STRIPE_API_KEY` ([how to use Stripe](partners.md)).
+- With `ORDERS_AUTH_MODE=jwt` exactly one of `ORDERS_AUTH_JWKS_URL` and `ORDERS_AUTH_JWT_SECRET` is set; `orders token`
+  needs the secret.
+- The role `consumer` needs all three partner URLs; with `ORDERS_PAYMENT_PROVIDER=stripe` it needs
+  `ORDERS_STRIPE_API_KEY` instead of `ORDERS_PAYMENT_URL` ([how to use Stripe](partners.md#pay-through-stripe)).
 
-`orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb` to use instead of the
+`orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb`. The default is the
 newest installed one.
+"""
+
+SCHEMA = """\
+-- The tables as the migrations leave them, for reading: `orders migrate` makes them. `make generate` makes this page
+-- from the tables that the code describes; tests/integration/test_schema.py compares these with the migrations.
 """
 
 
@@ -81,11 +97,31 @@ def openapi() -> str:
     return json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n"
 
 
+def schema() -> str:
+    """Return the tables and indexes as SQL, in the order of their names."""
+    text = SCHEMA
+    for table in sorted(db.metadata.tables.values(), key=lambda table: table.name):
+        text += _statement(CreateTable(table))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            text += _statement(CreateIndex(index))
+    return text
+
+
+def _statement(element: CreateTable | CreateIndex) -> str:
+    lines = str(element.compile(dialect=DIALECT)).strip().replace("\t", "    ").split("\n")
+    return "\n" + "\n".join(line.rstrip() for line in lines if line.strip()) + ";\n"
+
+
 def main() -> int:
     """Write the pages, or with `--check` compare them."""
     stale = 0
     messages = json.dumps(asyncapi.document(queues()), indent=2, ensure_ascii=False) + "\n"
-    pages = {"configuration.md": configuration(), "openapi.json": openapi(), "asyncapi.json": messages}
+    pages = {
+        "configuration.md": configuration(),
+        "openapi.json": openapi(),
+        "asyncapi.json": messages,
+        "schema.sql": schema(),
+    }
     for name, text in pages.items():
         path = DOCS / name
         if "--check" not in sys.argv:
