@@ -97,7 +97,7 @@ async def build(
         depth = QueueDepth(broker, queues(consumers), signals)
         workers.tasks.append(BackgroundTask.loop("depths", depth.run_once, queue_depth.PERIOD_SECONDS))
     if "janitor" in settings.roles:
-        workers.tasks += _maintenance(settings, signals, broker, relay_pool)
+        workers.tasks += _maintenance(settings, signals, broker, relay_pool, consumers)
     return workers
 
 
@@ -118,10 +118,12 @@ def _subscribe(
         workers.tasks.append(BackgroundTask("consumer", subscription.run, subscription.stop))
 
 
-def _maintenance(settings: Settings, signals: Signals, broker: Broker, pool: db.Pool) -> list[BackgroundTask]:
-    queue = CONSUMERS[0].queue
+def _maintenance(
+    settings: Settings, signals: Signals, broker: Broker, pool: db.Pool, consumers: Sequence[ConsumerRow]
+) -> list[BackgroundTask]:
+    queue = consumers[0].queue  # the saga's: resending is about sagas that did not start
     resends = Resender(pool, queue.consumer, partial(broker.read_depth, queue), signals)
-    prunes = make_pruner(pool, settings, signals)
+    prunes = make_pruner(pool, settings, signals, consumers)
     tasks = [
         BackgroundTask.loop("resender", resends.run_once, resender.PERIOD_SECONDS),
         BackgroundTask.loop("janitor", prunes.run_once, pruner.PERIOD_SECONDS),
@@ -151,10 +153,12 @@ async def _stop(tasks: Sequence[BackgroundTask], running: list[asyncio.Task[None
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def make_pruner(pool: db.Pool, settings: Retention, signals: Signals) -> Pruner:
+def make_pruner(
+    pool: db.Pool, settings: Retention, signals: Signals, consumers: Sequence[ConsumerRow] = CONSUMERS
+) -> Pruner:
     """Return what deletes rows past their retention."""
     config = PrunerConfig(
-        consumer=CONSUMERS[0].queue.consumer,
+        consumers=[queue.consumer for queue in queues(consumers)],
         outbox_retention_seconds=settings.outbox_retention_seconds,
         inbox_retention_seconds=settings.inbox_retention_seconds,
         saga_retention_seconds=settings.saga_retention_seconds,

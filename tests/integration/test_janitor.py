@@ -37,7 +37,7 @@ LOGGED = """
 def janitor(pool: Pool, signals: Observed | None = None, retention_seconds: float | None = None) -> Pruner:
     week, quarter = 7 * DAY_SECONDS, 90 * DAY_SECONDS
     config = PrunerConfig(
-        consumer=CONSUMER,
+        consumers=[CONSUMER],
         outbox_retention_seconds=week if retention_seconds is None else retention_seconds,
         inbox_retention_seconds=week if retention_seconds is None else retention_seconds,
         saga_retention_seconds=quarter if retention_seconds is None else retention_seconds,
@@ -152,7 +152,7 @@ async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
         for table in forgotten:
             async with stage.pool.acquire() as conn:
                 at_once = janitor(stage.pool, retention_seconds=0)
-                assert (await at_once.prunes[table](conn, START, END))[0] == (
+                assert (await dict(at_once.prunes)[table](conn, START, END))[0] == (
                     1 if times == 1 or table == "inbox" else 0
                 )
 
@@ -220,7 +220,7 @@ async def test_living_keys_are_not_looked_at(pool: Pool) -> None:
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '1 day'")
     await pool.execute("VACUUM ANALYZE idempotency_keys")
     one = janitor(pool)
-    plans = await plans_of(pool, lambda conn: one.prunes["idempotency_keys"](conn, START, END))
+    plans = await plans_of(pool, lambda conn: dict(one.prunes)["idempotency_keys"](conn, START, END))
     assert len(plans) == 1
     assert buffers(plans) < 20
 
@@ -247,7 +247,7 @@ async def test_old_rows_are_found_without_reading_a_table_whatever_the_planner_k
     await lived_through(pool, 2_000, "100 days")
     one = janitor(pool)
     for _ in range(2):
-        plans = await plans_of(pool, lambda conn: one.prunes[table](conn, START, END))
+        plans = await plans_of(pool, lambda conn: dict(one.prunes)[table](conn, START, END))
         assert table not in full_scans(plans)
         assert f"{table}_pkey" in indexes(plans)
         await pool.execute("ANALYZE")

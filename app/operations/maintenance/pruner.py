@@ -12,7 +12,7 @@ ids from the future are looked at too, and a row stays for at most twice its ret
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -45,9 +45,9 @@ Prune = Callable[[db.Connection, UUID, UUID], Awaitable[tuple[int, UUID | None]]
 
 @dataclass(frozen=True, slots=True)
 class PrunerConfig:
-    """For how long rows are kept. `consumer`: whose inbox is pruned."""
+    """For how long rows are kept. `consumers`: the names of those whose inboxes are pruned."""
 
-    consumer: str
+    consumers: Sequence[str]
     outbox_retention_seconds: float
     inbox_retention_seconds: float
     saga_retention_seconds: float
@@ -72,26 +72,22 @@ class Pruner:
             "inbox": config.inbox_retention_seconds,
             "sagas": config.saga_retention_seconds,
         }
-        self.prunes: dict[str, Prune] = {
-            "outbox": partial(
-                outbox.prune, limit=BATCH, retention_seconds=config.outbox_retention_seconds, ended=_ended
-            ),
-            "inbox": partial(
-                inbox.prune,
-                limit=BATCH,
-                retention_seconds=config.inbox_retention_seconds,
-                consumer=config.consumer,
-            ),
-            "sagas": partial(maintenance.prune, limit=BATCH, retention_seconds=config.saga_retention_seconds),
-            "idempotency_keys": _prune_keys,
-        }
+        published = partial(outbox.prune, limit=BATCH, retention_seconds=config.outbox_retention_seconds, ended=_ended)
+        processed = partial(inbox.prune, limit=BATCH, retention_seconds=config.inbox_retention_seconds)
+        finished = partial(maintenance.prune, limit=BATCH, retention_seconds=config.saga_retention_seconds)
+        self.prunes: Sequence[tuple[str, Prune]] = (
+            ("outbox", published),
+            *(("inbox", partial(processed, consumer=consumer)) for consumer in config.consumers),
+            ("sagas", finished),
+            ("idempotency_keys", _prune_keys),
+        )
         self._sweep = self.sweep()
 
     async def sweep(self) -> AsyncIterator[Batch]:
         """Sweep all tables once, and yield after each batch. An error in one table does not stop the others."""
-        for table in self.prunes:
+        for table, prune in self.prunes:
             try:
-                async for removed in self._sweep_table(table):
+                async for removed in self._sweep_table(table, prune):
                     yield Batch(table, removed)
             except Exception as error:
                 if isinstance(error, OrdersError):
@@ -108,13 +104,13 @@ class Pruner:
         self._sweep = self.sweep()
         return 0
 
-    async def _sweep_table(self, table: str) -> AsyncIterator[int]:
+    async def _sweep_table(self, table: str, prune: Prune) -> AsyncIterator[int]:
         for start, before in await self._ranges(table):
             after: UUID | None = start
             while after is not None:
                 started_at = time.monotonic()
                 async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
-                    removed, after = await self.prunes[table](conn, after, before)
+                    removed, after = await prune(conn, after, before)
                 if after is not None:
                     await asyncio.sleep((time.monotonic() - started_at) * DUTY_FACTOR)
                 self._signals.emit(RowsPruned(table, removed))
