@@ -15,7 +15,7 @@ import structlog
 from app.loops import full_jitter
 from app.observability.signals import Signals
 from app.orders.model import Order, Reason
-from app.partners.circuit import Circuit, is_failure
+from app.partners.circuit import Circuit, CircuitState, Permit, is_failure
 from app.partners.ports import (
     PARTNERS,
     Charge,
@@ -75,42 +75,36 @@ class PartnerGateway:
         self._clock = clock
         self._last_visit = clock()  # that was given to one who waits
         self._circuits = {
-            each: Circuit(config.failures, config.open_seconds, clock)
-            for each in product(PARTNERS, Action, (FIRST, AGAIN))
+            key: Circuit(config.failures, config.open_seconds, clock)
+            for key in product(PARTNERS, Action, (FIRST, AGAIN))
         }
 
-    def delay(self, call: Call, attempts: int, caller: object) -> float | None:
-        """None: the call may be made, of which there were so many. Else in how many seconds to ask again.
+    def admit(self, call: Call, attempts: int) -> Permit | float:
+        """Return a permit for the call, which has had so many attempts; or in how many seconds to ask again.
 
-        Not all at once, and however many wait, no more than the database bears. Who may call has to `make` the call or
-        to `leave`.
+        Waiting sagas are spread out so that they cannot overload Postgres, no matter how many there are.
         """
-        seconds = self._circuit(call, again=attempts > 0).delay(caller)
-        if seconds is None:
-            return None
+        admitted = self._circuit(call, again=attempts > 0).admit()
+        if isinstance(admitted, Permit):
+            return admitted
         now = self._clock()
-        self._last_visit = max(now + seconds, self._last_visit + 1 / VISITS_PER_SECOND)
+        self._last_visit = max(now + admitted, self._last_visit + 1 / VISITS_PER_SECOND)
         return self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds)
 
-    def leave(self, caller: object) -> None:
-        """The caller makes no call after all, or no more."""
-        for circuit in self._circuits.values():
-            circuit.leave(caller)
-
-    async def make(self, call: Call, caller: object, order: Order, saga: Saga) -> Outcome:
-        """Make one call whose attempt is on record."""
-        began = time.perf_counter()
-        try:
-            outcome = await self._ask(call, order, saga)
-            self._judge(call, saga.state.attempts > 1, caller, outcome)
-        except Exception as error:  # the attempt is on record and needs an outcome, whatever broke
-            log.exception("partner.defect", step=call.step, action=call.action)
-            outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
-            self.leave(caller)  # it says nothing of the partner
-        seconds = time.perf_counter() - began
+    async def call(self, call: Call, permit: Permit, order: Order, saga: Saga) -> Outcome:
+        """Make one call whose attempt is on record, and release its permit."""
+        started_at = time.perf_counter()
+        with permit:
+            try:
+                outcome = await self._ask(call, order, saga)
+                self._record_outcome(call, saga.state.attempts > 1, permit, outcome)
+            except Exception as error:  # the attempt is on record and needs an outcome, whatever broke
+                log.exception("partner.defect", step=call.step, action=call.action)
+                outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
+        seconds = time.perf_counter() - started_at
         self._signals.emit(PartnerCalled(call.step, call.action, label(outcome), seconds))
         if not isinstance(outcome, Done):
-            self._tell(call, saga.state.attempts, outcome)
+            self._log(call, saga.state.attempts, outcome)
         return outcome
 
     async def _ask(self, call: Call, order: Order, saga: Saga) -> Outcome:
@@ -135,22 +129,24 @@ class PartnerGateway:
                 return await self._inventory.release(order.id)
         raise AssertionError(f"bug: nobody to ask for {call}")
 
-    def _judge(self, call: Call, again: bool, caller: object, outcome: Outcome) -> None:
-        """A failure is the circuit's own; a success closes both, as the partner answers."""
-        for each in (again,) if is_failure(outcome) else (FIRST, AGAIN):
-            circuit = self._circuit(call, again=each)
-            before = circuit.state
-            circuit.judge(caller, outcome)
-            if circuit.state is not before:
+    def _record_outcome(self, call: Call, again: bool, permit: Permit, outcome: Outcome) -> None:
+        """Count a failure for the call's own circuit; a success closes both, because the partner answers."""
+        pair = {repeated: self._circuit(call, again=repeated) for repeated in (FIRST, AGAIN)}
+        before = {repeated: circuit.state for repeated, circuit in pair.items()}
+        permit.record(outcome)
+        if not is_failure(outcome):
+            pair[not again].close()
+        for repeated, circuit in pair.items():
+            if circuit.state is not before[repeated]:
                 log.warning(
                     "partner.circuit",
                     partner=PARTNER_OF[call.step],
                     action=call.action,
-                    again=each,
+                    again=repeated,
                     state=circuit.state.name.lower(),
                 )
 
-    def _tell(self, call: Call, attempt: int, outcome: Outcome) -> None:
+    def _log(self, call: Call, attempt: int, outcome: Outcome) -> None:
         if outcome == Refused(Reason.HOLD_EXPIRED):
             self._signals.emit(HoldExpired())
         alarming = isinstance(outcome, Unknown) and outcome.alarming
@@ -166,8 +162,8 @@ class PartnerGateway:
     def _circuit(self, call: Call, *, again: bool) -> Circuit:
         return self._circuits[PARTNER_OF[call.step], call.action, again]
 
-    def circuit_state(self, partner: str) -> int:
-        """Return how far the partner's circuits are open: the most open one counts."""
+    def circuit_state(self, partner: str) -> CircuitState:
+        """Return the state of the most open of the partner's circuits."""
         return max(circuit.state for (name, _, _), circuit in self._circuits.items() if name == partner)
 
 

@@ -38,6 +38,7 @@ from app.observability.traces import trace_context
 from app.orders import store as order_store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order, Status
+from app.partners.circuit import Permit
 from app.partners.ports import Done, Outcome, Unknown
 from app.saga import gateway, plan, store
 from app.saga.facts import SagaFinished
@@ -47,11 +48,18 @@ from app.saga.plan import Action, Call, Direction, Step
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True)
 class Turn:
-    """One saga's turn with this process; no two are the same to a circuit. `deadline`: on `time.monotonic`."""
+    """One saga's turn with this process. `deadline`: on `time.monotonic`. `permit`: for its next call."""
 
     deadline: float
+    permit: Permit | None = None
+
+    def release(self) -> None:
+        """Give up the permit, if there is one."""
+        if self.permit is not None:
+            self.permit.release()
+            self.permit = None
 
     @property
     def remaining_seconds(self) -> float:
@@ -156,7 +164,7 @@ class Orchestrator:
             except Exception:
                 log.exception("saga.failed", resumes="when the lease ends")
             finally:
-                self._partners.leave(turn)
+                turn.release()
 
     async def _run(self, turn: Turn, saga: store.Saga) -> None:
         async with db.connection(self._pool) as conn:
@@ -171,11 +179,13 @@ class Orchestrator:
                 return
             saga, state, entries, wait = ours, ours.state, [], None
             if saga.must_turn:
+                turn.release()
                 continue  # the partner has not been asked yet, and need not be
             call = plan.decide(state)
             assert isinstance(call, Call)  # noqa: S101 - bug: what has ended is not ours any more
+            assert turn.permit is not None  # noqa: S101 - bug: an attempt is recorded with a permit
             self._signals.crash_point(f"saga.{call.step}.{call.action}.attempted")
-            outcome = await self._partners.make(call, turn, order, saga)
+            outcome = await self._partners.call(call, turn.permit, order, saga)
             self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
             entries = [_entry(call, state.attempts, outcome)]
             following = plan.advance(state, outcome)
@@ -202,7 +212,6 @@ class Orchestrator:
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
             known = plan.heed(reached, cancelled=order.cancel_reason, late=turn.late)
             if known != state:
-                self._partners.leave(turn)  # the call is another one, now that more is known
                 state, pause = known, self._pause(turn, saga, known, wait)
             if goes_on := self._goes_on(state, pause):
                 ours = await self._attempt(conn, saga, state, entries)
@@ -221,15 +230,19 @@ class Orchestrator:
         return ours if goes_on else None
 
     def _pause(self, turn: Turn, saga: store.Saga, state: plan.State, wait: Wait | None) -> Wait | None:
-        """Return the wait after the last answer, or the one that the circuit of the next call wants.
+        """Return the wait after the last answer, or the one that the circuit of the next call wants; else get a permit.
 
         Turning back need not wait for what was asked before. Forward, no pause is longer than the time to the deadline.
         """
+        turn.release()  # of the last call, or of one that is not made, now that more is known
         pause = wait if state.direction is saga.state.direction else None
         call = plan.decide(state)
         if pause is None and isinstance(call, Call) and not self._stopping:
-            seconds = self._partners.delay(call, state.attempts, turn)
-            pause = None if seconds is None else Wait(seconds)
+            admitted = self._partners.admit(call, state.attempts)
+            if isinstance(admitted, Permit):
+                turn.permit = admitted
+            else:
+                pause = Wait(admitted)
         if pause is None or state.direction is Direction.BACKWARD:
             return pause
         return replace(pause, seconds=min(pause.seconds, turn.remaining_seconds))
