@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Self
 
-from app.partners.ports import Done, Health, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 
 class CircuitState(IntEnum):
@@ -117,4 +117,4 @@ def is_failure(outcome: Outcome) -> bool:
         case NotSent():
             return True
         case Unknown(health=health):
-            return health is not Health.WORKING
+            return health is not PartnerHealth.WORKING

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from app.partners.ports import Done, Health, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT_CHARACTERS = 200
@@ -67,12 +67,12 @@ class Answer:
         return _retry_after(self.headers.get("Retry-After"))
 
     @property
-    def health(self) -> Health:
+    def health(self) -> PartnerHealth:
         """What it tells of the partner, given that it was not agreed on."""
         if HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES:
-            return Health.BROKEN
+            return PartnerHealth.BROKEN
         at_fault = HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
-        return Health.WORKING if at_fault and self.status not in NOT_NOW else Health.FAILING
+        return PartnerHealth.WORKING if at_fault and self.status not in NOT_NOW else PartnerHealth.FAILING
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -189,7 +189,7 @@ def _unknown(answer: Answer) -> Unknown:
     code = (answer.body or {}).get("code")
     what = "unreadable answer" if answer.body is None else code if is_text(code) else "unexpected answer"
     # A conflict is about the saga's state; anything else about our credentials, address or body, and no retry mends it.
-    our_fault = answer.health is Health.WORKING and answer.status != HTTPStatus.CONFLICT
+    our_fault = answer.health is PartnerHealth.WORKING and answer.status != HTTPStatus.CONFLICT
     return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, our_fault, answer.health)
 
 

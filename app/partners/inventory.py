@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from app.partners.client import Agreement, PartnerClient
-from app.partners.ports import Item, Outcome, Unknown
+from app.partners.ports import Outcome, PartnerItem, Unknown
 
 HOLD = Agreement(201, ("reservation_id", "expires_at"), {(409, "out-of-stock")})
 COMMIT = Agreement(200, (), {(409, "hold-expired")})
@@ -18,7 +18,7 @@ class HttpInventory:
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
 
-    async def hold(self, saga_id: UUID, items: Sequence[Item], seconds: int) -> Outcome:
+    async def hold(self, saga_id: UUID, items: Sequence[PartnerItem], seconds: int) -> Outcome:
         """Reserve all items or none, for so long."""
         body = {
             "saga_id": str(saga_id),

@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from app.partners.client import Agreement, PartnerClient
-from app.partners.ports import Charge, Outcome, Unknown
+from app.partners.ports import ChargeRequest, Outcome, Unknown
 
 CHARGE = Agreement(201, ("payment_id",), {(402, "card-declined")})
 REFUND = Agreement(None)
@@ -16,7 +16,7 @@ class HttpPayment:
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Charge the amount, in the currency's smallest unit."""
         body = {
             "saga_id": str(charge.saga_id),
@@ -26,7 +26,7 @@ class HttpPayment:
         }
         return await self._client.call("/v1/payments/charge", f"{charge.saga_id}:charge_payment", body, CHARGE)
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         """Give back whatever was charged."""
         body = {"saga_id": str(charge.saga_id)}
         return await self._client.call("/v1/payments/refund", f"{charge.saga_id}:charge_payment:undo", body, REFUND)

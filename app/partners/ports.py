@@ -33,7 +33,7 @@ class NotSent:
     detail: str
 
 
-class Health(StrEnum):
+class PartnerHealth(StrEnum):
     """What an unclear outcome tells of the partner itself."""
 
     FAILING = "failing"  # no answer, or one that says: not now (5xx, 408, 425, 429)
@@ -53,12 +53,12 @@ class Unknown:
     detail: str
     retry_after_seconds: float | None = None
     our_fault: bool = False
-    health: Health = field(default=Health.FAILING, compare=False)
+    health: PartnerHealth = field(default=PartnerHealth.FAILING, compare=False)
 
     @property
     def alarming(self) -> bool:
         """Whether a person must look at it: a defect, ours or the partner's, that no retry mends."""
-        return self.our_fault or self.health is Health.BROKEN
+        return self.our_fault or self.health is PartnerHealth.BROKEN
 
 
 Outcome = Done | Refused | NotSent | Unknown
@@ -67,7 +67,7 @@ PARTNERS = ("inventory", "payment", "shipping")
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class PartnerItem:
     """One line of an order as partners see it."""
 
     sku: str
@@ -75,7 +75,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class ChargeRequest:
     """The money of a saga: an amount in ISO 4217's smallest unit, to be charged once and, if need be, given back.
 
     `started_at` is when the saga started: no charge of it is older. Some providers forget keys after a time.
@@ -93,7 +93,7 @@ class Charge:
 class Inventory(Protocol):
     """Holds stock for a saga, turns the hold into a sale, or takes everything back."""
 
-    async def hold(self, saga_id: UUID, items: Sequence[Item], seconds: int) -> Outcome:
+    async def hold(self, saga_id: UUID, items: Sequence[PartnerItem], seconds: int) -> Outcome:
         """Reserve all items or none. Refused: `out-of-stock`. Reply: `reservation_id`."""
 
     async def commit(self, saga_id: UUID) -> Outcome:
@@ -106,17 +106,17 @@ class Inventory(Protocol):
 class Payment(Protocol):
     """Charges a customer's payment method once per saga, or gives the money back."""
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Charge the amount. Refused: `card-declined`. Reply: `payment_id`."""
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         """Give back whatever was charged for the saga, and block any later charge."""
 
 
 class Shipping(Protocol):
     """Creates a shipment once per saga, or cancels it."""
 
-    async def create(self, saga_id: UUID, items: Sequence[Item], address: Mapping[str, Any] | None) -> Outcome:
+    async def create(self, saga_id: UUID, items: Sequence[PartnerItem], address: Mapping[str, Any] | None) -> Outcome:
         """Hand the parcel over. Refused: `undeliverable`. Reply: `tracking_id`."""
 
     async def cancel(self, saga_id: UUID) -> Outcome:

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from app.partners.client import Agreement, PartnerClient
-from app.partners.ports import Item, Outcome, Unknown
+from app.partners.ports import Outcome, PartnerItem, Unknown
 
 CREATE = Agreement(201, ("tracking_id",), {(409, "undeliverable")})
 CANCEL = Agreement(None)
@@ -18,7 +18,7 @@ class HttpShipping:
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
 
-    async def create(self, saga_id: UUID, items: Sequence[Item], address: Mapping[str, Any] | None) -> Outcome:
+    async def create(self, saga_id: UUID, items: Sequence[PartnerItem], address: Mapping[str, Any] | None) -> Outcome:
         """Hand the parcel over."""
         body = {
             "saga_id": str(saga_id),

@@ -31,7 +31,7 @@ from uuid import UUID
 import structlog
 
 from app.partners.client import Answer, PartnerClient, is_text
-from app.partners.ports import Charge, Done, Health, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import ChargeRequest, Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 from app.partners.stripe_amounts import is_known, stripe_amount
 
 log = structlog.get_logger(__name__)
@@ -64,11 +64,11 @@ class StripePayment:
         self._headers = {"Authorization": f"Bearer {api_key}", "Stripe-Version": API_VERSION}
         self._timeout_seconds = timeout_seconds
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Charge the amount to a card, with nobody there to authenticate."""
         return await self._in_time(self._charge(charge))
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         """Give back whatever was charged. Done only when the refund has succeeded: a pending one may still fail."""
         return await self._in_time(self._undo(charge))
 
@@ -79,7 +79,7 @@ class StripePayment:
         except TimeoutError:
             return Unknown(f"no answer within {self._timeout_seconds:g} s")
 
-    async def _charge(self, charge: Charge) -> Outcome:
+    async def _charge(self, charge: ChargeRequest) -> Outcome:
         if not is_known(charge.currency):
             return _decline(charge, "Stripe's number of decimals is not known for this currency")
         if (fields := _fields(charge)) is None:
@@ -94,7 +94,7 @@ class StripePayment:
             return await self._confirm(charge.saga_id, intent, charge.payment_method)
         return _judged(answer) if isinstance(answer, Answer) else answer
 
-    async def _create(self, charge: Charge, fields: Mapping[str, str]) -> Reply:
+    async def _create(self, charge: ChargeRequest, fields: Mapping[str, str]) -> Reply:
         return await self._post(INTENTS, fields, f"{charge.saga_id}:charge_payment")
 
     async def _confirm(self, saga_id: UUID, intent: str, payment_method: str) -> Outcome:
@@ -114,14 +114,14 @@ class StripePayment:
                 return clear
         return outcome
 
-    async def _undo(self, charge: Charge) -> Outcome:
+    async def _undo(self, charge: ChargeRequest) -> Outcome:
         if charge.payment_id is None:
             return await self._undo_unheard(charge)
         if INTENT_ID.fullmatch(charge.payment_id):
             return await self._settle(charge.payment_id)
-        return Unknown("charged by another provider", our_fault=True, health=Health.WORKING)
+        return Unknown("charged by another provider", our_fault=True, health=PartnerHealth.WORKING)
 
-    async def _undo_unheard(self, charge: Charge) -> Outcome:
+    async def _undo_unheard(self, charge: ChargeRequest) -> Outcome:
         """Undo a charge of which nobody knows whether it happened."""
         fields = _fields(charge)
         if fields is None:
@@ -136,7 +136,7 @@ class StripePayment:
                 return outcome
         return Done()
 
-    async def _found_by_key(self, charge: Charge, fields: Mapping[str, str]) -> list[str] | NotSent | Unknown:
+    async def _found_by_key(self, charge: ChargeRequest, fields: Mapping[str, str]) -> list[str] | NotSent | Unknown:
         answer = await self._create(charge, fields)
         if not isinstance(answer, Answer):
             return answer
@@ -144,7 +144,7 @@ class StripePayment:
             return [intent]
         return [] if _says_none_was_created(answer) else _unknown(answer)
 
-    async def _found_by_search(self, charge: Charge) -> list[str] | NotSent | Unknown:
+    async def _found_by_search(self, charge: ChargeRequest) -> list[str] | NotSent | Unknown:
         query = urlencode({"query": f"metadata['saga_id']:'{charge.saga_id}'", "limit": 10})  # there is one at most
         answer = await self._get(f"{INTENTS}/search?{query}")
         if not isinstance(answer, Answer):
@@ -175,7 +175,7 @@ class StripePayment:
         refunds = [answer.body] if (listed := _list(answer)) is None else listed
         states = {_text(_object(refund).get("status")) for refund in refunds}
         if states & UNDECIDED_REFUNDS:
-            return Unknown("the refund is pending", health=Health.WORKING)
+            return Unknown("the refund is pending", health=PartnerHealth.WORKING)
         return Done() if answer.status == HTTPStatus.OK and "succeeded" in states else _unknown(answer)
 
     async def _post(self, path: str, fields: Mapping[str, str], key: str | None = None) -> Reply:
@@ -186,13 +186,13 @@ class StripePayment:
         return await self._client.attempt("GET", path, self._headers)
 
 
-def _decline(charge: Charge, reason: str) -> Refused:
+def _decline(charge: ChargeRequest, reason: str) -> Refused:
     """Decline without asking Stripe, and log why."""
     log.warning("stripe.not_charged", saga_id=str(charge.saga_id), currency=charge.currency, reason=reason)
     return DECLINED
 
 
-def _fields(charge: Charge) -> Mapping[str, str] | None:
+def _fields(charge: ChargeRequest) -> Mapping[str, str] | None:
     """What an intent is made of; None for an amount that Stripe cannot charge.
 
     The same for every attempt, whatever the release: Stripe refuses a key that comes again with other fields.
@@ -208,7 +208,7 @@ def _fields(charge: Charge) -> Mapping[str, str] | None:
     }
 
 
-def _age(charge: Charge) -> timedelta:
+def _age(charge: ChargeRequest) -> timedelta:
     return datetime.now(UTC) - charge.started_at
 
 
@@ -233,7 +233,7 @@ def _unknown(answer: Answer) -> Unknown:
     said = _code(answer) or _text(_error(answer).get("type")) or _status(answer)
     what = said or ("unreadable answer" if answer.body is None else "unexpected answer")
     our_fault = answer.status in OUR_FAULT and what != UNEXPECTED_STATE
-    health = Health.WORKING if answer.status == HTTPStatus.OK and said else answer.health
+    health = PartnerHealth.WORKING if answer.status == HTTPStatus.OK and said else answer.health
     return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, our_fault, health)
 
 

@@ -57,7 +57,7 @@ async def cancel_locked(conn: db.Connection, order: Order, reason: Reason, trace
         case Status.COMPENSATING | Status.CANCELLED:
             return Cancelled(order)
         case Status.PENDING:
-            if await store.hurry(conn, order.id):
+            if await store.wake_if_waiting(conn, order.id):
                 asked = await order_store.request_cancel(conn, order, reason)
                 return Cancelled(asked, changed=asked is not order)
             ended = await order_store.change_status(conn, order, Status.CANCELLED, reason, trace)

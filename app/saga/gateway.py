@@ -18,12 +18,12 @@ from app.orders.model import Order, Reason
 from app.partners.circuit import Circuit, CircuitState, Permit, is_failure
 from app.partners.ports import (
     PARTNERS,
-    Charge,
+    ChargeRequest,
     Done,
     Inventory,
-    Item,
     NotSent,
     Outcome,
+    PartnerItem,
     Payment,
     Refused,
     Shipping,
@@ -108,8 +108,8 @@ class PartnerGateway:
         return outcome
 
     async def _ask(self, call: Call, order: Order, saga: Saga) -> Outcome:
-        items = [Item(line.sku, line.quantity) for line in order.lines]
-        charge = Charge(
+        items = [PartnerItem(line.sku, line.quantity) for line in order.lines]
+        charge = ChargeRequest(
             order.id, order.total_minor, order.currency, order.payment_method, saga.started_at, saga.payment_id
         )
         match call.step, call.action:

@@ -43,7 +43,7 @@ from app.partners.ports import Done, Outcome, Unknown
 from app.saga import gateway, plan, store
 from app.saga.facts import SagaFinished
 from app.saga.gateway import PartnerGateway
-from app.saga.plan import Action, Call, Direction, Step
+from app.saga.plan import Action, Call, SagaDirection, Step
 
 log = structlog.get_logger(__name__)
 
@@ -172,13 +172,13 @@ class Orchestrator:
         if order is None:
             raise AssertionError(f"bug: saga {saga.id} has no order")
         saga = replace(saga, cancelled=order.cancel_reason)
-        state, entries, wait = saga.state, list[store.Entry](), None
+        state, entries, wait = saga.state, list[store.StepLogEntry](), None
         while True:
             ours = await self._record(turn, saga, state, entries, wait)
             if ours is None:
                 return
             saga, state, entries, wait = ours, ours.state, [], None
-            if saga.must_turn:
+            if saga.must_compensate:
                 turn.release()
                 continue  # the partner has not been asked yet, and need not be
             call = plan.decide(state)
@@ -193,14 +193,19 @@ class Orchestrator:
             state = following
 
     async def _record(
-        self, turn: Turn, saga: store.Saga, reached: plan.State, entries: Sequence[store.Entry], wait: Wait | None
+        self,
+        turn: Turn,
+        saga: store.Saga,
+        reached: plan.SagaState,
+        entries: Sequence[store.StepLogEntry],
+        wait: Wait | None,
     ) -> store.Saga | None:
         """Write what was reached, and the attempt that follows; None when the saga has ended or was given back.
 
         Only the step from one call to the next does without the order. Whatever changes its status, or leaves the saga
         to wait, locks it first, and then knows for certain whether it was cancelled. Raises StaleLease.
         """
-        state = plan.heed(reached, cancelled=saga.cancelled, late=turn.late)
+        state = plan.interrupt(reached, cancelled=saga.cancelled, late=turn.late)
         pause = self._pause(turn, saga, state, wait)
         if state.direction is saga.state.direction and self._goes_on(state, pause):
             async with db.connection(self._pool) as conn:
@@ -210,7 +215,7 @@ class Orchestrator:
         async with db.transaction(self._pool) as conn:
             order = await order_store.load(conn, saga.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
-            known = plan.heed(reached, cancelled=order.cancel_reason, late=turn.late)
+            known = plan.interrupt(reached, cancelled=order.cancel_reason, late=turn.late)
             if known != state:
                 state, pause = known, self._pause(turn, saga, known, wait)
             if goes_on := self._goes_on(state, pause):
@@ -229,7 +234,7 @@ class Orchestrator:
             self._loop.wake_in(pause.seconds)
         return ours if goes_on else None
 
-    def _pause(self, turn: Turn, saga: store.Saga, state: plan.State, wait: Wait | None) -> Wait | None:
+    def _pause(self, turn: Turn, saga: store.Saga, state: plan.SagaState, wait: Wait | None) -> Wait | None:
         """Return the wait after the last answer, or the one that the circuit of the next call wants; else get a permit.
 
         Turning back need not wait for what was asked before. Forward, no pause is longer than the time to the deadline.
@@ -243,21 +248,21 @@ class Orchestrator:
                 turn.permit = admitted
             else:
                 pause = Wait(admitted)
-        if pause is None or state.direction is Direction.BACKWARD:
+        if pause is None or state.direction is SagaDirection.BACKWARD:
             return pause
         return replace(pause, seconds=min(pause.seconds, turn.remaining_seconds))
 
-    def _goes_on(self, state: plan.State, pause: Wait | None) -> bool:
+    def _goes_on(self, state: plan.SagaState, pause: Wait | None) -> bool:
         return isinstance(plan.decide(state), Call) and pause is None and not self._stopping
 
     async def _attempt(
-        self, conn: db.Connection, saga: store.Saga, state: plan.State, entries: Sequence[store.Entry]
+        self, conn: db.Connection, saga: store.Saga, state: plan.SagaState, entries: Sequence[store.StepLogEntry]
     ) -> store.Saga:
         """Write the state and, before it is made, the attempt of its call; the lease is renewed."""
         call = plan.decide(state)
         assert isinstance(call, Call)  # noqa: S101 - bug: the callers looked
         state = plan.attempted(state)
-        entries = [*entries, store.Entry(call.step, call.action, state.attempts, "attempted")]
+        entries = [*entries, store.StepLogEntry(call.step, call.action, state.attempts, "attempted")]
         ours = await store.save(
             conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
         )
@@ -270,8 +275,8 @@ class Orchestrator:
         self,
         conn: db.Connection,
         saga: store.Saga,
-        state: plan.State,
-        entries: Sequence[store.Entry],
+        state: plan.SagaState,
+        entries: Sequence[store.StepLogEntry],
         pause: Wait | None,
     ) -> store.Saga:
         """Write the state and leave the saga to whoever comes when it is due.
@@ -279,7 +284,7 @@ class Orchestrator:
         An undo has `needs_operator_seconds` from the first time that it has to wait; what no retry mends has none.
         """
         patience = None
-        if pause is not None and (pause.alarming or state.direction is Direction.BACKWARD):
+        if pause is not None and (pause.alarming or state.direction is SagaDirection.BACKWARD):
             patience = 0.0 if pause.alarming else self._config.needs_operator_seconds
         seconds = 0.0 if pause is None else pause.seconds
         return await store.save(
@@ -306,12 +311,12 @@ def _tell_operator(before: store.Saga, saga: store.Saga) -> None:
         log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
 
 
-def _entry(call: Call, attempt: int, outcome: Outcome) -> store.Entry:
+def _entry(call: Call, attempt: int, outcome: Outcome) -> store.StepLogEntry:
     reply = outcome.reply if isinstance(outcome, Done) else None
-    return store.Entry(call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply)
+    return store.StepLogEntry(call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply)
 
 
-def _tracking_id(entries: Sequence[store.Entry]) -> str | None:
+def _tracking_id(entries: Sequence[store.StepLogEntry]) -> str | None:
     return next(
         (entry.reply["tracking_id"] for entry in entries if entry.reply and "tracking_id" in entry.reply),
         None,

@@ -23,7 +23,7 @@ class Step(StrEnum):
     CREATE_SHIPMENT = "create_shipment"
 
 
-class Direction(StrEnum):
+class SagaDirection(StrEnum):
     """Which way a saga goes. It turns once, and never forward again."""
 
     FORWARD = "forward"
@@ -58,14 +58,14 @@ NEWEST = max(PLANS)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SagaState:
     """Where a saga is: at `step`, which was attempted `attempts` times in this direction; None: nothing is left to do.
 
     `reason` says why it turned back.
     """
 
     plan_version: int
-    direction: Direction
+    direction: SagaDirection
     step: Step | None
     attempts: int = 0
     reason: Reason | None = None
@@ -89,77 +89,77 @@ class Finish:
 Decision = Call | Finish
 
 
-def begin(plan_version: int = NEWEST) -> State:
+def begin(plan_version: int = NEWEST) -> SagaState:
     """Return the state of a saga that has not attempted anything."""
-    return State(plan_version, Direction.FORWARD, PLANS[plan_version][0].step)
+    return SagaState(plan_version, SagaDirection.FORWARD, PLANS[plan_version][0].step)
 
 
-def decide(state: State) -> Decision:
+def decide(state: SagaState) -> Decision:
     """Return what the state asks for."""
     if state.step is not None:
-        return Call(state.step, Action.DO if state.direction is Direction.FORWARD else Action.UNDO)
-    if state.direction is Direction.FORWARD:
+        return Call(state.step, Action.DO if state.direction is SagaDirection.FORWARD else Action.UNDO)
+    if state.direction is SagaDirection.FORWARD:
         return Finish(Status.CONFIRMED)
     return Finish(Status.CANCELLED if state.reason is Reason.CANCELLED_BY_CUSTOMER else Status.REJECTED)
 
 
-def attempted(state: State) -> State:
+def attempted(state: SagaState) -> SagaState:
     """Record that the call is about to be made: from here on it must be undone if the saga turns back."""
     return replace(state, attempts=state.attempts + 1)
 
 
-def advance(state: State, outcome: Outcome) -> State:
+def advance(state: SagaState, outcome: Outcome) -> SagaState:
     """Return the state after an outcome of the present call; the same state means: the same call again, later."""
     match state.direction, outcome:
-        case Direction.FORWARD, Done():
+        case SagaDirection.FORWARD, Done():
             return _step_forward(state)
-        case Direction.BACKWARD, Done():
+        case SagaDirection.BACKWARD, Done():
             return _step_back(state, _index(state) - 1)
-        case Direction.FORWARD, Refused(code=code) if code in _row(state).refusals:
-            return turn_back(state, Reason(code))
+        case SagaDirection.FORWARD, Refused(code=code) if code in _row(state).refusals:
+            return compensate(state, Reason(code))
         case _, Refused() | NotSent() | Unknown():
             return state
     raise AssertionError(f"bug: no rule for {state.direction} and {outcome}")
 
 
-def turn_back(state: State, reason: Reason) -> State:
+def compensate(state: SagaState, reason: Reason) -> SagaState:
     """Turn a forward saga: undo what was attempted, beginning with the present step if it was.
 
     A saga that has turned stays as it is. One that has done every step was in time, however late that is recorded; a
     cancel that comes before the record still turns it, and all of it is undone.
     """
-    if state.direction is Direction.BACKWARD or (state.step is None and reason is Reason.TIMED_OUT):
+    if state.direction is SagaDirection.BACKWARD or (state.step is None and reason is Reason.TIMED_OUT):
         return state
-    turned = replace(state, direction=Direction.BACKWARD, reason=reason)
+    turned = replace(state, direction=SagaDirection.BACKWARD, reason=reason)
     if state.step is None:
         return _step_back(turned, len(PLANS[state.plan_version]) - 1)
     return _step_back(turned, _index(state) if state.attempts else _index(state) - 1)
 
 
-def heed(state: State, *, cancelled: Reason | None, late: bool) -> State:
+def interrupt(state: SagaState, *, cancelled: Reason | None, late: bool) -> SagaState:
     """Turn a forward saga back that was cancelled (by whom, the reason says) or is late; a cancel comes first.
 
     Not to be asked once the end is on record: a confirmed order stays confirmed.
     """
     if cancelled is not None:
-        state = turn_back(state, cancelled)
-    return turn_back(state, Reason.TIMED_OUT) if late else state
+        state = compensate(state, cancelled)
+    return compensate(state, Reason.TIMED_OUT) if late else state
 
 
-def _step_forward(state: State) -> State:
+def _step_forward(state: SagaState) -> SagaState:
     rows, following = PLANS[state.plan_version], _index(state) + 1
     return replace(state, step=rows[following].step if following < len(rows) else None, attempts=0)
 
 
-def _step_back(state: State, last: int) -> State:
+def _step_back(state: SagaState, last: int) -> SagaState:
     """Go to the latest step, at index `last` or before, that has an undo of its own."""
     undone = [row.step for row in PLANS[state.plan_version][: last + 1] if not row.undone_by_earlier]
     return replace(state, step=undone[-1] if undone else None, attempts=0)
 
 
-def _row(state: State) -> Row:
+def _row(state: SagaState) -> Row:
     return PLANS[state.plan_version][_index(state)]
 
 
-def _index(state: State) -> int:
+def _index(state: SagaState) -> int:
     return [row.step for row in PLANS[state.plan_version]].index(state.step)  # type: ignore[arg-type] # never None here

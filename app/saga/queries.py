@@ -63,7 +63,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class StepLogRow:
     """A line of a saga's log. `outcome`: attempted (a call was about to be made), done, refused, not-sent, unknown."""
 
     at: datetime
@@ -109,7 +109,7 @@ async def find(conn: db.Connection, saga_id: UUID) -> SagaRow | None:
     return None if row is None else _saga(row)
 
 
-async def log(conn: db.Connection, saga_id: UUID) -> list[Line]:
+async def log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
     """Return the last lines of a saga's log, in order, `MAX_STEPS` at most."""
     rows = await conn.fetch(
         f"""
@@ -119,7 +119,7 @@ async def log(conn: db.Connection, saga_id: UUID) -> list[Line]:
         saga_id,
     )
     lines = [{**row, "reply": None if row["reply"] is None else json.loads(row["reply"])} for row in rows]
-    return [Line(**line) for line in reversed(lines)]
+    return [StepLogRow(**line) for line in reversed(lines)]
 
 
 def _saga(row: Any) -> SagaRow:

@@ -95,7 +95,7 @@ class Saga:
 
     id: UUID
     version: int
-    state: plan.State
+    state: plan.SagaState
     remaining_seconds: float  # until its deadline, when it was claimed
     started_at: datetime
     hold_seconds: int
@@ -107,9 +107,9 @@ class Saga:
     payment_id: str | None = None  # of the charge that is about to be undone, if its answer is on record
 
     @property
-    def must_turn(self) -> bool:
+    def must_compensate(self) -> bool:
         """Whether it still goes forward although it was cancelled."""
-        return self.cancelled is not None and self.state.direction is plan.Direction.FORWARD
+        return self.cancelled is not None and self.state.direction is plan.SagaDirection.FORWARD
 
     @property
     def trace(self) -> dict[str, str]:
@@ -119,7 +119,7 @@ class Saga:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StepLogEntry:
     """A line of the log. `outcome`: attempted (about to call), done, refused, not-sent or unknown."""
 
     step: plan.Step
@@ -210,8 +210,8 @@ async def claim(
 async def save(
     conn: db.Connection,
     saga: Saga,
-    state: plan.State,
-    entries: Sequence[Entry],
+    state: plan.SagaState,
+    entries: Sequence[StepLogEntry],
     *,
     due_in_seconds: float,
     owner: str | None,
@@ -284,7 +284,7 @@ async def payment_id(conn: db.Connection, saga_id: UUID) -> str | None:
     return found
 
 
-async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
+async def wake_if_waiting(conn: db.Connection, saga_id: UUID) -> bool:
     """End the saga's pause, if it is in one; False when there is no such saga. The caller has locked the order.
 
     A saga under way is left to its runner: it learns of the cancel with its next record.
@@ -297,7 +297,7 @@ async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
     return await conn.fetchval(query, saga_id) is True
 
 
-async def end_pause(conn: db.Connection, saga_id: UUID) -> bool:
+async def make_due(conn: db.Connection, saga_id: UUID) -> bool:
     """Make a saga that waits due at once; False: it has ended, is under way, is due already, or is not there.
 
     The caller has locked the order.
@@ -311,9 +311,9 @@ async def end_pause(conn: db.Connection, saga_id: UUID) -> bool:
 
 
 def _saga(row: Any) -> Saga:
-    state = plan.State(
+    state = plan.SagaState(
         plan_version=row["plan_version"],
-        direction=plan.Direction(row["direction"]),
+        direction=plan.SagaDirection(row["direction"]),
         step=plan.Step(row["step"]),
         attempts=row["attempts"],
         reason=Reason(row["reason"]) if row["reason"] else None,

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from app.partners.ports import Item, Outcome
+from app.partners.ports import Outcome, PartnerItem
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of
 from tests.harness.stripe_fake import StripeFake
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -28,7 +28,7 @@ uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
 """
 
 
-PartnerAction = Callable[[Partners, UUID, Item], Awaitable[Outcome]]
+PartnerAction = Callable[[Partners, UUID, PartnerItem], Awaitable[Outcome]]
 
 DO: dict[str, PartnerAction] = {
     "inventory.hold": lambda to, saga, item: to.inventory.hold(saga, [item], HOLD_SECONDS),
@@ -105,9 +105,9 @@ def saga() -> UUID:
 
 
 @pytest.fixture
-def item() -> Item:
+def item() -> PartnerItem:
     """Two units of an item that no other test uses."""
-    return Item(f"item-{uuid4().hex[:12]}", 2)
+    return PartnerItem(f"item-{uuid4().hex[:12]}", 2)
 
 
 async def post(http: httpx.AsyncClient, path: str, key: str | None, body: Any) -> httpx.Response:
@@ -115,7 +115,7 @@ async def post(http: httpx.AsyncClient, path: str, key: str | None, body: Any) -
     return await http.post(path, json=body, headers={} if key is None else {"Idempotency-Key": key})
 
 
-async def prepare(partners: Partners, saga: UUID, item: Item, operation: str) -> None:
+async def prepare(partners: Partners, saga: UUID, item: PartnerItem, operation: str) -> None:
     """Make the calls that must precede the operation."""
     if operation in ("inventory.commit", "inventory.release"):
         await partners.inventory.hold(saga, [item], HOLD_SECONDS)

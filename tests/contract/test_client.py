@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from app.partners.client import MAX_REPLY_BYTES, PartnerClient, open_session
 from app.partners.payment import HttpPayment
-from app.partners.ports import Done, Health, NotSent, Refused, Unknown
+from app.partners.ports import Done, NotSent, PartnerHealth, Refused, Unknown
 from tests.harness.sandboxes import Partners, charge_of
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -155,17 +155,19 @@ async def test_what_a_partner_holds_against_the_request_itself_is_our_fault(
 @pytest.mark.parametrize(
     ("script", "health"),
     [
-        *((answer(status), Health.WORKING) for status in (400, 401, 402, 403, 404, 409, 422)),
-        *((answer(status), Health.FAILING) for status in (302, 408, 425, 429, 500, 503)),
-        ([], Health.FAILING),
-        *((answer(status, b"<html>"), Health.BROKEN) for status in (200, 201)),
-        (answer(200), Health.BROKEN),  # readable, and not what was agreed on
+        *((answer(status), PartnerHealth.WORKING) for status in (400, 401, 402, 403, 404, 409, 422)),
+        *((answer(status), PartnerHealth.FAILING) for status in (302, 408, 425, 429, 500, 503)),
+        ([], PartnerHealth.FAILING),
+        *((answer(status, b"<html>"), PartnerHealth.BROKEN) for status in (200, 201)),
+        (answer(200), PartnerHealth.BROKEN),  # readable, and not what was agreed on
     ],
 )
-async def test_an_unclear_answer_tells_how_the_partner_is(charge: Pay, script: Iterable[bytes], health: Health) -> None:
+async def test_an_unclear_answer_tells_how_the_partner_is(
+    charge: Pay, script: Iterable[bytes], health: PartnerHealth
+) -> None:
     async with partner(script, closes=True) as other:
         outcome = await charge(other.url)
-    assert (outcome.health, outcome.alarming) == (health, outcome.our_fault or health is Health.BROKEN)
+    assert (outcome.health, outcome.alarming) == (health, outcome.our_fault or health is PartnerHealth.BROKEN)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -10,7 +10,7 @@ import pytest
 
 from app.partners.circuit import is_failure
 from app.partners.client import PartnerClient
-from app.partners.ports import Charge, Done, NotSent, Refused, Unknown
+from app.partners.ports import ChargeRequest, Done, NotSent, Refused, Unknown
 from app.partners.stripe_payment import API_VERSION, StripePayment
 from tests.contract.conftest import met_a_fault
 from tests.harness import stripe_fake
@@ -38,11 +38,11 @@ def payment(client: Client) -> StripePayment:
 
 
 @pytest.fixture
-def charge(saga: UUID) -> Charge:
+def charge(saga: UUID) -> ChargeRequest:
     return charge_of(saga, 2997, "USD", "pm_card_visa")
 
 
-def aged(charge: Charge, hours: float) -> Charge:
+def aged(charge: ChargeRequest, hours: float) -> ChargeRequest:
     """The same charge, of a saga that started so long ago."""
     return charge_of(charge.saga_id, charge.amount_minor, charge.currency, charge.payment_method, hours)
 
@@ -52,7 +52,7 @@ def patience(kind: str) -> float:
 
 
 async def test_a_charge_is_an_intent_with_the_sagas_key_which_is_then_confirmed(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     assert await payment.charge(charge) == Done({"payment_id": "pi_fake0"})
     assert stripe.ledger == [(str(charge.saga_id), "charge", 2997)]
@@ -71,7 +71,7 @@ async def test_a_charge_is_an_intent_with_the_sagas_key_which_is_then_confirmed(
 
 
 async def test_a_charge_sent_again_is_the_same_charge(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     first = await payment.charge(charge)
     assert [await payment.charge(charge) for _ in range(2)] == [first, first]
@@ -79,7 +79,7 @@ async def test_a_charge_sent_again_is_the_same_charge(
 
 
 async def test_charges_of_one_saga_that_arrive_together_charge_once(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     stripe.fail("slow", "create")
     first = asyncio.create_task(payment.charge(charge))
@@ -117,7 +117,7 @@ async def test_what_stripe_can_never_charge_is_refused_and_undone_at_once(
 @pytest.mark.parametrize("kind", LOST)
 @pytest.mark.parametrize("operation", ["create", "confirm"])
 async def test_a_charge_without_a_clear_answer_is_unknown_and_sent_again_charges_once(
-    client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
+    client: Client, stripe: StripeFake, charge: ChargeRequest, operation: str, kind: str
 ) -> None:
     stripe.fail(kind, operation)
     outcome = await met_a_fault(stripe, lambda: client(patience(kind)).charge(charge))
@@ -144,7 +144,7 @@ async def test_what_was_decided_on_a_card_is_told_again_after_its_answer_was_los
 
 
 async def test_a_failure_that_stripe_repeats_for_the_key_has_charged_nothing_and_is_undone(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     stripe.fail("broken", "create")
     for _ in range(2):
@@ -165,7 +165,9 @@ async def test_a_payment_that_is_being_processed_is_unknown_until_it_is_not(
     assert (stripe.charged(saga), stripe.kept(saga)) == ([2997], 0)
 
 
-async def test_a_wish_to_be_left_alone_is_passed_on(payment: StripePayment, stripe: StripeFake, charge: Charge) -> None:
+async def test_a_wish_to_be_left_alone_is_passed_on(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
+) -> None:
     busy = Unknown("429 rate_limit", retry_after_seconds=1.0)
     for operation in ("create", "confirm"):
         stripe.fail("busy", operation)
@@ -176,7 +178,7 @@ async def test_a_wish_to_be_left_alone_is_passed_on(payment: StripePayment, stri
 
 
 async def test_what_stripe_holds_against_the_request_itself_is_our_fault(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     another_amount, another_currency = replace(charge, amount_minor=2998), charge_of(uuid4(), 3000, "ZMW", "pm_a")
@@ -193,7 +195,7 @@ async def test_what_stripe_would_never_have_accepted_has_nothing_to_undo(
 
 
 async def test_an_undo_that_stripe_does_not_accept_for_another_reason_is_not_done(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     stripe.is_closed = True
@@ -204,7 +206,7 @@ async def test_an_undo_that_stripe_does_not_accept_for_another_reason_is_not_don
 
 
 async def test_a_wrong_key_is_our_fault_and_undoes_nothing(
-    session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: Charge
+    session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     wrong = StripePayment(PartnerClient(session, stripe.url, AMPLE_SECONDS), "sk_test_other", AMPLE_SECONDS)
     refused = Unknown("401 invalid_request_error", our_fault=True)
@@ -214,7 +216,7 @@ async def test_a_wrong_key_is_our_fault_and_undoes_nothing(
 
 
 async def test_an_undo_gives_everything_back_once_however_often_it_is_asked_for(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     assert await payment.refund(charge) == await payment.refund(charge) == Done()
@@ -225,7 +227,7 @@ async def test_an_undo_gives_everything_back_once_however_often_it_is_asked_for(
 @pytest.mark.parametrize("kind", LOST)
 @pytest.mark.parametrize("operation", ["create", "look", "cancel", "refund", "refunds"])
 async def test_an_undo_without_a_clear_answer_is_not_done_and_sent_again_ends_it(
-    client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
+    client: Client, stripe: StripeFake, charge: ChargeRequest, operation: str, kind: str
 ) -> None:
     if operation != "cancel":
         await client().charge(charge)
@@ -243,7 +245,7 @@ async def test_an_undo_without_a_clear_answer_is_not_done_and_sent_again_ends_it
 
 @pytest.mark.parametrize("operation", ["create", "confirm"])
 async def test_a_charge_that_arrives_after_its_undo_charges_nothing(
-    client: Client, stripe: StripeFake, charge: Charge, operation: str
+    client: Client, stripe: StripeFake, charge: ChargeRequest, operation: str
 ) -> None:
     stripe.fail("late", operation)
     late = asyncio.create_task(client().charge(charge))
@@ -255,7 +257,7 @@ async def test_a_charge_that_arrives_after_its_undo_charges_nothing(
 
 
 async def test_a_refund_is_done_only_when_it_has_succeeded(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     stripe.refund_status = "pending"
@@ -266,7 +268,9 @@ async def test_a_refund_is_done_only_when_it_has_succeeded(
     assert (len(stripe.refunds), stripe.kept(charge.saga_id)) == (1, 0)
 
 
-async def test_a_refund_that_failed_is_made_again(payment: StripePayment, stripe: StripeFake, charge: Charge) -> None:
+async def test_a_refund_that_failed_is_made_again(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
+) -> None:
     await payment.charge(charge)
     stripe.refund_status = "failed"
     assert await payment.refund(charge) == Unknown("200 failed")
@@ -277,7 +281,7 @@ async def test_a_refund_that_failed_is_made_again(payment: StripePayment, stripe
 
 @pytest.mark.parametrize("kind", LOST)
 async def test_an_undo_after_stripe_forgot_the_key_finds_the_charge_by_its_saga(
-    client: Client, payment: StripePayment, stripe: StripeFake, charge: Charge, kind: str
+    client: Client, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, kind: str
 ) -> None:
     await payment.charge(charge)
     await payment.charge(charge_of(uuid4(), 500, "USD", "pm_card_visa"))
@@ -292,7 +296,7 @@ async def test_an_undo_after_stripe_forgot_the_key_finds_the_charge_by_its_saga(
 
 
 async def test_an_old_undo_of_what_never_happened_finds_nothing_and_is_done(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     assert await payment.refund(aged(charge, DAY_AND_MORE)) == Done()
     assert stripe.asked() == ["search"]
@@ -300,7 +304,7 @@ async def test_an_old_undo_of_what_never_happened_finds_nothing_and_is_done(
 
 @pytest.mark.parametrize("hours", [0, 1, 12, 22.9])
 async def test_an_undo_within_a_day_never_relies_on_search_which_may_not_know_yet(
-    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float
 ) -> None:
     await payment.charge(charge)
     assert await payment.refund(aged(charge, hours)) == Done()
@@ -309,7 +313,7 @@ async def test_an_undo_within_a_day_never_relies_on_search_which_may_not_know_ye
 
 @pytest.mark.parametrize("hours", [0, DAY_AND_MORE])
 async def test_an_undo_of_a_charge_on_record_asks_for_its_intent_and_for_no_other_however_old_it_is(
-    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float
 ) -> None:
     await payment.charge(charge)
     stripe.forget_keys()
@@ -322,7 +326,7 @@ async def test_an_undo_of_a_charge_on_record_asks_for_its_intent_and_for_no_othe
 @pytest.mark.parametrize("hours", [0, DAY_AND_MORE])
 @pytest.mark.parametrize("payment_id", ["pi_elsewhere", "pay_1", "pi_/.."])
 async def test_a_charge_on_record_that_the_account_does_not_know_is_not_undone_and_is_our_fault(
-    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float, payment_id: str
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float, payment_id: str
 ) -> None:
     for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # the latter Stripe cannot charge
         outcome = await payment.refund(replace(aged(each, hours), payment_id=payment_id))
@@ -332,7 +336,7 @@ async def test_a_charge_on_record_that_the_account_does_not_know_is_not_undone_a
 
 
 async def test_a_process_that_wakes_up_after_stripe_forgot_the_key_charges_nothing(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     stripe.forget_keys()
@@ -341,7 +345,7 @@ async def test_a_process_that_wakes_up_after_stripe_forgot_the_key_charges_nothi
 
 
 async def test_all_requests_of_a_call_together_keep_to_its_deadline(
-    session: aiohttp.ClientSession, stripe: StripeFake, charge: Charge
+    session: aiohttp.ClientSession, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     patient = PartnerClient(session, stripe.url, AMPLE_SECONDS)
     hasty = StripePayment(patient, API_KEY, 0.3)

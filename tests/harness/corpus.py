@@ -17,7 +17,7 @@ from app.operations import sagas
 from app.operations.audit import AuditActor
 from app.orders.model import Line
 from app.partners.client import open_session
-from app.partners.ports import Charge, Item
+from app.partners.ports import ChargeRequest, PartnerItem
 from app.saga.plan import Action, Step
 from tests.harness import databases, sandboxes
 from tests.harness.cancelling import cancel
@@ -86,8 +86,8 @@ async def restore(stage: Stage, stored: Stored) -> UUID:
     order, decided = await stage.order(saga_id), [each.split() for each in stored["ledger"]]
     refused = [{"target": operation, "kind": "refuse"} for operation, outcome in decided if outcome == "refused"]
     await set_faults(stage.http, *refused)
-    items = [Item(line.sku, line.quantity) for line in order.lines]
-    charge = Charge(saga_id, order.total_minor, order.currency, order.payment_method, order.placed_at)
+    items = [PartnerItem(line.sku, line.quantity) for line in order.lines]
+    charge = ChargeRequest(saga_id, order.total_minor, order.currency, order.payment_method, order.placed_at)
     inventory, payment, shipping = stage.partners.inventory, stage.partners.payment, stage.partners.shipping
     calls = {
         "inventory.hold": lambda: inventory.hold(saga_id, items, HOLD_SECONDS),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, Outcome, Refused, Unknown
 from app.saga import plan
-from app.saga.plan import Action, Call, Direction, Finish, State, Step
+from app.saga.plan import Action, Call, Finish, SagaDirection, SagaState, Step
 
 STOCK = 5
 HOLD, COMMIT, RELEASE = (
@@ -113,7 +113,7 @@ class Rows:
     status: Status = Status.PENDING
     cancel_requested: bool = False
     version: int = 0
-    state: State = field(default_factory=plan.begin)
+    state: SagaState = field(default_factory=plan.begin)
 
     @property
     def ended(self) -> bool:
@@ -147,14 +147,16 @@ class Runner:
         assert self.asks is not None
         self._record(plan.advance(self._state, outcome), now)
 
-    def _record(self, reached: State, now: int) -> None:
+    def _record(self, reached: SagaState, now: int) -> None:
         self.asks, late = None, now >= self._rows.deadline_at
         if self._version != self._rows.version:
             return  # taken over: the write changes nothing
-        state = plan.heed(reached, cancelled=who(self._cancelled), late=late)
+        state = plan.interrupt(reached, cancelled=who(self._cancelled), late=late)
         decision = plan.decide(state)
         if state.direction is not self._rows.state.direction or isinstance(decision, Finish):
-            state = plan.heed(reached, cancelled=who(self._rows.cancel_requested), late=late)  # the order is locked
+            state = plan.interrupt(
+                reached, cancelled=who(self._rows.cancel_requested), late=late
+            )  # the order is locked
             decision = plan.decide(state)
             if state.direction is not self._rows.state.direction:
                 self._rows.status = Status.COMPENSATING
@@ -165,7 +167,7 @@ class Runner:
         self._rows.version = self._version = self._version + 1
         if isinstance(decision, Call):
             assert not late or decision.action is Action.UNDO, f"asked for more after the deadline: {decision}"
-            if self._cancelled and state.direction is Direction.FORWARD:
+            if self._cancelled and state.direction is SagaDirection.FORWARD:
                 self._record(self._state, now)  # news of the cancel came with the write: nothing more is asked for
             else:
                 self.asks = decision

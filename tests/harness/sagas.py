@@ -15,7 +15,7 @@ from app.loops import Backoff
 from app.orders import store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order
-from app.partners.ports import Charge, Outcome, Payment
+from app.partners.ports import ChargeRequest, Outcome, Payment
 from app.saga.gateway import CircuitConfig, PartnerGateway
 from app.saga.orchestrator import Orchestrator, SagaConfig
 from tests.harness import sandboxes
@@ -58,14 +58,14 @@ class GatedPayment:
         self.gate = asyncio.Event()
         self.waiting = 0
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Wait for the gate, then charge."""
         self.waiting += 1
         self.arrived.set()
         await self.gate.wait()
         return await self._payment.charge(charge)
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         """Refund at once."""
         return await self._payment.refund(charge)
 
@@ -77,11 +77,11 @@ class ScriptedPayment:
         self._payment = payment
         self._answers = list(answers)
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Answer, or charge."""
         return self._answer() if self._answers else await self._payment.charge(charge)
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         """Answer, or refund."""
         return self._answer() if self._answers else await self._payment.refund(charge)
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.orders.model import FINAL, Reason
 from app.saga import plan
-from app.saga.plan import Direction
+from app.saga.plan import SagaDirection
 from tests.harness import corpus
 from tests.harness.corpus import BY_CUSTOMER, Stored
 from tests.harness.sagas import Stage
@@ -25,7 +25,7 @@ def saga_of(stored: Stored) -> dict[str, Any]:
 def ends_late(stored: Stored) -> str:
     """Tell how one ends that is taken on after its deadline."""
     row = saga_of(stored)
-    if "finished_at" in row or row["direction"] == Direction.BACKWARD or stored["ends"] == BY_CUSTOMER:
+    if "finished_at" in row or row["direction"] == SagaDirection.BACKWARD or stored["ends"] == BY_CUSTOMER:
         return str(stored["ends"])
     return corpus.TIMED_OUT
 
@@ -36,11 +36,11 @@ def test_the_corpus_has_every_state_of_every_plan_paused_and_under_way() -> None
         for row in map(saga_of, STORED)
     }
     for version, table in plan.PLANS.items():
-        assert (version, Direction.FORWARD, table[0].step, False, False) in states
-        for direction in Direction:
+        assert (version, SagaDirection.FORWARD, table[0].step, False, False) in states
+        for direction in SagaDirection:
             assert (version, direction, None, False, False) in states
-        for row, direction, under_way in product(table, Direction, (False, True)):
-            if direction is Direction.FORWARD or not row.undone_by_earlier:
+        for row, direction, under_way in product(table, SagaDirection, (False, True)):
+            if direction is SagaDirection.FORWARD or not row.undone_by_earlier:
                 assert (version, direction, row.step, True, under_way) in states
                 assert (version, direction, row.step, False, False) in states  # stopped before its attempt
     assert {each["ends"].partition(":")[0] for each in STORED} == FINAL

@@ -59,7 +59,7 @@ async def sweep(pool: Pool) -> dict[str, int]:
     return removed
 
 
-async def shown(pool: Pool) -> dict[UUID, list[queries.Line]]:
+async def shown(pool: Pool) -> dict[UUID, list[queries.StepLogRow]]:
     """Return what operators are shown of the log of each saga."""
     async with pool.acquire() as conn:
         return {row["id"]: await queries.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}

@@ -13,15 +13,15 @@ from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
 from app.saga import plan, queries, store
-from app.saga.plan import Action, Direction, State, Step
-from app.saga.store import Entry, Saga
+from app.saga.plan import Action, SagaDirection, SagaState, Step
+from app.saga.store import Saga, StepLogEntry
 from tests.harness.cancelling import cancel
 from tests.harness.orders import event_of, placed, start_saga
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
 LEASE_SECONDS = 30.0
-CALLED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "attempted")
-ANSWERED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"reservation_id": "res_1"})
+CALLED = StepLogEntry(Step.RESERVE_INVENTORY, Action.DO, 1, "attempted")
+ANSWERED = StepLogEntry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"reservation_id": "res_1"})
 
 
 async def start(pool: db.Pool, envelope: Envelope) -> None:
@@ -36,8 +36,8 @@ async def claim(conn: db.Connection | db.Pool, owner: str = "one", limit: int = 
 async def save(
     pool: db.Pool,
     saga: Saga,
-    state: State,
-    entries: Sequence[Entry] = (),
+    state: SagaState,
+    entries: Sequence[StepLogEntry] = (),
     *,
     due_in_seconds: float = 0,
     owner: str | None = None,
@@ -157,7 +157,7 @@ async def test_a_saga_that_an_older_release_started_holds_as_that_did_by_default
 async def test_a_finished_saga_is_never_claimed(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
-    await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, None))
+    await save(pool, saga, SagaState(plan.NEWEST, SagaDirection.FORWARD, None))
     await make_due(pool)
     assert await claim(pool) == []
 
@@ -192,9 +192,9 @@ async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: db.
     stored = await row(pool, saga_id)
     assert (stored["attempts"], stored["lease_owner"], stored["version"]) == (1, "one", 3)
     assert stored["due_in_seconds"] == pytest.approx(30, abs=1)
-    following = plan.attempted(State(plan.NEWEST, Direction.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT))
+    following = plan.attempted(SagaState(plan.NEWEST, SagaDirection.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT))
     detail = "x" * 600
-    await save(pool, saga, following, [ANSWERED, Entry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "unknown", detail)])
+    await save(pool, saga, following, [ANSWERED, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "unknown", detail)])
     stored = await row(pool, saga_id)
     assert (stored["lease_owner"], stored["version"], stored["finished_at"]) == (None, 4, None)
     *log, last = await logged(pool)
@@ -235,18 +235,20 @@ async def test_a_write_brings_news_of_a_cancel(pool: db.Pool) -> None:
     assert not saga.cancelled
     await cancel(pool, saga_id)
     saga = await save(pool, saga, saga.state, [ANSWERED], owner="one")
-    assert (saga.cancelled, saga.must_turn) == (Reason.CANCELLED_BY_CUSTOMER, True)
+    assert (saga.cancelled, saga.must_compensate) == (Reason.CANCELLED_BY_CUSTOMER, True)
 
 
 async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_none(pool: db.Pool) -> None:
     saga_id, other = await start_saga(pool), await start_saga(pool)
     saga = next(each for each in await claim(pool) if each.id == saga_id)
-    unknown = Entry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
+    unknown = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
     saga = await save(pool, saga, saga.state, [ANSWERED, unknown], owner="one")
     async with pool.acquire() as conn:
         assert await store.payment_id(conn, saga_id) is None
-        charged = Entry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
-        await save(pool, saga, saga.state, [charged, Entry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})])
+        charged = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
+        await save(
+            pool, saga, saga.state, [charged, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})]
+        )
         assert [await store.payment_id(conn, each) for each in (saga_id, other)] == ["pay_1", None]
 
 
@@ -277,7 +279,7 @@ async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_
     await make_due(pool)
     [saga] = await claim(pool)
     assert saga.needs_operator
-    saga = await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, Step.CHARGE_PAYMENT))
+    saga = await save(pool, saga, SagaState(plan.NEWEST, SagaDirection.FORWARD, Step.CHARGE_PAYMENT))
     assert (saga.needs_operator, await needs_operator(pool)) == (False, 0)
     assert (await row(pool, saga_id))["needs_operator_at"] is None
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.partners.circuit import Circuit, CircuitState, Permit, is_failure
-from app.partners.ports import Done, Health, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 FAILURES, OPEN_SECONDS = 3, 10.0
 WORKED, FAILED = Done(), Unknown("no answer")
@@ -38,9 +38,9 @@ OUTCOMES = [
     (NotSent("no connection"), True),
     (Unknown("no answer within 10 s"), True),
     (Unknown("503 unavailable", retry_after_seconds=1), True),
-    (Unknown("201 unreadable answer", health=Health.BROKEN), True),
-    (Unknown("409 undone", health=Health.WORKING), False),
-    (Unknown("401 unexpected answer", our_fault=True, health=Health.WORKING), False),
+    (Unknown("201 unreadable answer", health=PartnerHealth.BROKEN), True),
+    (Unknown("409 undone", health=PartnerHealth.WORKING), False),
+    (Unknown("401 unexpected answer", our_fault=True, health=PartnerHealth.WORKING), False),
 ]
 
 

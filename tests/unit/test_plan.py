@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
 from app.saga import plan
-from app.saga.plan import Action, Call, Direction, Finish, State, Step
+from app.saga.plan import Action, Call, Finish, SagaDirection, SagaState, Step
 from tests.harness.observed import Observed
 
 # `undone` stands for every code that is not agreed: it never counts as a refusal.
@@ -26,7 +26,7 @@ OUTCOMES: dict[str, Outcome] = {
 TURNING = {Reason.TIMED_OUT: Status.REJECTED, Reason.CANCELLED_BY_CUSTOMER: Status.CANCELLED}  # and how it ends
 
 CUSTOMER, OPERATOR = Reason.CANCELLED_BY_CUSTOMER, Reason.COMPENSATED_BY_OPERATOR
-# What follows, when there is nothing else to heed; when the customer has cancelled (late or not); when it is late.
+# What follows, if nothing interrupts; if the customer has cancelled (late or not); if the saga is late.
 # `again`: the same call, later. `other`: every outcome that the call has no line of its own for.
 GIVEN_THIS_CALL_AND_THAT_OUTCOME_EXPECT = """
 do reserve_inventory   | done          | do charge_payment      | undo reserve_inventory | undo reserve_inventory
@@ -81,13 +81,13 @@ CASES = [
 ]
 
 
-def state(words: str, attempts: int = 0) -> State:
+def state(words: str, attempts: int = 0) -> SagaState:
     """Return the state that asks for `do …`, `undo …`, or `finish …`."""
     verb, _, noun = words.partition(" ")
     forward = verb == "do" or noun == "confirmed"
-    return State(
+    return SagaState(
         plan.NEWEST,
-        Direction.FORWARD if forward else Direction.BACKWARD,
+        SagaDirection.FORWARD if forward else SagaDirection.BACKWARD,
         None if verb == "finish" else Step(noun),
         attempts,
         None if forward else Reason.OUT_OF_STOCK,
@@ -107,9 +107,9 @@ def test_the_table_states_every_call_and_every_outcome_once() -> None:
     calls = [
         words(call)
         for version, table in plan.PLANS.items()
-        for direction, row in product(Direction, table)
-        if direction is Direction.FORWARD or not row.undone_by_earlier
-        if isinstance(call := plan.decide(State(version, direction, row.step)), Call)
+        for direction, row in product(SagaDirection, table)
+        if direction is SagaDirection.FORWARD or not row.undone_by_earlier
+        if isinstance(call := plan.decide(SagaState(version, direction, row.step)), Call)
     ]
     refusals = {str(code) for table in plan.PLANS.values() for row in table for code in row.refusals}
     assert {"done", "not-sent", "unknown", "our-fault", "undone"} | refusals == OUTCOMES.keys()
@@ -131,19 +131,19 @@ def test_a_call_and_its_outcome_and_what_happened_meanwhile_decide_the_next_call
         (OPERATOR, True, cancelled, OPERATOR),
         (None, True, late, Reason.TIMED_OUT),
     ):
-        heeded = plan.heed(after, cancelled=word, late=is_late)
+        interrupted = plan.interrupt(after, cancelled=word, late=is_late)
         if expected == "again":
-            assert heeded == before
+            assert interrupted == before
         else:
-            assert (words(plan.decide(heeded)), heeded.attempts) == (expected, 0)
+            assert (words(plan.decide(interrupted)), interrupted.attempts) == (expected, 0)
             # The first reason stays; a saga that is turned only by what happened meanwhile has that as its reason.
-            assert heeded.reason == (why if expected.startswith("undo") and reason is None else reason)
+            assert interrupted.reason == (why if expected.startswith("undo") and reason is None else reason)
 
 
 @pytest.mark.parametrize(("call", "unattempted", "attempted"), rows(TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT))
 def test_turning_back_begins_with_the_latest_step_ever_attempted(call: str, unattempted: str, attempted: str) -> None:
     for (attempts, then), reason in product(((0, unattempted), (1, attempted), (9, attempted)), TURNING):
-        after = plan.decide(plan.turn_back(state(call, attempts), reason))
+        after = plan.decide(plan.compensate(state(call, attempts), reason))
         unfinished = then != "finish rejected" or call == then
         assert words(after) == (then if unfinished else f"finish {TURNING[reason]}")
 
@@ -151,7 +151,7 @@ def test_turning_back_begins_with_the_latest_step_ever_attempted(call: str, unat
 @pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
 @pytest.mark.parametrize("reason", TURNING)
 def test_a_saga_that_has_turned_back_keeps_its_first_reason(call: str, reason: Reason) -> None:
-    assert plan.turn_back(state(call, 2), reason) == state(call, 2)
+    assert plan.compensate(state(call, 2), reason) == state(call, 2)
 
 
 @pytest.mark.parametrize(("reason", "status"), TURNING.items())
@@ -161,7 +161,7 @@ def test_everything_undone_is_cancelled_if_the_customer_asked_and_else_rejected(
 
 
 def test_a_saga_that_has_done_every_step_is_turned_back_by_a_cancel_and_undoes_them_all() -> None:
-    at = plan.turn_back(state("finish confirmed"), Reason.CANCELLED_BY_CUSTOMER)
+    at = plan.compensate(state("finish confirmed"), Reason.CANCELLED_BY_CUSTOMER)
     undone = []
     while isinstance(call := plan.decide(at), Call):
         undone.append(words(call))
@@ -172,12 +172,12 @@ def test_a_saga_that_has_done_every_step_is_turned_back_by_a_cancel_and_undoes_t
 
 def test_a_saga_that_has_done_every_step_is_never_turned_back_by_the_deadline() -> None:
     done = state("finish confirmed")
-    assert plan.turn_back(done, Reason.TIMED_OUT) == plan.heed(done, cancelled=None, late=True) == done
+    assert plan.compensate(done, Reason.TIMED_OUT) == plan.interrupt(done, cancelled=None, late=True) == done
 
 
 @pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
 def test_a_saga_that_has_turned_back_heeds_nothing_any_more(call: str) -> None:
-    assert plan.heed(state(call, 2), cancelled=CUSTOMER, late=True) == state(call, 2)
+    assert plan.interrupt(state(call, 2), cancelled=CUSTOMER, late=True) == state(call, 2)
 
 
 def test_a_saga_begins_with_its_first_step_unattempted() -> None:
@@ -197,7 +197,7 @@ class Walk:
     """What happened to a saga: its calls and their outcomes, its last state, and whether a cancel was accepted."""
 
     calls: list[tuple[Call, str]]
-    at: State
+    at: SagaState
     cancelled: Reason | None = None
 
 
@@ -215,13 +215,13 @@ def walk(happenings: list[str]) -> Walk:
             case "cancel":
                 went.cancelled = CUSTOMER
             case "late" | "news":
-                went.at = plan.heed(went.at, cancelled=went.cancelled, late=happening == LATE)
+                went.at = plan.interrupt(went.at, cancelled=went.cancelled, late=happening == LATE)
             case _:
                 went.calls.append((call, happening))
                 went.at = plan.attempted(went.at)
                 went.at = went.at if happening == LOST else plan.advance(went.at, OUTCOMES[happening])
         if isinstance(plan.decide(went.at), Finish):
-            went.at = plan.heed(went.at, cancelled=went.cancelled, late=False)
+            went.at = plan.interrupt(went.at, cancelled=went.cancelled, late=False)
     return went
 
 

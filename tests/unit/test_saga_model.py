@@ -6,7 +6,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from app.orders.model import Reason, Status
 from app.partners.ports import NotSent, Unknown
-from app.saga.plan import Call, Direction, Step
+from app.saga.plan import Call, SagaDirection, Step
 from tests.harness.saga_model import STOCK, Partners, Rows, Runner, Standing
 
 ROUNDS = 20  # far more calls than any saga needs to whom all goes well
@@ -137,7 +137,7 @@ class Sagas(RuleBasedStateMachine):
     def the_order_shows_which_way_its_saga_goes(self) -> None:
         for rows in self.rows:
             if not rows.ended:
-                forward = rows.state.direction is Direction.FORWARD
+                forward = rows.state.direction is SagaDirection.FORWARD
                 assert rows.status is (Status.PENDING if forward else Status.COMPENSATING)
 
     def teardown(self) -> None:
