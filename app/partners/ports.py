@@ -63,7 +63,6 @@ class Unknown:
 
 Outcome = Done | Refused | NotSent | Unknown
 OUTCOMES = ("done", "refused", "not-sent", "unknown")  # their names in logs and metrics
-PARTNERS = ("inventory", "payment", "shipping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +120,12 @@ class Shipping(Protocol):
 
     async def cancel(self, saga_id: UUID) -> Outcome:
         """Cancel whatever was created for the saga, and block any later shipment."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartnerPorts:
+    """The partners that the saga's steps call."""
+
+    inventory: Inventory
+    payment: Payment
+    shipping: Shipping

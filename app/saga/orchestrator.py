@@ -43,7 +43,8 @@ from app.partners.ports import Done, Outcome, Unknown
 from app.saga import gateway, plan, store
 from app.saga.facts import SagaFinished
 from app.saga.gateway import PartnerGateway
-from app.saga.plan import Action, Call, SagaDirection, Step
+from app.saga.plan import Call, SagaDirection
+from app.saga.steps import PLANS, Action, Plans, StepRequest
 
 log = structlog.get_logger(__name__)
 
@@ -104,8 +105,10 @@ class Orchestrator:
         partners: PartnerGateway,
         config: SagaConfig,
         signals: Signals,
+        plans: Plans = PLANS,
     ) -> None:
         self._pool = pool
+        self._plans = plans
         self._partners = partners
         self._config = config
         self._signals = signals
@@ -150,7 +153,7 @@ class Orchestrator:
     async def _claim(self) -> list[store.Saga]:
         async with db.connection(self._pool) as conn:
             limit = self._config.concurrency - len(self._driving)
-            return await store.claim(conn, self._config.owner, plan.PLANS, limit, self._config.lease_seconds)
+            return await store.claim(conn, self._config.owner, self._plans, limit, self._config.lease_seconds)
 
     async def _drive(self, saga: store.Saga) -> None:
         turn = Turn(time.monotonic() + saga.remaining_seconds)
@@ -185,10 +188,11 @@ class Orchestrator:
             assert isinstance(call, Call)  # noqa: S101 - bug: what has ended is not ours any more
             assert turn.permit is not None  # noqa: S101 - bug: an attempt is recorded with a permit
             self._signals.crash_point(f"saga.{call.step}.{call.action}.attempted")
-            outcome = await self._partners.call(call, turn.permit, order, saga)
+            request = StepRequest(order, saga.started_at, saga.hold_seconds, saga.do_reply)
+            outcome = await self._partners.call(state, turn.permit, request)
             self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
             entries = [_entry(call, state.attempts, outcome)]
-            following = plan.advance(state, outcome)
+            following = plan.advance(state, outcome, self._plans)
             wait = self._wait(state.attempts, outcome) if following == state else None
             state = following
 
@@ -205,7 +209,7 @@ class Orchestrator:
         Only the step from one call to the next does without the order. Whatever changes its status, or leaves the saga
         to wait, locks it first, and then knows for certain whether it was cancelled. Raises StaleLease.
         """
-        state = plan.interrupt(reached, cancelled=saga.cancelled, late=turn.late)
+        state = plan.interrupt(reached, cancelled=saga.cancelled, late=turn.late, plans=self._plans)
         pause = self._pause(turn, saga, state, wait)
         if state.direction is saga.state.direction and self._goes_on(state, pause):
             async with db.connection(self._pool) as conn:
@@ -215,7 +219,7 @@ class Orchestrator:
         async with db.transaction(self._pool) as conn:
             order = await order_store.load(conn, saga.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
-            known = plan.interrupt(reached, cancelled=order.cancel_reason, late=turn.late)
+            known = plan.interrupt(reached, cancelled=order.cancel_reason, late=turn.late, plans=self._plans)
             if known != state:
                 state, pause = known, self._pause(turn, saga, known, wait)
             if goes_on := self._goes_on(state, pause):
@@ -243,7 +247,7 @@ class Orchestrator:
         pause = wait if state.direction is saga.state.direction else None
         call = plan.decide(state)
         if pause is None and isinstance(call, Call) and not self._stopping:
-            admitted = self._partners.admit(call, state.attempts)
+            admitted = self._partners.admit(state)
             if isinstance(admitted, Permit):
                 turn.permit = admitted
             else:
@@ -266,9 +270,9 @@ class Orchestrator:
         ours = await store.save(
             conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
         )
-        if call == Call(Step.CHARGE_PAYMENT, Action.UNDO):
-            # Read after the write, which may have been the one that recorded the charge.
-            return replace(ours, payment_id=await store.payment_id(conn, saga.id))
+        if call.action is Action.UNDO and plan.spec_of(state, self._plans).undo_reads_reply:
+            # Read after the write, which may have been the one that recorded the reply.
+            return replace(ours, do_reply=await store.do_reply(conn, saga.id, call.step))
         return ours
 
     async def _give_back(

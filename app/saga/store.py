@@ -41,6 +41,7 @@ from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
 from app.orders.store import DEFAULT_CANCEL_REASON
 from app.saga import plan
+from app.saga.steps import Action
 
 sagas = Table(
     "sagas",
@@ -104,7 +105,7 @@ class Saga:
     needs_operator: bool = False  # as of its last write
     age_seconds: float = 0.0  # likewise
     cancelled: Reason | None = None  # who has asked for it to turn back, as far as this process knows
-    payment_id: str | None = None  # of the charge that is about to be undone, if its answer is on record
+    do_reply: Mapping[str, Any] | None = None  # of the step that is about to be undone, if its undo reads it
 
     @property
     def must_compensate(self) -> bool:
@@ -122,8 +123,8 @@ class Saga:
 class StepLogEntry:
     """A line of the log. `outcome`: attempted (about to call), done, refused, not-sent or unknown."""
 
-    step: plan.Step
-    action: plan.Action
+    step: str
+    action: Action
     attempt: int
     outcome: str
     detail: str | None = None
@@ -274,14 +275,13 @@ async def save(
     return replace(saga, state=state, cancelled=cancelled, **written)
 
 
-async def payment_id(conn: db.Connection, saga_id: UUID) -> str | None:
-    """Return what the payment partner called the saga's charge; None when its answer was never recorded."""
+async def do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str, Any] | None:
+    """Return the partner's recorded reply to the step's do; None if no reply was ever recorded."""
     query = """
-        SELECT reply ->> 'payment_id' FROM saga_steps
-        WHERE saga_id = $1 AND step = $2 AND action = $3 AND outcome = 'done' LIMIT 1
+        SELECT reply FROM saga_steps WHERE saga_id = $1 AND step = $2 AND action = $3 AND outcome = 'done' LIMIT 1
     """
-    found: str | None = await conn.fetchval(query, saga_id, plan.Step.CHARGE_PAYMENT, plan.Action.DO)
-    return found
+    reply: str | None = await conn.fetchval(query, saga_id, step, Action.DO)
+    return None if reply is None else json.loads(reply)
 
 
 async def wake_if_waiting(conn: db.Connection, saga_id: UUID) -> bool:
@@ -314,7 +314,7 @@ def _saga(row: Any) -> Saga:
     state = plan.SagaState(
         plan_version=row["plan_version"],
         direction=plan.SagaDirection(row["direction"]),
-        step=plan.Step(row["step"]),
+        step=row["step"],
         attempts=row["attempts"],
         reason=Reason(row["reason"]) if row["reason"] else None,
     )

@@ -18,7 +18,7 @@ from app.operations.audit import AuditActor
 from app.orders.model import Line
 from app.partners.client import open_session
 from app.partners.ports import ChargeRequest, PartnerItem
-from app.saga.plan import Action, Step
+from app.saga.steps import Action, Step
 from tests.harness import databases, sandboxes
 from tests.harness.cancelling import cancel
 from tests.harness.orders import start_saga

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, Outcome, Refused, Unknown
 from app.saga import plan
-from app.saga.plan import Action, Call, Finish, SagaDirection, SagaState, Step
+from app.saga.plan import Call, Finish, SagaDirection, SagaState
+from app.saga.steps import Action, Step
 
 STOCK = 5
 HOLD, COMMIT, RELEASE = (

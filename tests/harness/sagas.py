@@ -15,9 +15,10 @@ from app.loops import Backoff
 from app.orders import store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order
-from app.partners.ports import ChargeRequest, Outcome, Payment
+from app.partners.ports import ChargeRequest, Outcome, PartnerPorts, Payment
 from app.saga.gateway import CircuitConfig, PartnerGateway
 from app.saga.orchestrator import Orchestrator, SagaConfig
+from app.saga.steps import PLANS, Plans
 from tests.harness import sandboxes
 from tests.harness.observed import Observed
 from tests.harness.orders import TENANT
@@ -118,6 +119,7 @@ class Stage:
         circuit_open_seconds: float = 10,
         clock: Callable[[], float] = time.monotonic,
         needs_operator_seconds: float = 300,
+        plans: Plans = PLANS,
         checkpoint: Callable[[str], None] = lambda _: None,
         on_finished: Callable[[UUID], None] | None = None,
     ) -> Orchestrator:
@@ -126,14 +128,9 @@ class Stage:
         self.signals.crash_point = checkpoint
         if on_finished is not None:
             self.signals.subscribe(OrderFinished, lambda fact: on_finished(fact.order_id))
-        gateway = PartnerGateway(
-            asked.inventory,
-            payment or asked.payment,
-            asked.shipping,
-            CircuitConfig(circuit_failures, circuit_open_seconds),
-            self.signals,
-            clock=clock,
-        )
+        ports = PartnerPorts(asked.inventory, payment or asked.payment, asked.shipping)
+        circuits = CircuitConfig(circuit_failures, circuit_open_seconds)
+        gateway = PartnerGateway(ports, circuits, self.signals, plans, clock)
         self.gateway = gateway
         config = SagaConfig(
             owner=owner,
@@ -143,7 +140,7 @@ class Stage:
             retry=Backoff(0.001, retry_cap_seconds),
             needs_operator_seconds=needs_operator_seconds,
         )
-        return Orchestrator(self.pool, gateway, config, self.signals)
+        return Orchestrator(self.pool, gateway, config, self.signals, plans)
 
     @property
     def events(self) -> int:

@@ -14,7 +14,7 @@ from app.orders import events
 from app.orders.model import Line
 from app.saga import cancel as saga_cancel
 from app.saga import store
-from app.saga.plan import Action, Step
+from app.saga.steps import Action, Step
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running

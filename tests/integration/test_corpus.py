@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.orders.model import FINAL, Reason
-from app.saga import plan
+from app.saga import steps
 from app.saga.plan import SagaDirection
 from tests.harness import corpus
 from tests.harness.corpus import BY_CUSTOMER, Stored
@@ -35,12 +35,12 @@ def test_the_corpus_has_every_state_of_every_plan_paused_and_under_way() -> None
         (row["plan_version"], row["direction"], row.get("step"), row["attempts"] > 0, "lease_owner" in row)
         for row in map(saga_of, STORED)
     }
-    for version, table in plan.PLANS.items():
+    for version, table in steps.PLANS.items():
         assert (version, SagaDirection.FORWARD, table[0].step, False, False) in states
         for direction in SagaDirection:
             assert (version, direction, None, False, False) in states
         for row, direction, under_way in product(table, SagaDirection, (False, True)):
-            if direction is SagaDirection.FORWARD or not row.undone_by_earlier:
+            if direction is SagaDirection.FORWARD or row.undo is not None:
                 assert (version, direction, row.step, True, under_way) in states
                 assert (version, direction, row.step, False, False) in states  # stopped before its attempt
     assert {each["ends"].partition(":")[0] for each in STORED} == FINAL

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.orders.model import Line
-from app.saga.plan import Action, Step
+from app.saga.steps import Action, Step
 from tests.harness.orders import start_saga
 from tests.harness.sagas import LEASE_SECONDS, GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults

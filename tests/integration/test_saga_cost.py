@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from app import db
-from app.saga import plan, store
+from app.saga import steps, store
 from tests.harness.orders import start_saga
 from tests.harness.plans import buffers, full_scans, indexes, plans_of
 from tests.harness.wait import AMPLE_SECONDS
@@ -28,7 +28,7 @@ MANY = """
 
 
 async def claim(conn: db.Connection) -> None:
-    await store.claim(conn, "one", plan.PLANS, BATCH, 30)
+    await store.claim(conn, "one", steps.PLANS, BATCH, 30)
 
 
 async def touched(pool: db.Pool) -> int:

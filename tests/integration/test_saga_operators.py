@@ -9,7 +9,7 @@ from app.db import Pool
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations.sagas import ActionOutcome
 from app.orders import events
-from app.saga.plan import Action, Step
+from app.saga.steps import Action, Step
 from tests.harness.acting import ActAt
 from tests.harness.cancelling import cancel, cancel_under_way
 from tests.harness.operating import OPERATOR, audit_rows, compensate, recorded, retry

@@ -12,8 +12,9 @@ from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
-from app.saga import plan, queries, store
-from app.saga.plan import Action, SagaDirection, SagaState, Step
+from app.saga import plan, queries, steps, store
+from app.saga.plan import SagaDirection, SagaState
+from app.saga.steps import Action, Step
 from app.saga.store import Saga, StepLogEntry
 from tests.harness.cancelling import cancel
 from tests.harness.orders import event_of, placed, start_saga
@@ -30,7 +31,7 @@ async def start(pool: db.Pool, envelope: Envelope) -> None:
 
 
 async def claim(conn: db.Connection | db.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
-    return await store.claim(conn, owner, plan.PLANS, limit, LEASE_SECONDS)  # type: ignore[arg-type] # a pool does too
+    return await store.claim(conn, owner, steps.PLANS, limit, LEASE_SECONDS)  # type: ignore[arg-type] # a pool does too
 
 
 async def save(
@@ -157,14 +158,14 @@ async def test_a_saga_that_an_older_release_started_holds_as_that_did_by_default
 async def test_a_finished_saga_is_never_claimed(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
-    await save(pool, saga, SagaState(plan.NEWEST, SagaDirection.FORWARD, None))
+    await save(pool, saga, SagaState(steps.NEWEST, SagaDirection.FORWARD, None))
     await make_due(pool)
     assert await claim(pool) == []
 
 
 async def test_a_saga_of_a_plan_that_this_release_does_not_know_is_left_to_others(pool: db.Pool) -> None:
     await start_saga(pool)
-    await pool.execute("UPDATE sagas SET plan_version = $1", plan.NEWEST + 1)
+    await pool.execute("UPDATE sagas SET plan_version = $1", steps.NEWEST + 1)
     assert await claim(pool) == []
 
 
@@ -192,7 +193,9 @@ async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: db.
     stored = await row(pool, saga_id)
     assert (stored["attempts"], stored["lease_owner"], stored["version"]) == (1, "one", 3)
     assert stored["due_in_seconds"] == pytest.approx(30, abs=1)
-    following = plan.attempted(SagaState(plan.NEWEST, SagaDirection.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT))
+    following = plan.attempted(
+        SagaState(steps.NEWEST, SagaDirection.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT)
+    )
     detail = "x" * 600
     await save(pool, saga, following, [ANSWERED, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "unknown", detail)])
     stored = await row(pool, saga_id)
@@ -238,18 +241,19 @@ async def test_a_write_brings_news_of_a_cancel(pool: db.Pool) -> None:
     assert (saga.cancelled, saga.must_compensate) == (Reason.CANCELLED_BY_CUSTOMER, True)
 
 
-async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_none(pool: db.Pool) -> None:
+async def test_the_reply_of_a_do_is_read_back_and_no_other(pool: db.Pool) -> None:
     saga_id, other = await start_saga(pool), await start_saga(pool)
     saga = next(each for each in await claim(pool) if each.id == saga_id)
     unknown = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
     saga = await save(pool, saga, saga.state, [ANSWERED, unknown], owner="one")
     async with pool.acquire() as conn:
-        assert await store.payment_id(conn, saga_id) is None
+        assert await store.do_reply(conn, saga_id, Step.CHARGE_PAYMENT) is None
         charged = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
         await save(
             pool, saga, saga.state, [charged, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})]
         )
-        assert [await store.payment_id(conn, each) for each in (saga_id, other)] == ["pay_1", None]
+        replies = [await store.do_reply(conn, each, Step.CHARGE_PAYMENT) for each in (saga_id, other)]
+        assert replies == [{"payment_id": "pay_1"}, None]
 
 
 async def needs_operator(pool: db.Pool) -> int:
@@ -279,7 +283,7 @@ async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_
     await make_due(pool)
     [saga] = await claim(pool)
     assert saga.needs_operator
-    saga = await save(pool, saga, SagaState(plan.NEWEST, SagaDirection.FORWARD, Step.CHARGE_PAYMENT))
+    saga = await save(pool, saga, SagaState(steps.NEWEST, SagaDirection.FORWARD, Step.CHARGE_PAYMENT))
     assert (saga.needs_operator, await needs_operator(pool)) == (False, 0)
     assert (await row(pool, saga_id))["needs_operator_at"] is None
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
-from app.saga import plan
-from app.saga.plan import Action, Call, Finish, SagaDirection, SagaState, Step
+from app.saga import plan, steps
+from app.saga.plan import Call, Finish, SagaDirection, SagaState
+from app.saga.steps import Action, Step
 from tests.harness.observed import Observed
 
 # `undone` stands for every code that is not agreed: it never counts as a refusal.
@@ -86,7 +87,7 @@ def state(words: str, attempts: int = 0) -> SagaState:
     verb, _, noun = words.partition(" ")
     forward = verb == "do" or noun == "confirmed"
     return SagaState(
-        plan.NEWEST,
+        steps.NEWEST,
         SagaDirection.FORWARD if forward else SagaDirection.BACKWARD,
         None if verb == "finish" else Step(noun),
         attempts,
@@ -106,12 +107,12 @@ def words(decision: plan.Decision) -> str:
 def test_the_table_states_every_call_and_every_outcome_once() -> None:
     calls = [
         words(call)
-        for version, table in plan.PLANS.items()
+        for version, table in steps.PLANS.items()
         for direction, row in product(SagaDirection, table)
-        if direction is SagaDirection.FORWARD or not row.undone_by_earlier
+        if direction is SagaDirection.FORWARD or row.undo is not None
         if isinstance(call := plan.decide(SagaState(version, direction, row.step)), Call)
     ]
-    refusals = {str(code) for table in plan.PLANS.values() for row in table for code in row.refusals}
+    refusals = {str(code) for table in steps.PLANS.values() for row in table for code in row.refusals}
     assert {"done", "not-sent", "unknown", "our-fault", "undone"} | refusals == OUTCOMES.keys()
     assert sorted((call, name) for call, name, *_ in CASES) == sorted(product(calls, OUTCOMES))
 
@@ -258,9 +259,9 @@ def test_whatever_happens_a_saga_turns_once_and_never_forward_again(walked: Walk
 
 def test_every_step_and_reason_of_the_plan_is_a_metric_from_the_start() -> None:
     value = Observed().registry.get_sample_value
-    for row, action, outcome in product(plan.PLANS[plan.NEWEST], Action, ("done", "refused", "not-sent", "unknown")):
+    for row, action, outcome in product(steps.PLANS[steps.NEWEST], Action, ("done", "refused", "not-sent", "unknown")):
         labels = {"step": row.step, "action": action, "outcome": outcome}
-        impossible = action is Action.UNDO and (row.undone_by_earlier or outcome == "refused")
+        impossible = action is Action.UNDO and (row.undo is None or outcome == "refused")
         assert value("saga_step_duration_seconds_count", labels) == (None if impossible else 0)
         if not impossible and action is Action.UNDO:
             assert value("saga_compensation_failed_total", {"step": row.step}) == 0

@@ -6,7 +6,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from app.orders.model import Reason, Status
 from app.partners.ports import NotSent, Unknown
-from app.saga.plan import Call, SagaDirection, Step
+from app.saga.plan import Call, SagaDirection
+from app.saga.steps import Step
 from tests.harness.saga_model import STOCK, Partners, Rows, Runner, Standing
 
 ROUNDS = 20  # far more calls than any saga needs to whom all goes well
