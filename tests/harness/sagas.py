@@ -17,7 +17,8 @@ from app.orders.facts import OrderFinished
 from app.orders.model import Order
 from app.partners.ports import ChargeRequest, Outcome, PartnerPorts, Payment
 from app.saga.gateway import CircuitConfig, PartnerGateway
-from app.saga.orchestrator import Orchestrator, SagaConfig
+from app.saga.orchestrator import Orchestrator
+from app.saga.runner import SagaConfig
 from app.saga.steps import PLANS, Plans
 from tests.harness import sandboxes
 from tests.harness.observed import Observed
