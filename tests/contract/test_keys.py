@@ -7,8 +7,10 @@ import httpx
 import pytest
 
 from app.partners.ports import Done, PartnerItem, Refused, Unknown
+from app.saga.steps import Action
 from tests.contract.conftest import ACTS, DO, REFUSALS, UNDO, UNDONE_BY, post, prepare
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of, decisions, entries, set_faults, summary
+from tests.harness.steps import OPERATIONS
 
 
 @pytest.mark.parametrize("operation", ACTS)
@@ -124,14 +126,5 @@ async def test_racing_dos_and_undos_cancel_out(
     assert totals["charged_minor"] == totals["refunded_minor"]
     assert [totals["held"], totals["committed"], totals["shipped"]] == [False, False, False]
     assert {entry["key"] for entry in await entries(http, saga)} == {
-        f"{saga}:{step}"
-        for step in (
-            "reserve_inventory",
-            "commit_inventory",
-            "charge_payment",
-            "create_shipment",
-            "reserve_inventory:undo",
-            "charge_payment:undo",
-            "create_shipment:undo",
-        )
+        f"{saga}:{step}" if action is Action.DO else f"{saga}:{step}:undo" for step, action in OPERATIONS
     }

@@ -15,7 +15,7 @@ import pytest
 
 from app.partners.ports import Done, Outcome, PartnerItem, Refused
 from sandbox import create_app
-from tests.contract.conftest import ACTS, SandboxProcess, post
+from tests.contract.conftest import ACTS, DO, UNDO, SandboxProcess, post
 from tests.harness.sandboxes import (
     HOLD_SECONDS,
     Partners,
@@ -154,8 +154,8 @@ async def test_kill_loses_no_state(
         sandbox.kill()
         sandbox.start()
         assert [(await http.get(path)).json() for path in paths] == before
-        undone = [await act(partners, saga, item) for act in list(ACTS.values())[4:]]
-    assert undone == replies[4:]
+        undone = [await act(partners, saga, item) for act in UNDO.values()]
+    assert undone == replies[len(DO) :]
     assert await partners.inventory.state(other) == "held"
 
 

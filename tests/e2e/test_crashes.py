@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import System, order
+from tests.harness import steps
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ORDERS = 3
@@ -15,21 +16,10 @@ FORWARD = [
     "relay.claimed",
     "relay.published",
     "consumer.committed",
-    *(
-        f"saga.{step}.do.{instant}"
-        for step in ("reserve_inventory", "charge_payment", "commit_inventory", "create_shipment")
-        for instant in ("attempted", "answered")
-    ),
+    *steps.FORWARD,
     "saga.finished",
 ]
-BACKWARD = [
-    *(
-        f"saga.{step}.undo.{instant}"
-        for step in ("create_shipment", "charge_payment", "reserve_inventory")
-        for instant in ("attempted", "answered")
-    ),
-    "saga.finished",
-]
+BACKWARD = [*steps.BACKWARD, "saga.finished"]
 
 
 async def crash_at(system: System, point: str, sku: str) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.saga.steps import Step
 from tests.e2e.conftest import System, order
 from tests.harness.processes import Service
+from tests.harness.steps import DO, PLAN, UNDO, undo_of
 from tests.harness.wait import wait_until
 
 Fault = tuple[str, str]  # target, kind
@@ -17,8 +19,6 @@ Case = tuple[Fault, ...]
 
 # Every order has faults of its own, which say nothing of its partners: no circuit is to hold up the others.
 PATIENT = {"partner_circuit_failures": "1000000"}
-DO = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
-UNDO = ("shipping.cancel", "payment.refund", "inventory.release")
 KINDS = (
     "timeout_after",
     "timeout_before",
@@ -38,11 +38,20 @@ PAIRS: list[Case] = [
 ]
 SAMPLE = random.Random(6).sample(PAIRS, 60)  # noqa: S311 - the same sample every time, not a secret
 
+
+def calls_until(refused: str) -> tuple[str, ...]:
+    """Return the calls of a saga whose partner refuses this step."""
+    names = [spec.step for spec in PLAN]
+    attempted = DO[: names.index(refused) + 1]
+    undone = {undo_of(operation) for operation in attempted}
+    return (*attempted, *(undo for undo in UNDO if undo in undone))
+
+
 # What an order is like, how it ends, and which calls are made on its way.
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, str | None], tuple[str, ...]]] = {
     "confirmed": (order(), ("confirmed", None), DO),
     "declined": (
-        order(payment_method="pm_card_declined"), ("rejected", "card-declined"), (*DO[:2], *UNDO[1:]),
+        order(payment_method="pm_card_declined"), ("rejected", "card-declined"), calls_until(Step.CHARGE_PAYMENT),
     ),
     "cancelled": (order(), ("cancelled", "cancelled-by-customer"), (*DO, *UNDO)),
     "undeliverable": (order("UNDELIVERABLE"), ("rejected", "undeliverable"), (*DO, *UNDO)),
@@ -51,21 +60,22 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[str, str | None], tuple[str, ...]]] 
 
 async def cancel_at_the_last_step(system: System, api: Service, order_id: str, case: Case) -> None:
     """Cancel when its faults there are behind it: more calls were heard there, without a clear answer, than it has."""
-    query = "SELECT count(*) > $2 FROM saga_steps WHERE (saga_id, step, outcome) = ($1, 'create_shipment', 'unknown')"
-    await wait_until(lambda: system.pool.fetchval(query, order_id, len(case)), 60, f"last step of {order_id}")
+    query = "SELECT count(*) > $2 FROM saga_steps WHERE (saga_id, step, outcome) = ($1, $3, 'unknown')"
+    last = PLAN[-1].step
+    await wait_until(lambda: system.pool.fetchval(query, order_id, len(case), last), 60, f"last step of {order_id}")
     assert (await system.cancel([api], f"cancel-{order_id}", order_id)).status_code == httpx.codes.ACCEPTED
 
 
 def possible_ways(case: Case) -> list[str]:
     """Return the ways on which all of these calls are made; one that is to be cancelled must not get its shipment."""
     possible = [way for way, (_, _, calls) in WAYS.items() if {target for target, _ in case} <= {*calls}]
-    return [way for way in possible if way != "cancelled" or ("shipping.create", "duplicate") not in case]
+    return [way for way in possible if way != "cancelled" or (DO[-1], "duplicate") not in case]
 
 
 def rules_of(case: Case, way: str, order_id: str) -> list[dict[str, Any]]:
     """Make each fault happen to the order once; one that is to be cancelled never gets its shipment."""
     match = {"saga_id": order_id}
-    endless = [{"target": "shipping.create", "kind": "unavailable", "match": match}] if way == "cancelled" else []
+    endless = [{"target": DO[-1], "kind": "unavailable", "match": match}] if way == "cancelled" else []
     return [*({"target": target, "kind": kind, "times": 1, "match": match} for target, kind in case), *endless]
 
 

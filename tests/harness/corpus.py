@@ -17,31 +17,20 @@ from app.operations import sagas
 from app.operations.audit import AuditActor
 from app.orders.model import Line
 from app.partners.client import open_session
-from app.partners.ports import ChargeRequest, PartnerItem
-from app.saga.steps import Action, Step
+from app.saga.steps import Action, StepRequest
 from tests.harness import databases, sandboxes
 from tests.harness.cancelling import cancel
 from tests.harness.orders import start_saga
 from tests.harness.run import ControllerRun
 from tests.harness.sagas import Stage, dies_at
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, set_faults
+from tests.harness.steps import DO, OPERATIONS, PLAN, crash_points
 
 Stored = dict[str, Any]  # name, ends (as it does when it is taken on in time), rows by table, ledger
 CORPUS = Path(__file__).parents[1] / "corpus"
 TABLES = {"orders": "id", "order_lines": "order_id", "sagas": "id", "saga_steps": "saga_id"}
 DECIDED = ("done", "refused", "nothing-to-undo")
 
-DO = {
-    Step.RESERVE_INVENTORY: "inventory.hold",
-    Step.CHARGE_PAYMENT: "payment.charge",
-    Step.COMMIT_INVENTORY: "inventory.commit",
-    Step.CREATE_SHIPMENT: "shipping.create",
-}
-UNDO = {
-    Step.CREATE_SHIPMENT: "shipping.cancel",
-    Step.CHARGE_PAYMENT: "payment.refund",
-    Step.RESERVE_INVENTORY: "inventory.release",
-}
 WAYS: dict[str, dict[str, Any]] = {
     "confirmed": {},
     "rejected: out-of-stock": {"lines": (Line("OUT-OF-STOCK", 1, 999),)},
@@ -54,15 +43,16 @@ BY_CUSTOMER = "cancelled: cancelled-by-customer"
 BY_OPERATOR = "rejected: compensated-by-operator"
 TIMED_OUT = "rejected: timed-out"
 UNDELIVERABLE = "rejected: undeliverable"
+ANSWERED = {action: crash_points(action)[1::2] for action in Action}
 STARTED, FINISHED, AGAIN = "started", "saga.finished", ", to be tried again"
 
 
 def instants() -> Iterator[tuple[str, str]]:
-    """Yield every checkpoint of a saga, and the call that is made there, as a fault's target."""
-    for action, calls in ((Action.DO, DO), (Action.UNDO, UNDO)):
-        for step, target in calls.items():
-            for when in ("attempted", "answered"):
-                yield f"saga.{step}.{action}.{when}", target
+    """Yield every crash point of a saga, and the fault target of the call that is made there."""
+    for action in Action:
+        for spec in PLAN if action is Action.DO else reversed(PLAN):
+            for point in crash_points(action, [spec]):
+                yield point, OPERATIONS[spec.step, action]
 
 
 def read() -> list[Stored]:
@@ -86,20 +76,10 @@ async def restore(stage: Stage, stored: Stored) -> UUID:
     order, decided = await stage.order(saga_id), [each.split() for each in stored["ledger"]]
     refused = [{"target": operation, "kind": "refuse"} for operation, outcome in decided if outcome == "refused"]
     await set_faults(stage.http, *refused)
-    items = [PartnerItem(line.sku, line.quantity) for line in order.lines]
-    charge = ChargeRequest(saga_id, order.total_minor, order.currency, order.payment_method, order.placed_at)
-    inventory, payment, shipping = stage.partners.inventory, stage.partners.payment, stage.partners.shipping
-    calls = {
-        "inventory.hold": lambda: inventory.hold(saga_id, items, HOLD_SECONDS),
-        "inventory.commit": lambda: inventory.commit(saga_id),
-        "inventory.release": lambda: inventory.release(saga_id),
-        "payment.charge": lambda: payment.charge(charge),
-        "payment.refund": lambda: payment.refund(charge),
-        "shipping.create": lambda: shipping.create(saga_id, items, order.shipping_address),
-        "shipping.cancel": lambda: shipping.cancel(saga_id),
-    }
+    request = StepRequest(order, order.placed_at, HOLD_SECONDS)
+    calls = {OPERATIONS[spec.step, action]: call for spec in PLAN for action, call in spec.calls().items()}
     for operation, _ in decided:
-        await calls[operation]()
+        await calls[operation](stage.partners.ports, request)
     await set_faults(stage.http)
     assert await stage.ledger(saga_id) == stored["ledger"]
     return saga_id
@@ -163,7 +143,7 @@ async def _unheard(stage: Stage, point: str) -> Stored:
 
 async def _turning(stage: Stage, ends: str, point: str, target: str) -> Stored:
     """Turn a saga back that has done all, though it cannot know, and let it pause at this undo."""
-    await set_faults(stage.http, {"target": "shipping.create", "kind": "reset_after"})
+    await set_faults(stage.http, {"target": DO[-1], "kind": "reset_after"})
     saga_id = await start_saga(stage.pool)
     await stage.orchestrator("recorder").run_once()
     if ends == BY_CUSTOMER:
@@ -195,9 +175,9 @@ async def record(stage: Stage) -> list[Stored]:
             found.append(await _unheard(stage, point))
         elif point.endswith("attempted"):
             found += [await _turning(stage, ends, point, target) for ends in (BY_CUSTOMER, BY_OPERATOR, TIMED_OUT)]
-    found += [await _stopped(stage, "confirmed", f"saga.{step}.do.answered") for step in list(DO)[:-1]]
-    found += [await _stopped(stage, UNDELIVERABLE, f"saga.{step}.undo.answered") for step in list(UNDO)[:-1]]
-    found.append(await _stopped(stage, UNDELIVERABLE, f"saga.{Step.CREATE_SHIPMENT}.do.answered"))
+    found += [await _stopped(stage, "confirmed", point) for point in ANSWERED[Action.DO][:-1]]
+    found += [await _stopped(stage, UNDELIVERABLE, point) for point in ANSWERED[Action.UNDO][:-1]]
+    found.append(await _stopped(stage, UNDELIVERABLE, ANSWERED[Action.DO][-1]))
     return [stored for stored in found if stored is not None]
 
 

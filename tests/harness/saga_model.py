@@ -10,7 +10,7 @@ from app.orders.model import Reason, Status
 from app.partners.ports import Done, Outcome, Refused, Unknown
 from app.saga import plan
 from app.saga.plan import Call, Finish, SagaDirection, SagaState
-from app.saga.steps import Action, Step
+from app.saga.steps import NEWEST, PLANS, Action, Step
 
 STOCK = 5
 HOLD, COMMIT, RELEASE = (
@@ -20,7 +20,7 @@ HOLD, COMMIT, RELEASE = (
 )
 CHARGE, REFUND = Call(Step.CHARGE_PAYMENT, Action.DO), Call(Step.CHARGE_PAYMENT, Action.UNDO)
 CREATE, RECALL = Call(Step.CREATE_SHIPMENT, Action.DO), Call(Step.CREATE_SHIPMENT, Action.UNDO)
-UNDONE_BY = {HOLD: RELEASE, COMMIT: RELEASE, CHARGE: REFUND, CREATE: RECALL}
+UNDONE_BY = {Call(spec.step, Action.DO): Call(spec.compensated_by or spec.step, Action.UNDO) for spec in PLANS[NEWEST]}
 
 
 def who(asked: bool) -> Reason | None:

@@ -18,7 +18,7 @@ from app.api.server.listener import KEEP_ALIVE_SECONDS
 from app.partners.client import PartnerClient
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
-from app.partners.ports import ChargeRequest
+from app.partners.ports import ChargeRequest, PartnerPorts
 from app.partners.shipping import HttpShipping
 from sandbox import create_app, http_protocol
 from tests.harness.wait import AMPLE_SECONDS
@@ -33,6 +33,11 @@ class Partners:
     inventory: HttpInventory
     payment: HttpPayment
     shipping: HttpShipping
+
+    @property
+    def ports(self) -> PartnerPorts:
+        """Return them as the saga's steps call them."""
+        return PartnerPorts(self.inventory, self.payment, self.shipping)
 
     @classmethod
     def at(cls, session: aiohttp.ClientSession, url: str, timeout_seconds: float = AMPLE_SECONDS) -> "Partners":

@@ -14,25 +14,17 @@ from app.orders import events
 from app.orders.model import Line
 from app.saga import cancel as saga_cancel
 from app.saga import store
-from app.saga.steps import Action, Step
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults
+from tests.harness.steps import BACKWARD, DO, FORWARD
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 CANCELLED = "cancelled: cancelled-by-customer"
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
-DO = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
-
-FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
-BACKWARD = [
-    f"saga.{step}.{Action.UNDO}.{when}"
-    for step in (Step.CREATE_SHIPMENT, Step.CHARGE_PAYMENT, Step.RESERVE_INVENTORY)
-    for when in ("attempted", "answered")
-]
 
 
 async def told(pool: db.Pool) -> list[tuple[str, int]]:

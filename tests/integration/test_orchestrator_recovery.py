@@ -5,22 +5,15 @@ import asyncio
 import pytest
 
 from app.orders.model import Line
-from app.saga.steps import Action, Step
 from tests.harness.orders import start_saga
 from tests.harness.sagas import LEASE_SECONDS, GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults
+from tests.harness.steps import BACKWARD, DO, FORWARD
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
-CONFIRMED = ["inventory.hold done", "payment.charge done", "inventory.commit done", "shipping.create done"]
-
-FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
-BACKWARD = [
-    f"saga.{step}.{Action.UNDO}.{when}"
-    for step in (Step.CREATE_SHIPMENT, Step.CHARGE_PAYMENT, Step.RESERVE_INVENTORY)
-    for when in ("attempted", "answered")
-]
+CONFIRMED = [f"{operation} done" for operation in DO]
 
 
 @pytest.mark.parametrize("point", FORWARD)

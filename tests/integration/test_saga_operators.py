@@ -9,20 +9,19 @@ from app.db import Pool
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations.sagas import ActionOutcome
 from app.orders import events
-from app.saga.steps import Action, Step
 from tests.harness.acting import ActAt
 from tests.harness.cancelling import cancel, cancel_under_way
 from tests.harness.operating import OPERATOR, audit_rows, compensate, recorded, retry
 from tests.harness.orders import placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at
 from tests.harness.sandboxes import set_faults
+from tests.harness.steps import FORWARD
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 COMPENSATED = "rejected: compensated-by-operator"
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 CHARGE_FAILS = {"target": "payment.charge", "kind": "unavailable"}
-FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
 LONG_SECONDS = 3600
 
 
