@@ -1,7 +1,7 @@
 """Orders and sagas straight in the database, without HTTP and without a broker."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -20,7 +20,8 @@ from app.orders import events
 from app.orders import store as order_store
 from app.orders.model import Line, Order
 from app.orders.store import PlaceOrder
-from app.saga import store
+from app.saga import start
+from app.saga.steps import PLANS, Plans
 
 TENANT = "default"
 DEADLINE_SECONDS = 900.0
@@ -62,10 +63,15 @@ def event_of(order: Order, **trace: str) -> Envelope:
 
 
 async def start_saga(pool: Pool, **changes: Any) -> UUID:
-    """Place an order and start its saga, as the consumer does. Returns their id."""
+    """Place an order and start its saga, as the consumer does. Return their id."""
+    return await start_saga_of(pool, PLANS, changes)
+
+
+async def start_saga_of(pool: Pool, plans: Plans, changes: Mapping[str, Any]) -> UUID:
+    """Place an order and start its saga with the newest of these plans. Return their id."""
     order = await placed(pool, **changes)
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        await start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS, plan_version=max(plans), plans=plans)
     return order.id
 
 

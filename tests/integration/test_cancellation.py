@@ -13,7 +13,7 @@ from app.observability.signals import Signals
 from app.orders import events
 from app.orders.model import Line
 from app.saga import cancel as saga_cancel
-from app.saga import store
+from app.saga import start as saga_start
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running
@@ -41,7 +41,7 @@ async def deliver(pool: db.Pool, envelope: Envelope) -> object:
     """Deliver `order.placed` as a transport does."""
 
     async def start(conn: db.Connection, message: Envelope) -> None:
-        await store.start(conn, message, DEADLINE_SECONDS)
+        await saga_start.handle_order_placed(conn, message, DEADLINE_SECONDS)
 
     consumer = Consumer(pool, "saga", {events.PLACED: start}, 1, Signals())
     return await consumer.handle(envelope)
@@ -234,7 +234,7 @@ async def test_a_start_that_meets_a_cancel_waits_for_it_and_starts_nothing(stage
 async def test_a_cancel_that_meets_a_start_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
     order = await placed(stage.pool)
     async with stage.pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        await saga_start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS)
         cancelling = asyncio.create_task(cancel(stage.pool, order.id))
         await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the cancel at the order")
     assert (await cancelling).status == "pending"

@@ -13,6 +13,7 @@ from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
 from app.saga import plan, queries, steps, store
+from app.saga import start as saga_start
 from app.saga.plan import SagaDirection, SagaState
 from app.saga.steps import Action, Step
 from app.saga.store import Saga, StepLogEntry
@@ -27,7 +28,7 @@ ANSWERED = StepLogEntry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"re
 
 async def start(pool: db.Pool, envelope: Envelope) -> None:
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, envelope, deadline_seconds=900)
+        await saga_start.handle_order_placed(conn, envelope, deadline_seconds=900)
 
 
 async def claim(conn: db.Connection | db.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
@@ -141,7 +142,7 @@ async def test_stock_is_held_for_longer_than_the_saga_may_take_and_for_the_same_
 ) -> None:
     order = await placed(pool)
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), deadline_seconds, hold_seconds)
+        await saga_start.handle_order_placed(conn, event_of(order), deadline_seconds, hold_seconds)
     for _ in range(2):
         [saga] = await claim(pool)
         assert saga.hold_seconds == held_seconds
