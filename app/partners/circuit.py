@@ -38,7 +38,7 @@ class Circuit:
         self._clock = clock
         self._failures = 0  # in a row, while closed
         self._open_until: float | None = None  # None: closed
-        self._probe: Permit | None = None  # the one permit that is out while half-open
+        self._probe: Permit | None = None  # the permit of the probe, while half-open
 
     @property
     def state(self) -> CircuitState:
@@ -51,7 +51,7 @@ class Circuit:
         return CircuitState.CLOSED if forgotten else CircuitState.HALF_OPEN
 
     def admit(self) -> "Permit | float":
-        """Return a permit for one call, or the seconds until the circuit may be half-open (0: a probe is out)."""
+        """Return a permit for one call, or the seconds until the circuit may be half-open (0: a probe is running)."""
         state = self.state
         if self._open_until is None or state is CircuitState.CLOSED:
             self._open_until = None

@@ -1,4 +1,4 @@
-"""Payment over HTTP. Calls carry keys made of the saga's id alone, so that any may be sent again."""
+"""Payment over HTTP. Idempotency keys contain only the saga's id and the step, so every call can be repeated."""
 
 from uuid import UUID
 
@@ -11,7 +11,7 @@ STATES = frozenset({"charged", "declined", "refunded"})
 
 
 class HttpPayment:
-    """The `Payment` of the ports."""
+    """The `Payment` port over HTTP."""
 
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
@@ -27,10 +27,10 @@ class HttpPayment:
         return await self._client.call("/v1/payments/charge", f"{charge.saga_id}:charge_payment", body, CHARGE)
 
     async def refund(self, charge: ChargeRequest) -> Outcome:
-        """Give back whatever was charged."""
+        """Refund what was charged."""
         body = {"saga_id": str(charge.saga_id)}
         return await self._client.call("/v1/payments/refund", f"{charge.saga_id}:charge_payment:undo", body, REFUND)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """`charged`, `declined` or `refunded`; None if never seen, which proves nothing."""
+        """Return `charged`, `declined` or `refunded`; None (never seen) proves nothing."""
         return await self._client.state(f"/v1/payments/{saga_id}", STATES)

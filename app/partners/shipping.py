@@ -1,4 +1,4 @@
-"""Shipping over HTTP. Calls carry keys made of the saga's id alone, so that any may be sent again."""
+"""Shipping over HTTP. Idempotency keys contain only the saga's id and the step, so every call can be repeated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ STATES = frozenset({"created", "refused", "cancelled"})
 
 
 class HttpShipping:
-    """The `Shipping` of the ports."""
+    """The `Shipping` port over HTTP."""
 
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
@@ -28,10 +28,10 @@ class HttpShipping:
         return await self._client.call("/v1/shipments", f"{saga_id}:create_shipment", body, CREATE)
 
     async def cancel(self, saga_id: UUID) -> Outcome:
-        """Cancel whatever was created."""
+        """Cancel the shipment, if there is one."""
         body = {"saga_id": str(saga_id)}
         return await self._client.call("/v1/shipments/cancel", f"{saga_id}:create_shipment:undo", body, CANCEL)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """`created`, `refused` or `cancelled`; None if never seen, which proves nothing."""
+        """Return `created`, `refused` or `cancelled`; None (never seen) proves nothing."""
         return await self._client.state(f"/v1/shipments/{saga_id}", STATES)

@@ -1,8 +1,8 @@
-"""What the saga asks of its partners: each call of the plan at its port, measured, logged, and behind a circuit.
+"""Make the calls of the plan's steps to the partners' ports: measured, logged, and each behind a circuit.
 
-A partner has a circuit for doing and one for undoing, and of each a second one for calls that come again. With one, a
-thousand refunds that fail would keep new charges from being tried until their orders are late, although the partner
-takes charges well; and so would the few orders that it fails for good, which come back again and again.
+A partner has separate circuits for dos and undos, and for first calls and retries. With a single circuit, a thousand
+failing refunds would block new charges until their orders are late, even if the partner accepts charges; and so would
+the retries of a few orders that the partner always fails.
 """
 
 import time
@@ -25,12 +25,12 @@ from app.saga.steps import PLANS, Action, Plans, StepRequest, StepSpec, partners
 log = structlog.get_logger(__name__)
 
 FIRST, AGAIN = False, True
-VISITS_PER_SECOND = 100.0  # of sagas that wait for a circuit: each costs the database a claim and a transaction
+VISITS_PER_SECOND = 100.0  # at most, by sagas that wait for a circuit: each visit costs a claim and a transaction
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitConfig:
-    """A circuit opens for `open_seconds` after `failures` in a row."""
+    """A circuit opens for `open_seconds` after `failures` failed calls in a row."""
 
     failures: int
     open_seconds: float
@@ -59,7 +59,7 @@ class PartnerGateway:
         }
 
     def admit(self, state: SagaState) -> Permit | float:
-        """Return a permit for the call that the state asks for; or in how many seconds to ask again.
+        """Return a permit for the present call of the saga, or the seconds until it should ask again.
 
         Waiting sagas are spread out so that they cannot overload Postgres, no matter how many there are.
         """
@@ -72,14 +72,14 @@ class PartnerGateway:
         return self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds)
 
     async def call(self, state: SagaState, permit: Permit, request: StepRequest) -> Outcome:
-        """Make the call that the state asks for, whose attempt is on record, and release its permit."""
+        """Make the present call of the saga, after its attempt was recorded, and release the permit."""
         spec, action = self._call_of(state)
         started_at = time.perf_counter()
         with permit:
             try:
                 outcome = await spec.calls()[action](self._ports, request)
                 self._record_outcome(spec.partner, action, state.attempts > 1, permit, outcome)
-            except Exception as error:  # the attempt is on record and needs an outcome, whatever broke
+            except Exception as error:  # a recorded attempt needs an outcome, even after a defect
                 log.exception("partner.defect", step=spec.step, action=action)
                 outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
         seconds = time.perf_counter() - started_at
@@ -124,7 +124,7 @@ class PartnerGateway:
 
 
 def label(outcome: Outcome) -> str:
-    """Name the outcome, as log and metrics do."""
+    """Return the name of the outcome in the log and in metrics."""
     match outcome:
         case Done():
             return "done"
@@ -137,7 +137,7 @@ def label(outcome: Outcome) -> str:
 
 
 def detail(outcome: Outcome) -> str | None:
-    """Say what there is to say of an outcome, for people."""
+    """Return what the partner or the client reported about the outcome; None if it succeeded."""
     match outcome:
         case Done():
             return None

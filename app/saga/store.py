@@ -1,14 +1,15 @@
-"""The saga tables: one row per saga, and the append-only log of what was asked of partners and what came back.
+"""The saga tables: one row per saga, and the append-only log of attempts and outcomes.
 
-`next_attempt_at` is when a process may take the saga on; taking it moves that to the end of the lease, and so does
-every write of its runner. `version` is the fencing token: it grows with every write and every takeover, and a write
-with an older one changes nothing.
+From `next_attempt_at` on, any process may claim the saga. A claim, and every write of its runner, moves that time to
+the end of the lease. `version` is the fencing token: every claim and every write increments it, and a write with an
+older version changes nothing.
 
-`needs_operator_at` is when its present call will have failed for so long that a person must look, or the time of an
-answer that no retry mends; NULL as soon as the saga goes on to another call. It is shown, and changes nothing.
+`needs_operator_at` is the time from which an operator must look at the saga: its present call has failed for too long
+by then, or it got an answer that retrying cannot fix. The next call clears it. It is shown, and changes nothing else.
 
-`deadline_at` and `hold_seconds` are those of the start, whatever the settings are by now: every attempt to hold stock
-must ask for the same, and for longer than the saga may take. NULL in the latter: started by an older release.
+`deadline_at` and `hold_seconds` are fixed when the saga starts, even if the settings change later: every attempt to
+hold stock must ask for the same time, and for longer than the saga may take. `hold_seconds` is NULL in sagas that an
+older release started.
 """
 
 import json
@@ -86,41 +87,41 @@ saga_steps = Table(
 )
 
 
-HOLD_MARGIN_SECONDS = 300  # for the last call before the deadline, and clocks that differ
+HOLD_MARGIN_SECONDS = 300  # covers the last call before the deadline, and differences between clocks
 
 
 @dataclass(frozen=True, slots=True)
 class Saga:
-    """A saga that this process holds the lease of."""
+    """A saga whose lease this process holds."""
 
     id: UUID
     version: int
     state: plan.SagaState
-    remaining_seconds: float  # until its deadline, when it was claimed
+    remaining_seconds: float  # from the claim until the deadline
     started_at: datetime
     hold_seconds: int
     traceparent: str | None
     tracestate: str | None
     needs_operator: bool = False  # as of its last write
-    age_seconds: float = 0.0  # likewise
-    cancelled: Reason | None = None  # who has asked for it to turn back, as far as this process knows
+    age_seconds: float = 0.0  # as of its last write
+    cancelled: Reason | None = None  # why it must compensate, as of its last write
     do_reply: Mapping[str, Any] | None = None  # of the step that is about to be undone, if its undo reads it
 
     @property
     def must_compensate(self) -> bool:
-        """Whether it still goes forward although it was cancelled."""
+        """Return whether it was cancelled and still goes forward."""
         return self.cancelled is not None and self.state.direction is plan.SagaDirection.FORWARD
 
     @property
     def trace(self) -> dict[str, str]:
-        """The trace that the order came with, as headers."""
+        """Return the trace context of the order's request, as headers."""
         headers = {"traceparent": self.traceparent, "tracestate": self.tracestate}
         return {name: value for name, value in headers.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
 class StepLogEntry:
-    """A line of the log. `outcome`: attempted (about to call), done, refused, not-sent or unknown."""
+    """One entry of the log. `outcome`: attempted (before the call), done, refused, not-sent or unknown."""
 
     step: str
     action: Action
@@ -133,11 +134,11 @@ class StepLogEntry:
 async def claim(
     conn: db.Connection, owner: str, plan_versions: Collection[int], limit: int, lease_seconds: float
 ) -> list[Saga]:
-    """Take up to `limit` due sagas for `lease_seconds`, the longest due first, of plans that this release knows.
+    """Claim up to `limit` due sagas of these plan versions for `lease_seconds`, the longest due first.
 
-    MATERIALIZED holds the limit: as a subquery of IN, the planner may run it once for each row, each time locking more.
-    The time is asked for once: asked for each row, it would be no condition of the index, and every saga that waits be
-    read by every claim.
+    MATERIALIZED keeps the limit: the planner may run a subquery of IN once per row, and lock more rows each time.
+    `clock_timestamp()` is volatile; in a subselect it is evaluated once, so the index can be used. Otherwise every
+    claim would read all waiting sagas.
     """
     rows = await conn.fetch(
         """
@@ -177,13 +178,14 @@ async def save(
     owner: str | None,
     operator_in_seconds: float | None = None,
 ) -> Saga:
-    """Write the new state and append to the log, in one statement. Returns the saga as it is now.
+    """Write the new state and append to the log, in one statement. Return the saga as it is now.
 
-    With an `owner` the lease is renewed until `due_in_seconds` from now; without one the saga is given back and due
-    again then. `operator_in_seconds`: the call must wait, and needs an operator from then on if not sooner.
+    With an `owner`, the lease is renewed until `due_in_seconds` from now. Without one, the lease ends and the saga is
+    due at that time. `operator_in_seconds`: the present call must wait, and needs an operator after so many
+    seconds, unless an earlier time is already recorded.
 
-    The same statement brings news of a cancel, as of its beginning: who must know for certain locks the order first.
-    Raises StaleLease when another process has taken the saga over; then nothing is written.
+    The statement also returns whether the order was cancelled when the statement started. A caller that must know for
+    certain locks the order first. Raises StaleLease if another process has claimed the saga; then nothing is written.
     """
     row = await conn.fetchrow(
         """
@@ -244,9 +246,9 @@ async def do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str
 
 
 async def wake_if_waiting(conn: db.Connection, saga_id: UUID) -> bool:
-    """End the saga's pause, if it is in one; False when there is no such saga. The caller has locked the order.
+    """Make a waiting saga due now. Return false if the order has no saga. The caller has locked the order.
 
-    A saga under way is left to its runner: it learns of the cancel with its next record.
+    A running saga is not touched: its runner sees the cancel with its next write.
     """
     query = """
         UPDATE sagas
@@ -257,9 +259,9 @@ async def wake_if_waiting(conn: db.Connection, saga_id: UUID) -> bool:
 
 
 async def make_due(conn: db.Connection, saga_id: UUID) -> bool:
-    """Make a saga that waits due at once; False: it has ended, is under way, is due already, or is not there.
+    """Make a waiting saga due now. The caller has locked the order.
 
-    The caller has locked the order.
+    Return false if the saga has ended, is running, is already due, or does not exist.
     """
     query = """
         UPDATE sagas SET next_attempt_at = clock_timestamp()
