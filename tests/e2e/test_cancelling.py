@@ -30,7 +30,7 @@ async def place_and_cancel(system: System, services: list[Service], number: int,
     return (await system.cancel([there], f"cancel-{number}", order_id)).status_code
 
 
-async def test_orders_cancelled_at_random_instants_are_confirmed_or_cancelled_and_never_both(system: System) -> None:
+async def test_cancelled_orders_are_never_confirmed(system: System) -> None:
     """Two leave nothing to chance: one that gets no shipment while it is not cancelled, one that had its last line."""
     never = {"target": "shipping.create", "kind": "unavailable", "match": {"items": [{"item_id": "RARE", "qty": 3}]}}
     slow = ({"target": each, "kind": "slow", "delay_seconds": 0.1} for each in CALLS)
@@ -52,7 +52,8 @@ async def test_orders_cancelled_at_random_instants_are_confirmed_or_cancelled_an
     )
 
 
-async def test_an_order_cancelled_before_its_message_is_out_never_starts(system: System) -> None:
+async def test_cancel_before_the_message_is_published(system: System) -> None:
+    """The order never starts."""
     api = await system.start(roles="api")
     order_id = id_of(await system.place([api], "order", order()))
     assert (await system.cancel([api], "cancel", order_id)).status_code == httpx.codes.OK
@@ -72,7 +73,7 @@ async def is_handled(system: System) -> bool:
     "point",
     ["cancel.committed", *(f"saga.charge_payment.undo.{instant}" for instant in ("attempted", "answered"))],
 )
-async def test_a_cancel_is_kept_whatever_instant_the_service_dies_at(system: System, point: str) -> None:
+async def test_cancel_survives_a_crash(system: System, point: str) -> None:
     """The partner answers no charge, so that the cancel comes in time, and its saga is in a pause or under way."""
     await system.faults({"target": "payment.charge", "kind": "unavailable"})
     doomed = await system.start_crashing(point)

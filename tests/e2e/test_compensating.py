@@ -33,7 +33,8 @@ async def place_and_compensate(system: System, services: list[Service], number: 
     return order_id, str(answer.json().get("outcome", answer.json().get("code")))
 
 
-async def test_orders_turned_back_at_random_instants_are_never_confirmed_after_a_yes(system: System) -> None:
+async def test_compensated_orders_are_never_confirmed(system: System) -> None:
+    """Operators compensate at random instants; an order whose command succeeded is never confirmed."""
     await system.faults(*({"target": each, "kind": "slow", "delay_seconds": 0.1} for each in CALLS))
     services = [await system.start(admin_token=TOKEN), await system.start(admin_token=TOKEN)]
     dice = random.Random(21)  # noqa: S311 - the mix of instants, not a secret
@@ -62,9 +63,7 @@ async def test_orders_turned_back_at_random_instants_are_never_confirmed_after_a
 
 
 @pytest.mark.parametrize("instant", ["attempted", "answered"])
-async def test_what_an_operator_turned_back_ends_so_though_the_service_dies_on_the_way(
-    system: System, instant: str
-) -> None:
+async def test_compensation_survives_a_crash(system: System, instant: str) -> None:
     """By the command, while the charge gets no answer; the service dies at the refund, and another one takes over."""
     await system.faults({"target": "payment.charge", "kind": "unavailable"})
     doomed = await system.start_crashing(f"saga.charge_payment.undo.{instant}")

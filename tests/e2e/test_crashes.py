@@ -34,18 +34,16 @@ async def crash_at(system: System, point: str, sku: str) -> None:
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_an_order_is_confirmed_once_whatever_instant_forward_the_service_dies_at(
-    system: System, point: str
-) -> None:
+async def test_crash_forward_confirms_once(system: System, point: str) -> None:
+    """A SIGKILL at any crash point forward: every order is confirmed once after a restart."""
     await crash_at(system, point, "WIDGET")
     assert await system.violations() == []
     assert await system.statuses() == {("confirmed", None)}
 
 
 @pytest.mark.parametrize("point", BACKWARD)
-async def test_everything_is_undone_once_whatever_instant_backward_the_service_dies_at(
-    system: System, point: str
-) -> None:
+async def test_crash_backward_undoes_once(system: System, point: str) -> None:
+    """A SIGKILL at any crash point backward: everything is undone once after a restart."""
     await crash_at(system, point, "UNDELIVERABLE")
     assert await system.violations() == []
     assert await system.statuses() == {("rejected", "undeliverable")}

@@ -114,7 +114,6 @@ async def under_way(system: System, orders: int) -> bool:
 
 
 @pytest.mark.parametrize("cases", [SINGLES, SAMPLE], ids=["each fault alone", "two faults"])
-async def test_whatever_goes_wrong_with_calls_and_a_kill_between_every_order_ends_and_ends_right(
-    system: System, cases: list[Case]
-) -> None:
+async def test_every_order_ends_despite_faults_and_a_kill(system: System, cases: list[Case]) -> None:
+    """Each order has its own faults, and ends as it should."""
     await go_through(system, cases)

@@ -47,7 +47,8 @@ async def deliver(pool: db.Pool, envelope: Envelope) -> object:
     return await consumer.handle(envelope)
 
 
-async def test_an_order_that_has_not_started_is_cancelled_at_once_and_an_event_tells_of_it(stage: Stage) -> None:
+async def test_unstarted_order_is_cancelled_at_once(stage: Stage) -> None:
+    """An event reports it, with the trace of the cancel."""
     order = await placed(stage.pool)
     cancelled = await cancel(stage.pool, order.id)
     assert cancelled == await stage.order(order.id)
@@ -57,7 +58,8 @@ async def test_an_order_that_has_not_started_is_cancelled_at_once_and_an_event_t
     assert traced == TRACE["traceparent"]
 
 
-async def test_a_message_that_comes_after_the_cancel_is_handled_and_starts_nothing(stage: Stage) -> None:
+async def test_message_after_the_cancel_starts_nothing(stage: Stage) -> None:
+    """The message counts as handled."""
     order = await placed(stage.pool)
     await cancel(stage.pool, order.id)
     assert await deliver(stage.pool, event_of(order)) == Handled()
@@ -66,7 +68,8 @@ async def test_a_message_that_comes_after_the_cancel_is_handled_and_starts_nothi
     assert await stage.orchestrator().run_once() == 0
 
 
-async def test_a_saga_that_asked_for_nothing_yet_never_does(stage: Stage) -> None:
+async def test_cancelled_before_the_first_call(stage: Stage) -> None:
+    """A saga that is cancelled before its first call makes none."""
     saga = await start_saga(stage.pool)
     assert (await cancel(stage.pool, saga)).status == "pending"
     assert await stage.orchestrator().run_once() == 1
@@ -76,9 +79,8 @@ async def test_a_saga_that_asked_for_nothing_yet_never_does(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_a_cancel_in_the_middle_of_a_step_lets_no_further_one_happen_and_undoes_all(
-    stage: Stage, database_url: str, point: str
-) -> None:
+async def test_cancel_during_a_step(stage: Stage, database_url: str, point: str) -> None:
+    """No further step starts, and every attempted step is undone."""
     checkpoint = CancelAt(database_url, point)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
@@ -93,9 +95,8 @@ async def test_a_cancel_in_the_middle_of_a_step_lets_no_further_one_happen_and_u
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_a_cancel_while_nobody_drives_the_saga_is_heeded_by_whoever_takes_it_over(
-    stage: Stage, point: str
-) -> None:
+async def test_cancel_between_two_runners(stage: Stage, point: str) -> None:
+    """The process that takes the saga over makes no further do, and undoes every attempted step."""
     saga = await start_saga(stage.pool)
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     before = await stage.ledger(saga)
@@ -108,7 +109,8 @@ async def test_a_cancel_while_nobody_drives_the_saga_is_heeded_by_whoever_takes_
 
 
 @pytest.mark.parametrize("unclear", DO)
-async def test_a_cancel_in_a_pause_ends_the_pause_and_turns_the_saga_back(stage: Stage, unclear: str) -> None:
+async def test_cancel_ends_a_pause(stage: Stage, unclear: str) -> None:
+    """The waiting saga is due at once, and compensates."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": unclear, "kind": "unavailable"})  # with Retry-After: 1
     await stage.orchestrator().run_once()
@@ -123,9 +125,8 @@ async def test_a_cancel_in_a_pause_ends_the_pause_and_turns_the_saga_back(stage:
 
 
 @pytest.mark.parametrize("unclear", DO)
-async def test_a_cancel_just_before_a_pause_leaves_no_time_to_pause(
-    stage: Stage, database_url: str, unclear: str
-) -> None:
+async def test_cancel_just_before_a_pause(stage: Stage, database_url: str, unclear: str) -> None:
+    """The saga compensates at once instead of waiting."""
     checkpoint = CancelAt(database_url, FORWARD[2 * DO.index(unclear) + 1])
     saga = checkpoint.order_id = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": unclear, "kind": "unavailable"})
@@ -134,7 +135,8 @@ async def test_a_cancel_just_before_a_pause_leaves_no_time_to_pause(
     assert await stage.standing(saga) == UNDONE
 
 
-async def test_an_orchestrator_that_is_woken_turns_a_paused_saga_back_without_a_poll(stage: Stage) -> None:
+async def test_wake_up_compensates_a_waiting_saga(stage: Stage) -> None:
+    """The cancel does not wait for the next poll."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": "payment.charge", "kind": "unavailable"})
     orchestrator = stage.orchestrator()
@@ -153,9 +155,8 @@ async def test_an_orchestrator_that_is_woken_turns_a_paused_saga_back_without_a_
 
 
 @pytest.mark.parametrize("point", BACKWARD)
-async def test_a_cancel_of_an_order_that_was_refused_is_accepted_and_it_ends_rejected(
-    stage: Stage, database_url: str, point: str
-) -> None:
+async def test_cancel_of_a_refused_order(stage: Stage, database_url: str, point: str) -> None:
+    """The cancel is accepted, and the order ends rejected with the partner's reason."""
     checkpoint = CancelAt(database_url, point)
     saga = checkpoint.order_id = await start_saga(stage.pool, **UNDELIVERABLE)
     await stage.orchestrator(checkpoint=checkpoint).run_once()
@@ -164,7 +165,8 @@ async def test_a_cancel_of_an_order_that_was_refused_is_accepted_and_it_ends_rej
     assert await stage.standing(saga) == UNDONE
 
 
-async def test_an_order_is_compensating_until_everything_is_undone_and_may_be_cancelled_again(stage: Stage) -> None:
+async def test_cancelled_order_compensates_until_all_is_undone(stage: Stage) -> None:
+    """A repeated cancel is accepted meanwhile, and changes nothing."""
     saga = await start_saga(stage.pool)
     await set_faults(
         stage.http,
@@ -184,7 +186,7 @@ async def test_an_order_is_compensating_until_everything_is_undone_and_may_be_ca
     assert (await cancel(stage.pool, saga)).status == "cancelled"
 
 
-async def test_a_cancel_before_the_deadline_outlasts_it(stage: Stage) -> None:
+async def test_cancel_before_the_deadline_stays_the_reason(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": "payment.charge", "kind": "error", "times": 1})
     await stage.orchestrator().run_once()
@@ -195,7 +197,7 @@ async def test_a_cancel_before_the_deadline_outlasts_it(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, UNDELIVERABLE], ids=["confirmed", "rejected"])
-async def test_an_order_that_has_ended_otherwise_cannot_be_cancelled_any_more(
+async def test_final_orders_cannot_be_cancelled(
     stage: Stage, database_url: str, changes: dict[str, tuple[Line, ...]]
 ) -> None:
     checkpoint = CancelAt(database_url, "saga.finished")
@@ -211,7 +213,7 @@ async def test_an_order_that_has_ended_otherwise_cannot_be_cancelled_any_more(
 
 
 @pytest.mark.parametrize("started", [False, True])
-async def test_many_cancels_at_once_are_one(stage: Stage, started: bool) -> None:
+async def test_concurrent_cancels_count_once(stage: Stage, started: bool) -> None:
     order_id = await start_saga(stage.pool) if started else (await placed(stage.pool)).id
     orders = await asyncio.gather(*(cancel(stage.pool, order_id) for _ in range(8)))
     assert all(order == orders[0] for order in orders)
@@ -221,7 +223,8 @@ async def test_many_cancels_at_once_are_one(stage: Stage, started: bool) -> None
     assert [name for name, _ in await told(stage.pool)] == ["placed", "cancelled"]
 
 
-async def test_a_start_that_meets_a_cancel_waits_for_it_and_starts_nothing(stage: Stage) -> None:
+async def test_start_waits_for_a_concurrent_cancel(stage: Stage) -> None:
+    """The start then finds the order cancelled, and starts nothing."""
     order = await placed(stage.pool)
     async with cancel_under_way(stage.pool, order.id):
         starting = asyncio.create_task(deliver(stage.pool, event_of(order)))
@@ -231,7 +234,8 @@ async def test_a_start_that_meets_a_cancel_waits_for_it_and_starts_nothing(stage
     assert await stage.outcome(order.id) == CANCELLED
 
 
-async def test_a_cancel_that_meets_a_start_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
+async def test_cancel_waits_for_a_concurrent_start(stage: Stage) -> None:
+    """The cancel then finds the saga, which ends without a call."""
     order = await placed(stage.pool)
     async with stage.pool.acquire() as conn, conn.transaction():
         await saga_start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS)
@@ -242,7 +246,8 @@ async def test_a_cancel_that_meets_a_start_waits_for_it_and_the_saga_turns_back(
     assert (await stage.outcome(order.id), await stage.ledger(order.id)) == (CANCELLED, [])
 
 
-async def test_a_record_that_meets_a_cancel_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
+async def test_write_waits_for_a_concurrent_cancel(stage: Stage) -> None:
+    """The runner's write then finds the cancel, and the saga compensates."""
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     driving = asyncio.create_task(stage.orchestrator(payment=payment).run_once())
@@ -254,7 +259,7 @@ async def test_a_record_that_meets_a_cancel_waits_for_it_and_the_saga_turns_back
     assert (await stage.outcome(saga), await stage.standing(saga)) == (CANCELLED, UNDONE)
 
 
-async def test_a_cancel_that_comes_behind_the_record_that_confirms_is_too_late(stage: Stage) -> None:
+async def test_cancel_behind_the_confirming_write_is_too_late(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     async with stage.pool.acquire() as conn, conn.transaction():
         await conn.execute("SELECT FROM orders WHERE id = $1 FOR UPDATE", saga)
@@ -274,7 +279,8 @@ async def two_wait(pool: db.Pool) -> bool:
     return bool(await pool.fetchval(waiting) == 2)
 
 
-async def test_nobodys_order_and_another_tenants_are_not_found_and_nothing_changes(stage: Stage) -> None:
+async def test_unknown_orders_and_other_tenants_are_not_found(stage: Stage) -> None:
+    """Nothing changes."""
     order = await placed(stage.pool, tenant="other")
     for order_id in (order.id, uuid4()):
         with pytest.raises(OrderNotFound):
@@ -283,7 +289,7 @@ async def test_nobodys_order_and_another_tenants_are_not_found_and_nothing_chang
     assert (await cancel(stage.pool, order.id, tenant="other")).status == "cancelled"
 
 
-async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(stage: Stage) -> None:
+async def test_locked_order_is_temporarily_unavailable(stage: Stage) -> None:
     order = await placed(stage.pool)
 
     async def impatient() -> None:

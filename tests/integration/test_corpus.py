@@ -30,7 +30,8 @@ def ends_late(stored: Stored) -> str:
     return corpus.TIMED_OUT
 
 
-def test_the_corpus_has_every_state_of_every_plan_paused_and_under_way() -> None:
+def test_corpus_has_every_state_of_every_plan() -> None:
+    """Waiting and running, in both directions."""
     states = {
         (row["plan_version"], row["direction"], row.get("step"), row["attempts"] > 0, "lease_owner" in row)
         for row in map(saga_of, STORED)
@@ -48,7 +49,7 @@ def test_the_corpus_has_every_state_of_every_plan_paused_and_under_way() -> None
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_every_stored_saga_is_driven_to_its_right_end(stage: Stage, *, late: bool) -> None:
+async def test_every_stored_saga_reaches_its_end(stage: Stage, *, late: bool) -> None:
     restored = {await corpus.restore(stage, stored): stored for stored in STORED}
     later = """
         UPDATE sagas SET started_at = started_at + shift, deadline_at = deadline_at + shift

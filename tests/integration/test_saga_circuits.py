@@ -80,9 +80,8 @@ async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
     return sagas
 
 
-async def test_a_partner_that_fails_is_asked_no_more_and_its_sagas_wait_without_an_attempt(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
-) -> None:
+async def test_open_circuit_stops_calls(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+    """The partner's sagas wait without recording an attempt, and are spread out."""
     orchestrator = one()
     sagas = await opened(stage, orchestrator)
     others = [await start_saga(stage.pool) for _ in range(10)]
@@ -104,9 +103,8 @@ async def test_a_partner_that_fails_is_asked_no_more_and_its_sagas_wait_without_
     assert state(stage, "payment") == 0
 
 
-async def test_however_many_wait_they_come_by_no_faster_than_the_database_bears(
-    stage: Stage, one: Callable[..., Orchestrator]
-) -> None:
+async def test_visits_of_waiting_sagas_are_limited(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+    """Many waiting sagas visit at no more than `VISITS_PER_SECOND`."""
     orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # all jitter is shorter than what the crowd makes of it
     await opened(stage, orchestrator)
     crowd = [await start_saga(stage.pool) for _ in range(50)]
@@ -116,7 +114,7 @@ async def test_however_many_wait_they_come_by_no_faster_than_the_database_bears(
     assert len(crowd) / VISITS_PER_SECOND < pauses[-1] <= whole + 2 * SHORT_SECONDS
 
 
-async def test_one_saga_that_fails_again_and_again_is_enough(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_one_failing_saga_opens_the_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, DEAD)
     orchestrator = one()
@@ -126,7 +124,7 @@ async def test_one_saga_that_fails_again_and_again_is_enough(stage: Stage, one: 
     assert await asked(stage, [saga], "payment.charge") == 1 + FAILURES
 
 
-async def test_orders_that_a_partner_fails_for_good_hold_up_no_other(
+async def test_orders_that_always_fail_block_no_others(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
 ) -> None:
     """They come again and again, and more of them than of any others."""
@@ -152,9 +150,8 @@ async def test_orders_that_a_partner_fails_for_good_hold_up_no_other(
     assert {await stage.outcome(saga) for saga in bad} == {"confirmed"}
 
 
-async def test_when_time_is_up_one_saga_tries_and_the_others_follow_when_it_succeeds(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
-) -> None:
+async def test_one_probe_and_the_others_follow(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+    """A half-open circuit admits one saga; the others continue when it succeeds."""
     payment = GatedPayment(stage.partners.payment)
     payment.gate.set()
     orchestrator = one(payment=payment)
@@ -181,7 +178,7 @@ async def test_when_time_is_up_one_saga_tries_and_the_others_follow_when_it_succ
 
 
 @pytest.mark.parametrize("point", ["attempted", "answered"])
-async def test_a_saga_that_dies_while_it_tries_leaves_the_turn_to_another(
+async def test_crash_of_the_probe_admits_another(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator], point: str
 ) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
@@ -202,7 +199,7 @@ async def test_a_saga_that_dies_while_it_tries_leaves_the_turn_to_another(
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
-async def test_a_saga_that_is_cut_short_while_it_tries_leaves_the_turn_to_another(
+async def test_cancelled_task_of_the_probe_admits_another(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
 ) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
@@ -224,9 +221,8 @@ async def test_a_saga_that_is_cut_short_while_it_tries_leaves_the_turn_to_anothe
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
-async def test_a_saga_that_waits_for_a_partner_turns_back_at_its_deadline(
-    stage: Stage, one: Callable[..., Orchestrator]
-) -> None:
+async def test_saga_waiting_for_a_circuit_times_out(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+    """It waits no longer than its deadline, and compensates then."""
     orchestrator = one(circuit_open_seconds=3600)
     sagas = [*await opened(stage, orchestrator), late := await start_saga(stage.pool)]
     await stage.let_the_deadline_pass(in_seconds=600)
@@ -241,9 +237,8 @@ async def test_a_saga_that_waits_for_a_partner_turns_back_at_its_deadline(
     assert await stage.ledger(late) == ["inventory.hold done", "inventory.release done"]
 
 
-async def test_undoing_waits_too_and_is_never_given_up_while_doing_goes_on(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
-) -> None:
+async def test_undos_have_their_own_circuit(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+    """Failing undos wait and are retried without end, while the same partner's dos continue."""
     turned = [await start_saga(stage.pool, **UNDELIVERABLE) for _ in range(FAILURES)]
     await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
     orchestrator = one()
@@ -266,7 +261,7 @@ async def test_undoing_waits_too_and_is_never_given_up_while_doing_goes_on(
     assert {await stage.outcome(saga) for saga in turned} == {"rejected: undeliverable"}
 
 
-async def test_refusals_open_no_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_refusals_do_not_open_a_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
     for _ in range(2 * FAILURES):
         await start_saga(stage.pool, payment_method="pm_card_declined")
     await stage.drive(one())

@@ -104,7 +104,7 @@ def words(decision: plan.Decision) -> str:
             return f"finish {status}"
 
 
-def test_the_table_states_every_call_and_every_outcome_once() -> None:
+def test_table_has_every_call_and_outcome_once() -> None:
     calls = [
         words(call)
         for version, table in steps.PLANS.items()
@@ -118,9 +118,8 @@ def test_the_table_states_every_call_and_every_outcome_once() -> None:
 
 
 @pytest.mark.parametrize(("call", "outcome", "then", "cancelled", "late"), CASES)
-def test_a_call_and_its_outcome_and_what_happened_meanwhile_decide_the_next_call(
-    call: str, outcome: str, then: str, cancelled: str, late: str
-) -> None:
+def test_next_call(call: str, outcome: str, then: str, cancelled: str, late: str) -> None:
+    """A call, its outcome and an interruption meanwhile decide the next call."""
     before = state(call, attempts=3)
     after = plan.advance(before, OUTCOMES[outcome])
     reason = outcome if call.startswith("do") and then.startswith("undo") else before.reason
@@ -142,7 +141,7 @@ def test_a_call_and_its_outcome_and_what_happened_meanwhile_decide_the_next_call
 
 
 @pytest.mark.parametrize(("call", "unattempted", "attempted"), rows(TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT))
-def test_turning_back_begins_with_the_latest_step_ever_attempted(call: str, unattempted: str, attempted: str) -> None:
+def test_compensation_starts_at_the_latest_attempted_step(call: str, unattempted: str, attempted: str) -> None:
     for (attempts, then), reason in product(((0, unattempted), (1, attempted), (9, attempted)), TURNING):
         after = plan.decide(plan.compensate(state(call, attempts), reason))
         unfinished = then != "finish rejected" or call == then
@@ -151,17 +150,18 @@ def test_turning_back_begins_with_the_latest_step_ever_attempted(call: str, unat
 
 @pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
 @pytest.mark.parametrize("reason", TURNING)
-def test_a_saga_that_has_turned_back_keeps_its_first_reason(call: str, reason: Reason) -> None:
+def test_compensating_saga_keeps_its_reason(call: str, reason: Reason) -> None:
     assert plan.compensate(state(call, 2), reason) == state(call, 2)
 
 
 @pytest.mark.parametrize(("reason", "status"), TURNING.items())
-def test_everything_undone_is_cancelled_if_the_customer_asked_and_else_rejected(reason: Reason, status: Status) -> None:
+def test_final_status_after_compensation(reason: Reason, status: Status) -> None:
+    """Cancelled if the customer asked for it, otherwise rejected."""
     last = replace(state("undo reserve_inventory", 1), reason=reason)
     assert plan.decide(plan.advance(last, Done())) == Finish(status)
 
 
-def test_a_saga_that_has_done_every_step_is_turned_back_by_a_cancel_and_undoes_them_all() -> None:
+def test_cancel_after_the_last_step_undoes_all_steps() -> None:
     at = plan.compensate(state("finish confirmed"), Reason.CANCELLED_BY_CUSTOMER)
     undone = []
     while isinstance(call := plan.decide(at), Call):
@@ -171,21 +171,21 @@ def test_a_saga_that_has_done_every_step_is_turned_back_by_a_cancel_and_undoes_t
     assert call == Finish(Status.CANCELLED)
 
 
-def test_a_saga_that_has_done_every_step_is_never_turned_back_by_the_deadline() -> None:
+def test_deadline_after_the_last_step_changes_nothing() -> None:
     done = state("finish confirmed")
     assert plan.compensate(done, Reason.TIMED_OUT) == plan.interrupt(done, cancelled=None, late=True) == done
 
 
 @pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
-def test_a_saga_that_has_turned_back_heeds_nothing_any_more(call: str) -> None:
+def test_nothing_interrupts_a_compensating_saga(call: str) -> None:
     assert plan.interrupt(state(call, 2), cancelled=CUSTOMER, late=True) == state(call, 2)
 
 
-def test_a_saga_begins_with_its_first_step_unattempted() -> None:
+def test_saga_begins_with_its_first_step() -> None:
     assert plan.begin() == state("do reserve_inventory")
 
 
-def test_an_attempt_counts_and_changes_nothing_else() -> None:
+def test_attempt_only_counts() -> None:
     assert plan.attempted(state("do charge_payment", 2)) == state("do charge_payment", 3)
 
 
@@ -231,7 +231,7 @@ WALKS = st.lists(st.sampled_from([*OUTCOMES, *["done"] * 8, LOST, LATE, CANCEL, 
 
 
 @given(WALKS)
-def test_whatever_happens_a_saga_ends_with_everything_done_or_everything_undone(walked: Walk) -> None:
+def test_saga_ends_with_all_steps_done_or_all_undone(walked: Walk) -> None:
     calls, at = walked.calls, walked.at
     done = [call.step for call, outcome in calls if call.action is Action.DO and outcome == "done"]
     attempted = list(dict.fromkeys(call.step for call, _ in calls if call.action is Action.DO))
@@ -245,7 +245,7 @@ def test_whatever_happens_a_saga_ends_with_everything_done_or_everything_undone(
 
 
 @given(WALKS)
-def test_whatever_happens_a_saga_that_was_cancelled_is_never_confirmed(walked: Walk) -> None:
+def test_cancelled_saga_is_never_confirmed(walked: Walk) -> None:
     if walked.cancelled:
         assert plan.decide(walked.at) != Finish(Status.CONFIRMED)
     else:
@@ -253,12 +253,12 @@ def test_whatever_happens_a_saga_that_was_cancelled_is_never_confirmed(walked: W
 
 
 @given(WALKS)
-def test_whatever_happens_a_saga_turns_once_and_never_forward_again(walked: Walk) -> None:
+def test_saga_never_goes_forward_again(walked: Walk) -> None:
     actions = [call.action for call, _ in walked.calls]
     assert actions == sorted(actions)  # every `do` comes before every `undo`
 
 
-def test_every_step_and_reason_of_the_plan_is_a_metric_from_the_start() -> None:
+def test_metrics_of_steps_and_reasons_exist_from_the_start() -> None:
     value = Observed().registry.get_sample_value
     for row, action, outcome in product(steps.PLANS[steps.NEWEST], Action, ("done", "refused", "not-sent", "unknown")):
         labels = {"step": row.step, "action": action, "outcome": outcome}
