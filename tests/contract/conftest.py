@@ -129,7 +129,7 @@ async def prepare(partners: Partners, saga: UUID, item: PartnerItem, operation: 
 
 
 async def met_a_fault(stripe: StripeFake, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    """Make a call, and if it is in a hurry again until it met its fault: it may give up before that."""
+    """Make a call; repeat it if it timed out before it met the fault."""
 
     async def met() -> list[Outcome]:
         outcome = await call()

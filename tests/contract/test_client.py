@@ -1,4 +1,4 @@
-"""What a client makes of partners that keep to no contract: it raises nothing, trusts nothing, and repeats nothing."""
+"""A client of a partner that breaks the contract raises nothing, trusts nothing and repeats nothing."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ PAID = b'{"payment_id": "pay_1"}'
 
 
 class ScriptedPartner:
-    """Answers its requests with what the script says, then with the script's last word, and keeps what it read."""
+    """A server that answers with its script, then repeats the last entry, and stores the requests."""
 
     def __init__(self, script: Sequence[Iterable[bytes]], *, closes: bool) -> None:
         self.script = list(script)
@@ -159,7 +159,7 @@ async def test_rejected_request_is_our_fault(charge: Pay, status: int, *, our_fa
         *((answer(status), PartnerHealth.FAILING) for status in (302, 408, 425, 429, 500, 503)),
         ([], PartnerHealth.FAILING),
         *((answer(status, b"<html>"), PartnerHealth.BROKEN) for status in (200, 201)),
-        (answer(200), PartnerHealth.BROKEN),  # readable, and not what was agreed on
+        (answer(200), PartnerHealth.BROKEN),  # readable, but not as agreed
     ],
 )
 async def test_health_of_an_unclear_answer(charge: Pay, script: Iterable[bytes], health: PartnerHealth) -> None:
@@ -224,7 +224,7 @@ async def test_endless_answer_stops_at_the_size_limit(charge: Pay) -> None:
 
 async def test_slow_answer_is_unknown_at_the_deadline(charge: Pay) -> None:
     async with partner(answer(201, PAID), [b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\n{"]) as other:
-        assert isinstance(await charge(other.url), Done)  # leaves its connection to a call that has no time for one
+        assert isinstance(await charge(other.url), Done)  # leaves its connection to the next call
         assert await charge(other.url, timeout_seconds=0.2) == Unknown("no answer within 0.2 s")
 
 
@@ -238,20 +238,20 @@ async def test_refused_connection_is_not_sent(charge: Pay) -> None:
 async def test_connection_timeout_is_not_sent(charge: Pay) -> None:
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):  # Linux drops what comes when the queue of accepted connections is full
+        for _ in range(4):  # Linux drops connections while the accept queue is full
             waiting = stack.enter_context(socket.socket())
             waiting.settimeout(0)
             waiting.connect_ex(full.getsockname())
 
         async def is_not_sent() -> bool:
-            """A call that stood still past both of its deadlines, for connecting and for all of it, is unknown."""
+            """A call that stalled past both deadlines, for connecting and for the whole call, is unknown."""
             return isinstance(await charge(f"http://127.0.0.1:{full.getsockname()[1]}", timeout_seconds=0.4), NotSent)
 
         await wait_until(is_not_sent, AMPLE_SECONDS, "a call that is not sent")
 
 
 class NoSuchName(AbstractResolver):
-    """Knows nobody, without asking anybody."""
+    """A resolver that finds no name, without a query."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

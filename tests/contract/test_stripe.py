@@ -1,4 +1,4 @@
-"""The payment port over Stripe's API: charged once and undone for good, whatever is lost, late or forgotten."""
+"""The payment port over Stripe charges once and undoes permanently, whatever is lost, late or forgotten."""
 
 import asyncio
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def charge(saga: UUID) -> ChargeRequest:
 
 
 def aged(charge: ChargeRequest, hours: float) -> ChargeRequest:
-    """The same charge, of a saga that started so long ago."""
+    """Return the same charge for a saga that started so many hours ago."""
     return charge_of(charge.saga_id, charge.amount_minor, charge.currency, charge.payment_method, hours)
 
 
@@ -58,7 +58,7 @@ async def test_charge_creates_and_confirms_an_intent(
     assert await payment.charge(charge) == Done({"payment_id": "pi_fake0"})
     assert stripe.ledger == [(str(charge.saga_id), "charge", 2997)]
     [(_, fields, headers), (_, confirmed, confirming)] = stripe.requests
-    # Never to be changed: the key of a saga under way refuses other fields.
+    # Never change these: a running saga's key rejects other fields.
     assert fields == {
         "amount": "2997",
         "currency": "usd",
@@ -123,7 +123,7 @@ async def test_unclear_answer_to_a_charge_is_unknown(
     """Repeating the call charges once."""
     stripe.fail(kind, operation)
     outcome = await met_a_fault(stripe, lambda: client(patience(kind)).charge(charge))
-    if (operation, kind) == ("confirm", "garbage"):  # the intent is there to be looked at, and has been charged
+    if (operation, kind) == ("confirm", "garbage"):  # the intent can be read, and has been charged
         assert isinstance(outcome, Done)
     else:
         assert isinstance(outcome, Unknown)
@@ -231,7 +231,7 @@ async def test_unclear_answer_to_an_undo_is_unknown(
         await client().charge(charge)
     if operation == "refunds":
         await client().refund(charge)
-    repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp does, once, by itself: they read
+    repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp repeats a GET once
     stripe.fail(kind, operation, times=2 if repeats else 1)
     outcome = await met_a_fault(stripe, lambda: client(patience(kind)).refund(charge))
     assert isinstance(outcome, Unknown)
@@ -325,7 +325,7 @@ async def test_recorded_charge_unknown_to_the_account(
     payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float, payment_id: str
 ) -> None:
     """It is not undone, and it is our fault."""
-    for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # the latter Stripe cannot charge
+    for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # Stripe cannot charge the second amount
         outcome = await payment.refund(replace(aged(each, hours), payment_id=payment_id))
         assert isinstance(outcome, Unknown)
         assert (outcome.our_fault, is_failure(outcome)) == (True, False)

@@ -1,4 +1,4 @@
-"""A SIGKILL at any instant costs time and nothing else: after a restart every order ends, and the ledger agrees."""
+"""A SIGKILL at any crash point only costs time: after a restart every order ends, and the ledger agrees."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ BACKWARD = [*steps.BACKWARD, "saga.finished"]
 
 
 async def crash_at(system: System, point: str, sku: str) -> None:
-    """Let a service die at the point while it is given orders, and another one take over."""
+    """Kill a service at the crash point while orders are placed, and let another one take over."""
     doomed = await system.start_crashing(point)
     services = [doomed]
     placing = [asyncio.create_task(system.place(services, f"key-{n}", order(sku))) for n in range(ORDERS)]

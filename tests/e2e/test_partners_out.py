@@ -1,4 +1,4 @@
-"""Partners that have little, are gone for long, or cannot give money back: orders end, late if need be, and right."""
+"""Partners with little stock, long outages or failing refunds: orders end as they should, though maybe late."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def test_the_last_units_are_sold_once(system: System) -> None:
 
 
 async def test_partner_down_past_the_deadline(system: System, start_service: StartService, tmp_path: Path) -> None:
-    """Payment is a sandbox of its own, on the ledger of the other two."""
+    """Orders compensate at their deadline, and end when the partner works again. Payment is a separate sandbox."""
     args = ("sandbox", "--ledger", str(tmp_path / "ledger.sqlite"))
     others, payment = await start_service({}, args), await start_service({}, args)
     system.env = {
@@ -57,7 +57,7 @@ async def test_partner_down_past_the_deadline(system: System, start_service: Sta
 
 
 async def not_sent(system: System, action: str, orders: int) -> bool:
-    """Tell whether so many orders have called the payment partner again, and reached nobody."""
+    """Return whether so many orders have retried the payment partner without a connection."""
     query = """
         SELECT count(DISTINCT saga_id) = $2 FROM saga_steps
         WHERE (step, action, outcome) = ('charge_payment', $1, 'not-sent') AND attempt > 1

@@ -1,4 +1,4 @@
-"""Orders and sagas straight in the database, without HTTP and without a broker."""
+"""Orders and sagas directly in the database, without HTTP and without a broker."""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
@@ -28,7 +28,7 @@ DEADLINE_SECONDS = 900.0
 
 
 def command(**changes: Any) -> PlaceOrder:
-    """Return a customer's wish: three widgets, 29.97 USD."""
+    """Return a customer's command: three widgets, 29.97 USD."""
     wish: dict[str, Any] = {"tenant": TENANT, "currency": "USD", "lines": (Line("WIDGET", 3, 999),)}
     return PlaceOrder(**(wish | changes))
 
@@ -77,7 +77,7 @@ async def start_saga_of(pool: Pool, plans: Plans, changes: Mapping[str, Any]) ->
 
 @contextlib.asynccontextmanager
 async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[asyncpg.transaction.Transaction]:
-    """Hold the key as a request does that has not committed yet; a rollback unless the test commits."""
+    """Hold the key like a request that has not committed yet. Roll back unless the test commits."""
     async with pool.acquire() as conn:
         transaction = conn.transaction()
         await transaction.start()
@@ -89,6 +89,6 @@ async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[as
 
 
 async def somebody_waits(pool: Pool) -> bool:
-    """Tell whether anybody waits for a lock in this database."""
+    """Return whether any session waits for a lock in this database."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})"))

@@ -1,4 +1,4 @@
-"""A cancel at every instant of an order's life: it is refused, or the order ends with everything undone."""
+"""A cancel at any time in an order's life is refused, or the order ends with everything undone."""
 
 import asyncio
 from uuid import uuid4
@@ -28,7 +28,7 @@ UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
 
 
 async def told(pool: db.Pool) -> list[tuple[str, int]]:
-    """Return the events of the one order there is: `cancelled` and its sequence."""
+    """Return the events of the only order, as type and sequence."""
     rows = await pool.fetch("SELECT type, sequence FROM outbox ORDER BY sequence")
     return [(row["type"].split(".")[2], row["sequence"]) for row in rows]
 
@@ -101,7 +101,7 @@ async def test_cancel_between_two_runners(stage: Stage, point: str) -> None:
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     before = await stage.ledger(saga)
     assert (await cancel(stage.pool, saga)).status == "pending"
-    assert await stage.orchestrator("second").run_once() == 0  # the lease still runs
+    assert await stage.orchestrator("second").run_once() == 0  # the lease has not expired
     await stage.drive(stage.orchestrator("second"))
     assert await stage.outcome(saga) == CANCELLED
     assert asked_to_do(await stage.ledger(saga)) == asked_to_do(before)

@@ -1,4 +1,4 @@
-"""Sagas that earlier releases left behind, in every state and both directions: this release brings each to its end."""
+"""This release finishes the sagas of earlier releases, from every state in both directions."""
 
 from itertools import product
 from typing import Any
@@ -23,7 +23,7 @@ def saga_of(stored: Stored) -> dict[str, Any]:
 
 
 def ends_late(stored: Stored) -> str:
-    """Tell how one ends that is taken on after its deadline."""
+    """Return how a saga ends if it is resumed after its deadline."""
     row = saga_of(stored)
     if "finished_at" in row or row["direction"] == SagaDirection.BACKWARD or stored["ends"] == BY_CUSTOMER:
         return str(stored["ends"])
@@ -59,12 +59,12 @@ async def test_every_stored_saga_reaches_its_end(stage: Stage, *, late: bool) ->
     await stage.pool.execute(later, 0 if late else 900)
     finished = {saga_id: row for saga_id in restored if (row := await stage.saga(saga_id))["finished_at"]}
     await stage.drive()
-    assert {saga_id: await stage.saga(saga_id) for saga_id in finished} == finished  # nobody touched them
+    assert {saga_id: await stage.saga(saga_id) for saga_id in finished} == finished  # they were not touched
     told = {(row["subject"], row["type"]) for row in await stage.pool.fetch("SELECT subject, type FROM outbox")}
     for saga_id, stored in restored.items():
         ends = ends_late(stored) if late else stored["ends"]
         assert (stored["name"], await stage.outcome(saga_id)) == (stored["name"], ends)
-        if ends == "confirmed" or await stage.ledger(saga_id):  # one that is late may never have asked for anything
+        if ends == "confirmed" or await stage.ledger(saga_id):  # a late saga may not have made any call
             assert await stage.standing(saga_id) == (DONE if ends == "confirmed" else UNDONE), stored["name"]
         event = (str(saga_id), f"orders.order.{ends.partition(':')[0]}.v1")
         assert (event in told) == (saga_id not in finished), stored["name"]

@@ -1,4 +1,4 @@
-"""What no retry mends, or has mended for long, is said: on the row, in the log, and for as long as it lasts."""
+"""A permanent error, or an undo that keeps failing, is flagged in the row and logged, as long as it lasts."""
 
 from collections.abc import Iterable, MutableMapping
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ def alarms(logs: Iterable[MutableMapping[str, Any]]) -> list[str]:
 
 
 async def look(stage: Stage, saga: UUID, **more: Any) -> list[str]:
-    """Let pauses end and an orchestrator look; return what it logged as errors."""
+    """End every pause, run an orchestrator once, and return the errors that it logged."""
     await stage.let_time_pass()
     with capture_logs() as logs:
         await stage.orchestrator(**more).run_once()
@@ -60,16 +60,16 @@ async def test_failing_refunds_need_an_operator(
         row = await stage.saga(saga)
         assert due_at or row["needs_operator_at"] - row["updated_at"] == timedelta(seconds=300)
         due_at.add(row["needs_operator_at"])
-    assert len(due_at) == 1  # counted from the first failure, however many follow
+    assert len(due_at) == 1  # counted from the first failure; later ones do not move the time
     await let_five_minutes_pass(stage)
     assert await look(stage, saga) == ["saga.needs_operator"]
     for _ in range(3):
-        assert await look(stage, saga) == []  # it was said
+        assert await look(stage, saga) == []  # it was logged before
         assert (await needing(stage), await stage.outcome(saga)) == (1, "compensating: undeliverable")
     assert (await stage.saga(saga))["attempts"] == 7
     await set_faults(stage.http, {"target": "inventory.release", "kind": "error"})
     assert await look(stage, saga) == []
-    assert await needing(stage) == 0  # the refund went well; what follows has its own time
+    assert await needing(stage) == 0  # the refund succeeded; the next call has its own time
     await set_faults(stage.http)
     await stage.drive()
     assert await stage.outcome(saga) == "rejected: undeliverable"
@@ -97,7 +97,7 @@ async def test_late_forward_saga_needs_no_operator(stage: Stage) -> None:
 
 @pytest.mark.parametrize("lines", [(Line("WIDGET", 3, 999),), UNDELIVERABLE["lines"]], ids=["forward", "backward"])
 async def test_permanent_error_needs_an_operator_at_once(stage: Stage, lines: tuple[Line, ...]) -> None:
-    """A charge or, where it was charged and nothing can be shipped, its refund."""
+    """The failing call is a charge, or the refund of an order that cannot be shipped. Retries continue."""
     saga = await start_saga(stage.pool, lines=lines)
     forward = lines[0].sku == "WIDGET"
     if not forward:
@@ -108,7 +108,7 @@ async def test_permanent_error_needs_an_operator_at_once(stage: Stage, lines: tu
     assert await look(stage, saga, payment=payment) == ["saga.step", "saga.needs_operator"]
     assert await needing(stage) == 1
     assert await look(stage, saga, payment=payment) == []
-    assert await needing(stage) == 1  # whatever came after it: that call has not succeeded
+    assert await needing(stage) == 1  # a later, different failure does not clear it
     await look(stage, saga, payment=payment)
     assert await needing(stage) == 0
     assert await stage.outcome(saga) == ("confirmed" if forward else "rejected: undeliverable")

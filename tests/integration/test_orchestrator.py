@@ -1,4 +1,4 @@
-"""What becomes of a saga, whatever its partners answer: the order's end, the partners' ledger, and nothing between."""
+"""For every answer of the partners: how the order ends, and what the partners' ledger says then."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -212,7 +212,7 @@ async def test_saga_late_at_its_start_calls_no_partner(stage: Stage) -> None:
 async def test_deadline_undoes_every_attempted_step(stage: Stage, unclear: str) -> None:
     """That includes a step whose answer was lost."""
     saga = await start_saga(stage.pool)
-    await fault(stage, "reset_after", unclear)  # done, and nobody here knows
+    await fault(stage, "reset_after", unclear)  # done, but the answer is lost
     await stage.orchestrator().run_once()
     assert await stage.outcome(saga) == "pending"
     await stage.let_the_deadline_pass()

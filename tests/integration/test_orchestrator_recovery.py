@@ -1,4 +1,4 @@
-"""Sagas whose runner dies, freezes, loses its lease or is stopped: another one ends them, and nothing is doubled."""
+"""If a runner dies, freezes, loses its lease or is stopped, another finishes its saga, and nothing happens twice."""
 
 import asyncio
 
@@ -23,8 +23,8 @@ async def test_crash_forward_is_continued_by_another_process(stage: Stage, point
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     row = await stage.saga(saga)
     assert (row["lease_owner"], row["due"], row["finished_at"]) == ("first", False, None)
-    assert row["pause_seconds"] <= LEASE_SECONDS  # then it is anybody's
-    assert await stage.orchestrator("second").run_once() == 0  # the lease still runs
+    assert row["pause_seconds"] <= LEASE_SECONDS  # then any process may claim it
+    assert await stage.orchestrator("second").run_once() == 0  # the lease has not expired
     await stage.drive(stage.orchestrator("second"))
     assert await stage.outcome(saga) == "confirmed"
     assert await stage.standing(saga) == DONE
@@ -106,7 +106,7 @@ async def test_only_the_new_lease_holder_runs_the_saga(stage: Stage) -> None:
     taking_over = asyncio.create_task(stage.orchestrator("second", payment=second).run_once())
     await second.arrived.wait()
     payment.gate.set()
-    await frozen  # its charge went through, but it is the second one that may say so
+    await frozen  # its charge succeeded, but only the second runner may record that
     assert await stage.log(saga) == [
         "do reserve_inventory 1 attempted",
         "do reserve_inventory 1 done",

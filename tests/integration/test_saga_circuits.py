@@ -1,4 +1,4 @@
-"""A partner that fails is left alone, by doing and by undoing apart: its sagas wait, and that is all that changes."""
+"""Calls to a failing partner pause, separately for dos and undos. Its sagas wait, and nothing else changes."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
 
 @dataclass
 class Clock:
-    """What the circuits take for the time."""
+    """The clock of the circuits."""
 
     now: float = 1000.0
 
@@ -40,7 +40,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
-    """Make an orchestrator with circuits as they are by default, and with room for all."""
+    """Return a function that makes an orchestrator with default circuits and enough concurrency for all sagas."""
     return partial(
         stage.orchestrator,
         concurrency=50,
@@ -51,7 +51,7 @@ def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
 
 
 async def asked(stage: Stage, sagas: list[UUID], operation: str) -> int:
-    """How often the partner was asked."""
+    """Return how often the operation was called."""
     return sum([len(await entries(stage.http, saga, operation)) for saga in sagas])
 
 
@@ -61,15 +61,15 @@ def state(stage: Stage, partner: str) -> int:
 
 
 async def look(stage: Stage, orchestrator: Orchestrator) -> None:
-    """Let every pause end, and the orchestrator look."""
+    """End every pause, and run the orchestrator once."""
     await stage.let_time_pass()
     await orchestrator.run_once()
 
 
 async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
-    """Let five sagas fail at payment, twice each: the circuit for the first try is open, and that for those who retry.
+    """Let five sagas fail at payment twice each, which opens the circuits of first calls and of retries.
 
-    All five come at once, so none of them learns of the others in time.
+    All five run at once, so none of them finds the circuit open.
     """
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
     await set_faults(stage.http, DEAD)
@@ -94,7 +94,7 @@ async def test_open_circuit_stops_calls(stage: Stage, clock: Clock, one: Callabl
         assert (row["step"], row["attempts"], row["lease_owner"]) == ("charge_payment", attempts, None)
         assert await stage.outcome(saga) == "pending"
         assert OPEN_SECONDS < row["pause_seconds"] < 2 * OPEN_SECONDS + 1
-    assert len({(await stage.saga(saga))["pause_seconds"] for saga in others}) == len(others)  # not all at once
+    assert len({(await stage.saga(saga))["pause_seconds"] for saga in others}) == len(others)  # spread out
     clock.now += OPEN_SECONDS
     assert state(stage, "payment") == 1
     await set_faults(stage.http)
@@ -105,7 +105,7 @@ async def test_open_circuit_stops_calls(stage: Stage, clock: Clock, one: Callabl
 
 async def test_visits_of_waiting_sagas_are_limited(stage: Stage, one: Callable[..., Orchestrator]) -> None:
     """Many waiting sagas visit at no more than `VISITS_PER_SECOND`."""
-    orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # all jitter is shorter than what the crowd makes of it
+    orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # the jitter is shorter than the spreading of so many sagas
     await opened(stage, orchestrator)
     crowd = [await start_saga(stage.pool) for _ in range(50)]
     await look(stage, orchestrator)
@@ -127,7 +127,7 @@ async def test_one_failing_saga_opens_the_circuit(stage: Stage, one: Callable[..
 async def test_orders_that_always_fail_block_no_others(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
 ) -> None:
-    """They come again and again, and more of them than of any others."""
+    """They retry all the time, and outnumber the others."""
     await set_faults(stage.http, {**DEAD, "match": {"payment_method": "pm_unlucky"}})
     orchestrator = one()
     bad = [await start_saga(stage.pool, payment_method="pm_unlucky") for _ in range(FAILURES)]
@@ -135,7 +135,7 @@ async def test_orders_that_always_fail_block_no_others(
         await look(stage, orchestrator)
     assert state(stage, "payment") == 2
     clock.now += OPEN_SECONDS
-    first = await start_saga(stage.pool)  # to try whether the partner is back
+    first = await start_saga(stage.pool)  # the probe
     await look(stage, orchestrator)
     assert await stage.outcome(first) == "confirmed"
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""What operators do to sagas: a pause ended, a saga turned back with the limits of a cancel, each on record."""
+"""Operators end pauses and make sagas compensate, with the limits of a cancel. Each action is recorded."""
 
 import asyncio
 from uuid import uuid4
@@ -26,7 +26,7 @@ LONG_SECONDS = 3600
 
 
 async def pause(pool: Pool) -> None:
-    """Let every pause be a long one."""
+    """Make every pause long."""
     await pool.execute(
         f"UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '{LONG_SECONDS} s'"  # noqa: S608 - a number
     )

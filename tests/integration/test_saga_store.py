@@ -1,4 +1,4 @@
-"""The saga's rows: started once, claimed by one at a time, written by whoever holds the lease and by nobody else."""
+"""A saga's row is inserted once, claimed by one process at a time, and written only by the holder of its lease."""
 
 import dataclasses
 import json
@@ -110,7 +110,7 @@ async def test_claim_takes_the_longest_due_first(pool: db.Pool) -> None:
 
 
 async def test_failing_sagas_do_not_starve_new_ones(pool: db.Pool) -> None:
-    """Due again at once, and more than are ever taken at a time: a new one comes when all before it had one turn."""
+    """They are due again at once and outnumber the limit; a new saga is claimed after each of them was claimed once."""
     for _ in range(20):
         await start_saga(pool)
     new, turns = None, []
@@ -284,7 +284,7 @@ async def test_needs_operator_until_the_next_call(pool: db.Pool) -> None:
     assert (await row(pool, saga_id))["needs_operator_at"] == first  # it counts from the first failure
     saga = await failed(saga, 0)
     assert (saga.needs_operator, await needs_operator(pool)) == (True, 1)
-    saga = await failed(saga, 300)  # as another failure may be
+    saga = await failed(saga, 300)  # another failure does not move the time
     assert (saga.needs_operator, await needs_operator(pool)) == (True, 1)
     await make_due(pool)
     [saga] = await claim(pool)
@@ -299,7 +299,7 @@ async def test_needs_operator_without_a_new_attempt(pool: db.Pool) -> None:
     await start_saga(pool)
     await pool.execute("UPDATE sagas SET needs_operator_at = clock_timestamp()")
     [saga] = await claim(pool)
-    assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write says it, once
+    assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write returns it
 
 
 async def test_cancel_ends_a_pause_but_not_a_lease(pool: db.Pool) -> None:

@@ -1,4 +1,4 @@
-"""Whole sagas that pay through Stripe's API: by the fake's own ledger, a confirmed order is paid once, no other is."""
+"""Whole sagas that pay through Stripe: by the fake's ledger, a confirmed order is paid once, and no other is paid."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Paying = Callable[..., Orchestrator]
 
 @pytest.fixture
 def paying(stage: Stage, session: aiohttp.ClientSession, stripe: StripeFake) -> Paying:
-    """Make orchestrators that pay through Stripe, each call within so many seconds."""
+    """Return a function that makes orchestrators that pay through Stripe, with this timeout per call."""
 
     def paying(seconds: float = AMPLE_SECONDS, checkpoint: Callable[[str], None] = lambda _: None) -> Orchestrator:
         payment = stripe_fake.client_of(session, stripe.url, seconds)
@@ -41,7 +41,7 @@ async def balances(stage: Stage, stripe: StripeFake, saga: UUID, outcome: str, c
     assert stripe.charged(saga) == [2997] * charges
     assert stripe.kept(saga) == (2997 if outcome == "confirmed" else 0)
     assert set(stripe.states(saga)) <= {"succeeded", "canceled"}
-    standing = await stage.standing(saga)  # the sandbox's, which plays inventory and shipping alone
+    standing = await stage.standing(saga)  # the sandbox's, which only plays inventory and shipping
     assert standing == (UNDONE if outcome != "confirmed" else {**UNDONE, "committed": True, "shipped": True})
 
 
@@ -79,7 +79,7 @@ async def test_unknown_currency_is_never_charged(
 
 
 async def charged_and_cancelled(stage: Stage, orchestrator: Orchestrator) -> UUID:
-    """Let an order be paid, and cancel it then."""
+    """Let an order be paid, then cancel it."""
     saga = await start_saga(stage.pool, **VISA)
     await set_faults(stage.http, {"target": "inventory.commit", "kind": "error", "times": 1})
     await orchestrator.run_once()
@@ -115,7 +115,7 @@ async def test_cancel_during_the_charge_refunds_its_payment(stage: Stage, stripe
 
 
 async def stays_and_needs_an_operator(stage: Stage, saga: UUID, paying: Paying) -> None:
-    """Check that this account's attempts to undo the saga end nothing, and raise the alarm with the first."""
+    """Check that undoing at this account does not end the saga, and needs an operator at once."""
     for _ in range(3):
         await stage.let_time_pass()
         await paying().run_once()
@@ -185,7 +185,7 @@ async def test_replayed_failure_ends_at_the_deadline(stage: Stage, stripe: Strip
 async def test_rejected_only_after_a_certain_refund(
     stage: Stage, stripe: StripeFake, paying: Paying, reason: str, operation: str, kind: str
 ) -> None:
-    """hold-expired: the charge was asked for again, and its answer is on record; timed-out: it never was."""
+    """hold-expired: the charge was retried, and its answer recorded; timed-out: no answer was recorded."""
     saga = await start_saga(stage.pool, **VISA)
     await set_faults(stage.http, {"target": "inventory.commit", "kind": "refuse"})
     await paying(checkpoint=dies_at("saga.charge_payment.do.answered")).run_once()

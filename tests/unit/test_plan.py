@@ -1,4 +1,4 @@
-"""The saga's plan: given this state and that outcome, expect this call; and what holds on every way through it."""
+"""The saga's plan: which call follows each state and outcome, and what holds on every way through it."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,7 +14,7 @@ from app.saga.plan import Call, Finish, SagaDirection, SagaState
 from app.saga.steps import Action, Step
 from tests.harness.observed import Observed
 
-# `undone` stands for every code that is not agreed: it never counts as a refusal.
+# `undone` stands for every code that is not in the plan: it never counts as a refusal.
 CODES = ("out-of-stock", "card-declined", "hold-expired", "undeliverable", "undone")
 OUTCOMES: dict[str, Outcome] = {
     "done": Done(),
@@ -24,12 +24,15 @@ OUTCOMES: dict[str, Outcome] = {
     "our-fault": Unknown("422 invalid-request", our_fault=True),
 }
 
-TURNING = {Reason.TIMED_OUT: Status.REJECTED, Reason.CANCELLED_BY_CUSTOMER: Status.CANCELLED}  # and how it ends
+FINAL_STATUSES = {
+    Reason.TIMED_OUT: Status.REJECTED,
+    Reason.CANCELLED_BY_CUSTOMER: Status.CANCELLED,
+}  # and the final status
 
 CUSTOMER, OPERATOR = Reason.CANCELLED_BY_CUSTOMER, Reason.COMPENSATED_BY_OPERATOR
-# What follows, if nothing interrupts; if the customer has cancelled (late or not); if the saga is late.
-# `again`: the same call, later. `other`: every outcome that the call has no line of its own for.
-GIVEN_THIS_CALL_AND_THAT_OUTCOME_EXPECT = """
+# The next call if nothing interrupts; if the customer has cancelled (late or not); if the saga is late.
+# `again`: the same call, later. `other`: every outcome without its own line.
+NEXT_CALLS = """
 do reserve_inventory   | done          | do charge_payment      | undo reserve_inventory | undo reserve_inventory
                        | out-of-stock  | undo reserve_inventory | undo reserve_inventory | undo reserve_inventory
                        | other         | again                  | undo reserve_inventory | undo reserve_inventory
@@ -50,8 +53,8 @@ undo reserve_inventory | done          | finish rejected        | finish rejecte
                        | other         | again                  | again                  | again
 """
 
-# For whatever reason; but see the two tests of a saga that has done everything.
-TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT = """
+# For any reason; the two tests of a saga that has done every step cover the exceptions.
+COMPENSATION_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT = """
 do reserve_inventory   | finish rejected        | undo reserve_inventory
 do charge_payment      | undo reserve_inventory | undo charge_payment
 do commit_inventory    | undo charge_payment    | undo charge_payment
@@ -72,7 +75,7 @@ def rows(table: str) -> list[list[str]]:
     return found
 
 
-LINES = rows(GIVEN_THIS_CALL_AND_THAT_OUTCOME_EXPECT)
+LINES = rows(NEXT_CALLS)
 NAMED = {(call, outcome) for call, outcome, *_ in LINES}
 CASES = [
     (call, name, *then)
@@ -96,7 +99,7 @@ def state(words: str, attempts: int = 0) -> SagaState:
 
 
 def words(decision: plan.Decision) -> str:
-    """Say a decision in the words of the tables."""
+    """Return a decision in the words of the tables."""
     match decision:
         case Call(step, action):
             return f"{action} {step}"
@@ -126,7 +129,7 @@ def test_next_call(call: str, outcome: str, then: str, cancelled: str, late: str
     for word, is_late, expected, why in (
         (None, False, then, None),
         (CUSTOMER, False, cancelled, CUSTOMER),
-        (CUSTOMER, True, cancelled, CUSTOMER),  # the customer's word comes before the deadline
+        (CUSTOMER, True, cancelled, CUSTOMER),  # a cancel takes precedence over the deadline
         (OPERATOR, False, cancelled, OPERATOR),
         (OPERATOR, True, cancelled, OPERATOR),
         (None, True, late, Reason.TIMED_OUT),
@@ -136,25 +139,25 @@ def test_next_call(call: str, outcome: str, then: str, cancelled: str, late: str
             assert interrupted == before
         else:
             assert (words(plan.decide(interrupted)), interrupted.attempts) == (expected, 0)
-            # The first reason stays; a saga that is turned only by what happened meanwhile has that as its reason.
+            # The first reason stays; without one, the interruption is the reason.
             assert interrupted.reason == (why if expected.startswith("undo") and reason is None else reason)
 
 
-@pytest.mark.parametrize(("call", "unattempted", "attempted"), rows(TURNED_BACK_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT))
+@pytest.mark.parametrize(("call", "unattempted", "attempted"), rows(COMPENSATION_BEFORE_AND_AFTER_THE_FIRST_ATTEMPT))
 def test_compensation_starts_at_the_latest_attempted_step(call: str, unattempted: str, attempted: str) -> None:
-    for (attempts, then), reason in product(((0, unattempted), (1, attempted), (9, attempted)), TURNING):
+    for (attempts, then), reason in product(((0, unattempted), (1, attempted), (9, attempted)), FINAL_STATUSES):
         after = plan.decide(plan.compensate(state(call, attempts), reason))
         unfinished = then != "finish rejected" or call == then
-        assert words(after) == (then if unfinished else f"finish {TURNING[reason]}")
+        assert words(after) == (then if unfinished else f"finish {FINAL_STATUSES[reason]}")
 
 
 @pytest.mark.parametrize("call", ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"])
-@pytest.mark.parametrize("reason", TURNING)
+@pytest.mark.parametrize("reason", FINAL_STATUSES)
 def test_compensating_saga_keeps_its_reason(call: str, reason: Reason) -> None:
     assert plan.compensate(state(call, 2), reason) == state(call, 2)
 
 
-@pytest.mark.parametrize(("reason", "status"), TURNING.items())
+@pytest.mark.parametrize(("reason", "status"), FINAL_STATUSES.items())
 def test_final_status_after_compensation(reason: Reason, status: Status) -> None:
     """Cancelled if the customer asked for it, otherwise rejected."""
     last = replace(state("undo reserve_inventory", 1), reason=reason)
@@ -189,7 +192,7 @@ def test_attempt_only_counts() -> None:
     assert plan.attempted(state("do charge_payment", 2)) == state("do charge_payment", 3)
 
 
-# The runner died before it recorded an outcome; the deadline passed; the customer cancelled; the runner heard of it.
+# The runner died before it recorded an outcome; the deadline passed; the customer cancelled; the runner saw that.
 LOST, LATE, CANCEL, NEWS = "lost", "late", "cancel", "news"
 
 
@@ -203,15 +206,15 @@ class Walk:
 
 
 def walk(happenings: list[str]) -> Walk:
-    """Walk through what happens to a saga to which all goes well from then on.
+    """Apply these events to a saga; after them, every call succeeds.
 
-    The runner hears of a cancel at any later instant, at the latest from the record that would confirm the order.
+    The runner sees a cancel at any later time, at the latest when it would confirm the order.
     """
     went = Walk([], plan.begin())
     for happening in [*happenings, *["done"] * (2 * len(Step))]:
         call = plan.decide(went.at)
         if isinstance(call, Finish):
-            break  # on record: a cancel that comes now is refused
+            break  # recorded: a later cancel is refused
         match happening:
             case "cancel":
                 went.cancelled = CUSTOMER
@@ -239,7 +242,9 @@ def test_saga_ends_with_all_steps_done_or_all_undone(walked: Walk) -> None:
     if plan.decide(at) == Finish(Status.CONFIRMED):
         assert (done, undone, at.reason) == (list(Step), [], None)
     else:
-        assert plan.decide(at) == Finish(TURNING.get(at.reason, Status.REJECTED) if at.reason else Status.REJECTED)
+        assert plan.decide(at) == Finish(
+            FINAL_STATUSES.get(at.reason, Status.REJECTED) if at.reason else Status.REJECTED
+        )
         assert undone == [step for step in reversed(attempted) if step in UNDOABLE]
         assert at.reason is not None
 
@@ -267,6 +272,6 @@ def test_metrics_of_steps_and_reasons_exist_from_the_start() -> None:
         if not impossible and action is Action.UNDO:
             assert value("saga_compensation_failed_total", {"step": row.step}) == 0
     for reason in Reason:
-        status = TURNING.get(reason, Status.REJECTED)
+        status = FINAL_STATUSES.get(reason, Status.REJECTED)
         assert value("orders_finished_total", {"status": status, "reason": reason}) == 0
     assert value("orders_finished_total", {"status": Status.CONFIRMED, "reason": ""}) == 0

@@ -1,4 +1,4 @@
-"""An amount means the same to us, who count as ISO 4217 does, and to Stripe; or it is not sent."""
+"""An amount means the same in ISO 4217's minor units and in Stripe's, or it is not sent."""
 
 from decimal import Decimal
 
@@ -7,7 +7,7 @@ import pytest
 from app.orders.money import EXPONENTS, to_minor
 from app.partners.stripe_amounts import THREE_DECIMAL, TWO_DECIMAL, ZERO_DECIMAL, is_known, stripe_amount
 
-# Of https://docs.stripe.com/currencies; each as Stripe's own examples have it, where it gives one.
+# From https://docs.stripe.com/currencies, with Stripe's own examples where it has any.
 DOCUMENTED = [
     ("10", "USD", 1000),
     ("9.99", "EUR", 999),
