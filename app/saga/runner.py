@@ -248,10 +248,10 @@ class Runner:
         written = await store.save(
             conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
         )
-        if call.action is Action.UNDO and plan.spec_of(state, self._plans).undo_reads_reply:
-            # Read after the write, which may have been the one that recorded the reply.
-            return replace(written, do_reply=await store.do_reply(conn, saga.id, call.step))
-        return written
+        reads_reply = call.action is Action.UNDO and plan.spec_of(state, self._plans).undo_reads_reply
+        # Read after the write, which may have been the one that recorded the reply.
+        reply = await store.do_reply(conn, saga.id, call.step) if reads_reply else None
+        return replace(written, do_reply=reply)
 
     async def _give_back(
         self,

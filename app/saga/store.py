@@ -168,6 +168,33 @@ async def claim(
     return [_saga(row) for row in rows]
 
 
+SAVE = """
+    WITH saved AS (
+        UPDATE sagas
+        SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
+            next_attempt_at = now.at + make_interval(secs => $8), updated_at = now.at,
+            finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
+            needs_operator_at = least(
+                CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
+                now.at + make_interval(secs => $15))
+        FROM (SELECT clock_timestamp() AS at) AS now
+        WHERE id = $1 AND version = $2
+        RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
+                  extract(epoch FROM now.at - started_at)::float8 AS age_seconds
+    ), logged AS (
+        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
+        SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
+               entry.reply
+        FROM saved, unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[])
+            WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
+        ORDER BY entry.number
+    )
+    SELECT saved.version, saved.needs_operator, saved.age_seconds,
+           orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
+    FROM saved JOIN orders USING (id)
+"""
+
+
 async def save(
     conn: db.Connection,
     saga: Saga,
@@ -188,31 +215,7 @@ async def save(
     certain locks the order first. Raises StaleLease if another process has claimed the saga; then nothing is written.
     """
     row = await conn.fetchrow(
-        """
-        WITH saved AS (
-            UPDATE sagas
-            SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
-                next_attempt_at = now.at + make_interval(secs => $8), updated_at = now.at,
-                finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
-                needs_operator_at = least(
-                    CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
-                    now.at + make_interval(secs => $15))
-            FROM (SELECT clock_timestamp() AS at) AS now
-            WHERE id = $1 AND version = $2
-            RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
-                      extract(epoch FROM now.at - started_at)::float8 AS age_seconds
-        ), logged AS (
-            INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
-            SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
-                   entry.reply
-            FROM saved, unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[])
-                WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
-            ORDER BY entry.number
-        )
-        SELECT saved.version, saved.needs_operator, saved.age_seconds,
-               orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
-        FROM saved JOIN orders USING (id)
-        """,
+        SAVE,
         saga.id,
         saga.version,
         state.direction,

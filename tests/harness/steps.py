@@ -1,9 +1,11 @@
 """What tests sweep over, derived from the newest plan and the sandbox: partner calls and crash points."""
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 
+import sandbox
 from app.saga.steps import NEWEST, PLANS, Action, StepSpec
-from sandbox import inventory, payment, shipping
 from sandbox.calls import Operation
 
 PLAN = PLANS[NEWEST]
@@ -12,8 +14,8 @@ INSTANTS = ("attempted", "answered")
 # The sandbox names its operations; their idempotency keys end with the step, or with `step:undo`.
 _OPERATIONS = {
     operation.key_ending: operation.name
-    for module in (inventory, payment, shipping)
-    for operation in vars(module).values()
+    for module in pkgutil.iter_modules(sandbox.__path__)
+    for operation in vars(importlib.import_module(f"sandbox.{module.name}")).values()
     if isinstance(operation, Operation)
 }
 OPERATIONS = {

@@ -1,5 +1,6 @@
 """A plan with one row more runs forward and backward: nothing else changes for a new step."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import httpx
@@ -7,9 +8,9 @@ import pytest
 
 from app.db import Pool
 from app.orders.model import Line
-from app.partners.ports import NotSent, Refused, Unknown
+from app.partners.ports import NotSent, Outcome, PartnerPorts, Refused, Unknown
 from app.saga.orchestrator import Orchestrator
-from app.saga.steps import NEWEST, Action, Plans
+from app.saga.steps import NEWEST, Action, Plans, StepRequest
 from tests.harness.fifth_step import AWARD_POINTS, NO_ACCOUNT, VERSION, Loyalty, plans_with
 from tests.harness.observed import Observed
 from tests.harness.orders import start_saga, start_saga_of
@@ -137,3 +138,18 @@ async def test_an_older_release_leaves_new_sagas_alone(stage: Stage, plans: Plan
     assert await stage.orchestrator().run_once() == 0
     await stage.drive(runs(stage, plans))
     assert await stage.outcome(saga) == "confirmed"
+
+
+async def test_only_undos_that_read_a_reply_get_it(stage: Stage, plans: Plans) -> None:
+    """The undo of another step never gets the recorded reply of the step before it."""
+    replies: list[object] = []
+    first, *others = plans[VERSION]
+
+    async def release(ports: PartnerPorts, request: StepRequest) -> Outcome:
+        replies.append(request.do_reply)
+        return await ports.inventory.release(request.order.id)
+
+    changed = {**plans, VERSION: (replace(first, undo=release), *others)}
+    saga = await start_saga_of(stage.pool, changed, UNDELIVERABLE)
+    await runs(stage, changed).run_once()
+    assert (await stage.outcome(saga), replies) == ("rejected: undeliverable", [None])

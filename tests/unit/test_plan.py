@@ -275,3 +275,15 @@ def test_metrics_of_steps_and_reasons_exist_from_the_start() -> None:
         status = FINAL_STATUSES.get(reason, Status.REJECTED)
         assert value("orders_finished_total", {"status": status, "reason": reason}) == 0
     assert value("orders_finished_total", {"status": Status.CONFIRMED, "reason": ""}) == 0
+
+
+def test_a_row_has_an_undo_or_an_earlier_step_that_has_one() -> None:
+    """The undo of the step in `compensated_by` runs after the undos of all later steps."""
+    for rows_of_plan in steps.PLANS.values():
+        for number, spec in enumerate(rows_of_plan):
+            undoable = {earlier.step for earlier in rows_of_plan[:number] if earlier.undo is not None}
+            assert (spec.undo is None) == (spec.compensated_by in undoable)
+    spec = steps.PLANS[steps.NEWEST][0]
+    for changes in ({"undo": None}, {"compensated_by": "another"}):
+        with pytest.raises(ValueError, match="reserve_inventory"):
+            replace(spec, **changes)
