@@ -11,7 +11,7 @@ from functools import partial
 from app.messaging.consumer import Handler
 from app.messaging.topology import QueueSpec
 from app.orders import events
-from app.saga import store
+from app.saga import start
 from app.settings import Settings
 
 
@@ -26,7 +26,7 @@ class ConsumerRow:
 def _start_saga(settings: Settings) -> Handler:
     hold = settings.inventory_hold_seconds
     return partial(
-        store.start,
+        start.handle_order_placed,
         deadline_seconds=settings.saga_deadline_seconds,
         hold_seconds=None if hold is None else math.ceil(hold),
     )

@@ -14,11 +14,11 @@ from app.observability.signals import Signals
 from app.operations.maintenance import facts as maintenance_facts
 from app.operations.maintenance import pruner
 from app.orders import facts as order_facts
-from app.partners.ports import PARTNERS
 from app.saga import facts as saga_facts
+from app.saga.steps import PLANS, Plans
 
 
-def install(signals: Signals, specs: Sequence[QueueSpec] = queues()) -> CollectorRegistry:
+def install(signals: Signals, specs: Sequence[QueueSpec] = queues(), plans: Plans = PLANS) -> CollectorRegistry:
     """Create the metrics in a registry of their own, and subscribe them to `signals`."""
     disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nothing uses
     registry = CollectorRegistry()
@@ -26,7 +26,7 @@ def install(signals: Signals, specs: Sequence[QueueSpec] = queues()) -> Collecto
     order_facts.install_metrics(signals, registry)
     idempotency_facts.install_metrics(signals, registry)
     messaging_facts.install_metrics(signals, registry, [spec.name for spec in specs])
-    saga_facts.install_metrics(signals, registry)
+    saga_facts.install_metrics(signals, registry, plans)
     maintenance_facts.install_metrics(signals, registry, pruner.TABLES)
     registry.register(LOG_LINES_DROPPED)
     return registry
@@ -36,5 +36,5 @@ def install_gauges(
     registry: CollectorRegistry, circuit_state: Callable[[str], int] | None, connections_in_use: Callable[[], int]
 ) -> None:
     """Create the gauges that read the state of a component when they are shown."""
-    saga_facts.watch_circuits(registry, PARTNERS, circuit_state)
+    saga_facts.watch_circuits(registry, circuit_state)
     Gauge("db_pool_in_use", "Connections lent out", registry=registry).set_function(connections_in_use)

@@ -9,7 +9,7 @@ from app.observability.traces import trace_headers
 from app.partners.client import PartnerClient, open_session
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
-from app.partners.ports import Payment
+from app.partners.ports import PartnerPorts, Payment
 from app.partners.shipping import HttpShipping
 from app.partners.stripe_payment import API_URL, StripePayment
 from app.saga.gateway import CircuitConfig, PartnerGateway
@@ -22,13 +22,13 @@ async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, sig
     client = partial(
         PartnerClient, session, timeout_seconds=settings.partner_timeout_seconds, extra_headers=trace_headers
     )
-    return PartnerGateway(
+    ports = PartnerPorts(
         HttpInventory(client(settings.inventory_url)),
         _payment(settings, client),
         HttpShipping(client(settings.shipping_url)),
-        CircuitConfig(settings.partner_circuit_failures, settings.partner_circuit_open_seconds),
-        signals,
     )
+    config = CircuitConfig(settings.partner_circuit_failures, settings.partner_circuit_open_seconds)
+    return PartnerGateway(ports, config, signals)
 
 
 def _payment(settings: Settings, client: Callable[..., PartnerClient]) -> Payment:

@@ -31,7 +31,8 @@ from app.operations.maintenance.resender import Resender
 from app.orders.facts import CancelAccepted, OrderFinished, OrderPlaced
 from app.saga.facts import SagaDue
 from app.saga.gateway import PartnerGateway
-from app.saga.orchestrator import Orchestrator, SagaConfig
+from app.saga.orchestrator import Orchestrator
+from app.saga.runner import SagaConfig
 from app.settings import Retention, Settings
 
 log = structlog.get_logger(__name__)

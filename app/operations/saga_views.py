@@ -83,7 +83,7 @@ class UnstartedOrder(BaseModel):
     age_seconds: float
 
     @classmethod
-    def of(cls, order: unstarted.GivenUp) -> Self:
+    def of(cls, order: unstarted.BlockedOrder) -> Self:
         """Show one."""
         return cls(
             order_id=str(order.order_id),
@@ -178,7 +178,7 @@ async def read_unfinished(pool: db.Pool, consumer: str, limit: int, status: str 
     """Return unfinished sagas and orders that cannot start. `consumer`: the inbox name of the saga's consumer."""
     async with db.connection(pool) as conn:
         found = await queries.unfinished(conn, limit, status, stuck=stuck)
-        given_up = [] if status == Status.COMPENSATING else await unstarted.given_up(conn, consumer, limit)
+        given_up = [] if status == Status.COMPENSATING else await unstarted.list_blocked(conn, consumer, limit)
     return SagasAnswer(
         sagas=[ListedSaga.of(row.saga, last_outcome=row.outcome, last_detail=row.detail) for row in found],
         unstarted=[UnstartedOrder.of(order) for order in given_up],

@@ -54,7 +54,7 @@ async def retry(pool: db.Pool, order_id: UUID, actor: AuditActor) -> ActionOutco
 
 
 async def _retry(conn: db.Connection, order_id: UUID) -> ActionOutcome:
-    if await store.end_pause(conn, order_id):
+    if await store.make_due(conn, order_id):
         return ActionOutcome.DUE
     saga = await queries.find(conn, order_id)
     if saga is None or saga.finished_at is not None:

@@ -1,1 +1,1 @@
-"""The partners: what the saga asks of inventory, payment and shipping, and how it is asked over HTTP."""
+"""The partners: ports for inventory, payment and shipping (`ports`), their HTTP clients, and the circuit breaker."""

@@ -1,38 +1,36 @@
-"""A circuit: spares a partner that fails again and again, and finds out when it is back. It only ever delays a call.
+"""A circuit breaker: pauses calls to a partner that keeps failing, and finds out when it works again.
 
-    closed     calls go through; `failures` of them failing in a row open it
-    open       for `open_seconds` nobody calls
-    half-open  then one caller at a time may try: it fails, and it is open again
+    closed     calls go through; `failures` failed calls in a row open the circuit
+    open       for `open_seconds` no call is admitted
+    half-open  then one call at a time is admitted as a probe; if it fails, the circuit opens again
 
-Any call that succeeds closes it, whenever that call began: the partner answers.
+Any successful call closes the circuit, whenever that call started: the partner answers.
 
-What a process knows of a partner it keeps for itself: each finds out with a few calls of its own. What it knows grows
-old: a circuit that was half-open for a while, with nobody trying, is closed.
+A circuit only ever delays a call. Each process has its own circuits and learns the state of a partner from its own
+calls. A circuit that has been half-open for `FORGOTTEN_AFTER` times `open_seconds` without a probe counts as closed.
 """
 
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Self
 
-from app.partners.ports import Done, Health, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 
-class State(IntEnum):
-    """How far a circuit is open, as the metric shows it."""
+class CircuitState(IntEnum):
+    """How far a circuit is open. The values are those of the metric `partner_circuit_state`."""
 
     CLOSED = 0
     HALF_OPEN = 1
     OPEN = 2
 
 
-FORGOTTEN_AFTER = 6.0  # times as long as it was open
+FORGOTTEN_AFTER = 6.0  # times `open_seconds`
 
 
 class Circuit:
-    """One circuit. A caller asks for the `delay` before each call, and says how it went or that it `leave`s.
-
-    `clock`: seconds that only grow. Callers are known by identity.
-    """
+    """One circuit. Ask `admit` before each call. `clock` returns seconds that never decrease."""
 
     def __init__(self, failures: int, open_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = failures
@@ -40,61 +38,83 @@ class Circuit:
         self._clock = clock
         self._failures = 0  # in a row, while closed
         self._open_until: float | None = None  # None: closed
-        self._probe: object | None = None  # who tries, while half-open
+        self._probe: Permit | None = None  # the permit of the probe, while half-open
 
     @property
-    def state(self) -> State:
-        """Where it stands now."""
+    def state(self) -> CircuitState:
+        """Return the present state."""
         if self._open_until is None:
-            return State.CLOSED
+            return CircuitState.CLOSED
         if (late := self._clock() - self._open_until) < 0:
-            return State.OPEN
+            return CircuitState.OPEN
         forgotten = self._probe is None and late > FORGOTTEN_AFTER * self._open_seconds
-        return State.CLOSED if forgotten else State.HALF_OPEN
+        return CircuitState.CLOSED if forgotten else CircuitState.HALF_OPEN
 
-    def delay(self, caller: object) -> float | None:
-        """None: call. Else how many seconds from now it may be half-open; 0: it is, and somebody else tries.
-
-        Who may try while it is half-open has to `judge` the call or to `leave`: until then nobody else tries.
-        """
+    def admit(self) -> "Permit | float":
+        """Return a permit for one call, or the seconds until the circuit may be half-open (0: a probe is running)."""
         state = self.state
-        if self._open_until is None or state is State.CLOSED:
+        if self._open_until is None or state is CircuitState.CLOSED:
             self._open_until = None
-            return None
-        if state is State.HALF_OPEN and (self._probe is None or self._probe is caller):
-            self._probe = caller
-            return None
+            return Permit(self)
+        if state is CircuitState.HALF_OPEN and self._probe is None:
+            self._probe = Permit(self)
+            return self._probe
         return max(0.0, self._open_until - self._clock())
 
-    def judge(self, caller: object, outcome: Outcome) -> None:
-        """Learn how a call went. Of failures, unless it is closed, only that of the one that tries counts."""
+    def close(self) -> None:
+        """Admit all calls: the partner is known to answer."""
+        self._probe, self._open_until, self._failures = None, None, 0
+
+    def record(self, permit: "Permit", outcome: Outcome) -> None:
+        """Count the outcome of a call. While the circuit is not closed, of all failures only the probe's counts."""
         if not is_failure(outcome):
-            self._close()
+            self.close()
         elif self._open_until is None:
             self._failures += 1
             if self._failures >= self._limit:
                 self._open()
-        elif self._probe is caller:
+        elif self._probe is permit:
             self._open()
 
-    def leave(self, caller: object) -> None:
-        """Let somebody else try, if it was this caller's turn; to be called however its work ended."""
-        if self._probe is caller:
+    def release(self, permit: "Permit") -> None:
+        """Let another call be the probe, if this permit is the probe's."""
+        if self._probe is permit:
             self._probe = None
 
     def _open(self) -> None:
         self._probe, self._open_until, self._failures = None, self._clock() + self._open_seconds, 0
 
-    def _close(self) -> None:
-        self._probe, self._open_until, self._failures = None, None, 0
+
+class Permit:
+    """The right to make one call; as a context manager it releases itself.
+
+    Until the probe's permit has recorded an outcome or is released, a half-open circuit admits no other call.
+    """
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._circuit = circuit
+
+    def record(self, outcome: Outcome) -> None:
+        """Tell the circuit the outcome of the call."""
+        self._circuit.record(self, outcome)
+
+    def release(self) -> None:
+        """Give up the right to call. Releasing twice, or after `record`, changes nothing."""
+        self._circuit.release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def is_failure(outcome: Outcome) -> bool:
-    """Whether an outcome speaks against the partner itself: out of reach, no answer in time, or none that it means."""
+    """Return whether an outcome counts against the partner: no connection, no answer in time, or no valid answer."""
     match outcome:
         case Done() | Refused():
             return False
         case NotSent():
             return True
         case Unknown(health=health):
-            return health is not Health.WORKING
+            return health is not PartnerHealth.WORKING

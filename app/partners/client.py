@@ -1,7 +1,7 @@
-"""One HTTP attempt at a partner, and what came of it; nothing that a partner or the network does ever raises.
+"""Send one HTTP request to a partner and return its outcome. Nothing that a partner or the network does raises.
 
-Only what provably never left (no connection) is `NotSent`, only the agreed answers are `Done` and `Refused`.
-Everything else is `Unknown`, which is always safe: every call may be sent again with its key.
+Only a request that provably never left (no connection) is `NotSent`; only the agreed answers are `Done` and `Refused`.
+Everything else is `Unknown`. That is always safe, because every call can be repeated with its key.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp
 
-from app.partners.ports import Done, Health, NotSent, Outcome, Refused, Unknown
+from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT_CHARACTERS = 200
-MAX_RETRY_AFTER_SECONDS = 300.0  # longer, and a partner's slip could put an undo off until nobody believes in it
+MAX_RETRY_AFTER_SECONDS = 300.0  # a longer value is probably a partner's mistake, and would delay an undo for too long
 
-# Of the 4xx, those that say nothing about the request: the partner has too much to do, or is at it already.
+# The 4xx that say nothing about the request: the partner is overloaded, or is still processing it.
 NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 NEVER_LEFT = (
@@ -35,11 +35,11 @@ NEVER_LEFT = (
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the answers to one operation mean. Whatever is neither done nor refused by it is unknown.
+    """The agreed answers of one operation. Any other answer is unknown.
 
-    Done is `status` (None: any 2xx, as an undo is answered) with the text fields of `reply` in a JSON object.
-    Refused are the pairs of status and code in `refusals`. `409 undone`, the answer to a do whose undo came
-    first, is neither: the saga has turned back since, and a late call of its past must count for nothing.
+    Done is `status` (None: any 2xx, as for undos) with the text fields of `reply` in a JSON object. Refused are the
+    pairs of status and code in `refusals`. `409 undone`, the answer to a do whose undo came first, is neither: the
+    saga is compensating by then, and a late call must change nothing.
     """
 
     status: int | None
@@ -47,7 +47,7 @@ class Agreement:
     refusals: Collection[tuple[int, str]] = ()
 
     def done_by(self, status: int) -> bool:
-        """Whether a status says that it was done."""
+        """Return whether the status means that the operation was done."""
         if self.status is None:
             return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
         return status == self.status
@@ -55,7 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer; `body` is None where it is not one JSON object of an acceptable size."""
+    """A complete HTTP answer. `body` is None unless it is one JSON object of an acceptable size."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,36 +63,36 @@ class Answer:
 
     @property
     def retry_after_seconds(self) -> float | None:
-        """The partner's wish to be left alone for so long, if it stated one."""
+        """Return how long the partner asks us to wait; None if it does not say."""
         return _retry_after(self.headers.get("Retry-After"))
 
     @property
-    def health(self) -> Health:
-        """What it tells of the partner, given that it was not agreed on."""
+    def health(self) -> PartnerHealth:
+        """Return what an answer outside the contract says about the partner."""
         if HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES:
-            return Health.BROKEN
+            return PartnerHealth.BROKEN
         at_fault = HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
-        return Health.WORKING if at_fault and self.status not in NOT_NOW else Health.FAILING
+        return PartnerHealth.WORKING if at_fault and self.status not in NOT_NOW else PartnerHealth.FAILING
 
 
 def open_session() -> aiohttp.ClientSession:
-    """The connections that all partners share; the caller closes it. Needs a running event loop."""
+    """Return the HTTP session that all partners share. The caller closes it. Needs a running event loop."""
     return aiohttp.ClientSession(
-        # Sagas in flight are bounded where they are started: a second queue here would eat their deadlines.
-        # Idle connections go before servers close theirs (uvicorn: after 5 s), or calls would run into that.
+        # No connection limit: the orchestrator bounds the running sagas, and a queue here would use up their deadlines.
+        # Idle connections are closed before the server closes them (uvicorn: after 5 s), or a call could fail on one.
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        # A small answer that unpacks into a large one would escape the size limit.
+        # A small compressed answer could expand past the size limit.
         auto_decompress=False,
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
     )
 
 
 class PartnerClient:
-    """Calls one partner at `base_url`: a call ends within `timeout_seconds`, connecting within half of it.
+    """Calls one partner at `base_url`. A call ends within `timeout_seconds`; connecting may take half of that.
 
-    `extra_headers` is asked before each call, for trace propagation.
+    `extra_headers` is called before each request, for trace propagation.
     """
 
     def __init__(
@@ -105,17 +105,17 @@ class PartnerClient:
         self._session = session
         self._base_url = base_url.rstrip("/")
         self._timeout_seconds = timeout_seconds
-        # aiohttp would round its own total up to whole seconds; the deadline around each attempt is exact.
+        # aiohttp rounds its own total timeout up to whole seconds; the deadline around each attempt is exact.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeout_seconds / 2)
         self._extra_headers = extra_headers
 
     async def call(self, path: str, key: str, body: Mapping[str, Any], agreed: Agreement) -> Outcome:
-        """Send `body` once with its Idempotency-Key; aiohttp by itself repeats a GET, but never a POST."""
+        """Send `body` once with its Idempotency-Key. aiohttp may repeat a GET on its own, but never a POST."""
         answer = await self.attempt("POST", path, {"Idempotency-Key": key}, json=body)
-        return _judged(answer, agreed) if isinstance(answer, Answer) else answer
+        return _outcome(answer, agreed) if isinstance(answer, Answer) else answer
 
     async def state(self, path: str, states: Collection[str]) -> str | Unknown | None:
-        """What the partner says of a saga: one of `states`, or None: never seen. Unknown: it did not say."""
+        """Return the partner's state of a saga: one of `states`, None if it never saw it, Unknown if it did not say."""
         answer = await self.attempt("GET", path, {})
         if not isinstance(answer, Answer):
             return Unknown(answer.detail)
@@ -133,7 +133,7 @@ class PartnerClient:
         json: Mapping[str, Any] | None = None,
         form: Mapping[str, str] | None = None,
     ) -> Answer | NotSent | Unknown:
-        """Send one request, with a body as JSON or as a form, for the caller to judge the answer."""
+        """Send one request with a JSON or a form body, and return the answer for the caller to interpret."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._exchange(method, path, headers, json, form)
@@ -143,7 +143,7 @@ class PartnerClient:
             return Unknown(f"no answer within {self._timeout_seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
             return Unknown(_described(error))
-        except Exception as error:  # noqa: BLE001 - the attempt is on record and needs an outcome, whatever broke
+        except Exception as error:  # noqa: BLE001 - a recorded attempt needs an outcome, even after a defect
             return Unknown(_described(error), our_fault=True)
 
     async def _exchange(
@@ -168,12 +168,12 @@ class PartnerClient:
                 raw += chunk
                 if len(raw) > MAX_REPLY_BYTES:
                     break
-            # An undo or a commit may be answered by its status alone; what is there must be what was agreed.
+            # An undo or a commit may be answered without a body; a body must be valid.
             body_of_answer = _json_object(raw) if raw else {}
             return Answer(response.status, response.headers, body_of_answer)
 
 
-def _judged(answer: Answer, agreed: Agreement) -> Outcome:
+def _outcome(answer: Answer, agreed: Agreement) -> Outcome:
     body = answer.body
     if body is None:
         return _unknown(answer)
@@ -188,13 +188,14 @@ def _judged(answer: Answer, agreed: Agreement) -> Outcome:
 def _unknown(answer: Answer) -> Unknown:
     code = (answer.body or {}).get("code")
     what = "unreadable answer" if answer.body is None else code if is_text(code) else "unexpected answer"
-    # A conflict is about the saga's state; anything else about our credentials, address or body, and no retry mends it.
-    our_fault = answer.health is Health.WORKING and answer.status != HTTPStatus.CONFLICT
+    # A conflict is about the saga's state. Other errors are about our credentials, address or body; a retry cannot fix
+    # those.
+    our_fault = answer.health is PartnerHealth.WORKING and answer.status != HTTPStatus.CONFLICT
     return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, our_fault, answer.health)
 
 
 def is_text(value: Any) -> bool:
-    """Whether a field is short, printable text, as ids and codes are (PostgreSQL cannot even store a NUL)."""
+    """Return whether a field is short, printable text, as ids and codes are (PostgreSQL cannot store a NUL)."""
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()
 
 
@@ -209,7 +210,7 @@ def _json_object(raw: bytearray) -> Mapping[str, Any] | None:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """RFC 9110, section 10.2.3: seconds, or a date. None for what is neither."""
+    """Parse Retry-After: seconds or a date (RFC 9110, section 10.2.3). Return None if it is neither."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():
@@ -224,4 +225,4 @@ def _retry_after(value: str | None) -> float | None:
 
 def _described(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"[:MAX_TEXT_CHARACTERS]
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return "".join(character if character.isprintable() else "?" for character in text)

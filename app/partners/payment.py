@@ -1,9 +1,9 @@
-"""Payment over HTTP. Calls carry keys made of the saga's id alone, so that any may be sent again."""
+"""Payment over HTTP. Idempotency keys contain only the saga's id and the step, so every call can be repeated."""
 
 from uuid import UUID
 
 from app.partners.client import Agreement, PartnerClient
-from app.partners.ports import Charge, Outcome, Unknown
+from app.partners.ports import ChargeRequest, Outcome, Unknown
 
 CHARGE = Agreement(201, ("payment_id",), {(402, "card-declined")})
 REFUND = Agreement(None)
@@ -11,12 +11,12 @@ STATES = frozenset({"charged", "declined", "refunded"})
 
 
 class HttpPayment:
-    """The `Payment` of the ports."""
+    """The `Payment` port over HTTP."""
 
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Charge the amount, in the currency's smallest unit."""
         body = {
             "saga_id": str(charge.saga_id),
@@ -26,11 +26,11 @@ class HttpPayment:
         }
         return await self._client.call("/v1/payments/charge", f"{charge.saga_id}:charge_payment", body, CHARGE)
 
-    async def refund(self, charge: Charge) -> Outcome:
-        """Give back whatever was charged."""
+    async def refund(self, charge: ChargeRequest) -> Outcome:
+        """Refund what was charged."""
         body = {"saga_id": str(charge.saga_id)}
         return await self._client.call("/v1/payments/refund", f"{charge.saga_id}:charge_payment:undo", body, REFUND)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """`charged`, `declined` or `refunded`; None if never seen, which proves nothing."""
+        """Return `charged`, `declined` or `refunded`; None (never seen) proves nothing."""
         return await self._client.state(f"/v1/payments/{saga_id}", STATES)

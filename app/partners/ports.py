@@ -1,7 +1,7 @@
-"""What the saga asks of its partners, and the four things a call can come to.
+"""The ports of the partners, and the four outcomes of a call.
 
-A partner call never raises for what the partner did: it returns an `Outcome`. The difference that matters is between
-*not sent* (the partner cannot have acted) and *unknown* (it may have): everything but a clear answer is unknown.
+A call never raises because of what the partner did: it returns an `Outcome`. The important difference is between *not
+sent* (the partner cannot have acted) and *unknown* (it may have acted). Everything except a clear answer is unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,60 +14,59 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The partner confirmed; `reply` is its validated answer (`reservation_id`, `payment_id`, `tracking_id`, …)."""
+    """The partner confirmed. `reply` is its validated answer (`reservation_id`, `payment_id`, `tracking_id`, …)."""
 
     reply: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The partner said no for good; `code` is the stable reason (`out-of-stock`, `card-declined`, …)."""
+    """The partner refused, and will refuse again. `code` is the stable reason (`out-of-stock`, `card-declined`, …)."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """The request never reached the partner (no connection): it cannot have acted on it."""
+    """The request never reached the partner (no connection), so the partner cannot have acted."""
 
     detail: str
 
 
-class Health(StrEnum):
-    """What an unclear outcome tells of the partner itself."""
+class PartnerHealth(StrEnum):
+    """What an unclear outcome says about the partner itself."""
 
-    FAILING = "failing"  # no answer, or one that says: not now (5xx, 408, 425, 429)
-    BROKEN = "broken"  # an answer of success that is none we agreed on
-    WORKING = "working"  # an answer that it means: to this request, no; or: not yet
+    FAILING = "failing"  # no answer, or a temporary error (5xx, 408, 425, 429)
+    BROKEN = "broken"  # an answer that reports success but breaks the contract
+    WORKING = "working"  # a deliberate answer: no to this request, or not yet
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """The partner may or may not have acted: a timeout, a reset, or any answer other than the agreed ones.
 
-    `retry_after_seconds` is the partner's own wish, if it stated one. `our_fault`: the request itself was wrong, which
-    is a defect of this service or of its configuration (4xx, but for 409 and those that say: not now). `health` is
-    about the partner and not about the order, so it makes no other outcome.
+    `retry_after_seconds`: from the partner's Retry-After. `our_fault`: the request itself was wrong, due to a defect of
+    this service or of its configuration (4xx, except 409 and temporary errors). `health` is about the partner, not
+    about the order, so outcomes that differ only in it are equal.
     """
 
     detail: str
     retry_after_seconds: float | None = None
     our_fault: bool = False
-    health: Health = field(default=Health.FAILING, compare=False)
+    health: PartnerHealth = field(default=PartnerHealth.FAILING, compare=False)
 
     @property
     def alarming(self) -> bool:
-        """Whether a person must look at it: a defect, ours or the partner's, that no retry mends."""
-        return self.our_fault or self.health is Health.BROKEN
+        """Return whether an operator must look at it: a defect, ours or the partner's, that retrying cannot fix."""
+        return self.our_fault or self.health is PartnerHealth.BROKEN
 
 
 Outcome = Done | Refused | NotSent | Unknown
 OUTCOMES = ("done", "refused", "not-sent", "unknown")  # their names in logs and metrics
-PARTNERS = ("inventory", "payment", "shipping")
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class PartnerItem:
     """One line of an order as partners see it."""
 
     sku: str
@@ -75,11 +74,11 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
-    """The money of a saga: an amount in ISO 4217's smallest unit, to be charged once and, if need be, given back.
+class ChargeRequest:
+    """The money of a saga: an amount in the smallest unit of ISO 4217, to be charged once and, if necessary, refunded.
 
-    `started_at` is when the saga started: no charge of it is older. Some providers forget keys after a time.
-    `payment_id` is what the provider called the charge, if its answer is on record; for the refund alone.
+    `started_at`: when the saga started, so no charge of it is older. Some providers forget keys after a time.
+    `payment_id`: the provider's id of the charge, if its answer was recorded; only the refund needs it.
     """
 
     saga_id: UUID
@@ -91,33 +90,42 @@ class Charge:
 
 
 class Inventory(Protocol):
-    """Holds stock for a saga, turns the hold into a sale, or takes everything back."""
+    """Holds stock for a saga, turns the hold into a sale, or releases it."""
 
-    async def hold(self, saga_id: UUID, items: Sequence[Item], seconds: int) -> Outcome:
+    async def hold(self, saga_id: UUID, items: Sequence[PartnerItem], seconds: int) -> Outcome:
         """Reserve all items or none. Refused: `out-of-stock`. Reply: `reservation_id`."""
 
     async def commit(self, saga_id: UUID) -> Outcome:
         """Turn the hold into a sale. Refused: `hold-expired`."""
 
     async def release(self, saga_id: UUID) -> Outcome:
-        """Return whatever is held or sold for the saga, and block any later hold or commit."""
+        """Return what is held or sold for the saga, if anything, and block any later hold or commit."""
 
 
 class Payment(Protocol):
-    """Charges a customer's payment method once per saga, or gives the money back."""
+    """Charges a customer's payment method once per saga, or refunds it."""
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Charge the amount. Refused: `card-declined`. Reply: `payment_id`."""
 
-    async def refund(self, charge: Charge) -> Outcome:
-        """Give back whatever was charged for the saga, and block any later charge."""
+    async def refund(self, charge: ChargeRequest) -> Outcome:
+        """Refund what was charged for the saga, if anything, and block any later charge."""
 
 
 class Shipping(Protocol):
     """Creates a shipment once per saga, or cancels it."""
 
-    async def create(self, saga_id: UUID, items: Sequence[Item], address: Mapping[str, Any] | None) -> Outcome:
+    async def create(self, saga_id: UUID, items: Sequence[PartnerItem], address: Mapping[str, Any] | None) -> Outcome:
         """Hand the parcel over. Refused: `undeliverable`. Reply: `tracking_id`."""
 
     async def cancel(self, saga_id: UUID) -> Outcome:
-        """Cancel whatever was created for the saga, and block any later shipment."""
+        """Cancel the shipment of the saga, if there is one, and block any later shipment."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartnerPorts:
+    """The partners that the saga's steps call."""
+
+    inventory: Inventory
+    payment: Payment
+    shipping: Shipping

@@ -1,11 +1,11 @@
-"""Shipping over HTTP. Calls carry keys made of the saga's id alone, so that any may be sent again."""
+"""Shipping over HTTP. Idempotency keys contain only the saga's id and the step, so every call can be repeated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from app.partners.client import Agreement, PartnerClient
-from app.partners.ports import Item, Outcome, Unknown
+from app.partners.ports import Outcome, PartnerItem, Unknown
 
 CREATE = Agreement(201, ("tracking_id",), {(409, "undeliverable")})
 CANCEL = Agreement(None)
@@ -13,12 +13,12 @@ STATES = frozenset({"created", "refused", "cancelled"})
 
 
 class HttpShipping:
-    """The `Shipping` of the ports."""
+    """The `Shipping` port over HTTP."""
 
     def __init__(self, client: PartnerClient) -> None:
         self._client = client
 
-    async def create(self, saga_id: UUID, items: Sequence[Item], address: Mapping[str, Any] | None) -> Outcome:
+    async def create(self, saga_id: UUID, items: Sequence[PartnerItem], address: Mapping[str, Any] | None) -> Outcome:
         """Hand the parcel over."""
         body = {
             "saga_id": str(saga_id),
@@ -28,10 +28,10 @@ class HttpShipping:
         return await self._client.call("/v1/shipments", f"{saga_id}:create_shipment", body, CREATE)
 
     async def cancel(self, saga_id: UUID) -> Outcome:
-        """Cancel whatever was created."""
+        """Cancel the shipment, if there is one."""
         body = {"saga_id": str(saga_id)}
         return await self._client.call("/v1/shipments/cancel", f"{saga_id}:create_shipment:undo", body, CANCEL)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """`created`, `refused` or `cancelled`; None if never seen, which proves nothing."""
+        """Return `created`, `refused` or `cancelled`; None (never seen) proves nothing."""
         return await self._client.state(f"/v1/shipments/{saga_id}", STATES)

@@ -1,4 +1,4 @@
-"""Amounts as Stripe counts them, which is not everywhere as ISO 4217 does.
+"""Convert amounts to Stripe's minor units, which differ from those of ISO 4217 for some currencies.
 
 Source: https://docs.stripe.com/currencies, "Minor units in API amounts" and "Special cases". ISK and UGX have no
 decimals in ISO 4217, but Stripe wants two (always 00); MGA has two, but Stripe wants none. HUF and TWD are special for
@@ -25,15 +25,15 @@ TWO_DECIMAL = frozenset(
 
 
 def is_known(currency: str) -> bool:
-    """Tell whether Stripe's number of decimals is known for this currency. Any other must not be charged."""
+    """Return whether Stripe's number of decimals is known for this currency. Other currencies must not be charged."""
     return currency in TWO_DECIMAL | ZERO_DECIMAL | THREE_DECIMAL
 
 
 def stripe_amount(amount_minor: int, currency: str) -> int | None:
-    """Convert from ISO 4217's smallest unit; None for what Stripe cannot charge exactly. Nothing is ever rounded.
+    """Convert from the smallest unit of ISO 4217. Return None if Stripe cannot charge the exact amount; never round.
 
-    The last of three decimals must be 0, as Stripe's own partners take two. An unknown currency counts as one with two
-    decimals: earlier releases charged it so, and undoing such a charge takes the same amount.
+    Of three decimals, the last must be 0, because Stripe's own partners accept two. An unknown currency is treated as
+    one with two decimals: earlier releases charged it like that, and undoing such a charge needs the same amount.
     """
     decimals = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
     exponent = iso4217.Currency(currency).exponent

@@ -1,12 +1,12 @@
-"""Cancelling an order, for its customer or by an operator: at once while no saga has started, else a word for the saga.
+"""Cancel an order, for its customer or for an operator: at once if its saga has not started, else through its saga.
 
-The order's row decides. Starting the saga, cancelling, and the saga's last step forward (the transaction that records
-the shipment and `confirmed`) all lock it first, so each sees what the others committed:
+The order's row decides. Three transactions lock it first, so each sees what the others committed: starting the saga,
+cancelling, and recording the saga's last step (which also records `confirmed`).
 
-- cancelled before the start: the order ends here, and the consumer starts no saga for it;
-- started before the cancel: the request is on record, and no transaction confirms the order any more. The runner learns
-  of it with its next record, a saga in a pause becomes due at once, and everything that was attempted is undone;
-- confirmed before the cancel: too late.
+- Cancelled before the start: the order ends here, and the consumer starts no saga for it.
+- Started before the cancel: the request is recorded, and from then on no transaction confirms the order. The runner
+  sees the request with its next write, a waiting saga becomes due at once, and every attempted step is undone.
+- Confirmed before the cancel: too late.
 
 Locks are taken in one order everywhere: key, order, saga, outbox.
 """
@@ -24,22 +24,23 @@ from app.saga import store
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What a cancel came to: the order as it is now, and whether this cancel changed it."""
+    """The result of a cancel: the order as it is now, and whether this cancel changed it."""
 
     order: Order
     changed: bool = False
 
     @property
     def ended_now(self) -> bool:
-        """Whether it was this cancel that ended the order."""
+        """Return whether this cancel ended the order."""
         return self.changed and self.order.status is Status.CANCELLED
 
 
 async def cancel(conn: db.Connection, tenant: str, order_id: UUID, trace: Mapping[str, str]) -> Cancelled:
-    """Cancel the customer's order in the caller's transaction; after its commit the order never becomes confirmed.
+    """Cancel the customer's order in the caller's transaction. After its commit the order never becomes confirmed.
 
-    CANCELLED in the answer: it has ended. PENDING or COMPENSATING: its saga turns back. Doing it again changes nothing.
-    Raises OrderNotFound (for another tenant's order too) and OrderNotCancellable (it was confirmed or rejected before).
+    If the returned order is CANCELLED, it has ended; if it is PENDING or COMPENSATING, its saga compensates. A repeated
+    cancel changes nothing. Raises OrderNotFound (also for another tenant's order) and OrderNotCancellable (the order
+    was confirmed or rejected before).
     """
     order = await order_store.load(conn, order_id, lock=True)
     if order is None or order.tenant != tenant:
@@ -48,17 +49,17 @@ async def cancel(conn: db.Connection, tenant: str, order_id: UUID, trace: Mappin
 
 
 async def cancel_locked(conn: db.Connection, order: Order, reason: Reason, trace: Mapping[str, str]) -> Cancelled:
-    """Cancel, for this reason, an order that the caller has locked. Raises OrderNotCancellable."""
+    """Cancel an order that the caller has locked. Raises OrderNotCancellable."""
     match order.status:
         case Status.REJECTED if order.status_reason is reason:
-            return Cancelled(order)  # rejected by such a cancel: an operator's
+            return Cancelled(order)  # by an earlier cancel of an operator
         case Status.CONFIRMED | Status.REJECTED:
             raise OrderNotCancellable(f"the order is {order.status}")
         case Status.COMPENSATING | Status.CANCELLED:
             return Cancelled(order)
         case Status.PENDING:
-            if await store.hurry(conn, order.id):
-                asked = await order_store.request_cancel(conn, order, reason)
-                return Cancelled(asked, changed=asked is not order)
+            if await store.wake_if_waiting(conn, order.id):
+                requested = await order_store.request_cancel(conn, order, reason)
+                return Cancelled(requested, changed=requested is not order)
             ended = await order_store.change_status(conn, order, Status.CANCELLED, reason, trace)
             return Cancelled(ended, changed=True)

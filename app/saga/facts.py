@@ -1,15 +1,16 @@
 """Facts about sagas, and their metrics."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.observability.signals import Fact, Signals
 from app.orders.model import FINAL, Status
 from app.partners.ports import OUTCOMES
-from app.saga.plan import PLANS, Action
+from app.saga.steps import PLANS, Action, Plans, partners, specs
 
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -55,8 +56,8 @@ class SagasMeasured(Fact):
     needs_operator: int
 
 
-def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
-    """Create the metrics, every series at zero, and subscribe them."""
+def install_metrics(signals: Signals, registry: CollectorRegistry, plans: Plans = PLANS) -> None:
+    """Create the metrics, every series of these plans at zero, and subscribe them."""
     in_flight = Gauge("saga_in_flight", "Unfinished sagas, by their order's status", ["status"], registry=registry)
     unfinished = sorted(set(Status) - FINAL)
     for status in unfinished:
@@ -77,10 +78,10 @@ def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
 
     signals.subscribe(SagasMeasured, measured)
     signals.subscribe(SagaFinished, lambda fact: duration.observe(fact.seconds))
-    _install_calls(signals, registry)
+    _install_calls(signals, registry, plans)
 
 
-def _install_calls(signals: Signals, registry: CollectorRegistry) -> None:
+def _install_calls(signals: Signals, registry: CollectorRegistry, plans: Plans) -> None:
     call_duration = Histogram(
         "saga_step_duration_seconds",
         "One call to a partner",
@@ -96,13 +97,12 @@ def _install_calls(signals: Signals, registry: CollectorRegistry) -> None:
     compensation_failed = Counter(
         "saga_compensation_failed", "Failed attempts to undo a step", ["step"], registry=registry
     )
-    for row in (row for plan in PLANS.values() for row in plan):
-        for outcome in OUTCOMES:
-            call_duration.labels(row.step, Action.DO, outcome)
-        if not row.undone_by_earlier:
-            compensation_failed.labels(row.step)
-            for outcome in (each for each in OUTCOMES if each != "refused"):
-                call_duration.labels(row.step, Action.UNDO, outcome)
+    for spec in specs(plans):
+        for action, outcome in product(spec.calls(), OUTCOMES):
+            if action is Action.DO or outcome != "refused":
+                call_duration.labels(spec.step, action, outcome)
+        if spec.undo is not None:
+            compensation_failed.labels(spec.step)
 
     def called(fact: PartnerCalled) -> None:
         call_duration.labels(fact.step, fact.action, fact.outcome).observe(fact.seconds)
@@ -113,7 +113,7 @@ def _install_calls(signals: Signals, registry: CollectorRegistry) -> None:
     signals.subscribe(HoldExpired, lambda _: holds_expired.inc())
 
 
-def watch_circuits(registry: CollectorRegistry, partners: Collection[str], state: Callable[[str], int] | None) -> None:
+def watch_circuits(registry: CollectorRegistry, state: Callable[[str], int] | None, plans: Plans = PLANS) -> None:
     """Show how far each partner's circuit is open; `state` None: this process calls no partner."""
     gauge = Gauge(
         "partner_circuit_state",
@@ -121,7 +121,7 @@ def watch_circuits(registry: CollectorRegistry, partners: Collection[str], state
         ["partner"],
         registry=registry,
     )
-    for partner in partners:
+    for partner in partners(plans):
         series = gauge.labels(partner)
         if state is not None:
             series.set_function(partial(state, partner))

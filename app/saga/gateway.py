@@ -1,8 +1,8 @@
-"""What the saga asks of its partners: each call of the plan at its port, measured, logged, and behind a circuit.
+"""Make the calls of the plan's steps to the partners' ports: measured, logged, and each behind a circuit.
 
-A partner has a circuit for doing and one for undoing, and of each a second one for calls that come again. With one, a
-thousand refunds that fail would keep new charges from being tried until their orders are late, although the partner
-takes charges well; and so would the few orders that it fails for good, which come back again and again.
+A partner has separate circuits for dos and undos, and for first calls and retries. With a single circuit, a thousand
+failing refunds would block new charges until their orders are late, even if the partner accepts charges; and so would
+the retries of a few orders that the partner always fails.
 """
 
 import time
@@ -14,143 +14,98 @@ import structlog
 
 from app.loops import full_jitter
 from app.observability.signals import Signals
-from app.orders.model import Order, Reason
-from app.partners.circuit import Circuit, is_failure
-from app.partners.ports import (
-    PARTNERS,
-    Charge,
-    Done,
-    Inventory,
-    Item,
-    NotSent,
-    Outcome,
-    Payment,
-    Refused,
-    Shipping,
-    Unknown,
-)
+from app.orders.model import Reason
+from app.partners.circuit import Circuit, CircuitState, Permit, is_failure
+from app.partners.ports import Done, NotSent, Outcome, PartnerPorts, Refused, Unknown
+from app.saga import plan
 from app.saga.facts import HoldExpired, PartnerCalled
-from app.saga.plan import Action, Call, Step
-from app.saga.store import Saga
+from app.saga.plan import Call, SagaState
+from app.saga.steps import PLANS, Action, Plans, StepRequest, StepSpec, partners
 
 log = structlog.get_logger(__name__)
 
-PARTNER_OF = {
-    Step.RESERVE_INVENTORY: "inventory",
-    Step.CHARGE_PAYMENT: "payment",
-    Step.COMMIT_INVENTORY: "inventory",
-    Step.CREATE_SHIPMENT: "shipping",
-}
-
-
 FIRST, AGAIN = False, True
-VISITS_PER_SECOND = 100.0  # of sagas that wait for a circuit: each costs the database a claim and a transaction
+VISITS_PER_SECOND = 100.0  # at most, by sagas that wait for a circuit: each visit costs a claim and a transaction
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitConfig:
-    """A circuit opens for `open_seconds` after `failures` in a row."""
+    """A circuit opens for `open_seconds` after `failures` failed calls in a row."""
 
     failures: int
     open_seconds: float
 
 
 class PartnerGateway:
-    """Calls the three partners for this process, each behind its circuits."""
+    """Calls the partners of the plans for this process, each behind its circuits."""
 
     def __init__(
         self,
-        inventory: Inventory,
-        payment: Payment,
-        shipping: Shipping,
+        ports: PartnerPorts,
         config: CircuitConfig,
         signals: Signals,
+        plans: Plans = PLANS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._inventory = inventory
-        self._payment = payment
-        self._shipping = shipping
+        self._ports = ports
         self._signals = signals
+        self._plans = plans
         self._open_seconds = config.open_seconds
         self._clock = clock
-        self._last_visit = clock()  # that was given to one who waits
+        self._last_visit = clock()  # the latest time that was given to a waiting saga
         self._circuits = {
-            each: Circuit(config.failures, config.open_seconds, clock)
-            for each in product(PARTNERS, Action, (FIRST, AGAIN))
+            key: Circuit(config.failures, config.open_seconds, clock)
+            for key in product(partners(plans), Action, (FIRST, AGAIN))
         }
 
-    def delay(self, call: Call, attempts: int, caller: object) -> float | None:
-        """None: the call may be made, of which there were so many. Else in how many seconds to ask again.
+    def admit(self, state: SagaState) -> Permit | float:
+        """Return a permit for the present call of the saga, or the seconds until it should ask again.
 
-        Not all at once, and however many wait, no more than the database bears. Who may call has to `make` the call or
-        to `leave`.
+        Waiting sagas are spread out so that they cannot overload Postgres, no matter how many there are.
         """
-        seconds = self._circuit(call, again=attempts > 0).delay(caller)
-        if seconds is None:
-            return None
+        spec, action = self._call_of(state)
+        admitted = self._circuits[spec.partner, action, state.attempts > 0].admit()
+        if isinstance(admitted, Permit):
+            return admitted
         now = self._clock()
-        self._last_visit = max(now + seconds, self._last_visit + 1 / VISITS_PER_SECOND)
+        self._last_visit = max(now + admitted, self._last_visit + 1 / VISITS_PER_SECOND)
         return self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds)
 
-    def leave(self, caller: object) -> None:
-        """The caller makes no call after all, or no more."""
-        for circuit in self._circuits.values():
-            circuit.leave(caller)
-
-    async def make(self, call: Call, caller: object, order: Order, saga: Saga) -> Outcome:
-        """Make one call whose attempt is on record."""
-        began = time.perf_counter()
-        try:
-            outcome = await self._ask(call, order, saga)
-            self._judge(call, saga.state.attempts > 1, caller, outcome)
-        except Exception as error:  # the attempt is on record and needs an outcome, whatever broke
-            log.exception("partner.defect", step=call.step, action=call.action)
-            outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
-            self.leave(caller)  # it says nothing of the partner
-        seconds = time.perf_counter() - began
-        self._signals.emit(PartnerCalled(call.step, call.action, label(outcome), seconds))
+    async def call(self, state: SagaState, permit: Permit, request: StepRequest) -> Outcome:
+        """Make the present call of the saga, after its attempt was recorded, and release the permit."""
+        spec, action = self._call_of(state)
+        started_at = time.perf_counter()
+        with permit:
+            try:
+                outcome = await spec.calls()[action](self._ports, request)
+                self._record_outcome(spec.partner, action, state.attempts > 1, permit, outcome)
+            except Exception as error:  # a recorded attempt needs an outcome, even after a defect
+                log.exception("partner.defect", step=spec.step, action=action)
+                outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
+        seconds = time.perf_counter() - started_at
+        self._signals.emit(PartnerCalled(spec.step, action, label(outcome), seconds))
         if not isinstance(outcome, Done):
-            self._tell(call, saga.state.attempts, outcome)
+            self._log(Call(spec.step, action), state.attempts, outcome)
         return outcome
 
-    async def _ask(self, call: Call, order: Order, saga: Saga) -> Outcome:
-        items = [Item(line.sku, line.quantity) for line in order.lines]
-        charge = Charge(
-            order.id, order.total_minor, order.currency, order.payment_method, saga.started_at, saga.payment_id
-        )
-        match call.step, call.action:
-            case Step.RESERVE_INVENTORY, Action.DO:
-                return await self._inventory.hold(order.id, items, saga.hold_seconds)
-            case Step.CHARGE_PAYMENT, Action.DO:
-                return await self._payment.charge(charge)
-            case Step.COMMIT_INVENTORY, Action.DO:
-                return await self._inventory.commit(order.id)
-            case Step.CREATE_SHIPMENT, Action.DO:
-                return await self._shipping.create(order.id, items, order.shipping_address)
-            case Step.CREATE_SHIPMENT, Action.UNDO:
-                return await self._shipping.cancel(order.id)
-            case Step.CHARGE_PAYMENT, Action.UNDO:
-                return await self._payment.refund(charge)
-            case Step.RESERVE_INVENTORY, Action.UNDO:
-                return await self._inventory.release(order.id)
-        raise AssertionError(f"bug: nobody to ask for {call}")
+    def _call_of(self, state: SagaState) -> tuple[StepSpec, Action]:
+        call = plan.decide(state)
+        assert isinstance(call, Call)  # noqa: S101 - bug: a saga that has ended makes no call
+        return plan.spec_of(state, self._plans), call.action
 
-    def _judge(self, call: Call, again: bool, caller: object, outcome: Outcome) -> None:
-        """A failure is the circuit's own; a success closes both, as the partner answers."""
-        for each in (again,) if is_failure(outcome) else (FIRST, AGAIN):
-            circuit = self._circuit(call, again=each)
-            before = circuit.state
-            circuit.judge(caller, outcome)
-            if circuit.state is not before:
-                log.warning(
-                    "partner.circuit",
-                    partner=PARTNER_OF[call.step],
-                    action=call.action,
-                    again=each,
-                    state=circuit.state.name.lower(),
-                )
+    def _record_outcome(self, partner: str, action: Action, again: bool, permit: Permit, outcome: Outcome) -> None:
+        """Count a failure for the call's own circuit; a success closes both, because the partner answers."""
+        pair = {repeated: self._circuits[partner, action, repeated] for repeated in (FIRST, AGAIN)}
+        before = {repeated: circuit.state for repeated, circuit in pair.items()}
+        permit.record(outcome)
+        if not is_failure(outcome):
+            pair[not again].close()
+        for repeated, circuit in pair.items():
+            if circuit.state is not before[repeated]:
+                state = circuit.state.name.lower()
+                log.warning("partner.circuit", partner=partner, action=action, again=repeated, state=state)
 
-    def _tell(self, call: Call, attempt: int, outcome: Outcome) -> None:
+    def _log(self, call: Call, attempt: int, outcome: Outcome) -> None:
         if outcome == Refused(Reason.HOLD_EXPIRED):
             self._signals.emit(HoldExpired())
         alarming = isinstance(outcome, Unknown) and outcome.alarming
@@ -163,16 +118,13 @@ class PartnerGateway:
             detail=detail(outcome),
         )
 
-    def _circuit(self, call: Call, *, again: bool) -> Circuit:
-        return self._circuits[PARTNER_OF[call.step], call.action, again]
-
-    def circuit_state(self, partner: str) -> int:
-        """Return how far the partner's circuits are open: the most open one counts."""
+    def circuit_state(self, partner: str) -> CircuitState:
+        """Return the state of the most open of the partner's circuits."""
         return max(circuit.state for (name, _, _), circuit in self._circuits.items() if name == partner)
 
 
 def label(outcome: Outcome) -> str:
-    """Name the outcome, as log and metrics do."""
+    """Return the name of the outcome in the log and in metrics."""
     match outcome:
         case Done():
             return "done"
@@ -185,7 +137,7 @@ def label(outcome: Outcome) -> str:
 
 
 def detail(outcome: Outcome) -> str | None:
-    """Say what there is to say of an outcome, for people."""
+    """Return what the partner or the client reported about the outcome; None if it succeeded."""
     match outcome:
         case Done():
             return None

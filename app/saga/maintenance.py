@@ -1,4 +1,4 @@
-"""What maintenance asks of the sagas: which orders have not started, which sagas are past their retention."""
+"""Queries for maintenance: find orders without a saga, and delete sagas past their retention."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -8,20 +8,20 @@ from app import db
 from app.orders.model import FINAL
 from app.saga.queries import MAX_STEPS
 
-Place = tuple[str, datetime, UUID]  # tenant, placed_at, id of the order that a look went up to
+Place = tuple[str, datetime, UUID]  # tenant, placed_at and id of the last order that was scanned
 FIRST: Place = ("", datetime.min.replace(tzinfo=UTC), UUID(int=0))
-# What may be pruned. The bound is a parameter, so that rows counted by one statement are those that the next deletes.
+# The sagas to prune. The time is a parameter, so that one statement counts the same rows that the next one deletes.
 ENDED = "finished_at <= $3 AND (SELECT status FROM orders WHERE orders.id = sagas.id) = ANY($4)"
 
 
 async def unstarted(
     conn: db.Connection, after: Place, limit: int, age_seconds: float
 ) -> tuple[list[UUID], Place | None]:
-    """Look at the next `limit` pending orders after this place.
+    """Scan the next `limit` pending orders after this place.
 
-    Returns those that were placed `age_seconds` ago or earlier and have no saga, and where to go on; None: at the end.
-    An order's age is that of its event's row, since `placed_at` is by the clock of the process that took the order. A
-    row that was sent again was old enough before.
+    Return the orders that were placed at least `age_seconds` ago and have no saga, and the place to continue from; None
+    at the end. An order is as old as its event's row in the outbox, because `placed_at` comes from the clock of the
+    process that accepted the order. An event that was resent was old enough before.
     """
     rows = await conn.fetch(
         f"""
@@ -46,13 +46,13 @@ async def unstarted(
 async def prune(
     conn: db.Connection, after: UUID, before: UUID, limit: int, retention_seconds: float
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` sagas between these ids, oldest first; delete those that ended long ago, with their log.
+    """Scan the next `limit` sagas between these ids, oldest first; delete those past their retention with their logs.
 
-    The order stays, and it has ended: that is what keeps its saga from ever starting again. Returns how many were
-    deleted, and where to go on; None: at the end.
+    The order stays and is final, so its saga can never start again. Return how many sagas were deleted, and the id to
+    continue from; None at the end.
 
-    A call deletes `MAX_STEPS` lines of logs at most. A longer log is shortened first, in as many calls as it takes, to
-    the lines that operators are shown; these go together with their saga, so that no operator sees half of them.
+    One call deletes at most `MAX_STEPS` log rows. Earlier calls shorten a longer log to the rows that operators can
+    see; those are deleted together with their saga, so that no operator sees a part of them.
     """
     ended_before = await db.now(conn) - timedelta(seconds=retention_seconds)
     rows = await conn.fetch(
@@ -79,18 +79,18 @@ async def prune(
 
 
 async def _delete(conn: db.Connection, after: UUID, last: UUID, ended_before: datetime) -> int:
-    """Delete the ended sagas among these with their logs, unless another janitor is at them. Returns how many."""
+    """Delete the ended sagas among these with their logs, except those locked by another janitor. Return how many."""
     deleted: int = await conn.fetchval(
         f"""
-        WITH gone AS (
+        WITH deleted AS (
             DELETE FROM sagas WHERE ctid = ANY (ARRAY (
                 SELECT ctid FROM sagas WHERE id > $1 AND id <= $2 AND {ENDED} FOR UPDATE SKIP LOCKED
             ))
             RETURNING id
         ), log AS (
-            DELETE FROM saga_steps WHERE saga_id = ANY (ARRAY (SELECT id FROM gone))
+            DELETE FROM saga_steps WHERE saga_id = ANY (ARRAY (SELECT id FROM deleted))
         )
-        SELECT count(*) FROM gone
+        SELECT count(*) FROM deleted
         """,  # noqa: S608 - a constant
         after,
         last,
@@ -101,9 +101,9 @@ async def _delete(conn: db.Connection, after: UUID, last: UUID, ended_before: da
 
 
 async def _shorten_log(conn: db.Connection, saga_id: UUID) -> int:
-    """Delete up to `MAX_STEPS` lines before the last `MAX_STEPS`, unless another janitor is at this saga.
+    """Delete up to `MAX_STEPS` log rows before the last `MAX_STEPS`, unless another janitor has locked this saga.
 
-    Returns how many. OFFSET 0 keeps the planner from reading the logs of all sagas in the order of the primary key.
+    Return how many. OFFSET 0 stops the planner from reading the logs of all sagas in primary key order.
     """
     status = await conn.execute(
         f"""

@@ -1,10 +1,12 @@
-"""The saga's plan: a table of steps and pure functions on its state. No I/O, no clock, no chance.
+"""The saga's plan as pure functions on its state: what to call next, and what an outcome changes. No I/O and no clock.
 
-Forward, the steps run in order; an unclear answer means: ask again, with the same idempotency key. On a refusal, at
-the deadline, or when the customer or an operator cancels, the saga turns back and undoes every step it ever attempted,
-in reverse, the refused one too (the undo of what never happened succeeds and blocks a late arrival). Undoing never
-gives up. The last step is the point of no return: the transaction that records its success also records the order as
-confirmed, unless that transaction finds the order cancelled.
+Forward, the steps run in order. After an unclear answer the same call is made again, with the same idempotency key. On
+a refusal, at the deadline, or when the customer or an operator cancels, the saga compensates: it undoes every step it
+ever attempted, in reverse order. That includes a refused step; undoing what never happened succeeds, and it blocks a
+call that arrives late. Undoing is retried until it succeeds.
+
+The last step is the point of no return: the transaction that records its success also records the order as confirmed,
+unless that transaction finds the order cancelled.
 """
 
 from dataclasses import dataclass, replace
@@ -12,61 +14,26 @@ from enum import StrEnum
 
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
+from app.saga.steps import NEWEST, PLANS, Action, Plans, StepSpec
 
 
-class Step(StrEnum):
-    """The steps, by the names that partners see in their idempotency keys."""
-
-    RESERVE_INVENTORY = "reserve_inventory"
-    CHARGE_PAYMENT = "charge_payment"
-    COMMIT_INVENTORY = "commit_inventory"
-    CREATE_SHIPMENT = "create_shipment"
-
-
-class Direction(StrEnum):
-    """Which way a saga goes. It turns once, and never forward again."""
+class SagaDirection(StrEnum):
+    """Which way a saga goes. It changes at most once, from forward to backward."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
 
 
-class Action(StrEnum):
-    """What is asked of a partner for a step."""
-
-    DO = "do"
-    UNDO = "undo"
-
-
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A step of the plan. `undone_by_earlier`: an earlier step's undo takes this one back too."""
+class SagaState:
+    """Where a saga is: at `step`, which has had `attempts` attempts in this direction. `step` None: nothing is left.
 
-    step: Step
-    refusals: frozenset[Reason]
-    undone_by_earlier: bool = False
-
-
-PLANS: dict[int, tuple[Row, ...]] = {
-    1: (
-        Row(Step.RESERVE_INVENTORY, frozenset({Reason.OUT_OF_STOCK})),
-        Row(Step.CHARGE_PAYMENT, frozenset({Reason.CARD_DECLINED})),
-        Row(Step.COMMIT_INVENTORY, frozenset({Reason.HOLD_EXPIRED}), undone_by_earlier=True),
-        Row(Step.CREATE_SHIPMENT, frozenset({Reason.UNDELIVERABLE})),
-    ),
-}
-NEWEST = max(PLANS)
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Where a saga is: at `step`, which was attempted `attempts` times in this direction; None: nothing is left to do.
-
-    `reason` says why it turned back.
+    `reason`: why it compensates.
     """
 
     plan_version: int
-    direction: Direction
-    step: Step | None
+    direction: SagaDirection
+    step: str | None
     attempts: int = 0
     reason: Reason | None = None
 
@@ -75,7 +42,7 @@ class State:
 class Call:
     """Ask the step's partner to do or undo it."""
 
-    step: Step
+    step: str
     action: Action
 
 
@@ -89,77 +56,79 @@ class Finish:
 Decision = Call | Finish
 
 
-def begin(plan_version: int = NEWEST) -> State:
+def begin(plan_version: int = NEWEST, plans: Plans = PLANS) -> SagaState:
     """Return the state of a saga that has not attempted anything."""
-    return State(plan_version, Direction.FORWARD, PLANS[plan_version][0].step)
+    return SagaState(plan_version, SagaDirection.FORWARD, plans[plan_version][0].step)
 
 
-def decide(state: State) -> Decision:
-    """Return what the state asks for."""
+def decide(state: SagaState) -> Decision:
+    """Return what to do in this state."""
     if state.step is not None:
-        return Call(state.step, Action.DO if state.direction is Direction.FORWARD else Action.UNDO)
-    if state.direction is Direction.FORWARD:
+        return Call(state.step, Action.DO if state.direction is SagaDirection.FORWARD else Action.UNDO)
+    if state.direction is SagaDirection.FORWARD:
         return Finish(Status.CONFIRMED)
     return Finish(Status.CANCELLED if state.reason is Reason.CANCELLED_BY_CUSTOMER else Status.REJECTED)
 
 
-def attempted(state: State) -> State:
-    """Record that the call is about to be made: from here on it must be undone if the saga turns back."""
+def attempted(state: SagaState) -> SagaState:
+    """Count an attempt of the call. It is recorded before the call; from then on, compensating includes the step."""
     return replace(state, attempts=state.attempts + 1)
 
 
-def advance(state: State, outcome: Outcome) -> State:
-    """Return the state after an outcome of the present call; the same state means: the same call again, later."""
+def advance(state: SagaState, outcome: Outcome, plans: Plans = PLANS) -> SagaState:
+    """Return the state after an outcome of the present call. An unchanged state means: retry the call later."""
     match state.direction, outcome:
-        case Direction.FORWARD, Done():
-            return _step_forward(state)
-        case Direction.BACKWARD, Done():
-            return _step_back(state, _index(state) - 1)
-        case Direction.FORWARD, Refused(code=code) if code in _row(state).refusals:
-            return turn_back(state, Reason(code))
+        case SagaDirection.FORWARD, Done():
+            return _step_forward(state, plans)
+        case SagaDirection.BACKWARD, Done():
+            return _step_back(state, _index(state, plans) - 1, plans)
+        case SagaDirection.FORWARD, Refused(code=code) if code in spec_of(state, plans).refusals:
+            return compensate(state, Reason(code), plans)
         case _, Refused() | NotSent() | Unknown():
             return state
     raise AssertionError(f"bug: no rule for {state.direction} and {outcome}")
 
 
-def turn_back(state: State, reason: Reason) -> State:
-    """Turn a forward saga: undo what was attempted, beginning with the present step if it was.
+def compensate(state: SagaState, reason: Reason, plans: Plans = PLANS) -> SagaState:
+    """Start compensating: undo all attempted steps, from the present one if it was attempted.
 
-    A saga that has turned stays as it is. One that has done every step was in time, however late that is recorded; a
-    cancel that comes before the record still turns it, and all of it is undone.
+    A saga that already compensates does not change. A saga that has done every step does not time out, even if that is
+    recorded late; a cancel before the record still makes it undo all of them.
     """
-    if state.direction is Direction.BACKWARD or (state.step is None and reason is Reason.TIMED_OUT):
+    if state.direction is SagaDirection.BACKWARD or (state.step is None and reason is Reason.TIMED_OUT):
         return state
-    turned = replace(state, direction=Direction.BACKWARD, reason=reason)
+    backward = replace(state, direction=SagaDirection.BACKWARD, reason=reason)
     if state.step is None:
-        return _step_back(turned, len(PLANS[state.plan_version]) - 1)
-    return _step_back(turned, _index(state) if state.attempts else _index(state) - 1)
+        return _step_back(backward, len(plans[state.plan_version]) - 1, plans)
+    present = _index(state, plans)
+    return _step_back(backward, present if state.attempts else present - 1, plans)
 
 
-def heed(state: State, *, cancelled: Reason | None, late: bool) -> State:
-    """Turn a forward saga back that was cancelled (by whom, the reason says) or is late; a cancel comes first.
+def interrupt(state: SagaState, *, cancelled: Reason | None, late: bool, plans: Plans = PLANS) -> SagaState:
+    """Make a forward saga compensate if it was cancelled (for that reason) or is late. A cancel takes precedence.
 
-    Not to be asked once the end is on record: a confirmed order stays confirmed.
+    Do not call this once the saga's end is recorded: a confirmed order stays confirmed.
     """
     if cancelled is not None:
-        state = turn_back(state, cancelled)
-    return turn_back(state, Reason.TIMED_OUT) if late else state
+        state = compensate(state, cancelled, plans)
+    return compensate(state, Reason.TIMED_OUT, plans) if late else state
 
 
-def _step_forward(state: State) -> State:
-    rows, following = PLANS[state.plan_version], _index(state) + 1
-    return replace(state, step=rows[following].step if following < len(rows) else None, attempts=0)
+def spec_of(state: SagaState, plans: Plans = PLANS) -> StepSpec:
+    """Return the row of the present step."""
+    return plans[state.plan_version][_index(state, plans)]
 
 
-def _step_back(state: State, last: int) -> State:
+def _step_forward(state: SagaState, plans: Plans) -> SagaState:
+    steps, following = plans[state.plan_version], _index(state, plans) + 1
+    return replace(state, step=steps[following].step if following < len(steps) else None, attempts=0)
+
+
+def _step_back(state: SagaState, last: int, plans: Plans) -> SagaState:
     """Go to the latest step, at index `last` or before, that has an undo of its own."""
-    undone = [row.step for row in PLANS[state.plan_version][: last + 1] if not row.undone_by_earlier]
-    return replace(state, step=undone[-1] if undone else None, attempts=0)
+    undoable = [spec.step for spec in plans[state.plan_version][: last + 1] if spec.undo is not None]
+    return replace(state, step=undoable[-1] if undoable else None, attempts=0)
 
 
-def _row(state: State) -> Row:
-    return PLANS[state.plan_version][_index(state)]
-
-
-def _index(state: State) -> int:
-    return [row.step for row in PLANS[state.plan_version]].index(state.step)  # type: ignore[arg-type] # never None here
+def _index(state: SagaState, plans: Plans) -> int:
+    return [spec.step for spec in plans[state.plan_version]].index(state.step)  # type: ignore[arg-type] # never None here

@@ -1,4 +1,4 @@
-"""What operators read of sagas: those that have not ended, and one with all that was asked of partners for it."""
+"""Queries for operators: the unfinished sagas, and one saga with its log."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -9,10 +9,10 @@ from uuid import UUID
 
 from app import db
 
-GRACE_SECONDS = 60.0  # past its deadline, or past the time at which anybody could have taken it on
-MAX_STEPS = 1000  # lines of one saga's log that are read: an undo may have failed for weeks
+GRACE_SECONDS = 60.0  # after its deadline or its due time, a saga counts as stuck
+MAX_STEPS = 1000  # entries of one saga's log that are read: an undo may have been retried for weeks
 
-# What needs a look. It stands first in a listing, and alone in one of `stuck` sagas.
+# Stuck sagas come first in a listing; a listing of `stuck` sagas has no others.
 STUCK = f"""(
     least(s.deadline_at, s.next_attempt_at) < clock_timestamp() - interval '{GRACE_SECONDS:g} s'
     OR coalesce(s.needs_operator_at <= clock_timestamp(), false)
@@ -29,11 +29,11 @@ COLUMNS = f"""
 
 @dataclass(frozen=True, slots=True)
 class SagaRow:
-    """A saga as it stands.
+    """A saga as it is now.
 
-    `next_attempt_in_seconds`: until it is due, or with a `lease_owner` until the lease ends; negative: since then.
-    `reason`: why it turned back, or is about to. `stuck`: it needs an operator, or is a
-    minute past its deadline or past being due.
+    `next_attempt_in_seconds`: until it is due, or until the lease of `lease_owner` ends; negative: since then.
+    `reason`: why it compensates, or is about to. `stuck`: it needs an operator, or has been late or due for more than
+    `GRACE_SECONDS`.
     """
 
     id: UUID
@@ -54,8 +54,8 @@ class SagaRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A saga of a listing. `outcome` and `detail`: of the last answer, or want of one; None: nothing was asked yet."""
+class UnfinishedSaga:
+    """A saga in a listing. `outcome` and `detail`: of its last call; None: it has made no call yet."""
 
     saga: SagaRow
     outcome: str | None
@@ -63,8 +63,8 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a saga's log. `outcome`: attempted (a call was about to be made), done, refused, not-sent, unknown."""
+class StepLogRow:
+    """A row of a saga's log. `outcome`: attempted (before the call), done, refused, not-sent or unknown."""
 
     at: datetime
     step: str
@@ -75,10 +75,10 @@ class Line:
     reply: Mapping[str, Any] | None
 
 
-async def unfinished(conn: db.Connection, limit: int, status: str | None, *, stuck: bool) -> list[Listed]:
-    """Return up to `limit` sagas that have not ended: first those that are stuck, and of each the oldest first.
+async def unfinished(conn: db.Connection, limit: int, status: str | None, *, stuck: bool) -> list[UnfinishedSaga]:
+    """Return up to `limit` unfinished sagas: the stuck ones first, and the oldest first within each group.
 
-    `status`: of their orders. The limit comes before the logs are looked at.
+    `status`: of their orders. Only the logs of the returned sagas are read.
     """
     rows = await conn.fetch(
         f"""
@@ -97,11 +97,11 @@ async def unfinished(conn: db.Connection, limit: int, status: str | None, *, stu
         stuck,
         limit,
     )
-    return [Listed(_saga(row), row["outcome"], row["detail"]) for row in rows]
+    return [UnfinishedSaga(_saga(row), row["outcome"], row["detail"]) for row in rows]
 
 
 async def find(conn: db.Connection, saga_id: UUID) -> SagaRow | None:
-    """Return one saga, ended or not; None: it never started, or was removed after its retention."""
+    """Return one saga, unfinished or not; None if it never started or was removed after its retention."""
     row = await conn.fetchrow(
         f"SELECT {COLUMNS} FROM sagas s JOIN orders o USING (id) WHERE s.id = $1",  # noqa: S608 - constants
         saga_id,
@@ -109,8 +109,8 @@ async def find(conn: db.Connection, saga_id: UUID) -> SagaRow | None:
     return None if row is None else _saga(row)
 
 
-async def log(conn: db.Connection, saga_id: UUID) -> list[Line]:
-    """Return the last lines of a saga's log, in order, `MAX_STEPS` at most."""
+async def log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
+    """Return the last `MAX_STEPS` rows of a saga's log, in order."""
     rows = await conn.fetch(
         f"""
         SELECT at, step, action, attempt, outcome, detail, reply FROM saga_steps
@@ -119,7 +119,7 @@ async def log(conn: db.Connection, saga_id: UUID) -> list[Line]:
         saga_id,
     )
     lines = [{**row, "reply": None if row["reply"] is None else json.loads(row["reply"])} for row in rows]
-    return [Line(**line) for line in reversed(lines)]
+    return [StepLogRow(**line) for line in reversed(lines)]
 
 
 def _saga(row: Any) -> SagaRow:
@@ -136,7 +136,7 @@ class Stats(NamedTuple):
 
 
 async def stats(conn: db.Connection) -> Stats:
-    """Measure the sagas that have not ended."""
+    """Measure the unfinished sagas."""
     rows = await conn.fetch(
         """
         SELECT o.status, count(*) AS unfinished,
@@ -153,7 +153,7 @@ async def stats(conn: db.Connection) -> Stats:
 
 
 async def not_started(conn: db.Connection, order_ids: Collection[UUID]) -> set[UUID]:
-    """Return those of these orders that are pending and have no saga: their `order.placed` has not been handled."""
+    """Return which of these orders are pending and have no saga: their `order.placed` has not been handled."""
     rows = await conn.fetch(
         """
         SELECT id FROM orders

@@ -1,14 +1,15 @@
-"""The saga tables: one row per saga, and the append-only log of what was asked of partners and what came back.
+"""The saga tables: one row per saga, and the append-only log of attempts and outcomes.
 
-`next_attempt_at` is when a process may take the saga on; taking it moves that to the end of the lease, and so does
-every write of its runner. `version` is the fencing token: it grows with every write and every takeover, and a write
-with an older one changes nothing.
+From `next_attempt_at` on, any process may claim the saga. A claim, and every write of its runner, moves that time to
+the end of the lease. `version` is the fencing token: every claim and every write increments it, and a write with an
+older version changes nothing.
 
-`needs_operator_at` is when its present call will have failed for so long that a person must look, or the time of an
-answer that no retry mends; NULL as soon as the saga goes on to another call. It is shown, and changes nothing.
+`needs_operator_at` is the time from which an operator must look at the saga: its present call has failed for too long
+by then, or it got an answer that retrying cannot fix. The next call clears it. It is shown, and changes nothing else.
 
-`deadline_at` and `hold_seconds` are those of the start, whatever the settings are by now: every attempt to hold stock
-must ask for the same, and for longer than the saga may take. NULL in the latter: started by an older release.
+`deadline_at` and `hold_seconds` are fixed when the saga starts, even if the settings change later: every attempt to
+hold stock must ask for the same time, and for longer than the saga may take. `hold_seconds` is NULL in sagas that an
+older release started.
 """
 
 import json
@@ -37,10 +38,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
 from app.errors import StaleLease
-from app.messaging.envelope import Envelope, UnreadableMessage
-from app.orders.model import Reason, Status
+from app.orders.model import Reason
 from app.orders.store import DEFAULT_CANCEL_REASON
 from app.saga import plan
+from app.saga.steps import Action
 
 sagas = Table(
     "sagas",
@@ -86,98 +87,58 @@ saga_steps = Table(
 )
 
 
-HOLD_MARGIN_SECONDS = 300  # for the last call before the deadline, and clocks that differ
+HOLD_MARGIN_SECONDS = 300  # covers the last call before the deadline, and differences between clocks
 
 
 @dataclass(frozen=True, slots=True)
 class Saga:
-    """A saga that this process holds the lease of."""
+    """A saga whose lease this process holds."""
 
     id: UUID
     version: int
-    state: plan.State
-    remaining_seconds: float  # until its deadline, when it was claimed
+    state: plan.SagaState
+    remaining_seconds: float  # from the claim until the deadline
     started_at: datetime
     hold_seconds: int
     traceparent: str | None
     tracestate: str | None
     needs_operator: bool = False  # as of its last write
-    age_seconds: float = 0.0  # likewise
-    cancelled: Reason | None = None  # who has asked for it to turn back, as far as this process knows
-    payment_id: str | None = None  # of the charge that is about to be undone, if its answer is on record
+    age_seconds: float = 0.0  # as of its last write
+    cancelled: Reason | None = None  # why it must compensate, as of its last write
+    do_reply: Mapping[str, Any] | None = None  # of the step that is about to be undone, if its undo reads it
 
     @property
-    def must_turn(self) -> bool:
-        """Whether it still goes forward although it was cancelled."""
-        return self.cancelled is not None and self.state.direction is plan.Direction.FORWARD
+    def must_compensate(self) -> bool:
+        """Return whether it was cancelled and still goes forward."""
+        return self.cancelled is not None and self.state.direction is plan.SagaDirection.FORWARD
 
     @property
     def trace(self) -> dict[str, str]:
-        """The trace that the order came with, as headers."""
+        """Return the trace context of the order's request, as headers."""
         headers = {"traceparent": self.traceparent, "tracestate": self.tracestate}
         return {name: value for name, value in headers.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of the log. `outcome`: attempted (about to call), done, refused, not-sent or unknown."""
+class StepLogEntry:
+    """One entry of the log. `outcome`: attempted (before the call), done, refused, not-sent or unknown."""
 
-    step: plan.Step
-    action: plan.Action
+    step: str
+    action: Action
     attempt: int
     outcome: str
     detail: str | None = None
     reply: Mapping[str, Any] | None = None
 
 
-async def start(
-    conn: db.Connection, envelope: Envelope, deadline_seconds: float, hold_seconds: int | None = None
-) -> None:
-    """Start the saga of a placed order, at most once per order: the handler of `order.placed`.
-
-    The order is locked first, so that starting and cancelling it exclude each other. An order that is no longer
-    pending, such as one that was cancelled meanwhile, needs no saga. Raises UnreadableMessage when there is no such
-    order.
-    """
-    try:
-        order_id = UUID(envelope.subject)
-    except ValueError as error:
-        raise UnreadableMessage(f"subject {envelope.subject!r} is not an order id") from error
-    status = await conn.fetchval("SELECT status FROM orders WHERE id = $1 FOR UPDATE", order_id)
-    if status is None:
-        raise UnreadableMessage(f"there is no order {order_id}")
-    if status != Status.PENDING:
-        return
-    state = plan.begin()
-    await conn.execute(
-        """
-        INSERT INTO sagas (id, plan_version, direction, step, attempts, version, next_attempt_at, deadline_at,
-                           traceparent, tracestate, started_at, updated_at, hold_seconds)
-        SELECT $1, $2, $3, $4, 0, 1, now.at, now.at + make_interval(secs => $5), $6, $7, now.at, now.at,
-               coalesce($8, ceil($5) + $9)::int
-        FROM (SELECT clock_timestamp() AS at) AS now
-        ON CONFLICT (id) DO NOTHING
-        """,
-        order_id,
-        state.plan_version,
-        state.direction,
-        state.step,
-        deadline_seconds,
-        envelope.traceparent,
-        envelope.tracestate,
-        hold_seconds,
-        HOLD_MARGIN_SECONDS,
-    )
-
-
 async def claim(
     conn: db.Connection, owner: str, plan_versions: Collection[int], limit: int, lease_seconds: float
 ) -> list[Saga]:
-    """Take up to `limit` due sagas for `lease_seconds`, the longest due first, of plans that this release knows.
+    """Claim up to `limit` due sagas of these plan versions for `lease_seconds`, the longest due first.
 
-    MATERIALIZED holds the limit: as a subquery of IN, the planner may run it once for each row, each time locking more.
-    The time is asked for once: asked for each row, it would be no condition of the index, and every saga that waits be
-    read by every claim.
+    MATERIALIZED keeps the limit: the planner may run a subquery of IN once per row, and lock more rows each time.
+    `clock_timestamp()` is volatile; in a subselect it is evaluated once, so the index can be used. Otherwise every
+    claim would read all waiting sagas.
     """
     rows = await conn.fetch(
         """
@@ -207,50 +168,54 @@ async def claim(
     return [_saga(row) for row in rows]
 
 
+SAVE = """
+    WITH saved AS (
+        UPDATE sagas
+        SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
+            next_attempt_at = now.at + make_interval(secs => $8), updated_at = now.at,
+            finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
+            needs_operator_at = least(
+                CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
+                now.at + make_interval(secs => $15))
+        FROM (SELECT clock_timestamp() AS at) AS now
+        WHERE id = $1 AND version = $2
+        RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
+                  extract(epoch FROM now.at - started_at)::float8 AS age_seconds
+    ), logged AS (
+        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
+        SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
+               entry.reply
+        FROM saved, unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[])
+            WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
+        ORDER BY entry.number
+    )
+    SELECT saved.version, saved.needs_operator, saved.age_seconds,
+           orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
+    FROM saved JOIN orders USING (id)
+"""
+
+
 async def save(
     conn: db.Connection,
     saga: Saga,
-    state: plan.State,
-    entries: Sequence[Entry],
+    state: plan.SagaState,
+    entries: Sequence[StepLogEntry],
     *,
     due_in_seconds: float,
     owner: str | None,
     operator_in_seconds: float | None = None,
 ) -> Saga:
-    """Write the new state and append to the log, in one statement. Returns the saga as it is now.
+    """Write the new state and append to the log, in one statement. Return the saga as it is now.
 
-    With an `owner` the lease is renewed until `due_in_seconds` from now; without one the saga is given back and due
-    again then. `operator_in_seconds`: the call must wait, and needs an operator from then on if not sooner.
+    With an `owner`, the lease is renewed until `due_in_seconds` from now. Without one, the lease ends and the saga is
+    due at that time. `operator_in_seconds`: the present call must wait, and needs an operator after so many
+    seconds, unless an earlier time is already recorded.
 
-    The same statement brings news of a cancel, as of its beginning: who must know for certain locks the order first.
-    Raises StaleLease when another process has taken the saga over; then nothing is written.
+    The statement also returns whether the order was cancelled when the statement started. A caller that must know for
+    certain locks the order first. Raises StaleLease if another process has claimed the saga; then nothing is written.
     """
     row = await conn.fetchrow(
-        """
-        WITH saved AS (
-            UPDATE sagas
-            SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
-                next_attempt_at = now.at + make_interval(secs => $8), updated_at = now.at,
-                finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
-                needs_operator_at = least(
-                    CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
-                    now.at + make_interval(secs => $15))
-            FROM (SELECT clock_timestamp() AS at) AS now
-            WHERE id = $1 AND version = $2
-            RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
-                      extract(epoch FROM now.at - started_at)::float8 AS age_seconds
-        ), logged AS (
-            INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
-            SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
-                   entry.reply
-            FROM saved, unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[])
-                WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
-            ORDER BY entry.number
-        )
-        SELECT saved.version, saved.needs_operator, saved.age_seconds,
-               orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
-        FROM saved JOIN orders USING (id)
-        """,
+        SAVE,
         saga.id,
         saga.version,
         state.direction,
@@ -274,20 +239,19 @@ async def save(
     return replace(saga, state=state, cancelled=cancelled, **written)
 
 
-async def payment_id(conn: db.Connection, saga_id: UUID) -> str | None:
-    """Return what the payment partner called the saga's charge; None when its answer was never recorded."""
+async def do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str, Any] | None:
+    """Return the partner's recorded reply to the step's do; None if no reply was ever recorded."""
     query = """
-        SELECT reply ->> 'payment_id' FROM saga_steps
-        WHERE saga_id = $1 AND step = $2 AND action = $3 AND outcome = 'done' LIMIT 1
+        SELECT reply FROM saga_steps WHERE saga_id = $1 AND step = $2 AND action = $3 AND outcome = 'done' LIMIT 1
     """
-    found: str | None = await conn.fetchval(query, saga_id, plan.Step.CHARGE_PAYMENT, plan.Action.DO)
-    return found
+    reply: str | None = await conn.fetchval(query, saga_id, step, Action.DO)
+    return None if reply is None else json.loads(reply)
 
 
-async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
-    """End the saga's pause, if it is in one; False when there is no such saga. The caller has locked the order.
+async def wake_if_waiting(conn: db.Connection, saga_id: UUID) -> bool:
+    """Make a waiting saga due now. Return false if the order has no saga. The caller has locked the order.
 
-    A saga under way is left to its runner: it learns of the cancel with its next record.
+    A running saga is not touched: its runner sees the cancel with its next write.
     """
     query = """
         UPDATE sagas
@@ -297,10 +261,10 @@ async def hurry(conn: db.Connection, saga_id: UUID) -> bool:
     return await conn.fetchval(query, saga_id) is True
 
 
-async def end_pause(conn: db.Connection, saga_id: UUID) -> bool:
-    """Make a saga that waits due at once; False: it has ended, is under way, is due already, or is not there.
+async def make_due(conn: db.Connection, saga_id: UUID) -> bool:
+    """Make a waiting saga due now. The caller has locked the order.
 
-    The caller has locked the order.
+    Return false if the saga has ended, is running, is already due, or does not exist.
     """
     query = """
         UPDATE sagas SET next_attempt_at = clock_timestamp()
@@ -311,10 +275,10 @@ async def end_pause(conn: db.Connection, saga_id: UUID) -> bool:
 
 
 def _saga(row: Any) -> Saga:
-    state = plan.State(
+    state = plan.SagaState(
         plan_version=row["plan_version"],
-        direction=plan.Direction(row["direction"]),
-        step=plan.Step(row["step"]),
+        direction=plan.SagaDirection(row["direction"]),
+        step=row["step"],
         attempts=row["attempts"],
         reason=Reason(row["reason"]) if row["reason"] else None,
     )

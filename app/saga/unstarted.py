@@ -1,6 +1,6 @@
-"""Orders whose saga cannot start because their `order.placed` is dead: its dead letter waits, was purged, or is lost.
+"""Find orders whose saga cannot start because their `order.placed` was dead-lettered, purged or lost.
 
-The inbox knows that a message is dead; only the transport knows whether its dead letter is still there.
+The inbox records that a message is dead; only the transport knows whether its dead letter still exists.
 """
 
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from uuid import UUID
 
 from app import db
 
-# `order.placed` has the id of its order. The index of dead rows is small; the others are primary keys.
+# `order.placed` has the id of its order. The index of dead rows is small; the other lookups use primary keys.
 DEAD = """
     inbox JOIN orders ON orders.id = inbox.message_id::uuid
     WHERE inbox.consumer = $1 AND inbox.dead_at IS NOT NULL AND inbox.processed_at IS NULL
@@ -19,10 +19,10 @@ DEAD = """
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp:
-    """A pending order whose `order.placed` is dead. `purged`: an operator removed its dead letter.
+class BlockedOrder:
+    """A pending order whose `order.placed` is dead. `purged`: an operator removed the dead letter.
 
-    `since`: when it was purged, else when it was dead-lettered.
+    `since`: when it was purged, or else dead-lettered.
     """
 
     order_id: UUID
@@ -34,8 +34,8 @@ class GivenUp:
     age_seconds: float
 
 
-async def given_up(conn: db.Connection, consumer: str, limit: int) -> list[GivenUp]:
-    """Return up to `limit` of these orders, the longest dead first."""
+async def list_blocked(conn: db.Connection, consumer: str, limit: int) -> list[BlockedOrder]:
+    """Return up to `limit` of these orders, the one that has been dead longest first."""
     rows = await conn.fetch(
         f"""
         SELECT orders.id AS order_id, orders.tenant, inbox.purged_at IS NOT NULL AS purged,
@@ -46,10 +46,10 @@ async def given_up(conn: db.Connection, consumer: str, limit: int) -> list[Given
         """,  # noqa: S608 - constants and a number
         consumer,
     )
-    return [GivenUp(**{**row, "order_id": UUID(int=row["order_id"].int)}) for row in rows]
+    return [BlockedOrder(**{**row, "order_id": UUID(int=row["order_id"].int)}) for row in rows]
 
 
-async def lost(
+async def list_lost(
     conn: db.Connection, consumer: str, waiting: Collection[str], after_seconds: float, limit: int
 ) -> list[UUID]:
     """Return up to `limit` of these orders whose dead letter is not among the ids in `waiting`.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,8 +15,11 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from app.partners.ports import Item, Outcome
+from app.orders.model import Line, Order, Status
+from app.partners.ports import Outcome, PartnerItem
+from app.saga.steps import Action, StepCall, StepRequest
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of
+from tests.harness.steps import OPERATIONS, PLAN
 from tests.harness.stripe_fake import StripeFake
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -28,32 +32,31 @@ uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
 """
 
 
-PartnerAction = Callable[[Partners, UUID, Item], Awaitable[Outcome]]
+PartnerAction = Callable[[Partners, UUID, PartnerItem], Awaitable[Outcome]]
 
-DO: dict[str, PartnerAction] = {
-    "inventory.hold": lambda to, saga, item: to.inventory.hold(saga, [item], HOLD_SECONDS),
-    "inventory.commit": lambda to, saga, _: to.inventory.commit(saga),
-    "payment.charge": lambda to, saga, _: to.payment.charge(charge_of(saga, 700, "EUR", "pm_card_visa")),
-    "shipping.create": lambda to, saga, item: to.shipping.create(saga, [item], None),
-}
-UNDO: dict[str, PartnerAction] = {
-    "inventory.release": lambda to, saga, _: to.inventory.release(saga),
-    "payment.refund": lambda to, saga, _: to.payment.refund(charge_of(saga)),
-    "shipping.cancel": lambda to, saga, _: to.shipping.cancel(saga),
-}
+
+def act_of(call: StepCall) -> PartnerAction:
+    """Return a step's call for an order of one item that costs 7 EUR."""
+
+    def act(to: Partners, saga: UUID, item: PartnerItem) -> Awaitable[Outcome]:
+        now = datetime.now(UTC)
+        order = Order(
+            id=saga, tenant="contract", status=Status.PENDING, status_reason=None, customer_id=None, currency="EUR",
+            lines=(Line(item.sku, item.quantity, 700 // item.quantity),), payment_method="pm_card_visa",
+            shipping_address=None, metadata=None, tracking_id=None, version=1, placed_at=now, updated_at=now,
+        )  # fmt: skip
+        return call(to.ports, StepRequest(order, now, HOLD_SECONDS))
+
+    return act
+
+
+DO = {OPERATIONS[spec.step, Action.DO]: act_of(spec.do) for spec in PLAN}
+UNDO = {OPERATIONS[spec.step, Action.UNDO]: act_of(spec.undo) for spec in PLAN if spec.undo is not None}
 ACTS = {**DO, **UNDO}
 UNDONE_BY = {
-    "inventory.hold": "inventory.release",
-    "inventory.commit": "inventory.release",
-    "payment.charge": "payment.refund",
-    "shipping.create": "shipping.cancel",
+    OPERATIONS[spec.step, Action.DO]: OPERATIONS[spec.compensated_by or spec.step, Action.UNDO] for spec in PLAN
 }
-REFUSALS = {
-    "inventory.hold": "out-of-stock",
-    "inventory.commit": "hold-expired",
-    "payment.charge": "card-declined",
-    "shipping.create": "undeliverable",
-}
+REFUSALS = {OPERATIONS[spec.step, Action.DO]: str(reason) for spec in PLAN for reason in spec.refusals}
 
 
 @dataclass
@@ -105,9 +108,9 @@ def saga() -> UUID:
 
 
 @pytest.fixture
-def item() -> Item:
+def item() -> PartnerItem:
     """Two units of an item that no other test uses."""
-    return Item(f"item-{uuid4().hex[:12]}", 2)
+    return PartnerItem(f"item-{uuid4().hex[:12]}", 2)
 
 
 async def post(http: httpx.AsyncClient, path: str, key: str | None, body: Any) -> httpx.Response:
@@ -115,7 +118,7 @@ async def post(http: httpx.AsyncClient, path: str, key: str | None, body: Any) -
     return await http.post(path, json=body, headers={} if key is None else {"Idempotency-Key": key})
 
 
-async def prepare(partners: Partners, saga: UUID, item: Item, operation: str) -> None:
+async def prepare(partners: Partners, saga: UUID, item: PartnerItem, operation: str) -> None:
     """Make the calls that must precede the operation."""
     if operation in ("inventory.commit", "inventory.release"):
         await partners.inventory.hold(saga, [item], HOLD_SECONDS)
@@ -126,7 +129,7 @@ async def prepare(partners: Partners, saga: UUID, item: Item, operation: str) ->
 
 
 async def met_a_fault(stripe: StripeFake, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    """Make a call, and if it is in a hurry again until it met its fault: it may give up before that."""
+    """Make a call; repeat it if it timed out before it met the fault."""
 
     async def met() -> list[Outcome]:
         outcome = await call()

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from app.partners.ports import Done, Item, Refused, Unknown
+from app.partners.ports import Done, PartnerItem, Refused, Unknown
 from tests.contract.conftest import post
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of, decisions, entries, summary
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -26,13 +26,13 @@ def test_livez(sandbox_url: str) -> None:
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_new_item_has_a_million_free(http: httpx.AsyncClient, item: Item) -> None:
+async def test_new_item_has_a_million_free(http: httpx.AsyncClient, item: PartnerItem) -> None:
     """A new item has 1,000,000 units free."""
     assert await stock(http, item.sku) == (1_000_000, 0, 0)
 
 
 async def test_hold_takes_stock_and_has_an_expiry(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """A hold moves stock from free to held and returns when it expires."""
     outcome = await partners.inventory.hold(saga, [item], HOLD_SECONDS)
@@ -43,26 +43,28 @@ async def test_hold_takes_stock_and_has_an_expiry(
 
 
 async def test_lines_of_the_same_item_are_added_up(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """A hold adds up the quantities of lines with the same item."""
     await http.put(f"/stock/{item.sku}", json={"quantity": 3})
     assert await partners.inventory.hold(saga, [item, item], HOLD_SECONDS) == Refused("out-of-stock")
-    assert isinstance(await partners.inventory.hold(uuid4(), [item, Item(item.sku, 1)], HOLD_SECONDS), Done)
+    assert isinstance(await partners.inventory.hold(uuid4(), [item, PartnerItem(item.sku, 1)], HOLD_SECONDS), Done)
     assert await stock(http, item.sku) == (0, 3, 0)
 
 
 async def test_hold_takes_all_items_or_none(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """A hold is refused as a whole if one item is out of stock."""
-    outcome = await partners.inventory.hold(saga, [item, Item("OUT-OF-STOCK", 1)], HOLD_SECONDS)
+    outcome = await partners.inventory.hold(saga, [item, PartnerItem("OUT-OF-STOCK", 1)], HOLD_SECONDS)
     assert outcome == Refused("out-of-stock")
     assert await stock(http, item.sku) == (1_000_000, 0, 0)
     assert await partners.inventory.state(saga) is None
 
 
-async def test_commit_sells_the_held_items(http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item) -> None:
+async def test_commit_sells_the_held_items(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
+) -> None:
     """A commit moves stock from held to sold."""
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     assert await partners.inventory.commit(saga) == Done()
@@ -72,7 +74,7 @@ async def test_commit_sells_the_held_items(http: httpx.AsyncClient, partners: Pa
 
 
 async def test_commit_without_a_hold_leaves_the_key_unused(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """A commit without a hold is a 404, and the same key works once a hold exists."""
     assert await partners.inventory.commit(saga) == Unknown("404 no-hold", our_fault=True)
@@ -83,7 +85,7 @@ async def test_commit_without_a_hold_leaves_the_key_unused(
 
 @pytest.mark.parametrize("committed", [False, True])
 async def test_release_returns_held_or_sold_items(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, *, committed: bool
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, *, committed: bool
 ) -> None:
     """A release returns held or sold stock to free."""
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
@@ -146,7 +148,7 @@ async def test_pm_timeout_after_answers_only_a_retry(http: httpx.AsyncClient, pa
 
 
 async def test_shipment_is_created_and_cancelled(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """A shipment can be created and then cancelled."""
     outcome = await partners.shipping.create(saga, [item], ADDRESS)
@@ -161,7 +163,7 @@ async def test_shipment_is_created_and_cancelled(
 
 async def test_undeliverable_item_is_held_but_not_shipped(partners: Partners, saga: UUID) -> None:
     """Inventory holds an undeliverable item, and shipping refuses it."""
-    item = Item("UNDELIVERABLE", 1)
+    item = PartnerItem("UNDELIVERABLE", 1)
     assert isinstance(await partners.inventory.hold(saga, [item], HOLD_SECONDS), Done)
     assert await partners.shipping.create(saga, [item], None) == Refused("undeliverable")
     assert await partners.shipping.state(saga) == "refused"
@@ -243,7 +245,7 @@ async def test_framework_errors_are_problems(http: httpx.AsyncClient, method: st
 async def test_setting_stock_keeps_held_items(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
     """`PUT /stock` sets the free quantity and keeps the held quantity."""
     item_id = f"a thing/№{saga.hex[:8]}"
-    await partners.inventory.hold(saga, [Item(item_id, 4)], HOLD_SECONDS)
+    await partners.inventory.hold(saga, [PartnerItem(item_id, 4)], HOLD_SECONDS)
     answer = await http.put(f"/stock/{item_id}", json={"quantity": 7})
     assert answer.json() == {"free": 7, "held": 4, "sold": 0}
     assert (await http.put(f"/stock/{item_id}", json={"quantity": -1})).status_code == 422

@@ -1,4 +1,4 @@
-"""What a client makes of partners that keep to no contract: it raises nothing, trusts nothing, and repeats nothing."""
+"""A client of a partner that breaks the contract raises nothing, trusts nothing and repeats nothing."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from app.partners.client import MAX_REPLY_BYTES, PartnerClient, open_session
 from app.partners.payment import HttpPayment
-from app.partners.ports import Done, Health, NotSent, Refused, Unknown
+from app.partners.ports import Done, NotSent, PartnerHealth, Refused, Unknown
 from tests.harness.sandboxes import Partners, charge_of
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -26,7 +26,7 @@ PAID = b'{"payment_id": "pay_1"}'
 
 
 class ScriptedPartner:
-    """Answers its requests with what the script says, then with the script's last word, and keeps what it read."""
+    """A server that answers with its script, then repeats the last entry, and stores the requests."""
 
     def __init__(self, script: Sequence[Iterable[bytes]], *, closes: bool) -> None:
         self.script = list(script)
@@ -81,13 +81,13 @@ def charge(partners_at: Callable[..., Partners], saga: UUID) -> Pay:
     return pay
 
 
-async def test_the_agreed_answers_are_done_and_refused(charge: Pay) -> None:
+async def test_agreed_answers_are_done_or_refused(charge: Pay) -> None:
     async with partner(answer(201, PAID), answer(402, b'{"code": "card-declined"}')) as other:
         assert await charge(other.url) == Done({"payment_id": "pay_1"})
         assert await charge(other.url) == Refused("card-declined")
 
 
-async def test_only_the_agreed_fields_of_a_reply_are_passed_on(charge: Pay) -> None:
+async def test_reply_has_only_the_agreed_fields(charge: Pay) -> None:
     async with partner(answer(201, b'{"payment_id": "pay_1", "more": "\\u0000"}')) as other:
         assert await charge(other.url) == Done({"payment_id": "pay_1"})
 
@@ -129,7 +129,8 @@ async def test_only_the_agreed_fields_of_a_reply_are_passed_on(charge: Pay) -> N
     ],
     ids=lambda _: "",
 )
-async def test_any_other_answer_is_unknown_and_described_in_storable_text(charge: Pay, script: Iterable[bytes]) -> None:
+async def test_other_answers_are_unknown(charge: Pay, script: Iterable[bytes]) -> None:
+    """Their description is text that Postgres can store."""
     async with partner(script, closes=True) as other:
         outcome = await charge(other.url)
     assert isinstance(outcome, Unknown)
@@ -144,9 +145,8 @@ async def test_any_other_answer_is_unknown_and_described_in_storable_text(charge
         *((status, False) for status in (302, 408, 409, 425, 429, 500, 503)),
     ],
 )
-async def test_what_a_partner_holds_against_the_request_itself_is_our_fault(
-    charge: Pay, status: int, *, our_fault: bool
-) -> None:
+async def test_rejected_request_is_our_fault(charge: Pay, status: int, *, our_fault: bool) -> None:
+    """A 4xx about the request itself means a defect of this service."""
     async with partner(answer(status)) as other:
         outcome = await charge(other.url)
     assert outcome == Unknown(f"{status} unexpected answer", our_fault=our_fault)
@@ -155,21 +155,21 @@ async def test_what_a_partner_holds_against_the_request_itself_is_our_fault(
 @pytest.mark.parametrize(
     ("script", "health"),
     [
-        *((answer(status), Health.WORKING) for status in (400, 401, 402, 403, 404, 409, 422)),
-        *((answer(status), Health.FAILING) for status in (302, 408, 425, 429, 500, 503)),
-        ([], Health.FAILING),
-        *((answer(status, b"<html>"), Health.BROKEN) for status in (200, 201)),
-        (answer(200), Health.BROKEN),  # readable, and not what was agreed on
+        *((answer(status), PartnerHealth.WORKING) for status in (400, 401, 402, 403, 404, 409, 422)),
+        *((answer(status), PartnerHealth.FAILING) for status in (302, 408, 425, 429, 500, 503)),
+        ([], PartnerHealth.FAILING),
+        *((answer(status, b"<html>"), PartnerHealth.BROKEN) for status in (200, 201)),
+        (answer(200), PartnerHealth.BROKEN),  # readable, but not as agreed
     ],
 )
-async def test_an_unclear_answer_tells_how_the_partner_is(charge: Pay, script: Iterable[bytes], health: Health) -> None:
+async def test_health_of_an_unclear_answer(charge: Pay, script: Iterable[bytes], health: PartnerHealth) -> None:
     async with partner(script, closes=True) as other:
         outcome = await charge(other.url)
-    assert (outcome.health, outcome.alarming) == (health, outcome.our_fault or health is Health.BROKEN)
+    assert (outcome.health, outcome.alarming) == (health, outcome.our_fault or health is PartnerHealth.BROKEN)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed(charge: Pay, status: int) -> None:
+async def test_redirect_is_not_followed(charge: Pay, status: int) -> None:
     async with partner() as other:
         other.script = [answer(status, b"{}", f"Location: {other.url}/elsewhere")]
         assert isinstance(await charge(other.url), Unknown)
@@ -188,7 +188,7 @@ async def test_a_redirect_is_not_followed(charge: Pay, status: int) -> None:
         (answer(404), False),
     ],
 )
-async def test_an_undo_is_done_by_any_2xx_that_a_partner_can_have_meant(
+async def test_readable_2xx_is_done_for_an_undo(
     partners_at: Callable[..., Partners], saga: UUID, script: Iterable[bytes], *, done: bool
 ) -> None:
     async with partner(script) as other:
@@ -196,13 +196,13 @@ async def test_an_undo_is_done_by_any_2xx_that_a_partner_can_have_meant(
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("7", 7), ("9" * 400, 300)])
-async def test_retry_after_is_read_as_seconds_within_reason(charge: Pay, value: str, seconds: float) -> None:
+async def test_retry_after_in_seconds_is_bounded(charge: Pay, value: str, seconds: float) -> None:
     async with partner(answer(503, b"{}", f"Retry-After: {value}")) as other:
         assert await charge(other.url) == Unknown("503 unexpected answer", seconds)
 
 
 @pytest.mark.parametrize(("away", "low", "high"), [(-86400, 0, 0), (100, 60, 100), (86400, 300, 300)])
-async def test_retry_after_is_read_as_a_date_within_reason(charge: Pay, away: float, low: float, high: float) -> None:
+async def test_retry_after_as_a_date_is_bounded(charge: Pay, away: float, low: float, high: float) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=away), usegmt=True)
     async with partner(answer(503, b"{}", f"Retry-After: {date}")) as other:
         outcome = await charge(other.url)
@@ -210,48 +210,48 @@ async def test_retry_after_is_read_as_a_date_within_reason(charge: Pay, away: fl
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "1.5", "", "Thu, 99 Foo 2026 99:00:00 GMT"])
-async def test_a_retry_after_that_says_nothing_is_none(charge: Pay, value: str) -> None:
+async def test_invalid_retry_after_is_none(charge: Pay, value: str) -> None:
     async with partner(answer(503, b"{}", f"Retry-After: {value}")) as other:
         assert await charge(other.url) == Unknown("503 unexpected answer")
 
 
-async def test_an_endless_answer_is_cut_at_the_size_limit(charge: Pay) -> None:
+async def test_endless_answer_stops_at_the_size_limit(charge: Pay) -> None:
     head = b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
     async with partner(itertools.chain([head], itertools.repeat(chunk))) as other:
         assert await charge(other.url) == Unknown("201 unreadable answer")
 
 
-async def test_an_answer_that_comes_too_slowly_is_unknown_at_the_deadline(charge: Pay) -> None:
+async def test_slow_answer_is_unknown_at_the_deadline(charge: Pay) -> None:
     async with partner(answer(201, PAID), [b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\n{"]) as other:
-        assert isinstance(await charge(other.url), Done)  # leaves its connection to a call that has no time for one
+        assert isinstance(await charge(other.url), Done)  # leaves its connection to the next call
         assert await charge(other.url, timeout_seconds=0.2) == Unknown("no answer within 0.2 s")
 
 
-async def test_a_refused_connection_is_not_sent(charge: Pay) -> None:
+async def test_refused_connection_is_not_sent(charge: Pay) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         outcome = await charge(f"http://127.0.0.1:{nobody.getsockname()[1]}")
     assert isinstance(outcome, NotSent)
 
 
-async def test_a_connection_that_never_comes_about_is_not_sent(charge: Pay) -> None:
+async def test_connection_timeout_is_not_sent(charge: Pay) -> None:
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):  # Linux drops what comes when the queue of accepted connections is full
+        for _ in range(4):  # Linux drops connections while the accept queue is full
             waiting = stack.enter_context(socket.socket())
             waiting.settimeout(0)
             waiting.connect_ex(full.getsockname())
 
         async def is_not_sent() -> bool:
-            """A call that stood still past both of its deadlines, for connecting and for all of it, is unknown."""
+            """A call that stalled past both deadlines, for connecting and for the whole call, is unknown."""
             return isinstance(await charge(f"http://127.0.0.1:{full.getsockname()[1]}", timeout_seconds=0.4), NotSent)
 
         await wait_until(is_not_sent, AMPLE_SECONDS, "a call that is not sent")
 
 
 class NoSuchName(AbstractResolver):
-    """Knows nobody, without asking anybody."""
+    """A resolver that finds no name, without a query."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -262,18 +262,19 @@ class NoSuchName(AbstractResolver):
         """Hold nothing."""
 
 
-async def test_a_name_without_an_address_is_not_sent(saga: UUID) -> None:
+async def test_unresolvable_name_is_not_sent(saga: UUID) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=NoSuchName())) as session:
         payment = HttpPayment(PartnerClient(session, "http://payment.invalid", 5))
         assert isinstance(await payment.charge(charge_of(saga, 1, "USD", None)), NotSent)
 
 
 @pytest.mark.parametrize("url", ["http://", "nonsense", "ftp://127.0.0.1"])
-async def test_an_address_that_is_none_is_not_sent(charge: Pay, url: str) -> None:
+async def test_invalid_address_is_not_sent(charge: Pay, url: str) -> None:
     assert isinstance(await charge(url), NotSent)
 
 
-async def test_a_call_whose_kept_connection_dies_is_unknown_and_never_sent_again(charge: Pay) -> None:
+async def test_call_on_a_dead_kept_connection_is_unknown(charge: Pay) -> None:
+    """The client never repeats a call on its own."""
     async with partner(answer(201, PAID), []) as other:
         assert isinstance(await charge(other.url), Done)
         call = asyncio.create_task(charge(other.url))
@@ -283,9 +284,7 @@ async def test_a_call_whose_kept_connection_dies_is_unknown_and_never_sent_again
         assert len(other.requests) == 2
 
 
-async def test_a_cookie_is_never_sent_back_and_a_proxy_of_the_environment_never_used(
-    charge: Pay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_cookies_and_no_proxy_of_the_environment(charge: Pay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     async with partner(answer(201, PAID, "Set-Cookie: a=b; Path=/")) as other:
         assert isinstance(await charge(other.url), Done)
@@ -293,9 +292,7 @@ async def test_a_cookie_is_never_sent_back_and_a_proxy_of_the_environment_never_
     assert b"cookie" not in other.requests[1].lower()
 
 
-async def test_the_callers_headers_go_along_and_cannot_replace_the_key(
-    session: aiohttp.ClientSession, saga: UUID
-) -> None:
+async def test_extra_headers_cannot_replace_the_key(session: aiohttp.ClientSession, saga: UUID) -> None:
     async with partner(answer(201, PAID)) as other:
         extra = {"traceparent": "00-1-2-01", "Idempotency-Key": "other"}
         payment = HttpPayment(PartnerClient(session, other.url + "/", 20, extra_headers=lambda: extra))
@@ -307,14 +304,14 @@ async def test_the_callers_headers_go_along_and_cannot_replace_the_key(
     assert b"other" not in request
 
 
-async def test_a_defect_of_our_own_is_an_outcome_too(saga: UUID) -> None:
+async def test_defect_in_the_client_is_an_outcome(saga: UUID) -> None:
     session = open_session()
     await session.close()
     outcome = await HttpPayment(PartnerClient(session, "http://127.0.0.1:1", 5)).charge(charge_of(saga, 1, "USD", None))
     assert outcome == Unknown("RuntimeError: Session is closed", our_fault=True)
 
 
-async def test_a_cancelled_call_is_cancelled(charge: Pay) -> None:
+async def test_cancelled_call_raises(charge: Pay) -> None:
     async with partner([]) as other:
         call = asyncio.create_task(charge(other.url))
         await wait_until(lambda: other.requests, AMPLE_SECONDS, "the request")
@@ -334,14 +331,14 @@ async def test_a_cancelled_call_is_cancelled(charge: Pay) -> None:
         (answer(503, b"{}", "Retry-After: 2"), Unknown("503 unexpected answer", 2.0)),
     ],
 )
-async def test_a_query_tells_a_state_or_none_or_that_it_cannot_tell(
+async def test_query_returns_a_state_none_or_unknown(
     partners_at: Callable[..., Partners], saga: UUID, script: Iterable[bytes], state: str | Unknown | None
 ) -> None:
     async with partner(script) as other:
         assert await partners_at(other.url).payment.state(saga) == state
 
 
-async def test_a_query_that_reaches_nobody_is_unknown(partners_at: Callable[..., Partners], saga: UUID) -> None:
+async def test_query_without_a_connection_is_unknown(partners_at: Callable[..., Partners], saga: UUID) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"

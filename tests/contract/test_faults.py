@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from app.partners.ports import Done, Item, Outcome, Refused, Unknown
+from app.partners.ports import Done, Outcome, PartnerItem, Refused, Unknown
 from tests.contract.conftest import ACTS, DO, REFUSALS, SandboxProcess, prepare
 from tests.harness.sandboxes import Partners, charge_of, decisions, entries, plain_http, set_faults
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -48,7 +48,7 @@ def is_expected(outcome: Outcome, target: str, kind: str) -> bool:
 
 @pytest.mark.parametrize(("target", "kind"), MATRIX)
 async def test_each_fault_on_each_call(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, *, target: str, kind: str
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, *, target: str, kind: str
 ) -> None:
     """The client's outcome and the ledger match the fault, and a retry succeeds or replays the decision."""
     await prepare(partners, saga, item, target)

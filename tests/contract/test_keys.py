@@ -6,14 +6,16 @@ from uuid import UUID
 import httpx
 import pytest
 
-from app.partners.ports import Done, Item, Refused, Unknown
+from app.partners.ports import Done, PartnerItem, Refused, Unknown
+from app.saga.steps import Action
 from tests.contract.conftest import ACTS, DO, REFUSALS, UNDO, UNDONE_BY, post, prepare
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, charge_of, decisions, entries, set_faults, summary
+from tests.harness.steps import OPERATIONS
 
 
 @pytest.mark.parametrize("operation", ACTS)
 async def test_same_key_replays_the_answer(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, operation: str
 ) -> None:
     """A retry with the same key gets the same answer and moves nothing."""
     await prepare(partners, saga, item, operation)
@@ -26,7 +28,7 @@ async def test_same_key_replays_the_answer(
 
 @pytest.mark.parametrize("operation", ACTS)
 async def test_concurrent_calls_with_one_key_share_an_answer(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, operation: str
 ) -> None:
     """Concurrent calls with the same key are decided once and share the answer."""
     await prepare(partners, saga, item, operation)
@@ -38,7 +40,7 @@ async def test_concurrent_calls_with_one_key_share_an_answer(
 
 @pytest.mark.parametrize("operation", DO)
 async def test_refusal_is_replayed(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, operation: str
 ) -> None:
     """A refusal is replayed, even if the call could succeed by now."""
     await prepare(partners, saga, item, operation)
@@ -50,7 +52,7 @@ async def test_refusal_is_replayed(
 
 @pytest.mark.parametrize("operation", DO)
 async def test_undo_before_do_blocks_the_do(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, operation: str
 ) -> None:
     """An undo without an earlier do succeeds and blocks the do permanently."""
     undo = UNDONE_BY[operation]
@@ -63,7 +65,7 @@ async def test_undo_before_do_blocks_the_do(
 
 @pytest.mark.parametrize("operation", DO)
 async def test_do_retried_after_its_undo_is_undone(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item, operation: str
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem, operation: str
 ) -> None:
     """A retry of a successful do after its undo is answered `undone`, not with the first answer."""
     await prepare(partners, saga, item, operation)
@@ -74,14 +76,14 @@ async def test_do_retried_after_its_undo_is_undone(
     assert await decisions(http, saga, UNDONE_BY[operation]) == [("done", True)]
 
 
-async def test_release_blocks_a_later_commit(partners: Partners, saga: UUID, item: Item) -> None:
+async def test_release_blocks_a_later_commit(partners: Partners, saga: UUID, item: PartnerItem) -> None:
     """A release blocks the commit of the released hold."""
     await partners.inventory.hold(saga, [item], HOLD_SECONDS)
     await partners.inventory.release(saga)
     assert await partners.inventory.commit(saga) == Unknown("409 undone")
 
 
-async def test_state_after_an_undo_without_a_do(partners: Partners, saga: UUID, item: Item) -> None:
+async def test_state_after_an_undo_without_a_do(partners: Partners, saga: UUID, item: PartnerItem) -> None:
     """After an undo without a do, the partner's state shows the undo."""
     for undo in UNDO.values():
         await undo(partners, saga, item)
@@ -116,7 +118,7 @@ async def test_field_order_and_nulls_do_not_change_a_body(http: httpx.AsyncClien
 
 
 async def test_racing_dos_and_undos_cancel_out(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """If each do races its undo, no charge, hold or shipment remains."""
     await asyncio.gather(*(act(partners, saga, item) for act in ACTS.values()))
@@ -124,14 +126,5 @@ async def test_racing_dos_and_undos_cancel_out(
     assert totals["charged_minor"] == totals["refunded_minor"]
     assert [totals["held"], totals["committed"], totals["shipped"]] == [False, False, False]
     assert {entry["key"] for entry in await entries(http, saga)} == {
-        f"{saga}:{step}"
-        for step in (
-            "reserve_inventory",
-            "commit_inventory",
-            "charge_payment",
-            "create_shipment",
-            "reserve_inventory:undo",
-            "charge_payment:undo",
-            "create_shipment:undo",
-        )
+        f"{saga}:{step}" if action is Action.DO else f"{saga}:{step}:undo" for step, action in OPERATIONS
     }

@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from app.partners.ports import Done, Item, Outcome, Refused
+from app.partners.ports import Done, Outcome, PartnerItem, Refused
 from sandbox import create_app
-from tests.contract.conftest import ACTS, SandboxProcess, post
+from tests.contract.conftest import ACTS, DO, UNDO, SandboxProcess, post
 from tests.harness.sandboxes import (
     HOLD_SECONDS,
     Partners,
@@ -31,7 +31,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 Start = Callable[..., SandboxProcess]
 
 
-async def expire_a_hold(http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item) -> None:
+async def expire_a_hold(http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem) -> None:
     body = {
         "saga_id": str(saga),
         "items": [{"item_id": item.sku, "qty": item.quantity}],
@@ -105,7 +105,7 @@ async def test_saga_without_entries_has_no_summary(http: httpx.AsyncClient, saga
 
 
 async def test_expired_hold_returns_its_stock(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """An expired hold returns its stock and writes an entry without a key."""
     await expire_a_hold(http, partners, saga, item)
@@ -118,7 +118,7 @@ async def test_expired_hold_returns_its_stock(
 
 
 async def test_commit_of_an_expired_hold_is_refused(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """A commit of an expired hold is refused permanently, and a release has nothing to undo."""
     await expire_a_hold(http, partners, saga, item)
@@ -131,7 +131,7 @@ async def test_commit_of_an_expired_hold_is_refused(
 
 
 async def test_stock_of_an_expired_hold_can_be_held_again(
-    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: Item
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
 ) -> None:
     """Another saga can hold the stock of an expired hold."""
     await http.put(f"/stock/{item.sku}", json={"quantity": item.quantity})
@@ -140,7 +140,7 @@ async def test_stock_of_an_expired_hold_can_be_held_again(
 
 
 async def test_kill_loses_no_state(
-    start_sandbox: Start, partners_at: Callable[..., Partners], saga: UUID, item: Item
+    start_sandbox: Start, partners_at: Callable[..., Partners], saga: UUID, item: PartnerItem
 ) -> None:
     """After a kill and a restart, the ledger, the fault rules, the stock and the answers are unchanged."""
     sandbox = start_sandbox()
@@ -154,8 +154,8 @@ async def test_kill_loses_no_state(
         sandbox.kill()
         sandbox.start()
         assert [(await http.get(path)).json() for path in paths] == before
-        undone = [await act(partners, saga, item) for act in list(ACTS.values())[4:]]
-    assert undone == replies[4:]
+        undone = [await act(partners, saga, item) for act in UNDO.values()]
+    assert undone == replies[len(DO) :]
     assert await partners.inventory.state(other) == "held"
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.partners.ports import Item
+from app.partners.ports import PartnerItem
 from tests.contract.conftest import ACTS
 from tests.harness.sandboxes import Partners, set_faults
 from tests.harness.wait import AMPLE_SECONDS
@@ -95,7 +95,7 @@ def test_inventory_matches_its_model(
 
 
 async def test_concurrent_calls_with_faults_conserve_stock(
-    http: httpx.AsyncClient, partners: Partners, item: Item
+    http: httpx.AsyncClient, partners: Partners, item: PartnerItem
 ) -> None:
     """With concurrent calls and faults, nothing moves twice and no unit of stock is lost."""
     dice = random.Random(20)  # noqa: S311 - a reproducible test run, not a secret

@@ -1,4 +1,4 @@
-"""The payment port over Stripe's API: charged once and undone for good, whatever is lost, late or forgotten."""
+"""The payment port over Stripe charges once and undoes permanently, whatever is lost, late or forgotten."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 
 from app.partners.circuit import is_failure
 from app.partners.client import PartnerClient
-from app.partners.ports import Charge, Done, NotSent, Refused, Unknown
+from app.partners.ports import ChargeRequest, Done, NotSent, Refused, Unknown
 from app.partners.stripe_payment import API_VERSION, StripePayment
 from tests.contract.conftest import met_a_fault
 from tests.harness import stripe_fake
@@ -38,12 +38,12 @@ def payment(client: Client) -> StripePayment:
 
 
 @pytest.fixture
-def charge(saga: UUID) -> Charge:
+def charge(saga: UUID) -> ChargeRequest:
     return charge_of(saga, 2997, "USD", "pm_card_visa")
 
 
-def aged(charge: Charge, hours: float) -> Charge:
-    """The same charge, of a saga that started so long ago."""
+def aged(charge: ChargeRequest, hours: float) -> ChargeRequest:
+    """Return the same charge for a saga that started so many hours ago."""
     return charge_of(charge.saga_id, charge.amount_minor, charge.currency, charge.payment_method, hours)
 
 
@@ -51,13 +51,14 @@ def patience(kind: str) -> float:
     return 0.3 if kind.startswith("timeout") else AMPLE_SECONDS
 
 
-async def test_a_charge_is_an_intent_with_the_sagas_key_which_is_then_confirmed(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_charge_creates_and_confirms_an_intent(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
+    """The intent is created with the saga's key."""
     assert await payment.charge(charge) == Done({"payment_id": "pi_fake0"})
     assert stripe.ledger == [(str(charge.saga_id), "charge", 2997)]
     [(_, fields, headers), (_, confirmed, confirming)] = stripe.requests
-    # Never to be changed: the key of a saga under way refuses other fields.
+    # Never change these: a running saga's key rejects other fields.
     assert fields == {
         "amount": "2997",
         "currency": "usd",
@@ -70,16 +71,16 @@ async def test_a_charge_is_an_intent_with_the_sagas_key_which_is_then_confirmed(
     assert (headers["Stripe-Version"], headers["Content-Type"]) == (API_VERSION, "application/x-www-form-urlencoded")
 
 
-async def test_a_charge_sent_again_is_the_same_charge(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_repeated_charge_is_the_same_charge(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     first = await payment.charge(charge)
     assert [await payment.charge(charge) for _ in range(2)] == [first, first]
     assert stripe.charged(charge.saga_id) == [2997]
 
 
-async def test_charges_of_one_saga_that_arrive_together_charge_once(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_concurrent_charges_of_a_saga_charge_once(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     stripe.fail("slow", "create")
     first = asyncio.create_task(payment.charge(charge))
@@ -91,9 +92,8 @@ async def test_charges_of_one_saga_that_arrive_together_charge_once(
 
 
 @pytest.mark.parametrize("method", [*DECLINES, AUTHENTICATION, REDIRECT, "not-a-method", f"{SINGLE_USE}used"])
-async def test_a_card_that_is_declined_is_refused_and_its_undo_leaves_nothing_to_charge(
-    payment: StripePayment, stripe: StripeFake, saga: UUID, method: str
-) -> None:
+async def test_declined_card_is_refused(payment: StripePayment, stripe: StripeFake, saga: UUID, method: str) -> None:
+    """Its undo leaves nothing that could be charged."""
     await payment.charge(charge_of(uuid4(), 500, "USD", f"{SINGLE_USE}used"))
     charge = charge_of(saga, 2997, "USD", method)
     assert [await payment.charge(charge) for _ in range(2)] == [DECLINED, DECLINED]
@@ -105,9 +105,10 @@ async def test_a_card_that_is_declined_is_refused_and_its_undo_leaves_nothing_to
     ("amount_minor", "currency", "method"),
     [(49, "USD", "pm_card_visa"), (10**12, "USD", "pm_card_visa"), (5124, "KWD", "pm_card_visa"), (500, "USD", None)],
 )
-async def test_what_stripe_can_never_charge_is_refused_and_undone_at_once(
+async def test_impossible_charge_is_refused(
     payment: StripePayment, stripe: StripeFake, saga: UUID, amount_minor: int, currency: str, method: str | None
 ) -> None:
+    """Its undo is done at once."""
     charge = charge_of(saga, amount_minor, currency, method)
     assert await payment.charge(charge) == DECLINED
     assert await payment.refund(charge) == Done()
@@ -116,12 +117,13 @@ async def test_what_stripe_can_never_charge_is_refused_and_undone_at_once(
 
 @pytest.mark.parametrize("kind", LOST)
 @pytest.mark.parametrize("operation", ["create", "confirm"])
-async def test_a_charge_without_a_clear_answer_is_unknown_and_sent_again_charges_once(
-    client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
+async def test_unclear_answer_to_a_charge_is_unknown(
+    client: Client, stripe: StripeFake, charge: ChargeRequest, operation: str, kind: str
 ) -> None:
+    """Repeating the call charges once."""
     stripe.fail(kind, operation)
     outcome = await met_a_fault(stripe, lambda: client(patience(kind)).charge(charge))
-    if (operation, kind) == ("confirm", "garbage"):  # the intent is there to be looked at, and has been charged
+    if (operation, kind) == ("confirm", "garbage"):  # the intent can be read, and has been charged
         assert isinstance(outcome, Done)
     else:
         assert isinstance(outcome, Unknown)
@@ -132,7 +134,7 @@ async def test_a_charge_without_a_clear_answer_is_unknown_and_sent_again_charges
 
 @pytest.mark.parametrize("method", ["pm_card_visa", f"{SINGLE_USE}card", "pm_card_visa_chargeDeclined"])
 @pytest.mark.parametrize("kind", ["timeout_after", "reset_after", "garbage", "broken"])
-async def test_what_was_decided_on_a_card_is_told_again_after_its_answer_was_lost(
+async def test_lost_decision_on_a_card_is_repeated(
     client: Client, stripe: StripeFake, saga: UUID, method: str, kind: str
 ) -> None:
     stripe.fail(kind, "confirm")
@@ -143,9 +145,10 @@ async def test_what_was_decided_on_a_card_is_told_again_after_its_answer_was_los
     assert stripe.charged(saga) == ([] if method in DECLINES else [2997])
 
 
-async def test_a_failure_that_stripe_repeats_for_the_key_has_charged_nothing_and_is_undone(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_replayed_failure_charges_nothing(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
+    """Its undo is done."""
     stripe.fail("broken", "create")
     for _ in range(2):
         assert await payment.charge(charge) == Unknown("500 api_error")
@@ -153,9 +156,8 @@ async def test_a_failure_that_stripe_repeats_for_the_key_has_charged_nothing_and
     assert stripe.charged(charge.saga_id) == []
 
 
-async def test_a_payment_that_is_being_processed_is_unknown_until_it_is_not(
-    payment: StripePayment, stripe: StripeFake, saga: UUID
-) -> None:
+async def test_processing_payment_is_unknown(payment: StripePayment, stripe: StripeFake, saga: UUID) -> None:
+    """Until it succeeds or fails."""
     charge = charge_of(saga, 2997, "USD", PROCESSING)
     assert await payment.charge(charge) == Unknown("200 processing")
     assert await payment.refund(charge) == Unknown("400 payment_intent_unexpected_state")
@@ -165,7 +167,7 @@ async def test_a_payment_that_is_being_processed_is_unknown_until_it_is_not(
     assert (stripe.charged(saga), stripe.kept(saga)) == ([2997], 0)
 
 
-async def test_a_wish_to_be_left_alone_is_passed_on(payment: StripePayment, stripe: StripeFake, charge: Charge) -> None:
+async def test_retry_after_is_passed_on(payment: StripePayment, stripe: StripeFake, charge: ChargeRequest) -> None:
     busy = Unknown("429 rate_limit", retry_after_seconds=1.0)
     for operation in ("create", "confirm"):
         stripe.fail("busy", operation)
@@ -175,8 +177,8 @@ async def test_a_wish_to_be_left_alone_is_passed_on(payment: StripePayment, stri
         assert await payment.refund(charge) == busy
 
 
-async def test_what_stripe_holds_against_the_request_itself_is_our_fault(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_request_rejected_by_stripe_is_our_fault(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     another_amount, another_currency = replace(charge, amount_minor=2998), charge_of(uuid4(), 3000, "ZMW", "pm_a")
@@ -185,16 +187,14 @@ async def test_what_stripe_holds_against_the_request_itself_is_our_fault(
     assert stripe.charged(charge.saga_id) == [2997]
 
 
-async def test_what_stripe_would_never_have_accepted_has_nothing_to_undo(
+async def test_never_accepted_charge_has_nothing_to_undo(
     payment: StripePayment, stripe: StripeFake, saga: UUID
 ) -> None:
     assert await payment.refund(charge_of(saga, 3000, "IQD", "pm_card_visa")) == Done()
     assert stripe.intents == {}
 
 
-async def test_an_undo_that_stripe_does_not_accept_for_another_reason_is_not_done(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
-) -> None:
+async def test_rejected_undo_is_not_done(payment: StripePayment, stripe: StripeFake, charge: ChargeRequest) -> None:
     await payment.charge(charge)
     stripe.is_closed = True
     assert await payment.refund(charge) == Unknown("400 invalid_request_error", our_fault=True)
@@ -203,9 +203,10 @@ async def test_an_undo_that_stripe_does_not_accept_for_another_reason_is_not_don
     assert stripe.kept(charge.saga_id) == 0
 
 
-async def test_a_wrong_key_is_our_fault_and_undoes_nothing(
-    session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_wrong_api_key_is_our_fault(
+    session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
+    """It undoes nothing."""
     wrong = StripePayment(PartnerClient(session, stripe.url, AMPLE_SECONDS), "sk_test_other", AMPLE_SECONDS)
     refused = Unknown("401 invalid_request_error", our_fault=True)
     assert await payment.charge(charge) != await wrong.charge(charge) == refused
@@ -213,9 +214,7 @@ async def test_a_wrong_key_is_our_fault_and_undoes_nothing(
     assert stripe.kept(charge.saga_id) == 2997
 
 
-async def test_an_undo_gives_everything_back_once_however_often_it_is_asked_for(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
-) -> None:
+async def test_repeated_undo_refunds_once(payment: StripePayment, stripe: StripeFake, charge: ChargeRequest) -> None:
     await payment.charge(charge)
     assert await payment.refund(charge) == await payment.refund(charge) == Done()
     await asyncio.gather(*(payment.refund(charge) for _ in range(5)))
@@ -224,14 +223,15 @@ async def test_an_undo_gives_everything_back_once_however_often_it_is_asked_for(
 
 @pytest.mark.parametrize("kind", LOST)
 @pytest.mark.parametrize("operation", ["create", "look", "cancel", "refund", "refunds"])
-async def test_an_undo_without_a_clear_answer_is_not_done_and_sent_again_ends_it(
-    client: Client, stripe: StripeFake, charge: Charge, operation: str, kind: str
+async def test_unclear_answer_to_an_undo_is_unknown(
+    client: Client, stripe: StripeFake, charge: ChargeRequest, operation: str, kind: str
 ) -> None:
+    """Repeating the undo completes it."""
     if operation != "cancel":
         await client().charge(charge)
     if operation == "refunds":
         await client().refund(charge)
-    repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp does, once, by itself: they read
+    repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp repeats a GET once
     stripe.fail(kind, operation, times=2 if repeats else 1)
     outcome = await met_a_fault(stripe, lambda: client(patience(kind)).refund(charge))
     assert isinstance(outcome, Unknown)
@@ -242,8 +242,8 @@ async def test_an_undo_without_a_clear_answer_is_not_done_and_sent_again_ends_it
 
 
 @pytest.mark.parametrize("operation", ["create", "confirm"])
-async def test_a_charge_that_arrives_after_its_undo_charges_nothing(
-    client: Client, stripe: StripeFake, charge: Charge, operation: str
+async def test_charge_after_its_undo_charges_nothing(
+    client: Client, stripe: StripeFake, charge: ChargeRequest, operation: str
 ) -> None:
     stripe.fail("late", operation)
     late = asyncio.create_task(client().charge(charge))
@@ -254,8 +254,8 @@ async def test_a_charge_that_arrives_after_its_undo_charges_nothing(
     assert (stripe.charged(charge.saga_id), stripe.states(charge.saga_id)) == ([], ["canceled"])
 
 
-async def test_a_refund_is_done_only_when_it_has_succeeded(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_refund_is_done_only_after_success(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     stripe.refund_status = "pending"
@@ -266,7 +266,7 @@ async def test_a_refund_is_done_only_when_it_has_succeeded(
     assert (len(stripe.refunds), stripe.kept(charge.saga_id)) == (1, 0)
 
 
-async def test_a_refund_that_failed_is_made_again(payment: StripePayment, stripe: StripeFake, charge: Charge) -> None:
+async def test_failed_refund_is_repeated(payment: StripePayment, stripe: StripeFake, charge: ChargeRequest) -> None:
     await payment.charge(charge)
     stripe.refund_status = "failed"
     assert await payment.refund(charge) == Unknown("200 failed")
@@ -276,8 +276,8 @@ async def test_a_refund_that_failed_is_made_again(payment: StripePayment, stripe
 
 
 @pytest.mark.parametrize("kind", LOST)
-async def test_an_undo_after_stripe_forgot_the_key_finds_the_charge_by_its_saga(
-    client: Client, payment: StripePayment, stripe: StripeFake, charge: Charge, kind: str
+async def test_undo_after_the_key_expired_searches_the_saga(
+    client: Client, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, kind: str
 ) -> None:
     await payment.charge(charge)
     await payment.charge(charge_of(uuid4(), 500, "USD", "pm_card_visa"))
@@ -291,26 +291,26 @@ async def test_an_undo_after_stripe_forgot_the_key_finds_the_charge_by_its_saga(
     assert (stripe.kept(charge.saga_id), len(stripe.intents)) == (0, 2)
 
 
-async def test_an_old_undo_of_what_never_happened_finds_nothing_and_is_done(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
-) -> None:
+async def test_old_undo_of_nothing_is_done(payment: StripePayment, stripe: StripeFake, charge: ChargeRequest) -> None:
     assert await payment.refund(aged(charge, DAY_AND_MORE)) == Done()
     assert stripe.asked() == ["search"]
 
 
 @pytest.mark.parametrize("hours", [0, 1, 12, 22.9])
-async def test_an_undo_within_a_day_never_relies_on_search_which_may_not_know_yet(
-    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float
+async def test_undo_within_a_day_does_not_search(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float
 ) -> None:
+    """The search index may be behind."""
     await payment.charge(charge)
     assert await payment.refund(aged(charge, hours)) == Done()
     assert (stripe.kept(charge.saga_id), "search" in stripe.asked()) == (0, False)
 
 
 @pytest.mark.parametrize("hours", [0, DAY_AND_MORE])
-async def test_an_undo_of_a_charge_on_record_asks_for_its_intent_and_for_no_other_however_old_it_is(
-    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float
+async def test_undo_of_a_recorded_charge_uses_its_intent(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float
 ) -> None:
+    """At any age, and no other intent is looked up."""
     await payment.charge(charge)
     stripe.forget_keys()
     recorded = replace(aged(charge, hours), payment_id="pi_fake0")
@@ -321,18 +321,19 @@ async def test_an_undo_of_a_charge_on_record_asks_for_its_intent_and_for_no_othe
 
 @pytest.mark.parametrize("hours", [0, DAY_AND_MORE])
 @pytest.mark.parametrize("payment_id", ["pi_elsewhere", "pay_1", "pi_/.."])
-async def test_a_charge_on_record_that_the_account_does_not_know_is_not_undone_and_is_our_fault(
-    payment: StripePayment, stripe: StripeFake, charge: Charge, hours: float, payment_id: str
+async def test_recorded_charge_unknown_to_the_account(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float, payment_id: str
 ) -> None:
-    for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # the latter Stripe cannot charge
+    """It is not undone, and it is our fault."""
+    for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # Stripe cannot charge the second amount
         outcome = await payment.refund(replace(aged(each, hours), payment_id=payment_id))
         assert isinstance(outcome, Unknown)
         assert (outcome.our_fault, is_failure(outcome)) == (True, False)
     assert set(stripe.asked()) <= {"look"}
 
 
-async def test_a_process_that_wakes_up_after_stripe_forgot_the_key_charges_nothing(
-    payment: StripePayment, stripe: StripeFake, charge: Charge
+async def test_process_frozen_past_the_key_charges_nothing(
+    payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     await payment.charge(charge)
     stripe.forget_keys()
@@ -340,8 +341,8 @@ async def test_a_process_that_wakes_up_after_stripe_forgot_the_key_charges_nothi
     assert stripe.charged(charge.saga_id) == [2997]
 
 
-async def test_all_requests_of_a_call_together_keep_to_its_deadline(
-    session: aiohttp.ClientSession, stripe: StripeFake, charge: Charge
+async def test_all_requests_of_a_call_share_its_deadline(
+    session: aiohttp.ClientSession, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     patient = PartnerClient(session, stripe.url, AMPLE_SECONDS)
     hasty = StripePayment(patient, API_KEY, 0.3)

@@ -1,4 +1,4 @@
-"""A SIGKILL at any instant costs time and nothing else: after a restart every order ends, and the ledger agrees."""
+"""A SIGKILL at any crash point only costs time: after a restart every order ends, and the ledger agrees."""
 
 import asyncio
 import signal
@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import System, order
+from tests.harness import steps
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ORDERS = 3
@@ -15,25 +16,14 @@ FORWARD = [
     "relay.claimed",
     "relay.published",
     "consumer.committed",
-    *(
-        f"saga.{step}.do.{instant}"
-        for step in ("reserve_inventory", "charge_payment", "commit_inventory", "create_shipment")
-        for instant in ("attempted", "answered")
-    ),
+    *steps.FORWARD,
     "saga.finished",
 ]
-BACKWARD = [
-    *(
-        f"saga.{step}.undo.{instant}"
-        for step in ("create_shipment", "charge_payment", "reserve_inventory")
-        for instant in ("attempted", "answered")
-    ),
-    "saga.finished",
-]
+BACKWARD = [*steps.BACKWARD, "saga.finished"]
 
 
 async def crash_at(system: System, point: str, sku: str) -> None:
-    """Let a service die at the point while it is given orders, and another one take over."""
+    """Kill a service at the crash point while orders are placed, and let another one take over."""
     doomed = await system.start_crashing(point)
     services = [doomed]
     placing = [asyncio.create_task(system.place(services, f"key-{n}", order(sku))) for n in range(ORDERS)]
@@ -44,18 +34,16 @@ async def crash_at(system: System, point: str, sku: str) -> None:
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_an_order_is_confirmed_once_whatever_instant_forward_the_service_dies_at(
-    system: System, point: str
-) -> None:
+async def test_crash_forward_confirms_once(system: System, point: str) -> None:
+    """A SIGKILL at any crash point forward: every order is confirmed once after a restart."""
     await crash_at(system, point, "WIDGET")
     assert await system.violations() == []
     assert await system.statuses() == {("confirmed", None)}
 
 
 @pytest.mark.parametrize("point", BACKWARD)
-async def test_everything_is_undone_once_whatever_instant_backward_the_service_dies_at(
-    system: System, point: str
-) -> None:
+async def test_crash_backward_undoes_once(system: System, point: str) -> None:
+    """A SIGKILL at any crash point backward: everything is undone once after a restart."""
     await crash_at(system, point, "UNDELIVERABLE")
     assert await system.violations() == []
     assert await system.statuses() == {("rejected", "undeliverable")}

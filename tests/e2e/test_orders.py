@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import System, client, order
+from tests.harness.steps import DO
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 UNDOS = {
@@ -22,7 +23,7 @@ REFUSALS = [
 ]
 UNCLEAR = [
     {"target": target, "kind": kind, "times": 1}
-    for target in ("inventory.hold", "inventory.commit", "payment.charge", "shipping.create")
+    for target in DO
     for kind in ("error", "timeout_after", "reset_before", "reset_after", "garbage", "duplicate")
 ]
 

@@ -1,4 +1,4 @@
-"""Partners that have little, are gone for long, or cannot give money back: orders end, late if need be, and right."""
+"""Partners with little stock, long outages or failing refunds: orders end as they should, though maybe late."""
 
 import asyncio
 import json
@@ -20,7 +20,8 @@ async def place_many(system: System, orders: int, body: Mapping[str, Any], **set
     return services
 
 
-async def test_of_many_who_want_the_last_of_an_item_as_many_get_it_as_there_are(system: System) -> None:
+async def test_the_last_units_are_sold_once(system: System) -> None:
+    """As many orders are confirmed as there are units."""
     (await system.sandbox.put("/stock/LAST-ONES", json={"quantity": LAST})).raise_for_status()
     body = {"items": [{"sku": "LAST-ONES", "quantity": 1, "unit_price": "9.99"}]}
     await place_many(system, BUYERS, body)
@@ -31,10 +32,8 @@ async def test_of_many_who_want_the_last_of_an_item_as_many_get_it_as_there_are(
     assert await system.violations({"LAST-ONES": LAST}) == []
 
 
-async def test_orders_turn_back_at_their_deadline_when_a_partner_stays_dead_and_end_when_it_is_back(
-    system: System, start_service: StartService, tmp_path: Path
-) -> None:
-    """Payment is a sandbox of its own, on the ledger of the other two."""
+async def test_partner_down_past_the_deadline(system: System, start_service: StartService, tmp_path: Path) -> None:
+    """Orders compensate at their deadline, and end when the partner works again. Payment is a separate sandbox."""
     args = ("sandbox", "--ledger", str(tmp_path / "ledger.sqlite"))
     others, payment = await start_service({}, args), await start_service({}, args)
     system.env = {
@@ -58,7 +57,7 @@ async def test_orders_turn_back_at_their_deadline_when_a_partner_stays_dead_and_
 
 
 async def not_sent(system: System, action: str, orders: int) -> bool:
-    """Tell whether so many orders have called the payment partner again, and reached nobody."""
+    """Return whether so many orders have retried the payment partner without a connection."""
     query = """
         SELECT count(DISTINCT saga_id) = $2 FROM saga_steps
         WHERE (step, action, outcome) = ('charge_payment', $1, 'not-sent') AND attempt > 1
@@ -66,9 +65,10 @@ async def not_sent(system: System, action: str, orders: int) -> bool:
     return bool(await system.pool.fetchval(query, action, orders))
 
 
-async def test_an_order_whose_refund_fails_for_long_is_never_shown_as_ended_and_ends_when_it_succeeds(
+async def test_order_ends_only_after_its_refund(
     system: System,
 ) -> None:
+    """While the refund fails, the order is shown as compensating."""
     await system.faults({"target": "payment.refund", "kind": "error"})
     services = await place_many(system, 3, order("UNDELIVERABLE"), saga_needs_operator_seconds="0.5")
     await wait_until(lambda: refused_often(system, 3), 60, "many refunds that failed")

@@ -4,9 +4,8 @@ from tests.e2e.conftest import System, order
 from tests.harness.stripe_fake import API_KEY, StripeFake
 
 
-async def test_orders_are_paid_and_declined_through_stripe_and_nobody_sees_the_key(
-    system: System, stripe: StripeFake
-) -> None:
+async def test_orders_paid_and_declined_through_stripe(system: System, stripe: StripeFake) -> None:
+    """The API key never appears in a log or an answer."""
     stripe.fail("error", "create", "confirm", times=2)
     service = await system.start(
         payment_provider="stripe", payment_url=stripe.url, stripe_api_key=API_KEY, log_level="DEBUG"

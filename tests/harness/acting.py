@@ -1,4 +1,4 @@
-"""Somebody who acts on an order at a chosen instant of its saga."""
+"""Actions on an order at a chosen crash point of its saga."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 class ActAt(Generic[T]):
-    """A checkpoint of a runner at which somebody acts: committed by the time the runner goes on.
+    """An action at a crash point of a runner; it has committed when the runner continues.
 
-    A checkpoint is no coroutine, so the action has a thread and a connection of its own. `answer`: what it came to.
+    A crash point is not a coroutine, so the action has its own thread and connection. `answer`: its result.
     """
 
     def __init__(self, database_url: str, point: str, act: Callable[[Pool, UUID], Awaitable[T]]) -> None:

@@ -1,4 +1,4 @@
-"""Customers that cancel at a chosen instant, without HTTP."""
+"""Customers that cancel at a chosen crash point, without HTTP."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -21,19 +21,19 @@ async def cancel(pool: Pool, order_id: UUID, tenant: str = TENANT) -> Order:
 
 @contextlib.asynccontextmanager
 async def cancel_under_way(pool: Pool, order_id: UUID, tenant: str = TENANT) -> AsyncIterator[Order]:
-    """Cancel; the commit comes with the end of the block."""
+    """Cancel, and commit at the end of the block."""
     async with pool.acquire() as conn, conn.transaction():
         yield (await saga_cancel.cancel(conn, tenant, order_id, TRACE)).order
 
 
 class CancelAt(ActAt[Order]):
-    """A checkpoint of a runner at which the customer cancels."""
+    """A customer's cancel at a crash point of a runner."""
 
     def __init__(self, database_url: str, point: str) -> None:
         super().__init__(database_url, point, cancel)
 
     @property
     def status(self) -> str:
-        """The order's status in the answer."""
+        """Return the order's status in the answer."""
         assert isinstance(self.answer, Order), repr(self.answer)
         return self.answer.status

@@ -1,7 +1,7 @@
-"""Stored sagas: rows as a release left them behind at every instant of a saga's way, with what partners had decided.
+"""Stored sagas: the rows that a release leaves behind at every crash point of a saga, and the partners' decisions.
 
-`python -m tests.harness.corpus` records those of this release: real runs against the sandbox, each abandoned at its
-instant. `restore` puts one into a database and a sandbox, under an id of its own, as if all had happened there.
+`python -m tests.harness.corpus` records the sagas of this release: real runs against the sandbox, each abandoned at one
+point. `restore` puts one into a database and a sandbox, with a new id, as if it had run there.
 """
 
 import asyncio
@@ -17,31 +17,20 @@ from app.operations import sagas
 from app.operations.audit import AuditActor
 from app.orders.model import Line
 from app.partners.client import open_session
-from app.partners.ports import Charge, Item
-from app.saga.plan import Action, Step
+from app.saga.steps import Action, StepRequest
 from tests.harness import databases, sandboxes
 from tests.harness.cancelling import cancel
 from tests.harness.orders import start_saga
 from tests.harness.run import ControllerRun
 from tests.harness.sagas import Stage, dies_at
 from tests.harness.sandboxes import HOLD_SECONDS, Partners, set_faults
+from tests.harness.steps import DO, OPERATIONS, PLAN, crash_points
 
-Stored = dict[str, Any]  # name, ends (as it does when it is taken on in time), rows by table, ledger
+Stored = dict[str, Any]  # name, ends (its end if it is resumed before its deadline), rows by table, ledger
 CORPUS = Path(__file__).parents[1] / "corpus"
 TABLES = {"orders": "id", "order_lines": "order_id", "sagas": "id", "saga_steps": "saga_id"}
 DECIDED = ("done", "refused", "nothing-to-undo")
 
-DO = {
-    Step.RESERVE_INVENTORY: "inventory.hold",
-    Step.CHARGE_PAYMENT: "payment.charge",
-    Step.COMMIT_INVENTORY: "inventory.commit",
-    Step.CREATE_SHIPMENT: "shipping.create",
-}
-UNDO = {
-    Step.CREATE_SHIPMENT: "shipping.cancel",
-    Step.CHARGE_PAYMENT: "payment.refund",
-    Step.RESERVE_INVENTORY: "inventory.release",
-}
 WAYS: dict[str, dict[str, Any]] = {
     "confirmed": {},
     "rejected: out-of-stock": {"lines": (Line("OUT-OF-STOCK", 1, 999),)},
@@ -54,15 +43,16 @@ BY_CUSTOMER = "cancelled: cancelled-by-customer"
 BY_OPERATOR = "rejected: compensated-by-operator"
 TIMED_OUT = "rejected: timed-out"
 UNDELIVERABLE = "rejected: undeliverable"
+ANSWERED = {action: crash_points(action)[1::2] for action in Action}
 STARTED, FINISHED, AGAIN = "started", "saga.finished", ", to be tried again"
 
 
 def instants() -> Iterator[tuple[str, str]]:
-    """Yield every checkpoint of a saga, and the call that is made there, as a fault's target."""
-    for action, calls in ((Action.DO, DO), (Action.UNDO, UNDO)):
-        for step, target in calls.items():
-            for when in ("attempted", "answered"):
-                yield f"saga.{step}.{action}.{when}", target
+    """Yield every crash point of a saga, and the fault target of the call that is made there."""
+    for action in Action:
+        for spec in PLAN if action is Action.DO else reversed(PLAN):
+            for point in crash_points(action, [spec]):
+                yield point, OPERATIONS[spec.step, action]
 
 
 def read() -> list[Stored]:
@@ -75,7 +65,7 @@ def read() -> list[Stored]:
 
 
 async def restore(stage: Stage, stored: Stored) -> UUID:
-    """Put the rows into the database, and let the sandbox decide what it had decided. Returns the saga's new id."""
+    """Insert the rows, and repeat the sandbox's decisions. Return the saga's new id."""
     saga_id = uuid4()
     rows = json.loads(json.dumps(stored["rows"]).replace(stored["rows"]["sagas"][0]["id"], str(saga_id)))
     for table in TABLES:
@@ -86,20 +76,10 @@ async def restore(stage: Stage, stored: Stored) -> UUID:
     order, decided = await stage.order(saga_id), [each.split() for each in stored["ledger"]]
     refused = [{"target": operation, "kind": "refuse"} for operation, outcome in decided if outcome == "refused"]
     await set_faults(stage.http, *refused)
-    items = [Item(line.sku, line.quantity) for line in order.lines]
-    charge = Charge(saga_id, order.total_minor, order.currency, order.payment_method, order.placed_at)
-    inventory, payment, shipping = stage.partners.inventory, stage.partners.payment, stage.partners.shipping
-    calls = {
-        "inventory.hold": lambda: inventory.hold(saga_id, items, HOLD_SECONDS),
-        "inventory.commit": lambda: inventory.commit(saga_id),
-        "inventory.release": lambda: inventory.release(saga_id),
-        "payment.charge": lambda: payment.charge(charge),
-        "payment.refund": lambda: payment.refund(charge),
-        "shipping.create": lambda: shipping.create(saga_id, items, order.shipping_address),
-        "shipping.cancel": lambda: shipping.cancel(saga_id),
-    }
+    request = StepRequest(order, order.placed_at, HOLD_SECONDS)
+    calls = {OPERATIONS[spec.step, action]: call for spec in PLAN for action, call in spec.calls().items()}
     for operation, _ in decided:
-        await calls[operation]()
+        await calls[operation](stage.partners.ports, request)
     await set_faults(stage.http)
     assert await stage.ledger(saga_id) == stored["ledger"]
     return saga_id
@@ -110,7 +90,7 @@ async def _stored(stage: Stage, saga_id: UUID, name: str, ends: str) -> Stored:
     for table, column in TABLES.items():
         query = f"SELECT jsonb_strip_nulls(to_jsonb({table})) FROM {table} WHERE {column} = $1 ORDER BY {table}"  # noqa: S608 - names
         found = [json.loads(text) for (text,) in await stage.pool.fetch(query, saga_id)]
-        # The log's ids are the database's to give.
+        # The database assigns the ids of the log.
         rows[table] = [{k: v for k, v in row.items() if (table, k) != ("saga_steps", "id")} for row in found]
     decided = [each for each in await stage.ledger(saga_id) if each.split()[1] in DECIDED]
     return {"name": name, "ends": ends, "rows": rows, "ledger": decided}
@@ -119,13 +99,13 @@ async def _stored(stage: Stage, saga_id: UUID, name: str, ends: str) -> Stored:
 async def _abandoned(stage: Stage, saga_id: UUID, name: str, ends: str) -> Stored:
     stored = await _stored(stage, saga_id, name, ends)
     await set_faults(stage.http)
-    await stage.drive()  # what comes after is not to find it
+    await stage.drive()  # so that the next recording does not find it
     assert await stage.outcome(saga_id) == ends, name
     return stored
 
 
 async def _on_a_way(stage: Stage, ends: str, point: str, *faults: Mapping[str, Any]) -> Stored | None:
-    """Run a saga up to the checkpoint, or to a pause by a fault; None where that is not of this way alone."""
+    """Run a saga to the crash point, or to a pause caused by a fault. Return None unless only this way passes there."""
     await set_faults(stage.http, *faults, *([HOLD_EXPIRES] if ends.endswith("hold-expired") else []))
     saga_id = await start_saga(stage.pool, **WAYS[ends])
     if point != STARTED:
@@ -141,7 +121,7 @@ async def _on_a_way(stage: Stage, ends: str, point: str, *faults: Mapping[str, A
 
 
 async def _stopped(stage: Stage, ends: str, point: str) -> Stored:
-    """Run a saga up to the checkpoint and stop its process in good order then: its next call is not on record."""
+    """Run a saga to the crash point, and stop its process normally there: its next attempt is not recorded."""
     saga_id = await start_saga(stage.pool, **WAYS[ends])
 
     def checkpoint(passed: str) -> None:
@@ -154,7 +134,7 @@ async def _stopped(stage: Stage, ends: str, point: str) -> Stored:
 
 
 async def _unheard(stage: Stage, point: str) -> Stored:
-    """Run a saga up to the checkpoint and cancel it then: nobody has heard of it yet."""
+    """Run a saga to the crash point, and cancel it there: no process has seen the cancel yet."""
     saga_id = await start_saga(stage.pool)
     await stage.orchestrator("recorder", checkpoint=dies_at(point)).run_once()
     await cancel(stage.pool, saga_id)
@@ -162,8 +142,8 @@ async def _unheard(stage: Stage, point: str) -> Stored:
 
 
 async def _turning(stage: Stage, ends: str, point: str, target: str) -> Stored:
-    """Turn a saga back that has done all, though it cannot know, and let it pause at this undo."""
-    await set_faults(stage.http, {"target": "shipping.create", "kind": "reset_after"})
+    """Make a saga compensate whose last answer was lost, and let it pause at this undo."""
+    await set_faults(stage.http, {"target": DO[-1], "kind": "reset_after"})
     saga_id = await start_saga(stage.pool)
     await stage.orchestrator("recorder").run_once()
     if ends == BY_CUSTOMER:
@@ -179,7 +159,7 @@ async def _turning(stage: Stage, ends: str, point: str, target: str) -> Stored:
 
 
 async def record(stage: Stage) -> list[Stored]:
-    """Run sagas on every way to every instant, and to a pause at every call; return what they left behind."""
+    """Run sagas on every way to every crash point, and to a pause at every call. Return what they leave behind."""
     found: list[Stored | None] = []
     for ends in WAYS:
         found += [
@@ -195,9 +175,9 @@ async def record(stage: Stage) -> list[Stored]:
             found.append(await _unheard(stage, point))
         elif point.endswith("attempted"):
             found += [await _turning(stage, ends, point, target) for ends in (BY_CUSTOMER, BY_OPERATOR, TIMED_OUT)]
-    found += [await _stopped(stage, "confirmed", f"saga.{step}.do.answered") for step in list(DO)[:-1]]
-    found += [await _stopped(stage, UNDELIVERABLE, f"saga.{step}.undo.answered") for step in list(UNDO)[:-1]]
-    found.append(await _stopped(stage, UNDELIVERABLE, f"saga.{Step.CREATE_SHIPMENT}.do.answered"))
+    found += [await _stopped(stage, "confirmed", point) for point in ANSWERED[Action.DO][:-1]]
+    found += [await _stopped(stage, UNDELIVERABLE, point) for point in ANSWERED[Action.UNDO][:-1]]
+    found.append(await _stopped(stage, UNDELIVERABLE, ANSWERED[Action.DO][-1]))
     return [stored for stored in found if stored is not None]
 
 

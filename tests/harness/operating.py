@@ -12,7 +12,7 @@ OPERATOR = AuditActor("cli:ada", "the warehouse burns")
 
 
 async def compensate(pool: Pool, order_id: UUID) -> ActionOutcome:
-    """Turn a saga back."""
+    """Make a saga compensate."""
     return await sagas.compensate(pool, order_id, OPERATOR, {})
 
 
@@ -22,11 +22,11 @@ async def retry(pool: Pool, order_id: UUID) -> ActionOutcome:
 
 
 async def audit_rows(pool: Pool) -> list[tuple[Any, ...]]:
-    """Return what is on record: actor, action, order, reason, outcome."""
+    """Return the records: actor, action, order, reason, outcome."""
     rows = await pool.fetch("SELECT actor, action, order_id, reason, outcome FROM operator_actions ORDER BY id")
     return [tuple(row) for row in rows]
 
 
 async def recorded(pool: Pool) -> list[str]:
-    """Return what is on record, in short: `retry due`."""
+    """Return the records in short: `retry due`."""
     return [f"{action} {outcome}" for _, action, _, _, outcome in await audit_rows(pool)]

@@ -1,7 +1,7 @@
-"""Orders and sagas straight in the database, without HTTP and without a broker."""
+"""Orders and sagas directly in the database, without HTTP and without a broker."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -20,14 +20,15 @@ from app.orders import events
 from app.orders import store as order_store
 from app.orders.model import Line, Order
 from app.orders.store import PlaceOrder
-from app.saga import store
+from app.saga import start
+from app.saga.steps import PLANS, Plans
 
 TENANT = "default"
 DEADLINE_SECONDS = 900.0
 
 
 def command(**changes: Any) -> PlaceOrder:
-    """Return a customer's wish: three widgets, 29.97 USD."""
+    """Return a customer's command: three widgets, 29.97 USD."""
     wish: dict[str, Any] = {"tenant": TENANT, "currency": "USD", "lines": (Line("WIDGET", 3, 999),)}
     return PlaceOrder(**(wish | changes))
 
@@ -62,16 +63,21 @@ def event_of(order: Order, **trace: str) -> Envelope:
 
 
 async def start_saga(pool: Pool, **changes: Any) -> UUID:
-    """Place an order and start its saga, as the consumer does. Returns their id."""
+    """Place an order and start its saga, as the consumer does. Return their id."""
+    return await start_saga_of(pool, PLANS, changes)
+
+
+async def start_saga_of(pool: Pool, plans: Plans, changes: Mapping[str, Any]) -> UUID:
+    """Place an order and start its saga with the newest of these plans. Return their id."""
     order = await placed(pool, **changes)
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        await start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS, plan_version=max(plans), plans=plans)
     return order.id
 
 
 @contextlib.asynccontextmanager
 async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[asyncpg.transaction.Transaction]:
-    """Hold the key as a request does that has not committed yet; a rollback unless the test commits."""
+    """Hold the key like a request that has not committed yet. Roll back unless the test commits."""
     async with pool.acquire() as conn:
         transaction = conn.transaction()
         await transaction.start()
@@ -83,6 +89,6 @@ async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[as
 
 
 async def somebody_waits(pool: Pool) -> bool:
-    """Tell whether anybody waits for a lock in this database."""
+    """Return whether any session waits for a lock in this database."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})"))

@@ -1,7 +1,7 @@
-"""A model of what the saga lives among, without I/O: partners as agreed, the rows with their fence, runners that die.
+"""A model of the saga's environment without I/O: partners as agreed, rows with fencing tokens, runners that die.
 
-The partners keep their keys and tombstones for ever, as the contract says; a request that is on its way may arrive at
-any later instant, more than once. The runners do what the orchestrator does, write by write.
+The partners keep their keys and tombstones forever, as the contract says. A request in transit may arrive at any later
+time, more than once. The runners do what `saga.runner` does, write by write.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, Outcome, Refused, Unknown
 from app.saga import plan
-from app.saga.plan import Action, Call, Direction, Finish, State, Step
+from app.saga.plan import Call, Finish, SagaDirection, SagaState
+from app.saga.steps import NEWEST, PLANS, Action, Step
 
 STOCK = 5
 HOLD, COMMIT, RELEASE = (
@@ -19,17 +20,17 @@ HOLD, COMMIT, RELEASE = (
 )
 CHARGE, REFUND = Call(Step.CHARGE_PAYMENT, Action.DO), Call(Step.CHARGE_PAYMENT, Action.UNDO)
 CREATE, RECALL = Call(Step.CREATE_SHIPMENT, Action.DO), Call(Step.CREATE_SHIPMENT, Action.UNDO)
-UNDONE_BY = {HOLD: RELEASE, COMMIT: RELEASE, CHARGE: REFUND, CREATE: RECALL}
+UNDONE_BY = {Call(spec.step, Action.DO): Call(spec.compensated_by or spec.step, Action.UNDO) for spec in PLANS[NEWEST]}
 
 
-def who(asked: bool) -> Reason | None:
-    """Return whose word it is that the saga turns back."""
-    return Reason.CANCELLED_BY_CUSTOMER if asked else None
+def cancel_reason(requested: bool) -> Reason | None:
+    """Return the reason for which the saga compensates."""
+    return Reason.CANCELLED_BY_CUSTOMER if requested else None
 
 
 @dataclass
 class Standing:
-    """What the partners have of one saga. `hold`: None, held, sold, returned or expired."""
+    """What the partners store about one saga. `hold`: None, held, sold, returned or expired."""
 
     quantity: int
     hold_seconds: int
@@ -44,25 +45,25 @@ class Standing:
 
 
 class Partners:
-    """Inventory, payment and shipping. Money and parcels are counted in orders: one is the total, or all of it."""
+    """Inventory, payment and shipping. Money and parcels are counted in orders: 1 is the total amount, or all items."""
 
     def __init__(self) -> None:
         self.now = 0
         self.sagas: dict[int, Standing] = {}
 
     def holding(self, state: str) -> int:
-        """How many units are `held` or `sold`."""
+        """Return how many units are in this state, `held` or `sold`."""
         return sum(saga.quantity for saga in self.sagas.values() if saga.hold == state)
 
     def pass_time(self, seconds: int) -> None:
-        """Let holds run out."""
+        """Let time pass, and expire holds."""
         self.now += seconds
         for saga in self.sagas.values():
             if saga.hold == "held" and saga.hold_ends_at <= self.now:
                 saga.hold = "expired"
 
     def deliver(self, number: int, call: Call) -> Outcome:
-        """Decide a call, or repeat what was decided; a do after its undo is undone, which is no refusal."""
+        """Decide a call, or repeat its decision. A do after its undo gets `undone`, which is not a refusal."""
         saga = self.sagas[number]
         if call in UNDONE_BY and UNDONE_BY[call] in saga.answers:
             return Unknown("409 undone")
@@ -107,21 +108,21 @@ class Partners:
 
 @dataclass
 class Rows:
-    """What the database has of an order whose saga has started; a look or a write is one transaction."""
+    """The rows of an order whose saga has started. Each read or write is one transaction."""
 
     deadline_at: int
     status: Status = Status.PENDING
     cancel_requested: bool = False
     version: int = 0
-    state: State = field(default_factory=plan.begin)
+    state: SagaState = field(default_factory=plan.begin)
 
     @property
     def ended(self) -> bool:
-        """Whether the order has its last status."""
+        """Return whether the order's status is final."""
         return self.status in {Status.CONFIRMED, Status.REJECTED, Status.CANCELLED}
 
     def cancel(self) -> bool:
-        """Cancel the order as a customer; false where it is too late."""
+        """Cancel the order as a customer. Return false if it is too late."""
         if self.status in {Status.CONFIRMED, Status.REJECTED}:
             return False
         self.cancel_requested = True
@@ -129,7 +130,7 @@ class Rows:
 
 
 class Runner:
-    """One process that has taken one saga on, as the orchestrator drives it. `asks`: the call it waits for."""
+    """One process that has claimed one saga. `asks`: the call whose outcome it waits for."""
 
     def __init__(self, rows: Rows, number: int) -> None:
         rows.version += 1
@@ -143,18 +144,20 @@ class Runner:
         self._record(self._state, now)
 
     def hear(self, outcome: Outcome, now: int) -> None:
-        """Record what the call came to, and the next attempt."""
+        """Record the outcome of the call, and the next attempt."""
         assert self.asks is not None
         self._record(plan.advance(self._state, outcome), now)
 
-    def _record(self, reached: State, now: int) -> None:
+    def _record(self, reached: SagaState, now: int) -> None:
         self.asks, late = None, now >= self._rows.deadline_at
         if self._version != self._rows.version:
-            return  # taken over: the write changes nothing
-        state = plan.heed(reached, cancelled=who(self._cancelled), late=late)
+            return  # another process has claimed it: the write changes nothing
+        state = plan.interrupt(reached, cancelled=cancel_reason(self._cancelled), late=late)
         decision = plan.decide(state)
         if state.direction is not self._rows.state.direction or isinstance(decision, Finish):
-            state = plan.heed(reached, cancelled=who(self._rows.cancel_requested), late=late)  # the order is locked
+            state = plan.interrupt(
+                reached, cancelled=cancel_reason(self._rows.cancel_requested), late=late
+            )  # the order is locked
             decision = plan.decide(state)
             if state.direction is not self._rows.state.direction:
                 self._rows.status = Status.COMPENSATING
@@ -165,7 +168,7 @@ class Runner:
         self._rows.version = self._version = self._version + 1
         if isinstance(decision, Call):
             assert not late or decision.action is Action.UNDO, f"asked for more after the deadline: {decision}"
-            if self._cancelled and state.direction is Direction.FORWARD:
-                self._record(self._state, now)  # news of the cancel came with the write: nothing more is asked for
+            if self._cancelled and state.direction is SagaDirection.FORWARD:
+                self._record(self._state, now)  # the write returned the cancel: make no further do
             else:
                 self.asks = decision

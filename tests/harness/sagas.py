@@ -1,4 +1,4 @@
-"""Orchestrators on a database and a partner sandbox, driven look by look; time moves when a test moves it."""
+"""Orchestrators on a database and a partner sandbox. A test runs each claim and decides when time passes."""
 
 import asyncio
 import contextlib
@@ -15,21 +15,23 @@ from app.loops import Backoff
 from app.orders import store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order
-from app.partners.ports import Charge, Outcome, Payment
+from app.partners.ports import ChargeRequest, Outcome, PartnerPorts, Payment
 from app.saga.gateway import CircuitConfig, PartnerGateway
-from app.saga.orchestrator import Orchestrator, SagaConfig
+from app.saga.orchestrator import Orchestrator
+from app.saga.runner import SagaConfig
+from app.saga.steps import PLANS, Plans
 from tests.harness import sandboxes
 from tests.harness.observed import Observed
 from tests.harness.orders import TENANT
 from tests.harness.sandboxes import Partners
 
-ROUNDS = 40  # far more than any saga needs: one that has not ended by then never will
+ROUNDS = 40  # far more than any saga needs: one that has not ended by then is stuck
 LEASE_SECONDS = 30.0
-NEVER = 1_000_000  # failures in a row: circuits stay closed, unless a test is about them
+NEVER = 1_000_000  # failures in a row, so that circuits stay closed unless a test is about them
 
 
 def dies_at(point: str) -> Callable[[str], None]:
-    """Return a checkpoint at which the runner goes no further."""
+    """Return a function for crash points that stops the runner at `point`."""
 
     def checkpoint(passed: str) -> None:
         if passed == point:
@@ -40,7 +42,7 @@ def dies_at(point: str) -> Callable[[str], None]:
 
 @contextlib.asynccontextmanager
 async def running(orchestrator: Orchestrator) -> AsyncIterator["asyncio.Task[None]"]:
-    """Run it as the service does, and stop it."""
+    """Run the orchestrator as the service does, and stop it at the end."""
     task = asyncio.create_task(orchestrator.run())
     try:
         yield task
@@ -50,7 +52,7 @@ async def running(orchestrator: Orchestrator) -> AsyncIterator["asyncio.Task[Non
 
 
 class GatedPayment:
-    """The payment partner behind a gate: a charge has `arrived` and goes on when `gate` is set."""
+    """The payment partner behind a gate: a charge sets `arrived`, and continues when `gate` is set."""
 
     def __init__(self, payment: Payment) -> None:
         self._payment = payment
@@ -58,31 +60,31 @@ class GatedPayment:
         self.gate = asyncio.Event()
         self.waiting = 0
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         """Wait for the gate, then charge."""
         self.waiting += 1
         self.arrived.set()
         await self.gate.wait()
         return await self._payment.charge(charge)
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         """Refund at once."""
         return await self._payment.refund(charge)
 
 
 class ScriptedPayment:
-    """The payment partner, which first gives these answers (or breaks), whatever it is asked."""
+    """The payment partner; its first calls return these answers, or raise these errors."""
 
     def __init__(self, payment: Payment, *answers: Outcome | Exception) -> None:
         self._payment = payment
         self._answers = list(answers)
 
-    async def charge(self, charge: Charge) -> Outcome:
-        """Answer, or charge."""
+    async def charge(self, charge: ChargeRequest) -> Outcome:
+        """Return the next answer, or charge."""
         return self._answer() if self._answers else await self._payment.charge(charge)
 
-    async def refund(self, charge: Charge) -> Outcome:
-        """Answer, or refund."""
+    async def refund(self, charge: ChargeRequest) -> Outcome:
+        """Return the next answer, or refund."""
         return self._answer() if self._answers else await self._payment.refund(charge)
 
     def _answer(self) -> Outcome:
@@ -118,22 +120,18 @@ class Stage:
         circuit_open_seconds: float = 10,
         clock: Callable[[], float] = time.monotonic,
         needs_operator_seconds: float = 300,
+        plans: Plans = PLANS,
         checkpoint: Callable[[str], None] = lambda _: None,
         on_finished: Callable[[UUID], None] | None = None,
     ) -> Orchestrator:
-        """Make one that retries at once, and by itself looks again only after an hour."""
+        """Return an orchestrator that retries at once and polls only every hour."""
         asked = partners or self.partners
         self.signals.crash_point = checkpoint
         if on_finished is not None:
             self.signals.subscribe(OrderFinished, lambda fact: on_finished(fact.order_id))
-        gateway = PartnerGateway(
-            asked.inventory,
-            payment or asked.payment,
-            asked.shipping,
-            CircuitConfig(circuit_failures, circuit_open_seconds),
-            self.signals,
-            clock=clock,
-        )
+        ports = PartnerPorts(asked.inventory, payment or asked.payment, asked.shipping)
+        circuits = CircuitConfig(circuit_failures, circuit_open_seconds)
+        gateway = PartnerGateway(ports, circuits, self.signals, plans, clock)
         self.gateway = gateway
         config = SagaConfig(
             owner=owner,
@@ -143,11 +141,11 @@ class Stage:
             retry=Backoff(0.001, retry_cap_seconds),
             needs_operator_seconds=needs_operator_seconds,
         )
-        return Orchestrator(self.pool, gateway, config, self.signals)
+        return Orchestrator(self.pool, gateway, config, self.signals, plans)
 
     @property
     def events(self) -> int:
-        """How many orders were finished."""
+        """Return how many orders were finished."""
         return len(self.finished)
 
     async def let_time_pass(self) -> None:
@@ -155,7 +153,7 @@ class Stage:
         await self.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() WHERE finished_at IS NULL")
 
     async def let_the_deadline_pass(self, in_seconds: float = 0) -> None:
-        """Let every unfinished saga be late, or so nearly."""
+        """Make every unfinished saga late, or late in so many seconds."""
         query = "UPDATE sagas SET deadline_at = clock_timestamp() + make_interval(secs => $1) WHERE finished_at IS NULL"
         await self.pool.execute(query, in_seconds)
 
@@ -178,7 +176,7 @@ class Stage:
         return f"{order.status}: {order.status_reason}" if order.status_reason else order.status
 
     async def saga(self, saga_id: UUID) -> dict[str, Any]:
-        """Return the saga's row; `due`: anybody may take it; `pause_seconds`: from its last write until then."""
+        """Return the saga's row; `due`: it can be claimed; `pause_seconds`: from its last write until it is due."""
         query = """
             SELECT *, next_attempt_at <= clock_timestamp() AS due,
                    extract(epoch FROM next_attempt_at - updated_at)::float8 AS pause_seconds
@@ -196,7 +194,7 @@ class Stage:
         return [f"{each['operation']} {each['outcome']}" for each in await sandboxes.entries(self.http, saga_id)]
 
     async def standing(self, saga_id: UUID) -> dict[str, Any]:
-        """Return what stands at the partners: money kept, stock held or sold, parcels sent."""
+        """Return the partners' totals for the saga: money kept, stock held or sold, parcels sent."""
         told = await sandboxes.summary(self.http, saga_id)
         charged, refunded = told.pop("charged_minor"), told.pop("refunded_minor")
         return {"kept_minor": charged - refunded, **told}

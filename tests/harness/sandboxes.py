@@ -18,7 +18,7 @@ from app.api.server.listener import KEEP_ALIVE_SECONDS
 from app.partners.client import PartnerClient
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
-from app.partners.ports import Charge
+from app.partners.ports import ChargeRequest, PartnerPorts
 from app.partners.shipping import HttpShipping
 from sandbox import create_app, http_protocol
 from tests.harness.wait import AMPLE_SECONDS
@@ -34,6 +34,11 @@ class Partners:
     payment: HttpPayment
     shipping: HttpShipping
 
+    @property
+    def ports(self) -> PartnerPorts:
+        """Return them as the saga's steps call them."""
+        return PartnerPorts(self.inventory, self.payment, self.shipping)
+
     @classmethod
     def at(cls, session: aiohttp.ClientSession, url: str, timeout_seconds: float = AMPLE_SECONDS) -> "Partners":
         """Return three clients that all call the sandbox at `url`."""
@@ -43,10 +48,10 @@ class Partners:
 
 def charge_of(
     saga: UUID, amount_minor: int = 1, currency: str = "USD", payment_method: str | None = None, age_hours: float = 0
-) -> Charge:
+) -> ChargeRequest:
     """Return the charge of a saga that started `age_hours` ago."""
     started_at = datetime.now(UTC) - timedelta(hours=age_hours)
-    return Charge(saga, amount_minor, currency, payment_method, started_at)
+    return ChargeRequest(saga, amount_minor, currency, payment_method, started_at)
 
 
 @contextlib.contextmanager

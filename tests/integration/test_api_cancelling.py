@@ -10,7 +10,7 @@ import pytest
 
 from app.db import Pool
 from app.idempotency.key import IdempotencyKey
-from app.saga import store
+from app.saga import start
 from chaos import postgres
 from chaos.faults import Lose
 from chaos.proxy import Proxy
@@ -225,6 +225,6 @@ async def test_a_start_that_comes_too_late_finds_the_order_cancelled_by_the_api(
     order = await placed(pool)
     await cancel(api, order.id)
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), 900)
+        await start.handle_order_placed(conn, event_of(order), 900)
     assert await pool.fetchval("SELECT count(*) FROM sagas") == 0
     assert (await cancel_elsewhere(pool, order.id)).status == "cancelled"

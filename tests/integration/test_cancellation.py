@@ -1,4 +1,4 @@
-"""A cancel at every instant of an order's life: it is refused, or the order ends with everything undone."""
+"""A cancel at any time in an order's life is refused, or the order ends with everything undone."""
 
 import asyncio
 from uuid import uuid4
@@ -13,30 +13,22 @@ from app.observability.signals import Signals
 from app.orders import events
 from app.orders.model import Line
 from app.saga import cancel as saga_cancel
-from app.saga import store
-from app.saga.plan import Action, Step
+from app.saga import start as saga_start
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
 from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults
+from tests.harness.steps import BACKWARD, DO, FORWARD
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 CANCELLED = "cancelled: cancelled-by-customer"
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
-DO = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
-
-FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
-BACKWARD = [
-    f"saga.{step}.{Action.UNDO}.{when}"
-    for step in (Step.CREATE_SHIPMENT, Step.CHARGE_PAYMENT, Step.RESERVE_INVENTORY)
-    for when in ("attempted", "answered")
-]
 
 
 async def told(pool: db.Pool) -> list[tuple[str, int]]:
-    """Return the events of the one order there is: `cancelled` and its sequence."""
+    """Return the events of the only order, as type and sequence."""
     rows = await pool.fetch("SELECT type, sequence FROM outbox ORDER BY sequence")
     return [(row["type"].split(".")[2], row["sequence"]) for row in rows]
 
@@ -49,13 +41,14 @@ async def deliver(pool: db.Pool, envelope: Envelope) -> object:
     """Deliver `order.placed` as a transport does."""
 
     async def start(conn: db.Connection, message: Envelope) -> None:
-        await store.start(conn, message, DEADLINE_SECONDS)
+        await saga_start.handle_order_placed(conn, message, DEADLINE_SECONDS)
 
     consumer = Consumer(pool, "saga", {events.PLACED: start}, 1, Signals())
     return await consumer.handle(envelope)
 
 
-async def test_an_order_that_has_not_started_is_cancelled_at_once_and_an_event_tells_of_it(stage: Stage) -> None:
+async def test_unstarted_order_is_cancelled_at_once(stage: Stage) -> None:
+    """An event reports it, with the trace of the cancel."""
     order = await placed(stage.pool)
     cancelled = await cancel(stage.pool, order.id)
     assert cancelled == await stage.order(order.id)
@@ -65,7 +58,8 @@ async def test_an_order_that_has_not_started_is_cancelled_at_once_and_an_event_t
     assert traced == TRACE["traceparent"]
 
 
-async def test_a_message_that_comes_after_the_cancel_is_handled_and_starts_nothing(stage: Stage) -> None:
+async def test_message_after_the_cancel_starts_nothing(stage: Stage) -> None:
+    """The message counts as handled."""
     order = await placed(stage.pool)
     await cancel(stage.pool, order.id)
     assert await deliver(stage.pool, event_of(order)) == Handled()
@@ -74,7 +68,8 @@ async def test_a_message_that_comes_after_the_cancel_is_handled_and_starts_nothi
     assert await stage.orchestrator().run_once() == 0
 
 
-async def test_a_saga_that_asked_for_nothing_yet_never_does(stage: Stage) -> None:
+async def test_cancelled_before_the_first_call(stage: Stage) -> None:
+    """A saga that is cancelled before its first call makes none."""
     saga = await start_saga(stage.pool)
     assert (await cancel(stage.pool, saga)).status == "pending"
     assert await stage.orchestrator().run_once() == 1
@@ -84,9 +79,8 @@ async def test_a_saga_that_asked_for_nothing_yet_never_does(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_a_cancel_in_the_middle_of_a_step_lets_no_further_one_happen_and_undoes_all(
-    stage: Stage, database_url: str, point: str
-) -> None:
+async def test_cancel_during_a_step(stage: Stage, database_url: str, point: str) -> None:
+    """No further step starts, and every attempted step is undone."""
     checkpoint = CancelAt(database_url, point)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
@@ -101,14 +95,13 @@ async def test_a_cancel_in_the_middle_of_a_step_lets_no_further_one_happen_and_u
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_a_cancel_while_nobody_drives_the_saga_is_heeded_by_whoever_takes_it_over(
-    stage: Stage, point: str
-) -> None:
+async def test_cancel_between_two_runners(stage: Stage, point: str) -> None:
+    """The process that takes the saga over makes no further do, and undoes every attempted step."""
     saga = await start_saga(stage.pool)
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     before = await stage.ledger(saga)
     assert (await cancel(stage.pool, saga)).status == "pending"
-    assert await stage.orchestrator("second").run_once() == 0  # the lease still runs
+    assert await stage.orchestrator("second").run_once() == 0  # the lease has not expired
     await stage.drive(stage.orchestrator("second"))
     assert await stage.outcome(saga) == CANCELLED
     assert asked_to_do(await stage.ledger(saga)) == asked_to_do(before)
@@ -116,7 +109,8 @@ async def test_a_cancel_while_nobody_drives_the_saga_is_heeded_by_whoever_takes_
 
 
 @pytest.mark.parametrize("unclear", DO)
-async def test_a_cancel_in_a_pause_ends_the_pause_and_turns_the_saga_back(stage: Stage, unclear: str) -> None:
+async def test_cancel_ends_a_pause(stage: Stage, unclear: str) -> None:
+    """The waiting saga is due at once, and compensates."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": unclear, "kind": "unavailable"})  # with Retry-After: 1
     await stage.orchestrator().run_once()
@@ -131,9 +125,8 @@ async def test_a_cancel_in_a_pause_ends_the_pause_and_turns_the_saga_back(stage:
 
 
 @pytest.mark.parametrize("unclear", DO)
-async def test_a_cancel_just_before_a_pause_leaves_no_time_to_pause(
-    stage: Stage, database_url: str, unclear: str
-) -> None:
+async def test_cancel_just_before_a_pause(stage: Stage, database_url: str, unclear: str) -> None:
+    """The saga compensates at once instead of waiting."""
     checkpoint = CancelAt(database_url, FORWARD[2 * DO.index(unclear) + 1])
     saga = checkpoint.order_id = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": unclear, "kind": "unavailable"})
@@ -142,7 +135,8 @@ async def test_a_cancel_just_before_a_pause_leaves_no_time_to_pause(
     assert await stage.standing(saga) == UNDONE
 
 
-async def test_an_orchestrator_that_is_woken_turns_a_paused_saga_back_without_a_poll(stage: Stage) -> None:
+async def test_wake_up_compensates_a_waiting_saga(stage: Stage) -> None:
+    """The cancel does not wait for the next poll."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": "payment.charge", "kind": "unavailable"})
     orchestrator = stage.orchestrator()
@@ -161,9 +155,8 @@ async def test_an_orchestrator_that_is_woken_turns_a_paused_saga_back_without_a_
 
 
 @pytest.mark.parametrize("point", BACKWARD)
-async def test_a_cancel_of_an_order_that_was_refused_is_accepted_and_it_ends_rejected(
-    stage: Stage, database_url: str, point: str
-) -> None:
+async def test_cancel_of_a_refused_order(stage: Stage, database_url: str, point: str) -> None:
+    """The cancel is accepted, and the order ends rejected with the partner's reason."""
     checkpoint = CancelAt(database_url, point)
     saga = checkpoint.order_id = await start_saga(stage.pool, **UNDELIVERABLE)
     await stage.orchestrator(checkpoint=checkpoint).run_once()
@@ -172,7 +165,8 @@ async def test_a_cancel_of_an_order_that_was_refused_is_accepted_and_it_ends_rej
     assert await stage.standing(saga) == UNDONE
 
 
-async def test_an_order_is_compensating_until_everything_is_undone_and_may_be_cancelled_again(stage: Stage) -> None:
+async def test_cancelled_order_compensates_until_all_is_undone(stage: Stage) -> None:
+    """A repeated cancel is accepted meanwhile, and changes nothing."""
     saga = await start_saga(stage.pool)
     await set_faults(
         stage.http,
@@ -192,7 +186,7 @@ async def test_an_order_is_compensating_until_everything_is_undone_and_may_be_ca
     assert (await cancel(stage.pool, saga)).status == "cancelled"
 
 
-async def test_a_cancel_before_the_deadline_outlasts_it(stage: Stage) -> None:
+async def test_cancel_before_the_deadline_stays_the_reason(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": "payment.charge", "kind": "error", "times": 1})
     await stage.orchestrator().run_once()
@@ -203,7 +197,7 @@ async def test_a_cancel_before_the_deadline_outlasts_it(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, UNDELIVERABLE], ids=["confirmed", "rejected"])
-async def test_an_order_that_has_ended_otherwise_cannot_be_cancelled_any_more(
+async def test_final_orders_cannot_be_cancelled(
     stage: Stage, database_url: str, changes: dict[str, tuple[Line, ...]]
 ) -> None:
     checkpoint = CancelAt(database_url, "saga.finished")
@@ -219,7 +213,7 @@ async def test_an_order_that_has_ended_otherwise_cannot_be_cancelled_any_more(
 
 
 @pytest.mark.parametrize("started", [False, True])
-async def test_many_cancels_at_once_are_one(stage: Stage, started: bool) -> None:
+async def test_concurrent_cancels_count_once(stage: Stage, started: bool) -> None:
     order_id = await start_saga(stage.pool) if started else (await placed(stage.pool)).id
     orders = await asyncio.gather(*(cancel(stage.pool, order_id) for _ in range(8)))
     assert all(order == orders[0] for order in orders)
@@ -229,7 +223,8 @@ async def test_many_cancels_at_once_are_one(stage: Stage, started: bool) -> None
     assert [name for name, _ in await told(stage.pool)] == ["placed", "cancelled"]
 
 
-async def test_a_start_that_meets_a_cancel_waits_for_it_and_starts_nothing(stage: Stage) -> None:
+async def test_start_waits_for_a_concurrent_cancel(stage: Stage) -> None:
+    """The start then finds the order cancelled, and starts nothing."""
     order = await placed(stage.pool)
     async with cancel_under_way(stage.pool, order.id):
         starting = asyncio.create_task(deliver(stage.pool, event_of(order)))
@@ -239,10 +234,11 @@ async def test_a_start_that_meets_a_cancel_waits_for_it_and_starts_nothing(stage
     assert await stage.outcome(order.id) == CANCELLED
 
 
-async def test_a_cancel_that_meets_a_start_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
+async def test_cancel_waits_for_a_concurrent_start(stage: Stage) -> None:
+    """The cancel then finds the saga, which ends without a call."""
     order = await placed(stage.pool)
     async with stage.pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        await saga_start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS)
         cancelling = asyncio.create_task(cancel(stage.pool, order.id))
         await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the cancel at the order")
     assert (await cancelling).status == "pending"
@@ -250,7 +246,8 @@ async def test_a_cancel_that_meets_a_start_waits_for_it_and_the_saga_turns_back(
     assert (await stage.outcome(order.id), await stage.ledger(order.id)) == (CANCELLED, [])
 
 
-async def test_a_record_that_meets_a_cancel_waits_for_it_and_the_saga_turns_back(stage: Stage) -> None:
+async def test_write_waits_for_a_concurrent_cancel(stage: Stage) -> None:
+    """The runner's write then finds the cancel, and the saga compensates."""
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     driving = asyncio.create_task(stage.orchestrator(payment=payment).run_once())
@@ -262,7 +259,7 @@ async def test_a_record_that_meets_a_cancel_waits_for_it_and_the_saga_turns_back
     assert (await stage.outcome(saga), await stage.standing(saga)) == (CANCELLED, UNDONE)
 
 
-async def test_a_cancel_that_comes_behind_the_record_that_confirms_is_too_late(stage: Stage) -> None:
+async def test_cancel_behind_the_confirming_write_is_too_late(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     async with stage.pool.acquire() as conn, conn.transaction():
         await conn.execute("SELECT FROM orders WHERE id = $1 FOR UPDATE", saga)
@@ -282,7 +279,8 @@ async def two_wait(pool: db.Pool) -> bool:
     return bool(await pool.fetchval(waiting) == 2)
 
 
-async def test_nobodys_order_and_another_tenants_are_not_found_and_nothing_changes(stage: Stage) -> None:
+async def test_unknown_orders_and_other_tenants_are_not_found(stage: Stage) -> None:
+    """Nothing changes."""
     order = await placed(stage.pool, tenant="other")
     for order_id in (order.id, uuid4()):
         with pytest.raises(OrderNotFound):
@@ -291,7 +289,7 @@ async def test_nobodys_order_and_another_tenants_are_not_found_and_nothing_chang
     assert (await cancel(stage.pool, order.id, tenant="other")).status == "cancelled"
 
 
-async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(stage: Stage) -> None:
+async def test_locked_order_is_temporarily_unavailable(stage: Stage) -> None:
     order = await placed(stage.pool)
 
     async def impatient() -> None:

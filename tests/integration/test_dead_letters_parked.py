@@ -115,7 +115,7 @@ async def test_a_purged_event_is_listed_until_it_is_replayed(
     assert (summary.matched, {each.letter.id for each in findings}) == (2, {waiting, nobodys})
     assert await ids(letters) == []
     async with db.connection(pool) as conn:
-        [listed] = await unstarted.given_up(conn, letters.queue.consumer, 10)
+        [listed] = await unstarted.list_blocked(conn, letters.queue.consumer, 10)
         assert (str(listed.order_id), listed.purged) == (waiting, True)
     await relay(pool, effects.consumer()).run_once()
     assert await effects.committed() == []
@@ -123,7 +123,7 @@ async def test_a_purged_event_is_listed_until_it_is_replayed(
     summary, _ = await go_over(letters, DeadLetterAction.REPLAY, id=waiting)
     assert (summary.matched, summary.from_outbox) == (0, True)
     async with db.connection(pool) as conn:
-        assert await unstarted.given_up(conn, letters.queue.consumer, 10) == []
+        assert await unstarted.list_blocked(conn, letters.queue.consumer, 10) == []
     effects.failure = None
     await relay(pool, effects.consumer()).run_once()
     assert await effects.committed() == [order.id]

@@ -9,7 +9,8 @@ from app.db import Pool
 from app.idempotency.key import IdempotencyKey
 from app.messaging.consumer import Consumer, Handled
 from app.operations.maintenance.pruner import BATCH, END, START, TABLES, Pruner, PrunerConfig
-from app.saga import queries, store
+from app.saga import queries
+from app.saga import start as saga_start
 from app.saga.queries import MAX_STEPS
 from tests.harness.events import PLACED
 from tests.harness.history import lived_through, rows
@@ -47,7 +48,7 @@ def janitor(pool: Pool, signals: Observed | None = None, retention_seconds: floa
 
 def consumer_of(pool: Pool, signals: Observed) -> Consumer:
     """Make the consumer of placed orders, as the service does."""
-    start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
+    start = partial(saga_start.handle_order_placed, deadline_seconds=DEADLINE_SECONDS)
     return Consumer(pool, CONSUMER, {PLACED: start}, 1, signals)
 
 
@@ -59,7 +60,7 @@ async def sweep(pool: Pool) -> dict[str, int]:
     return removed
 
 
-async def shown(pool: Pool) -> dict[UUID, list[queries.Line]]:
+async def shown(pool: Pool) -> dict[UUID, list[queries.StepLogRow]]:
     """Return what operators are shown of the log of each saga."""
     async with pool.acquire() as conn:
         return {row["id"]: await queries.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}

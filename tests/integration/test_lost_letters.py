@@ -239,8 +239,8 @@ async def test_dead_events_are_found_without_reading_a_table(pool: db.Pool) -> N
     )
     for _ in range(2):
         for query in (
-            lambda conn: unstarted.lost(conn, CONSUMER, ["x"], RESEND_AFTER_SECONDS, 500),
-            lambda conn: unstarted.given_up(conn, CONSUMER, 20),
+            lambda conn: unstarted.list_lost(conn, CONSUMER, ["x"], RESEND_AFTER_SECONDS, 500),
+            lambda conn: unstarted.list_blocked(conn, CONSUMER, 20),
         ):
             assert full_scans(await plans_of(pool, query)) == set()
         await pool.execute("ANALYZE")

@@ -1,4 +1,4 @@
-"""What no retry mends, or has mended for long, is said: on the row, in the log, and for as long as it lasts."""
+"""A permanent error, or an undo that keeps failing, is flagged in the row and logged, as long as it lasts."""
 
 from collections.abc import Iterable, MutableMapping
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ def alarms(logs: Iterable[MutableMapping[str, Any]]) -> list[str]:
 
 
 async def look(stage: Stage, saga: UUID, **more: Any) -> list[str]:
-    """Let pauses end and an orchestrator look; return what it logged as errors."""
+    """End every pause, run an orchestrator once, and return the errors that it logged."""
     await stage.let_time_pass()
     with capture_logs() as logs:
         await stage.orchestrator(**more).run_once()
@@ -47,9 +47,10 @@ async def let_five_minutes_pass(stage: Stage) -> None:
     )
 
 
-async def test_refunds_that_fail_for_long_need_an_operator_and_the_order_ends_by_itself_when_they_succeed(
+async def test_failing_refunds_need_an_operator(
     stage: Stage,
 ) -> None:
+    """The order ends without an operator's action when the refunds succeed."""
     saga = await start_saga(stage.pool, **UNDELIVERABLE)
     await set_faults(stage.http, NO_REFUNDS)
     due_at: set[datetime] = set()
@@ -59,16 +60,16 @@ async def test_refunds_that_fail_for_long_need_an_operator_and_the_order_ends_by
         row = await stage.saga(saga)
         assert due_at or row["needs_operator_at"] - row["updated_at"] == timedelta(seconds=300)
         due_at.add(row["needs_operator_at"])
-    assert len(due_at) == 1  # counted from the first failure, however many follow
+    assert len(due_at) == 1  # counted from the first failure; later ones do not move the time
     await let_five_minutes_pass(stage)
     assert await look(stage, saga) == ["saga.needs_operator"]
     for _ in range(3):
-        assert await look(stage, saga) == []  # it was said
+        assert await look(stage, saga) == []  # it was logged before
         assert (await needing(stage), await stage.outcome(saga)) == (1, "compensating: undeliverable")
     assert (await stage.saga(saga))["attempts"] == 7
     await set_faults(stage.http, {"target": "inventory.release", "kind": "error"})
     assert await look(stage, saga) == []
-    assert await needing(stage) == 0  # the refund went well; what follows has its own time
+    assert await needing(stage) == 0  # the refund succeeded; the next call has its own time
     await set_faults(stage.http)
     await stage.drive()
     assert await stage.outcome(saga) == "rejected: undeliverable"
@@ -76,7 +77,7 @@ async def test_refunds_that_fail_for_long_need_an_operator_and_the_order_ends_by
     assert (await stage.saga(saga))["needs_operator_at"] is None
 
 
-async def test_an_undo_that_waits_for_its_partner_needs_an_operator_as_one_that_fails(stage: Stage) -> None:
+async def test_undo_waiting_for_a_circuit_needs_an_operator(stage: Stage) -> None:
     sagas = [await start_saga(stage.pool, **UNDELIVERABLE) for _ in range(4)]
     await set_faults(stage.http, NO_REFUNDS)
     orchestrator = stage.orchestrator(concurrency=1, circuit_failures=2, circuit_open_seconds=3600)
@@ -87,7 +88,7 @@ async def test_an_undo_that_waits_for_its_partner_needs_an_operator_as_one_that_
     assert await needing(stage) == len(sagas)
 
 
-async def test_an_order_that_is_only_late_on_its_way_forward_needs_no_operator(stage: Stage) -> None:
+async def test_late_forward_saga_needs_no_operator(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": "payment.charge", "kind": "error"})
     assert await look(stage, saga, needs_operator_seconds=0.0) == []
@@ -95,10 +96,8 @@ async def test_an_order_that_is_only_late_on_its_way_forward_needs_no_operator(s
 
 
 @pytest.mark.parametrize("lines", [(Line("WIDGET", 3, 999),), UNDELIVERABLE["lines"]], ids=["forward", "backward"])
-async def test_an_answer_that_no_retry_mends_needs_an_operator_at_once_and_is_tried_on(
-    stage: Stage, lines: tuple[Line, ...]
-) -> None:
-    """A charge or, where it was charged and nothing can be shipped, its refund."""
+async def test_permanent_error_needs_an_operator_at_once(stage: Stage, lines: tuple[Line, ...]) -> None:
+    """The failing call is a charge, or the refund of an order that cannot be shipped. Retries continue."""
     saga = await start_saga(stage.pool, lines=lines)
     forward = lines[0].sku == "WIDGET"
     if not forward:
@@ -109,13 +108,14 @@ async def test_an_answer_that_no_retry_mends_needs_an_operator_at_once_and_is_tr
     assert await look(stage, saga, payment=payment) == ["saga.step", "saga.needs_operator"]
     assert await needing(stage) == 1
     assert await look(stage, saga, payment=payment) == []
-    assert await needing(stage) == 1  # whatever came after it: that call has not succeeded
+    assert await needing(stage) == 1  # a later, different failure does not clear it
     await look(stage, saga, payment=payment)
     assert await needing(stage) == 0
     assert await stage.outcome(saga) == ("confirmed" if forward else "rejected: undeliverable")
 
 
-async def test_a_partner_of_ours_that_breaks_raises_the_alarm_and_is_asked_again(stage: Stage) -> None:
+async def test_defect_in_a_client_needs_an_operator(stage: Stage) -> None:
+    """Retries continue."""
     saga = await start_saga(stage.pool)
     payment = ScriptedPayment(stage.partners.payment, KeyError("a secret"))
     assert await look(stage, saga, payment=payment) == ["partner.defect", "saga.step", "saga.needs_operator"]
@@ -129,7 +129,8 @@ async def test_a_partner_of_ours_that_breaks_raises_the_alarm_and_is_asked_again
 
 
 @pytest.mark.parametrize("target", ["payment.charge", "inventory.release"])
-async def test_garbage_raises_the_alarm_and_is_asked_again(stage: Stage, target: str) -> None:
+async def test_garbage_needs_an_operator(stage: Stage, target: str) -> None:
+    """Retries continue."""
     saga = await start_saga(stage.pool, **UNDELIVERABLE)
     await set_faults(stage.http, {"target": target, "kind": "garbage", "times": 1})
     assert await look(stage, saga) == ["saga.step", "saga.needs_operator"]
@@ -139,7 +140,8 @@ async def test_garbage_raises_the_alarm_and_is_asked_again(stage: Stage, target:
     assert (await needing(stage), await stage.standing(saga)) == (0, UNDONE)
 
 
-async def test_a_saga_that_turns_back_from_what_no_retry_mends_needs_no_operator_any_more(stage: Stage) -> None:
+async def test_compensating_clears_needs_operator(stage: Stage) -> None:
+    """A saga that compensates after a permanent error of its do no longer needs an operator."""
     saga = await start_saga(stage.pool)
     payment = ScriptedPayment(stage.partners.payment, Unknown("403 forbidden", our_fault=True))
     await look(stage, saga, payment=payment)

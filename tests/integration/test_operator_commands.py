@@ -16,7 +16,7 @@ from app.messaging.consumer import Consumer
 from app.observability.signals import Signals
 from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
 from app.operations.outbox import OutboxAnswer, OutboxCounts
-from app.saga import store
+from app.saga import start as saga_start
 from tests.harness.commands import module, orders
 from tests.harness.databases import patient_pool
 from tests.harness.dead_letters import REASON, consuming, drained, holds, set_aside
@@ -67,7 +67,7 @@ async def put(pool: Pool, channel: AbstractChannel, number: int) -> list[str]:
 
 
 def saga_consumer(pool: Pool) -> Consumer:
-    start = partial(store.start, deadline_seconds=DEADLINE_SECONDS)
+    start = partial(saga_start.handle_order_placed, deadline_seconds=DEADLINE_SECONDS)
     return Consumer(pool, CONSUMER, {PLACED: start}, 1, Signals())
 
 

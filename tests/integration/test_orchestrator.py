@@ -1,4 +1,4 @@
-"""What becomes of a saga, whatever its partners answer: the order's end, the partners' ledger, and nothing between."""
+"""For every answer of the partners: how the order ends, and what the partners' ledger says then."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,11 +11,10 @@ from app.partners.ports import Unknown
 from tests.harness.orders import start_saga
 from tests.harness.sagas import ScriptedPayment, Stage
 from tests.harness.sandboxes import Partners, entries, set_faults
+from tests.harness.steps import DO, UNDO, undo_of
 
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
-DO = ("inventory.hold", "payment.charge", "inventory.commit", "shipping.create")
-UNDO = ("shipping.cancel", "payment.refund", "inventory.release")
 UNCLEAR = ("timeout_before", "timeout_after", "reset_before", "reset_after", "garbage", "error", "unavailable")
 UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
 
@@ -54,7 +53,8 @@ async def events(stage: Stage) -> list[tuple[str, int]]:
     return [(row["type"], row["sequence"]) for row in rows]
 
 
-async def test_an_order_whose_partners_agree_is_confirmed_in_one_look(stage: Stage) -> None:
+async def test_one_run_confirms_an_order(stage: Stage) -> None:
+    """If all partners agree, one run takes the order from placed to confirmed."""
     saga = await start_saga(stage.pool, shipping_address={"name": "Ada"}, payment_method="pm_card_visa")
     assert await stage.orchestrator().run_once() == 1
     order = await stage.order(saga)
@@ -70,7 +70,7 @@ async def test_an_order_whose_partners_agree_is_confirmed_in_one_look(stage: Sta
     assert await stage.orchestrator().run_once() == 0
 
 
-async def test_every_attempt_and_every_outcome_is_in_the_log(stage: Stage) -> None:
+async def test_attempts_and_outcomes_are_logged(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await fault(stage, "error", "payment.charge", times=1)
     await stage.drive()
@@ -91,7 +91,8 @@ async def test_every_attempt_and_every_outcome_is_in_the_log(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
-async def test_a_refusal_ends_rejected_with_everything_undone_in_reverse(stage: Stage, reason: str) -> None:
+async def test_refusal_undoes_everything_in_reverse(stage: Stage, reason: str) -> None:
+    """The order ends rejected, and the refused step is undone too."""
     changes, faults, ledger = REFUSALS[reason]
     saga = await start_saga(stage.pool, **changes)
     await set_faults(stage.http, *faults)
@@ -103,7 +104,8 @@ async def test_a_refusal_ends_rejected_with_everything_undone_in_reverse(stage: 
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
-async def test_an_order_is_compensating_until_everything_is_undone(stage: Stage, reason: str) -> None:
+async def test_compensating_until_everything_is_undone(stage: Stage, reason: str) -> None:
+    """The order is never shown as rejected while an undo is missing."""
     changes, faults, _ = REFUSALS[reason]
     saga = await start_saga(stage.pool, **changes)
     await set_faults(stage.http, *faults, {"target": "inventory.release", "kind": "error"})
@@ -119,9 +121,10 @@ async def test_an_order_is_compensating_until_everything_is_undone(stage: Stage,
 
 
 @pytest.mark.parametrize("kind", [*UNCLEAR, "duplicate"])
-async def test_an_unclear_answer_is_asked_for_again_with_the_same_key_and_nothing_happens_twice(
+async def test_unclear_answers_are_retried_with_the_same_key(
     stage: Stage, partners_at: Callable[..., Partners], sandbox_url: str, kind: str
 ) -> None:
+    """Nothing happens twice at the partner, and the order is confirmed."""
     saga = await start_saga(stage.pool)
     await fault(stage, kind, *DO, times=2)
     impatient = partners_at(sandbox_url, 0.2 if kind.startswith("timeout") else 20.0)
@@ -136,9 +139,10 @@ async def test_an_unclear_answer_is_asked_for_again_with_the_same_key_and_nothin
 
 
 @pytest.mark.parametrize("kind", UNCLEAR)
-async def test_an_undo_is_tried_until_it_succeeds_and_before_that_nothing_further_is_undone(
+async def test_undos_are_retried_in_order(
     stage: Stage, partners_at: Callable[..., Partners], sandbox_url: str, kind: str
 ) -> None:
+    """Each undo is retried until it succeeds, and the next one starts only then."""
     saga = await start_saga(stage.pool, **UNDELIVERABLE)
     await fault(stage, kind, *UNDO, times=2)
     impatient = partners_at(sandbox_url, 0.2 if kind.startswith("timeout") else 20.0)
@@ -151,7 +155,7 @@ async def test_an_undo_is_tried_until_it_succeeds_and_before_that_nothing_furthe
     assert all(undone.count(operation) >= 3 for operation in UNDO)
 
 
-async def test_an_undo_is_tried_long_after_the_deadline(stage: Stage) -> None:
+async def test_undos_are_retried_after_the_deadline(stage: Stage) -> None:
     saga = await start_saga(stage.pool, **UNDELIVERABLE)
     await fault(stage, "error", "payment.refund", times=20)
     await stage.orchestrator().run_once()
@@ -161,9 +165,10 @@ async def test_an_undo_is_tried_long_after_the_deadline(stage: Stage) -> None:
     assert await stage.standing(saga) == UNDONE
 
 
-async def test_a_partner_that_nobody_reaches_delays_the_order_and_no_more(
+async def test_unreachable_partner_only_delays(
     stage: Stage, partners_at: Callable[..., Partners], free_port: int
 ) -> None:
+    """The attempt is recorded as not sent, and the order is confirmed once the partner is reachable."""
     saga = await start_saga(stage.pool)
     nowhere = partners_at(f"http://127.0.0.1:{free_port}")
     await stage.orchestrator(partners=nowhere).run_once()
@@ -173,7 +178,8 @@ async def test_a_partner_that_nobody_reaches_delays_the_order_and_no_more(
     assert await stage.outcome(saga) == "confirmed"
 
 
-async def test_a_partners_wish_to_be_left_alone_is_kept_whatever_the_cap_with_the_jitter_on_top(stage: Stage) -> None:
+async def test_retry_after_is_kept_with_jitter_on_top(stage: Stage) -> None:
+    """A Retry-After counts in full, even if it is longer than the cap of the retries."""
     saga = await start_saga(stage.pool)
     await fault(stage, "unavailable", "payment.charge")  # with Retry-After: 1
     await stage.orchestrator(retry_cap_seconds=0.05).run_once()
@@ -182,7 +188,8 @@ async def test_a_partners_wish_to_be_left_alone_is_kept_whatever_the_cap_with_th
     assert 1 < row["pause_seconds"] <= 1.05
 
 
-async def test_no_wish_of_a_partner_keeps_a_saga_from_turning_back_at_its_deadline(stage: Stage) -> None:
+async def test_retry_after_does_not_outlast_the_deadline(stage: Stage) -> None:
+    """A long Retry-After does not delay the start of compensating."""
     saga = await start_saga(stage.pool)
     await stage.let_the_deadline_pass(in_seconds=60)
     busy = ScriptedPayment(stage.partners.payment, Unknown("429 busy", retry_after_seconds=300))
@@ -191,7 +198,8 @@ async def test_no_wish_of_a_partner_keeps_a_saga_from_turning_back_at_its_deadli
     assert timedelta(seconds=-1) < row["next_attempt_at"] - row["deadline_at"] < timedelta(seconds=60)  # not 240
 
 
-async def test_a_saga_that_is_late_before_it_began_asks_nobody_for_anything(stage: Stage) -> None:
+async def test_saga_late_at_its_start_calls_no_partner(stage: Stage) -> None:
+    """The order is rejected without a call."""
     saga = await start_saga(stage.pool)
     await stage.let_the_deadline_pass()
     await stage.orchestrator().run_once()
@@ -201,11 +209,10 @@ async def test_a_saga_that_is_late_before_it_began_asks_nobody_for_anything(stag
 
 
 @pytest.mark.parametrize("unclear", DO)
-async def test_at_the_deadline_a_saga_turns_back_and_undoes_every_step_it_ever_attempted(
-    stage: Stage, unclear: str
-) -> None:
+async def test_deadline_undoes_every_attempted_step(stage: Stage, unclear: str) -> None:
+    """That includes a step whose answer was lost."""
     saga = await start_saga(stage.pool)
-    await fault(stage, "reset_after", unclear)  # done, and nobody here knows
+    await fault(stage, "reset_after", unclear)  # done, but the answer is lost
     await stage.orchestrator().run_once()
     assert await stage.outcome(saga) == "pending"
     await stage.let_the_deadline_pass()
@@ -213,12 +220,11 @@ async def test_at_the_deadline_a_saga_turns_back_and_undoes_every_step_it_ever_a
     assert await stage.outcome(saga) == "rejected: timed-out"
     assert await stage.standing(saga) == UNDONE
     attempted = DO[: DO.index(unclear) + 1]
-    undoes = {"shipping.create": "shipping.cancel", "payment.charge": "payment.refund", "inventory.hold": UNDO[2]}
-    expected = [f"{undoes[operation]} done" for operation in reversed(attempted) if operation in undoes]
+    expected = [f"{undo} done" for undo in map(undo_of, reversed(attempted)) if undo is not None]
     assert (await stage.ledger(saga))[len(attempted) :] == expected
 
 
-async def test_every_end_and_every_call_is_counted(stage: Stage) -> None:
+async def test_ends_and_calls_are_counted(stage: Stage) -> None:
     value = stage.signals.value
     for changes in ({}, {"payment_method": "pm_card_declined"}):
         await start_saga(stage.pool, **changes)

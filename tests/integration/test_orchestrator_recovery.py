@@ -1,36 +1,30 @@
-"""Sagas whose runner dies, freezes, loses its lease or is stopped: another one ends them, and nothing is doubled."""
+"""If a runner dies, freezes, loses its lease or is stopped, another finishes its saga, and nothing happens twice."""
 
 import asyncio
 
 import pytest
 
 from app.orders.model import Line
-from app.saga.plan import Action, Step
 from tests.harness.orders import start_saga
 from tests.harness.sagas import LEASE_SECONDS, GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults
+from tests.harness.steps import BACKWARD, DO, FORWARD
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
-CONFIRMED = ["inventory.hold done", "payment.charge done", "inventory.commit done", "shipping.create done"]
-
-FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
-BACKWARD = [
-    f"saga.{step}.{Action.UNDO}.{when}"
-    for step in (Step.CREATE_SHIPMENT, Step.CHARGE_PAYMENT, Step.RESERVE_INVENTORY)
-    for when in ("attempted", "answered")
-]
+CONFIRMED = [f"{operation} done" for operation in DO]
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_whichever_point_forward_a_runner_dies_at_another_goes_on_from_there(stage: Stage, point: str) -> None:
+async def test_crash_forward_is_continued_by_another_process(stage: Stage, point: str) -> None:
+    """After a crash at any point, another process confirms the order once the lease has expired."""
     saga = await start_saga(stage.pool)
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     row = await stage.saga(saga)
     assert (row["lease_owner"], row["due"], row["finished_at"]) == ("first", False, None)
-    assert row["pause_seconds"] <= LEASE_SECONDS  # then it is anybody's
-    assert await stage.orchestrator("second").run_once() == 0  # the lease still runs
+    assert row["pause_seconds"] <= LEASE_SECONDS  # then any process may claim it
+    assert await stage.orchestrator("second").run_once() == 0  # the lease has not expired
     await stage.drive(stage.orchestrator("second"))
     assert await stage.outcome(saga) == "confirmed"
     assert await stage.standing(saga) == DONE
@@ -38,9 +32,8 @@ async def test_whichever_point_forward_a_runner_dies_at_another_goes_on_from_the
 
 
 @pytest.mark.parametrize("point", [*FORWARD, *BACKWARD])
-async def test_whichever_point_of_a_saga_that_turns_back_a_runner_dies_at_everything_is_undone(
-    stage: Stage, point: str
-) -> None:
+async def test_crash_of_a_refused_saga_still_undoes_everything(stage: Stage, point: str) -> None:
+    """Wherever the process dies, forward or backward, another one undoes every attempted step."""
     saga = await start_saga(stage.pool, lines=(Line("UNDELIVERABLE", 3, 999),))
     await stage.orchestrator("first", checkpoint=dies_at(point)).run_once()
     await stage.drive(stage.orchestrator("second"))
@@ -48,7 +41,7 @@ async def test_whichever_point_of_a_saga_that_turns_back_a_runner_dies_at_everyt
     assert await stage.standing(saga) == UNDONE
 
 
-async def test_a_runner_that_dies_after_the_end_leaves_nothing_to_do(stage: Stage) -> None:
+async def test_crash_after_the_end_leaves_nothing_to_do(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await stage.orchestrator("first", checkpoint=dies_at("saga.finished")).run_once()
     await stage.drive(stage.orchestrator("second"))
@@ -56,7 +49,7 @@ async def test_a_runner_that_dies_after_the_end_leaves_nothing_to_do(stage: Stag
     assert await stage.pool.fetchval("SELECT count(*) FROM outbox") == 2
 
 
-async def test_an_attempt_is_on_record_before_the_partner_is_asked(stage: Stage) -> None:
+async def test_attempt_is_recorded_before_the_call(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     async with running(stage.orchestrator(payment=payment)):
@@ -68,9 +61,10 @@ async def test_an_attempt_is_on_record_before_the_partner_is_asked(stage: Stage)
         payment.gate.set()
 
 
-async def test_a_runner_that_was_frozen_past_its_lease_changes_nothing_when_another_has_confirmed(
+async def test_frozen_runner_changes_nothing_after_confirmation(
     stage: Stage,
 ) -> None:
+    """A runner that resumes after its lease cannot change what another one has confirmed."""
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     frozen = asyncio.create_task(stage.orchestrator("first", payment=payment).run_once())
@@ -84,9 +78,10 @@ async def test_a_runner_that_was_frozen_past_its_lease_changes_nothing_when_anot
     assert (await stage.ledger(saga))[-1] == "payment.charge replayed"
 
 
-async def test_a_runner_that_was_frozen_past_its_lease_charges_nobody_when_another_has_turned_back(
+async def test_frozen_runner_charges_nothing_after_compensation(
     stage: Stage,
 ) -> None:
+    """A charge that arrives after its undo has no effect."""
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     frozen = asyncio.create_task(stage.orchestrator("first", payment=payment).run_once())
@@ -100,7 +95,8 @@ async def test_a_runner_that_was_frozen_past_its_lease_charges_nobody_when_anoth
     assert (await stage.ledger(saga))[-2:] == ["inventory.release done", "payment.charge undone"]
 
 
-async def test_a_saga_taken_over_between_two_writes_is_not_driven_by_both(stage: Stage) -> None:
+async def test_only_the_new_lease_holder_runs_the_saga(stage: Stage) -> None:
+    """The runner that lost its lease records nothing, even if its call succeeded."""
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     frozen = asyncio.create_task(stage.orchestrator("first", payment=payment).run_once())
@@ -110,7 +106,7 @@ async def test_a_saga_taken_over_between_two_writes_is_not_driven_by_both(stage:
     taking_over = asyncio.create_task(stage.orchestrator("second", payment=second).run_once())
     await second.arrived.wait()
     payment.gate.set()
-    await frozen  # its charge went through, but it is the second one that may say so
+    await frozen  # its charge succeeded, but only the second runner may record that
     assert await stage.log(saga) == [
         "do reserve_inventory 1 attempted",
         "do reserve_inventory 1 done",
@@ -123,7 +119,7 @@ async def test_a_saga_taken_over_between_two_writes_is_not_driven_by_both(stage:
     assert await stage.standing(saga) == DONE
 
 
-async def test_two_orchestrators_at_once_drive_each_saga_once(stage: Stage) -> None:
+async def test_concurrent_orchestrators_run_each_saga_once(stage: Stage) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(6)]
     looks = await asyncio.gather(*(stage.orchestrator(owner).run_once() for owner in ("first", "second", "third")))
     await stage.drive()
@@ -132,7 +128,7 @@ async def test_two_orchestrators_at_once_drive_each_saga_once(stage: Stage) -> N
         assert await stage.ledger(saga) == CONFIRMED
 
 
-async def test_a_stopped_orchestrator_ends_its_call_and_gives_the_saga_back(stage: Stage) -> None:
+async def test_stop_finishes_the_call_and_gives_the_saga_back(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     orchestrator = stage.orchestrator("first", payment=payment)
@@ -148,7 +144,7 @@ async def test_a_stopped_orchestrator_ends_its_call_and_gives_the_saga_back(stag
     assert await stage.outcome(saga) == "confirmed"
 
 
-async def test_an_orchestrator_that_is_woken_drives_what_was_just_started(stage: Stage) -> None:
+async def test_wake_up_runs_a_new_saga(stage: Stage) -> None:
     orchestrator = stage.orchestrator()
     async with running(orchestrator):
         saga = await start_saga(stage.pool)
@@ -160,7 +156,8 @@ async def test_an_orchestrator_that_is_woken_drives_what_was_just_started(stage:
         await wait_until(it_is_confirmed, AMPLE_SECONDS, "end of the saga")
 
 
-async def test_a_saga_that_has_to_wait_goes_on_when_its_time_has_come_without_a_poll(stage: Stage) -> None:
+async def test_waiting_saga_continues_without_a_poll(stage: Stage) -> None:
+    """It continues when it is due, although the next poll is an hour away."""
     await set_faults(stage.http, {"target": "payment.charge", "kind": "error", "times": 5})
     saga = await start_saga(stage.pool)
     async with running(stage.orchestrator()):
@@ -171,7 +168,8 @@ async def test_a_saga_that_has_to_wait_goes_on_when_its_time_has_come_without_a_
         await wait_until(it_is_confirmed, AMPLE_SECONDS, "end of the saga")
 
 
-async def test_no_more_sagas_are_driven_at_a_time_than_allowed_and_the_others_follow_at_once(stage: Stage) -> None:
+async def test_concurrency_limit(stage: Stage) -> None:
+    """No more sagas run at a time than allowed, and the others follow at once."""
     for _ in range(5):
         await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
@@ -186,7 +184,8 @@ async def test_no_more_sagas_are_driven_at_a_time_than_allowed_and_the_others_fo
         await wait_until(all_are_confirmed, AMPLE_SECONDS, "end of every saga")
 
 
-async def test_a_saga_that_turned_for_a_reason_of_a_newer_release_is_undone_and_keeps_it(stage: Stage) -> None:
+async def test_reason_of_a_newer_release_is_kept(stage: Stage) -> None:
+    """A saga that compensates for an unknown reason is undone, and its order shows that reason."""
     saga = await start_saga(stage.pool)
     await stage.orchestrator(checkpoint=dies_at("saga.charge_payment.do.answered")).run_once()
     await stage.pool.execute(

@@ -10,7 +10,7 @@ from app.messaging import inbox, outbox
 from app.messaging.outbox import PublishRecord
 from app.operations.maintenance.resender import BATCH, FEW_WAITING, Resender
 from app.orders import store as order_store
-from app.saga import cancel, maintenance, store
+from app.saga import cancel, maintenance, start
 from tests.harness.events import counted
 from tests.harness.history import lived_through
 from tests.harness.messages import next_message, open_channel, publishing
@@ -88,7 +88,7 @@ async def test_an_order_that_has_started_or_ended_is_left_alone(pool: db.Pool) -
     async with pool.acquire() as conn, conn.transaction():
         order = await order_store.load(conn, started)
         assert order
-        await store.start(conn, event_of(order), DEADLINE_SECONDS)
+        await start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS)
         await cancel.cancel(conn, TENANT, cancelled, {})
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp() - interval '1 hour'")
     assert await look(pool) == []

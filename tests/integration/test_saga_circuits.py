@@ -1,4 +1,4 @@
-"""A partner that fails is left alone, by doing and by undoing apart: its sagas wait, and that is all that changes."""
+"""Calls to a failing partner pause, separately for dos and undos. Its sagas wait, and nothing else changes."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
 
 @dataclass
 class Clock:
-    """What the circuits take for the time."""
+    """The clock of the circuits."""
 
     now: float = 1000.0
 
@@ -40,7 +40,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
-    """Make an orchestrator with circuits as they are by default, and with room for all."""
+    """Return a function that makes an orchestrator with default circuits and enough concurrency for all sagas."""
     return partial(
         stage.orchestrator,
         concurrency=50,
@@ -51,7 +51,7 @@ def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
 
 
 async def asked(stage: Stage, sagas: list[UUID], operation: str) -> int:
-    """How often the partner was asked."""
+    """Return how often the operation was called."""
     return sum([len(await entries(stage.http, saga, operation)) for saga in sagas])
 
 
@@ -61,15 +61,15 @@ def state(stage: Stage, partner: str) -> int:
 
 
 async def look(stage: Stage, orchestrator: Orchestrator) -> None:
-    """Let every pause end, and the orchestrator look."""
+    """End every pause, and run the orchestrator once."""
     await stage.let_time_pass()
     await orchestrator.run_once()
 
 
 async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
-    """Let five sagas fail at payment, twice each: the circuit for the first try is open, and that for those who retry.
+    """Let five sagas fail at payment twice each, which opens the circuits of first calls and of retries.
 
-    All five come at once, so none of them learns of the others in time.
+    All five run at once, so none of them finds the circuit open.
     """
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
     await set_faults(stage.http, DEAD)
@@ -80,9 +80,8 @@ async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
     return sagas
 
 
-async def test_a_partner_that_fails_is_asked_no_more_and_its_sagas_wait_without_an_attempt(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
-) -> None:
+async def test_open_circuit_stops_calls(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+    """The partner's sagas wait without recording an attempt, and are spread out."""
     orchestrator = one()
     sagas = await opened(stage, orchestrator)
     others = [await start_saga(stage.pool) for _ in range(10)]
@@ -95,7 +94,7 @@ async def test_a_partner_that_fails_is_asked_no_more_and_its_sagas_wait_without_
         assert (row["step"], row["attempts"], row["lease_owner"]) == ("charge_payment", attempts, None)
         assert await stage.outcome(saga) == "pending"
         assert OPEN_SECONDS < row["pause_seconds"] < 2 * OPEN_SECONDS + 1
-    assert len({(await stage.saga(saga))["pause_seconds"] for saga in others}) == len(others)  # not all at once
+    assert len({(await stage.saga(saga))["pause_seconds"] for saga in others}) == len(others)  # spread out
     clock.now += OPEN_SECONDS
     assert state(stage, "payment") == 1
     await set_faults(stage.http)
@@ -104,10 +103,9 @@ async def test_a_partner_that_fails_is_asked_no_more_and_its_sagas_wait_without_
     assert state(stage, "payment") == 0
 
 
-async def test_however_many_wait_they_come_by_no_faster_than_the_database_bears(
-    stage: Stage, one: Callable[..., Orchestrator]
-) -> None:
-    orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # all jitter is shorter than what the crowd makes of it
+async def test_visits_of_waiting_sagas_are_limited(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+    """Many waiting sagas visit at no more than `VISITS_PER_SECOND`."""
+    orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # the jitter is shorter than the spreading of so many sagas
     await opened(stage, orchestrator)
     crowd = [await start_saga(stage.pool) for _ in range(50)]
     await look(stage, orchestrator)
@@ -116,7 +114,7 @@ async def test_however_many_wait_they_come_by_no_faster_than_the_database_bears(
     assert len(crowd) / VISITS_PER_SECOND < pauses[-1] <= whole + 2 * SHORT_SECONDS
 
 
-async def test_one_saga_that_fails_again_and_again_is_enough(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_one_failing_saga_opens_the_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, DEAD)
     orchestrator = one()
@@ -126,10 +124,10 @@ async def test_one_saga_that_fails_again_and_again_is_enough(stage: Stage, one: 
     assert await asked(stage, [saga], "payment.charge") == 1 + FAILURES
 
 
-async def test_orders_that_a_partner_fails_for_good_hold_up_no_other(
+async def test_orders_that_always_fail_block_no_others(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
 ) -> None:
-    """They come again and again, and more of them than of any others."""
+    """They retry all the time, and outnumber the others."""
     await set_faults(stage.http, {**DEAD, "match": {"payment_method": "pm_unlucky"}})
     orchestrator = one()
     bad = [await start_saga(stage.pool, payment_method="pm_unlucky") for _ in range(FAILURES)]
@@ -137,7 +135,7 @@ async def test_orders_that_a_partner_fails_for_good_hold_up_no_other(
         await look(stage, orchestrator)
     assert state(stage, "payment") == 2
     clock.now += OPEN_SECONDS
-    first = await start_saga(stage.pool)  # to try whether the partner is back
+    first = await start_saga(stage.pool)  # the probe
     await look(stage, orchestrator)
     assert await stage.outcome(first) == "confirmed"
     for _ in range(10):
@@ -152,9 +150,8 @@ async def test_orders_that_a_partner_fails_for_good_hold_up_no_other(
     assert {await stage.outcome(saga) for saga in bad} == {"confirmed"}
 
 
-async def test_when_time_is_up_one_saga_tries_and_the_others_follow_when_it_succeeds(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
-) -> None:
+async def test_one_probe_and_the_others_follow(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+    """A half-open circuit admits one saga; the others continue when it succeeds."""
     payment = GatedPayment(stage.partners.payment)
     payment.gate.set()
     orchestrator = one(payment=payment)
@@ -181,7 +178,7 @@ async def test_when_time_is_up_one_saga_tries_and_the_others_follow_when_it_succ
 
 
 @pytest.mark.parametrize("point", ["attempted", "answered"])
-async def test_a_saga_that_dies_while_it_tries_leaves_the_turn_to_another(
+async def test_crash_of_the_probe_admits_another(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator], point: str
 ) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
@@ -202,7 +199,7 @@ async def test_a_saga_that_dies_while_it_tries_leaves_the_turn_to_another(
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
-async def test_a_saga_that_is_cut_short_while_it_tries_leaves_the_turn_to_another(
+async def test_cancelled_task_of_the_probe_admits_another(
     stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
 ) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
@@ -224,9 +221,8 @@ async def test_a_saga_that_is_cut_short_while_it_tries_leaves_the_turn_to_anothe
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
-async def test_a_saga_that_waits_for_a_partner_turns_back_at_its_deadline(
-    stage: Stage, one: Callable[..., Orchestrator]
-) -> None:
+async def test_saga_waiting_for_a_circuit_times_out(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+    """It waits no longer than its deadline, and compensates then."""
     orchestrator = one(circuit_open_seconds=3600)
     sagas = [*await opened(stage, orchestrator), late := await start_saga(stage.pool)]
     await stage.let_the_deadline_pass(in_seconds=600)
@@ -241,9 +237,8 @@ async def test_a_saga_that_waits_for_a_partner_turns_back_at_its_deadline(
     assert await stage.ledger(late) == ["inventory.hold done", "inventory.release done"]
 
 
-async def test_undoing_waits_too_and_is_never_given_up_while_doing_goes_on(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
-) -> None:
+async def test_undos_have_their_own_circuit(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+    """Failing undos wait and are retried without end, while the same partner's dos continue."""
     turned = [await start_saga(stage.pool, **UNDELIVERABLE) for _ in range(FAILURES)]
     await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
     orchestrator = one()
@@ -266,7 +261,7 @@ async def test_undoing_waits_too_and_is_never_given_up_while_doing_goes_on(
     assert {await stage.outcome(saga) for saga in turned} == {"rejected: undeliverable"}
 
 
-async def test_refusals_open_no_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_refusals_do_not_open_a_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
     for _ in range(2 * FAILURES):
         await start_saga(stage.pool, payment_method="pm_card_declined")
     await stage.drive(one())

@@ -1,4 +1,4 @@
-"""What taking sagas on costs: nothing for those that wait, and they are many while a partner is out."""
+"""The cost of a claim does not grow with the number of waiting sagas, which is large while a partner is down."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from app import db
-from app.saga import plan, store
+from app.saga import steps, store
 from tests.harness.orders import start_saga
 from tests.harness.plans import buffers, full_scans, indexes, plans_of
 from tests.harness.wait import AMPLE_SECONDS
@@ -28,11 +28,11 @@ MANY = """
 
 
 async def claim(conn: db.Connection) -> None:
-    await store.claim(conn, "one", plan.PLANS, BATCH, 30)
+    await store.claim(conn, "one", steps.PLANS, BATCH, 30)
 
 
 async def touched(pool: db.Pool) -> int:
-    """Return the pages that a claim touches; of every table it reads what it needs."""
+    """Return how many pages a claim touches. No table is scanned in full."""
     await pool.execute("VACUUM ANALYZE orders, sagas", timeout=AMPLE_SECONDS)
     plans = await plans_of(pool, claim)
     assert full_scans(plans) == set()
@@ -41,13 +41,13 @@ async def touched(pool: db.Pool) -> int:
 
 
 async def add(pool: db.Pool, saga: UUID, number: int, wait: timedelta) -> None:
-    """Add as many like this one, which wait for longer."""
+    """Add copies of this saga that wait longer."""
     await pool.execute(MANY, saga, number, wait, timeout=AMPLE_SECONDS)
 
 
 @pytest.mark.parametrize("due", [0, BATCH // 2, BATCH * 2])
-async def test_sagas_that_wait_are_not_looked_at(pool: db.Pool, due: int) -> None:
+async def test_waiting_sagas_are_not_read(pool: db.Pool, due: int) -> None:
     saga = await start_saga(pool)
     await add(pool, saga, WAITING, timedelta(hours=1))
     await add(pool, saga, due, timedelta())
-    assert await touched(pool) < 40 + 15 * min(due, BATCH)  # 340 more if it looked at those that wait
+    assert await touched(pool) < 40 + 15 * min(due, BATCH)  # 340 more if it read the waiting sagas

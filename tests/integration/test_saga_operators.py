@@ -1,4 +1,4 @@
-"""What operators do to sagas: a pause ended, a saga turned back with the limits of a cancel, each on record."""
+"""Operators end pauses and make sagas compensate, with the limits of a cancel. Each action is recorded."""
 
 import asyncio
 from uuid import uuid4
@@ -9,25 +9,24 @@ from app.db import Pool
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
 from app.operations.sagas import ActionOutcome
 from app.orders import events
-from app.saga.plan import Action, Step
 from tests.harness.acting import ActAt
 from tests.harness.cancelling import cancel, cancel_under_way
 from tests.harness.operating import OPERATOR, audit_rows, compensate, recorded, retry
 from tests.harness.orders import placed, somebody_waits, start_saga
 from tests.harness.sagas import GatedPayment, Stage, dies_at
 from tests.harness.sandboxes import set_faults
+from tests.harness.steps import FORWARD
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 COMPENSATED = "rejected: compensated-by-operator"
 DONE = {"kept_minor": 2997, "held": False, "committed": True, "shipped": True}
 UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 CHARGE_FAILS = {"target": "payment.charge", "kind": "unavailable"}
-FORWARD = [f"saga.{step}.{Action.DO}.{when}" for step in Step for when in ("attempted", "answered")]
 LONG_SECONDS = 3600
 
 
 async def pause(pool: Pool) -> None:
-    """Let every pause be a long one."""
+    """Make every pause long."""
     await pool.execute(
         f"UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '{LONG_SECONDS} s'"  # noqa: S608 - a number
     )
@@ -42,9 +41,8 @@ async def told(pool: Pool) -> list[str]:
     [("payment.charge", False, "confirmed"), ("payment.refund", True, "rejected: timed-out")],
     ids=["forward", "backward"],
 )
-async def test_a_retry_ends_a_long_pause_at_once_in_either_direction(
-    stage: Stage, failing: str, turned: bool, end: str
-) -> None:
+async def test_retry_ends_a_pause(stage: Stage, failing: str, turned: bool, end: str) -> None:
+    """In both directions."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": failing, "kind": "error"}, *([CHARGE_FAILS] if turned else []))
     await stage.orchestrator().run_once()
@@ -61,14 +59,14 @@ async def test_a_retry_ends_a_long_pause_at_once_in_either_direction(
     assert await audit_rows(stage.pool) == [(OPERATOR.name, "retry", saga, OPERATOR.reason, "due")]
 
 
-async def test_a_retry_of_what_is_due_changes_nothing_and_says_so(stage: Stage) -> None:
+async def test_retry_of_a_due_saga_changes_nothing(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     before = await stage.saga(saga)
     assert await retry(stage.pool, saga) is ActionOutcome.DUE_ALREADY
     assert await stage.saga(saga) == before
 
 
-async def test_a_retry_leaves_a_live_lease_alone(stage: Stage) -> None:
+async def test_retry_does_not_touch_a_lease(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     payment = GatedPayment(stage.partners.payment)
     driving = asyncio.create_task(stage.orchestrator("another", payment=payment).run_once())
@@ -84,9 +82,10 @@ async def test_a_retry_leaves_a_live_lease_alone(stage: Stage) -> None:
     assert await recorded(stage.pool) == ["retry under-way"]
 
 
-async def test_a_retry_of_a_saga_that_its_runner_left_for_dead_finds_it_due_when_the_lease_is_over(
+async def test_retry_after_a_crash(
     stage: Stage,
 ) -> None:
+    """The saga is due when the lease of the dead runner has expired."""
     saga = await start_saga(stage.pool)
     await stage.orchestrator("dead", checkpoint=dies_at(FORWARD[2])).run_once()
     assert await retry(stage.pool, saga) is ActionOutcome.UNDER_WAY
@@ -94,7 +93,8 @@ async def test_a_retry_of_a_saga_that_its_runner_left_for_dead_finds_it_due_when
     assert await retry(stage.pool, saga) is ActionOutcome.DUE_ALREADY
 
 
-async def test_what_has_ended_or_never_started_cannot_be_retried_and_the_record_says_so(stage: Stage) -> None:
+async def test_final_and_unstarted_orders_cannot_be_retried(stage: Stage) -> None:
+    """The refusal is recorded."""
     ended, unstarted = await start_saga(stage.pool), (await placed(stage.pool)).id
     await stage.drive()
     for order_id, why in ((ended, "the order is confirmed"), (unstarted, "the saga has not started")):
@@ -105,14 +105,15 @@ async def test_what_has_ended_or_never_started_cannot_be_retried_and_the_record_
     ]
 
 
-async def test_nobodys_order_is_not_found_and_leaves_no_record(stage: Stage) -> None:
+async def test_unknown_order_leaves_no_record(stage: Stage) -> None:
     for act in (retry, compensate):
         with pytest.raises(OrderNotFound):
             await act(stage.pool, uuid4())
     assert await audit_rows(stage.pool) == []
 
 
-async def test_an_unstarted_order_is_cancelled_at_once_and_an_event_tells_of_it(stage: Stage) -> None:
+async def test_compensating_an_unstarted_order_cancels_it(stage: Stage) -> None:
+    """At once, and an event reports it."""
     order = await placed(stage.pool, tenant="default")
     assert await compensate(stage.pool, order.id) is ActionOutcome.CANCELLED
     assert await stage.outcome(order.id) == "cancelled: compensated-by-operator"
@@ -122,9 +123,8 @@ async def test_an_unstarted_order_is_cancelled_at_once_and_an_event_tells_of_it(
 
 
 @pytest.mark.parametrize("point", FORWARD)
-async def test_a_saga_is_turned_back_at_any_instant_of_a_step_and_undoes_all(
-    stage: Stage, database_url: str, point: str
-) -> None:
+async def test_compensating_during_a_step(stage: Stage, database_url: str, point: str) -> None:
+    """At any crash point, every attempted step is undone."""
     checkpoint = ActAt(database_url, point, compensate)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
@@ -135,7 +135,7 @@ async def test_a_saga_is_turned_back_at_any_instant_of_a_step_and_undoes_all(
     assert value("orders_finished_total", {"status": "rejected", "reason": "compensated-by-operator"}) == 1
 
 
-async def test_an_order_that_was_confirmed_an_instant_before_stays_so(stage: Stage, database_url: str) -> None:
+async def test_confirmed_order_stays_confirmed(stage: Stage, database_url: str) -> None:
     checkpoint = ActAt(database_url, "saga.finished", compensate)
     saga = checkpoint.order_id = await start_saga(stage.pool)
     await stage.orchestrator(checkpoint=checkpoint).run_once()
@@ -144,7 +144,7 @@ async def test_an_order_that_was_confirmed_an_instant_before_stays_so(stage: Sta
     assert await recorded(stage.pool) == ["compensate refused"]
 
 
-async def test_compensating_ends_a_long_pause(stage: Stage) -> None:
+async def test_compensating_ends_a_pause(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, CHARGE_FAILS)
     await stage.orchestrator().run_once()
@@ -154,7 +154,8 @@ async def test_compensating_ends_a_long_pause(stage: Stage) -> None:
     assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
 
 
-async def test_compensating_again_changes_nothing_before_during_and_after_the_way_back(stage: Stage) -> None:
+async def test_compensating_again_changes_nothing(stage: Stage) -> None:
+    """Before the saga compensates, meanwhile, and after its end."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, CHARGE_FAILS, {"target": "payment.refund", "kind": "error"})
     await stage.orchestrator().run_once()
@@ -176,7 +177,8 @@ async def test_compensating_again_changes_nothing_before_during_and_after_the_wa
 
 
 @pytest.mark.parametrize("customer_first", [True, False])
-async def test_of_customer_and_operator_the_first_word_is_the_reason(stage: Stage, customer_first: bool) -> None:
+async def test_first_cancel_gives_the_reason(stage: Stage, customer_first: bool) -> None:
+    """Of a customer and an operator, the first one counts."""
     saga = await start_saga(stage.pool)
     if customer_first:
         await cancel(stage.pool, saga)
@@ -188,7 +190,8 @@ async def test_of_customer_and_operator_the_first_word_is_the_reason(stage: Stag
     assert await stage.outcome(saga) == ("cancelled: cancelled-by-customer" if customer_first else COMPENSATED)
 
 
-async def test_a_cancel_on_record_by_a_release_that_knew_no_operators_is_the_customers(stage: Stage) -> None:
+async def test_recorded_cancel_of_an_older_release(stage: Stage) -> None:
+    """A cancel without a reason is the customer's."""
     saga = await start_saga(stage.pool)
     await stage.pool.execute("UPDATE orders SET cancel_requested_at = clock_timestamp()")
     assert await compensate(stage.pool, saga) is ActionOutcome.TURNED_BEFORE
@@ -196,7 +199,7 @@ async def test_a_cancel_on_record_by_a_release_that_knew_no_operators_is_the_cus
     assert await stage.outcome(saga) == "cancelled: cancelled-by-customer"
 
 
-async def test_what_a_partner_refused_keeps_its_reason(stage: Stage) -> None:
+async def test_refusal_keeps_its_reason(stage: Stage) -> None:
     saga = await start_saga(stage.pool, payment_method="pm_card_declined")
     await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
     await stage.orchestrator().run_once()
@@ -208,7 +211,7 @@ async def test_what_a_partner_refused_keeps_its_reason(stage: Stage) -> None:
         await compensate(stage.pool, saga)
 
 
-async def test_an_operator_who_meets_a_cancel_waits_for_it(stage: Stage) -> None:
+async def test_compensating_waits_for_a_concurrent_cancel(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     async with cancel_under_way(stage.pool, saga):
         compensating = asyncio.create_task(compensate(stage.pool, saga))
@@ -216,7 +219,8 @@ async def test_an_operator_who_meets_a_cancel_waits_for_it(stage: Stage) -> None
     assert await compensating is ActionOutcome.TURNED_BEFORE
 
 
-async def test_many_operators_at_once_are_one_and_all_on_record(stage: Stage) -> None:
+async def test_concurrent_operators_are_all_recorded(stage: Stage) -> None:
+    """Only one of them changes the order."""
     saga = await start_saga(stage.pool)
     found = await asyncio.gather(*(compensate(stage.pool, saga) for _ in range(8)))
     assert sorted(found) == sorted([ActionOutcome.TURNS_BACK, *[ActionOutcome.TURNED_BEFORE] * 7])

@@ -1,4 +1,4 @@
-"""The saga's rows: started once, claimed by one at a time, written by whoever holds the lease and by nobody else."""
+"""A saga's row is inserted once, claimed by one process at a time, and written only by the holder of its lease."""
 
 import dataclasses
 import json
@@ -12,32 +12,34 @@ from app import db
 from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
-from app.saga import plan, queries, store
-from app.saga.plan import Action, Direction, State, Step
-from app.saga.store import Entry, Saga
+from app.saga import plan, queries, steps, store
+from app.saga import start as saga_start
+from app.saga.plan import SagaDirection, SagaState
+from app.saga.steps import Action, Step
+from app.saga.store import Saga, StepLogEntry
 from tests.harness.cancelling import cancel
 from tests.harness.orders import event_of, placed, start_saga
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
 LEASE_SECONDS = 30.0
-CALLED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "attempted")
-ANSWERED = Entry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"reservation_id": "res_1"})
+CALLED = StepLogEntry(Step.RESERVE_INVENTORY, Action.DO, 1, "attempted")
+ANSWERED = StepLogEntry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"reservation_id": "res_1"})
 
 
 async def start(pool: db.Pool, envelope: Envelope) -> None:
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, envelope, deadline_seconds=900)
+        await saga_start.handle_order_placed(conn, envelope, deadline_seconds=900)
 
 
 async def claim(conn: db.Connection | db.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
-    return await store.claim(conn, owner, plan.PLANS, limit, LEASE_SECONDS)  # type: ignore[arg-type] # a pool does too
+    return await store.claim(conn, owner, steps.PLANS, limit, LEASE_SECONDS)  # type: ignore[arg-type] # a pool does too
 
 
 async def save(
     pool: db.Pool,
     saga: Saga,
-    state: State,
-    entries: Sequence[Entry] = (),
+    state: SagaState,
+    entries: Sequence[StepLogEntry] = (),
     *,
     due_in_seconds: float = 0,
     owner: str | None = None,
@@ -65,7 +67,7 @@ async def make_due(pool: db.Pool) -> None:
     await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp()")
 
 
-async def test_an_order_gets_one_saga_however_often_its_event_is_delivered(pool: db.Pool) -> None:
+async def test_repeated_events_start_one_saga(pool: db.Pool) -> None:
     order = await placed(pool)
     await start(pool, event_of(order, **TRACE))
     before = await row(pool, order.id)
@@ -82,7 +84,7 @@ async def test_an_order_gets_one_saga_however_often_its_event_is_delivered(pool:
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING])
-async def test_an_order_that_is_no_longer_pending_gets_no_saga(pool: db.Pool, status: Status) -> None:
+async def test_only_a_pending_order_gets_a_saga(pool: db.Pool, status: Status) -> None:
     order = await placed(pool)
     await pool.execute("UPDATE orders SET status = $1", status)
     await start(pool, event_of(order))
@@ -90,13 +92,14 @@ async def test_an_order_that_is_no_longer_pending_gets_no_saga(pool: db.Pool, st
 
 
 @pytest.mark.parametrize("subject", ["271fc92a-ce8b-47aa-b0bb-f00b1a94ab76", "no-uuid", ""])
-async def test_an_event_of_no_order_of_ours_is_unreadable(pool: db.Pool, subject: str) -> None:
+async def test_event_of_an_unknown_order_is_unreadable(pool: db.Pool, subject: str) -> None:
     order = await placed(pool)
     with pytest.raises(UnreadableMessage):
         await start(pool, dataclasses.replace(event_of(order), subject=subject))
 
 
-async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: db.Pool) -> None:
+async def test_claim_takes_the_longest_due_first(pool: db.Pool) -> None:
+    """A claimed saga is not claimed again, and a saga that is not due is not claimed."""
     ids = [await start_saga(pool) for _ in range(4)]
     for number, saga_id in enumerate(ids):
         query = "UPDATE sagas SET next_attempt_at = clock_timestamp() - make_interval(secs => $2) WHERE id = $1"
@@ -106,8 +109,8 @@ async def test_a_claim_takes_what_is_due_longest_first_and_nothing_twice(pool: d
     assert await claim(pool) == []
 
 
-async def test_sagas_that_fail_all_the_time_keep_no_other_from_its_turn(pool: db.Pool) -> None:
-    """Due again at once, and more than are ever taken at a time: a new one comes when all before it had one turn."""
+async def test_failing_sagas_do_not_starve_new_ones(pool: db.Pool) -> None:
+    """They are due again at once and outnumber the limit; a new saga is claimed after each of them was claimed once."""
     for _ in range(20):
         await start_saga(pool)
     new, turns = None, []
@@ -121,7 +124,7 @@ async def test_sagas_that_fail_all_the_time_keep_no_other_from_its_turn(pool: db
     assert new in turns[20 : 2 * 20 + 1]
 
 
-async def test_a_claim_tells_all_that_its_runner_needs(pool: db.Pool) -> None:
+async def test_claim_returns_what_the_runner_needs(pool: db.Pool) -> None:
     order = await placed(pool)
     await start(pool, event_of(order, **TRACE))
     [saga] = await claim(pool)
@@ -135,40 +138,42 @@ async def test_a_claim_tells_all_that_its_runner_needs(pool: db.Pool) -> None:
 @pytest.mark.parametrize(
     ("deadline_seconds", "hold_seconds", "held_seconds"), [(900, None, 1200), (0.25, None, 301), (900, 901, 901)]
 )
-async def test_stock_is_held_for_longer_than_the_saga_may_take_and_for_the_same_time_at_every_attempt(
+async def test_hold_time_is_the_same_at_every_attempt(
     pool: db.Pool, deadline_seconds: float, hold_seconds: int | None, held_seconds: int
 ) -> None:
+    """It is longer than the saga may take."""
     order = await placed(pool)
     async with pool.acquire() as conn, conn.transaction():
-        await store.start(conn, event_of(order), deadline_seconds, hold_seconds)
+        await saga_start.handle_order_placed(conn, event_of(order), deadline_seconds, hold_seconds)
     for _ in range(2):
         [saga] = await claim(pool)
         assert saga.hold_seconds == held_seconds
         await make_due(pool)
 
 
-async def test_a_saga_that_an_older_release_started_holds_as_that_did_by_default(pool: db.Pool) -> None:
+async def test_saga_of_an_older_release_keeps_its_hold_time(pool: db.Pool) -> None:
     await start_saga(pool)
     await pool.execute("UPDATE sagas SET hold_seconds = NULL")
     [saga] = await claim(pool)
     assert saga.hold_seconds == 1200
 
 
-async def test_a_finished_saga_is_never_claimed(pool: db.Pool) -> None:
+async def test_finished_saga_is_never_claimed(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
-    await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, None))
+    await save(pool, saga, SagaState(steps.NEWEST, SagaDirection.FORWARD, None))
     await make_due(pool)
     assert await claim(pool) == []
 
 
-async def test_a_saga_of_a_plan_that_this_release_does_not_know_is_left_to_others(pool: db.Pool) -> None:
+async def test_saga_of_an_unknown_plan_is_not_claimed(pool: db.Pool) -> None:
     await start_saga(pool)
-    await pool.execute("UPDATE sagas SET plan_version = $1", plan.NEWEST + 1)
+    await pool.execute("UPDATE sagas SET plan_version = $1", steps.NEWEST + 1)
     assert await claim(pool) == []
 
 
-async def test_two_that_claim_at_once_share_and_neither_waits(pool: db.Pool) -> None:
+async def test_concurrent_claims_do_not_wait(pool: db.Pool) -> None:
+    """Two processes share the due sagas."""
     ids = {await start_saga(pool) for _ in range(5)}
     async with pool.acquire() as one, pool.acquire() as other, one.transaction():
         first = await claim(one, "one", limit=2)
@@ -177,7 +182,7 @@ async def test_two_that_claim_at_once_share_and_neither_waits(pool: db.Pool) -> 
     assert {saga.id for saga in [*first, *second]} == ids
 
 
-async def test_a_saga_whose_lease_has_ended_is_anybodys(pool: db.Pool) -> None:
+async def test_saga_with_an_expired_lease_is_claimed(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     await claim(pool, "one")
     await make_due(pool)
@@ -185,16 +190,18 @@ async def test_a_saga_whose_lease_has_ended_is_anybodys(pool: db.Pool) -> None:
     assert (saga.id, saga.version) == (saga_id, 3)
 
 
-async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: db.Pool) -> None:
+async def test_write_stores_state_and_log_in_order(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
     saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], due_in_seconds=30, owner="one")
     stored = await row(pool, saga_id)
     assert (stored["attempts"], stored["lease_owner"], stored["version"]) == (1, "one", 3)
     assert stored["due_in_seconds"] == pytest.approx(30, abs=1)
-    following = plan.attempted(State(plan.NEWEST, Direction.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT))
+    following = plan.attempted(
+        SagaState(steps.NEWEST, SagaDirection.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT)
+    )
     detail = "x" * 600
-    await save(pool, saga, following, [ANSWERED, Entry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "unknown", detail)])
+    await save(pool, saga, following, [ANSWERED, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "unknown", detail)])
     stored = await row(pool, saga_id)
     assert (stored["lease_owner"], stored["version"], stored["finished_at"]) == (None, 4, None)
     *log, last = await logged(pool)
@@ -207,7 +214,7 @@ async def test_a_write_keeps_the_state_and_appends_to_the_log_in_order(pool: db.
     assert [each.state for each in await claim(pool)] == [following]
 
 
-async def test_a_runner_whose_saga_was_taken_over_writes_nothing(pool: db.Pool) -> None:
+async def test_stale_runner_writes_nothing(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [late] = await claim(pool, "one")
     await make_due(pool)
@@ -219,7 +226,7 @@ async def test_a_runner_whose_saga_was_taken_over_writes_nothing(pool: db.Pool) 
     await save(pool, present, plan.attempted(present.state), [CALLED], owner="other")
 
 
-async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool: db.Pool) -> None:
+async def test_repeated_write_is_stale(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
     await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
@@ -228,26 +235,30 @@ async def test_a_runner_that_writes_the_same_twice_is_stale_the_second_time(pool
     assert len(await logged(pool)) == 1
 
 
-async def test_a_write_brings_news_of_a_cancel(pool: db.Pool) -> None:
+async def test_write_returns_a_cancel(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
     saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
     assert not saga.cancelled
     await cancel(pool, saga_id)
     saga = await save(pool, saga, saga.state, [ANSWERED], owner="one")
-    assert (saga.cancelled, saga.must_turn) == (Reason.CANCELLED_BY_CUSTOMER, True)
+    assert (saga.cancelled, saga.must_compensate) == (Reason.CANCELLED_BY_CUSTOMER, True)
 
 
-async def test_a_charge_on_record_is_known_by_its_payments_id_and_any_other_by_none(pool: db.Pool) -> None:
+async def test_recorded_reply_of_a_do(pool: db.Pool) -> None:
+    """Only a reply of a successful do of the same saga and step is returned."""
     saga_id, other = await start_saga(pool), await start_saga(pool)
     saga = next(each for each in await claim(pool) if each.id == saga_id)
-    unknown = Entry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
+    unknown = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
     saga = await save(pool, saga, saga.state, [ANSWERED, unknown], owner="one")
     async with pool.acquire() as conn:
-        assert await store.payment_id(conn, saga_id) is None
-        charged = Entry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
-        await save(pool, saga, saga.state, [charged, Entry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})])
-        assert [await store.payment_id(conn, each) for each in (saga_id, other)] == ["pay_1", None]
+        assert await store.do_reply(conn, saga_id, Step.CHARGE_PAYMENT) is None
+        charged = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
+        await save(
+            pool, saga, saga.state, [charged, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})]
+        )
+        replies = [await store.do_reply(conn, each, Step.CHARGE_PAYMENT) for each in (saga_id, other)]
+        assert replies == [{"payment_id": "pay_1"}, None]
 
 
 async def needs_operator(pool: db.Pool) -> int:
@@ -255,7 +266,8 @@ async def needs_operator(pool: db.Pool) -> int:
         return (await queries.stats(conn)).needs_operator
 
 
-async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_goes_on(pool: db.Pool) -> None:
+async def test_needs_operator_until_the_next_call(pool: db.Pool) -> None:
+    """A call that has failed for too long needs an operator; the time counts from the first failure."""
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
 
@@ -272,24 +284,25 @@ async def test_a_call_that_has_failed_for_long_needs_an_operator_until_the_saga_
     assert (await row(pool, saga_id))["needs_operator_at"] == first  # it counts from the first failure
     saga = await failed(saga, 0)
     assert (saga.needs_operator, await needs_operator(pool)) == (True, 1)
-    saga = await failed(saga, 300)  # as another failure may be
+    saga = await failed(saga, 300)  # another failure does not move the time
     assert (saga.needs_operator, await needs_operator(pool)) == (True, 1)
     await make_due(pool)
     [saga] = await claim(pool)
     assert saga.needs_operator
-    saga = await save(pool, saga, State(plan.NEWEST, Direction.FORWARD, Step.CHARGE_PAYMENT))
+    saga = await save(pool, saga, SagaState(steps.NEWEST, SagaDirection.FORWARD, Step.CHARGE_PAYMENT))
     assert (saga.needs_operator, await needs_operator(pool)) == (False, 0)
     assert (await row(pool, saga_id))["needs_operator_at"] is None
 
 
-async def test_a_call_whose_time_has_come_needs_an_operator_though_nobody_tries_it(pool: db.Pool) -> None:
+async def test_needs_operator_without_a_new_attempt(pool: db.Pool) -> None:
+    """The statistics count it as soon as its time has come."""
     await start_saga(pool)
     await pool.execute("UPDATE sagas SET needs_operator_at = clock_timestamp()")
     [saga] = await claim(pool)
-    assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write says it, once
+    assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write returns it
 
 
-async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: db.Pool) -> None:
+async def test_cancel_ends_a_pause_but_not_a_lease(pool: db.Pool) -> None:
     leased, paused = await start_saga(pool), await start_saga(pool)
     for saga in await claim(pool):
         owner = "one" if saga.id == leased else None
@@ -301,7 +314,7 @@ async def test_a_cancel_ends_a_pause_and_leaves_a_lease_alone(pool: db.Pool) -> 
     assert [saga.id for saga in await claim(pool)] == [paused]
 
 
-async def test_statistics_count_the_unfinished_by_their_orders_status(pool: db.Pool) -> None:
+async def test_statistics_of_unfinished_sagas(pool: db.Pool) -> None:
     async with pool.acquire() as conn:
         assert await queries.stats(conn) == ({}, 0.0, 0)
         ids = [await start_saga(pool) for _ in range(3)]

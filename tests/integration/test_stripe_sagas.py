@@ -1,4 +1,4 @@
-"""Whole sagas that pay through Stripe's API: by the fake's own ledger, a confirmed order is paid once, no other is."""
+"""Whole sagas that pay through Stripe: by the fake's ledger, a confirmed order is paid once, and no other is paid."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Paying = Callable[..., Orchestrator]
 
 @pytest.fixture
 def paying(stage: Stage, session: aiohttp.ClientSession, stripe: StripeFake) -> Paying:
-    """Make orchestrators that pay through Stripe, each call within so many seconds."""
+    """Return a function that makes orchestrators that pay through Stripe, with this timeout per call."""
 
     def paying(seconds: float = AMPLE_SECONDS, checkpoint: Callable[[str], None] = lambda _: None) -> Orchestrator:
         payment = stripe_fake.client_of(session, stripe.url, seconds)
@@ -41,13 +41,11 @@ async def balances(stage: Stage, stripe: StripeFake, saga: UUID, outcome: str, c
     assert stripe.charged(saga) == [2997] * charges
     assert stripe.kept(saga) == (2997 if outcome == "confirmed" else 0)
     assert set(stripe.states(saga)) <= {"succeeded", "canceled"}
-    standing = await stage.standing(saga)  # the sandbox's, which plays inventory and shipping alone
+    standing = await stage.standing(saga)  # the sandbox's, which only plays inventory and shipping
     assert standing == (UNDONE if outcome != "confirmed" else {**UNDONE, "committed": True, "shipped": True})
 
 
-async def test_an_order_is_confirmed_and_its_payment_is_on_record(
-    stage: Stage, stripe: StripeFake, paying: Paying
-) -> None:
+async def test_payment_of_a_confirmed_order_is_recorded(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
     saga = await start_saga(stage.pool, **VISA)
     await stage.drive(paying())
     await balances(stage, stripe, saga, "confirmed", 1)
@@ -56,7 +54,7 @@ async def test_an_order_is_confirmed_and_its_payment_is_on_record(
 
 
 @pytest.mark.parametrize("method", ["pm_card_visa_chargeDeclined", None])
-async def test_an_order_that_cannot_be_paid_is_rejected(
+async def test_order_that_cannot_be_paid_is_rejected(
     stage: Stage, stripe: StripeFake, paying: Paying, method: str | None
 ) -> None:
     saga = await start_saga(stage.pool, payment_method=method)
@@ -65,7 +63,7 @@ async def test_an_order_that_cannot_be_paid_is_rejected(
 
 
 @pytest.mark.parametrize(("currency", "price_minor"), [("IQD", 1000), ("CLF", 10_000)])
-async def test_an_unknown_currency_is_never_charged(
+async def test_unknown_currency_is_never_charged(
     stage: Stage, stripe: StripeFake, paying: Paying, currency: str, price_minor: int
 ) -> None:
     """The order ends rejected, no intent is ever confirmed, and the log says why."""
@@ -81,7 +79,7 @@ async def test_an_unknown_currency_is_never_charged(
 
 
 async def charged_and_cancelled(stage: Stage, orchestrator: Orchestrator) -> UUID:
-    """Let an order be paid, and cancel it then."""
+    """Let an order be paid, then cancel it."""
     saga = await start_saga(stage.pool, **VISA)
     await set_faults(stage.http, {"target": "inventory.commit", "kind": "error", "times": 1})
     await orchestrator.run_once()
@@ -90,9 +88,10 @@ async def charged_and_cancelled(stage: Stage, orchestrator: Orchestrator) -> UUI
 
 
 @pytest.mark.parametrize("days", [0, 3])
-async def test_an_order_that_is_cancelled_after_its_charge_is_refunded_by_the_payment_on_record(
+async def test_cancel_after_the_charge_refunds_its_payment(
     stage: Stage, stripe: StripeFake, paying: Paying, days: int
 ) -> None:
+    """The recorded payment id is used."""
     saga = await charged_and_cancelled(stage, paying())
     assert stripe.kept(saga) == 2997
     await stage.pool.execute("UPDATE sagas SET started_at = started_at - make_interval(days => $1)", days)
@@ -102,9 +101,8 @@ async def test_an_order_that_is_cancelled_after_its_charge_is_refunded_by_the_pa
     assert stripe.asked() == ["create", "confirm", "look", "refund"]
 
 
-async def test_an_order_that_is_cancelled_while_it_is_charged_is_refunded_by_the_payment_on_record(
-    stage: Stage, stripe: StripeFake, paying: Paying
-) -> None:
+async def test_cancel_during_the_charge_refunds_its_payment(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
+    """The recorded payment id is used."""
     saga = await start_saga(stage.pool, **VISA)
     stripe.fail("slow", "confirm")
     turn = asyncio.create_task(paying().run_once())
@@ -117,7 +115,7 @@ async def test_an_order_that_is_cancelled_while_it_is_charged_is_refunded_by_the
 
 
 async def stays_and_needs_an_operator(stage: Stage, saga: UUID, paying: Paying) -> None:
-    """Check that this account's attempts to undo the saga end nothing, and raise the alarm with the first."""
+    """Check that undoing at this account does not end the saga, and needs an operator at once."""
     for _ in range(3):
         await stage.let_time_pass()
         await paying().run_once()
@@ -126,9 +124,10 @@ async def stays_and_needs_an_operator(stage: Stage, saga: UUID, paying: Paying) 
 
 
 @pytest.mark.parametrize("days", [0, 3])
-async def test_an_order_that_another_account_was_paid_for_stays_until_that_account_is_asked(
+async def test_charge_at_another_account_is_not_lost(
     stage: Stage, stripe: StripeFake, paying: Paying, days: int
 ) -> None:
+    """The order stays compensating until the account that has the money is configured again."""
     saga = await charged_and_cancelled(stage, paying())
     await stage.pool.execute("UPDATE sagas SET started_at = started_at - make_interval(days => $1)", days)
     theirs, stripe.intents = stripe.intents, {}
@@ -140,9 +139,8 @@ async def test_an_order_that_another_account_was_paid_for_stays_until_that_accou
     await balances(stage, stripe, saga, "cancelled: cancelled-by-customer", 1)
 
 
-async def test_an_order_that_another_provider_was_paid_for_stays_until_that_provider_is_asked(
-    stage: Stage, stripe: StripeFake, paying: Paying
-) -> None:
+async def test_charge_at_another_provider_is_not_lost(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
+    """The order stays compensating until the provider that has the money is configured again."""
     saga = await charged_and_cancelled(stage, stage.orchestrator())
     await stays_and_needs_an_operator(stage, saga, paying)
     assert (stripe.asked(), (await stage.standing(saga))["kept_minor"]) == ([], 2997)
@@ -155,18 +153,18 @@ async def test_an_order_that_another_provider_was_paid_for_stays_until_that_prov
     ("operation", "kind"),
     [*(("create", kind) for kind in LOST if kind != "broken"), *(("confirm", kind) for kind in LOST)],
 )
-async def test_a_lost_answer_to_a_charge_charges_once_and_never_leaves_money_without_an_order(
+async def test_lost_answer_charges_at_most_once(
     stage: Stage, stripe: StripeFake, paying: Paying, operation: str, kind: str
 ) -> None:
+    """No money stays charged without a confirmed order."""
     saga = await start_saga(stage.pool, **VISA)
     stripe.fail(kind, operation)
     await stage.drive(paying(0.3 if kind.startswith("timeout") else AMPLE_SECONDS))
     await balances(stage, stripe, saga, "confirmed", 1)
 
 
-async def test_a_failure_that_stripe_repeats_for_a_day_ends_the_order_at_its_deadline_without_money(
-    stage: Stage, stripe: StripeFake, paying: Paying
-) -> None:
+async def test_replayed_failure_ends_at_the_deadline(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
+    """Stripe repeats a failure for a day; the order is rejected and nothing is charged."""
     saga = await start_saga(stage.pool, **VISA)
     stripe.fail("broken", "create")
     for _ in range(3):
@@ -184,10 +182,10 @@ async def test_a_failure_that_stripe_repeats_for_a_day_ends_the_order_at_its_dea
     ("reason", "operation"),
     [("hold-expired", "look"), ("hold-expired", "refund"), *(("timed-out", each) for each in ("create", "refund"))],
 )
-async def test_an_order_reads_rejected_only_when_the_refund_is_certain(
+async def test_rejected_only_after_a_certain_refund(
     stage: Stage, stripe: StripeFake, paying: Paying, reason: str, operation: str, kind: str
 ) -> None:
-    """hold-expired: the charge was asked for again, and its answer is on record; timed-out: it never was."""
+    """hold-expired: the charge was retried, and its answer recorded; timed-out: no answer was recorded."""
     saga = await start_saga(stage.pool, **VISA)
     await set_faults(stage.http, {"target": "inventory.commit", "kind": "refuse"})
     await paying(checkpoint=dies_at("saga.charge_payment.do.answered")).run_once()
@@ -206,7 +204,7 @@ async def test_an_order_reads_rejected_only_when_the_refund_is_certain(
 
 
 @pytest.mark.parametrize("operation", ["create", "confirm"])
-async def test_a_charge_that_arrives_after_its_order_was_rejected_takes_no_money(
+async def test_charge_after_the_rejection_takes_no_money(
     stage: Stage, stripe: StripeFake, paying: Paying, operation: str
 ) -> None:
     saga = await start_saga(stage.pool, **VISA)
@@ -222,9 +220,7 @@ async def test_a_charge_that_arrives_after_its_order_was_rejected_takes_no_money
     await balances(stage, stripe, saga, "rejected: timed-out", 0)
 
 
-async def test_an_order_whose_charge_nobody_heard_of_is_refunded_days_later(
-    stage: Stage, stripe: StripeFake, paying: Paying
-) -> None:
+async def test_unrecorded_charge_is_refunded_days_later(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
     saga = await start_saga(stage.pool, **VISA)
     await paying(checkpoint=dies_at("saga.charge_payment.do.answered")).run_once()
     assert stripe.kept(saga) == 2997
@@ -236,7 +232,7 @@ async def test_an_order_whose_charge_nobody_heard_of_is_refunded_days_later(
     await balances(stage, stripe, saga, "rejected: timed-out", 1)
 
 
-async def test_many_orders_with_chance_failures_balance(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
+async def test_many_orders_with_random_failures_balance(stage: Stage, stripe: StripeFake, paying: Paying) -> None:
     methods = ("pm_card_visa", "pm_card_visa_chargeDeclined")
     sagas = [await start_saga(stage.pool, payment_method=methods[number % 3 == 0]) for number in range(12)]
     stripe.fail("reset_after", "create", "confirm", "look", "cancel", times=5)

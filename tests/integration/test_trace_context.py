@@ -7,7 +7,7 @@ import httpx
 from app.db import Pool
 from app.messaging.envelope import parse
 from app.observability.traces import trace_headers
-from app.partners.ports import Charge, Outcome, Payment
+from app.partners.ports import ChargeRequest, Outcome, Payment
 from tests.harness.messages import listen, next_message, open_channel, publishing
 from tests.harness.orders import event_of, placed, start_saga
 from tests.harness.sagas import Stage
@@ -47,11 +47,11 @@ class RecordingPayment:
         self._payment = payment
         self.seen: list[dict[str, str]] = []
 
-    async def charge(self, charge: Charge) -> Outcome:
+    async def charge(self, charge: ChargeRequest) -> Outcome:
         self.seen.append(trace_headers())
         return await self._payment.charge(charge)
 
-    async def refund(self, charge: Charge) -> Outcome:
+    async def refund(self, charge: ChargeRequest) -> Outcome:
         self.seen.append(trace_headers())
         return await self._payment.refund(charge)
 

@@ -1,4 +1,4 @@
-"""Whatever instant runners die or freeze at, whatever is lost, doubled or late: I5 and I7 hold, and every saga ends."""
+"""I5 and I7 hold and every saga ends, whenever runners die or freeze, and whatever is lost, repeated or late."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -6,15 +6,16 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from app.orders.model import Reason, Status
 from app.partners.ports import NotSent, Unknown
-from app.saga.plan import Call, Direction, Step
+from app.saga.plan import Call, SagaDirection
+from app.saga.steps import Step
 from tests.harness.saga_model import STOCK, Partners, Rows, Runner, Standing
 
-ROUNDS = 20  # far more calls than any saga needs to whom all goes well
+ROUNDS = 20  # far more calls than any saga needs if every call succeeds
 FRESH = 20  # seconds that a saga may go forward
 SHORT = 5
-HOLDS = st.sampled_from([FRESH + 10, SHORT])  # as it is set up, and as it never should be
+HOLDS = st.sampled_from([FRESH + 10, SHORT])  # as configured, and shorter than it ever should be
 
-ORDERS = 2  # few, so that much happens to each
+ORDERS = 2  # few, so that many events happen to each
 orders = st.integers(0, ORDERS - 1)
 mostly = st.sampled_from([True] * 7 + [False])
 rarely = mostly.map(lambda often: not often)
@@ -23,7 +24,7 @@ Post = tuple[int, Call]
 
 
 class Sagas(RuleBasedStateMachine):
-    """Orders for one scarce item, the runners that drive their sagas, and the requests that are on their way."""
+    """Orders for one scarce item, the runners of their sagas, and the requests in transit."""
 
     runners: Bundle[Runner] = Bundle("runners")
     requests: Bundle[Post] = Bundle("requests")
@@ -43,7 +44,7 @@ class Sagas(RuleBasedStateMachine):
 
     @rule(target=runners, number=orders)
     def take_on(self, number: int) -> Runner:
-        """Take the saga on, maybe from one that still drives it, whose call may still be on its way."""
+        """Claim the saga, possibly from a runner that still runs it and whose call is in transit."""
         if self.rows[number].ended:
             return multiple()  # type: ignore[return-value] # nothing is added to the bundle
         runner = Runner(self.rows[number], number)
@@ -52,7 +53,7 @@ class Sagas(RuleBasedStateMachine):
 
     @rule(target=requests, runner=runners)
     def send(self, runner: Runner) -> Post:
-        """The request leaves; the answer is another matter."""
+        """Send the request; its answer may or may not be used."""
         if runner.asks is None:
             return multiple()  # type: ignore[return-value] # nothing is added to the bundle
         self.on_their_way.add((runner.number, runner.asks))
@@ -60,12 +61,12 @@ class Sagas(RuleBasedStateMachine):
 
     @rule(request=requests)
     def deliver(self, request: Post) -> None:
-        """It arrives, for the first time or once more, and nobody waits for what the partner says."""
+        """Deliver the request, for the first time or again; no runner waits for the answer."""
         self.partners.deliver(*request)
 
     @rule(runner=runners, calls=st.integers(1, len(Step)), meanwhile=st.sampled_from([None, None, "cancel", "time"]))
     def call(self, runner: Runner, calls: int, meanwhile: str | None) -> None:
-        """The request arrives, and so does the answer; so often. Something may happen while the last is under way."""
+        """Make so many calls whose answers arrive. Something may happen during the last one."""
         for left in reversed(range(calls)):
             if runner.asks is not None:
                 outcome = self.partners.deliver(runner.number, runner.asks)
@@ -77,7 +78,7 @@ class Sagas(RuleBasedStateMachine):
 
     @rule(runner=runners, arrives=st.booleans())
     def lose(self, runner: Runner, *, arrives: bool) -> None:
-        """The request or its answer is lost, and the runner lives to record that it does not know."""
+        """Lose the request or its answer; the runner records an unknown outcome."""
         if runner.asks is not None:
             if arrives:
                 self.partners.deliver(runner.number, runner.asks)
@@ -90,7 +91,7 @@ class Sagas(RuleBasedStateMachine):
 
     @rule(runner=consumes(runners), arrives=st.booleans())
     def die(self, runner: Runner, *, arrives: bool) -> None:
-        """The attempt is on record; the call was made or not; its outcome is lost."""
+        """Kill the runner: its attempt is recorded, the call was made or not, and its outcome is lost."""
         if runner.asks is not None and arrives:
             self.partners.deliver(runner.number, runner.asks)
 
@@ -137,11 +138,11 @@ class Sagas(RuleBasedStateMachine):
     def the_order_shows_which_way_its_saga_goes(self) -> None:
         for rows in self.rows:
             if not rows.ended:
-                forward = rows.state.direction is Direction.FORWARD
+                forward = rows.state.direction is SagaDirection.FORWARD
                 assert rows.status is (Status.PENDING if forward else Status.COMPENSATING)
 
     def teardown(self) -> None:
-        """All is well again: every saga ends, and what arrives after that changes nothing."""
+        """Let every call succeed: every saga ends, and requests that arrive later change nothing."""
         for number, rows in enumerate(self.rows):
             runner = None if rows.ended else Runner(rows, number)
             if runner is not None:

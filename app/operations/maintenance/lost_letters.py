@@ -94,7 +94,7 @@ class LostLetters:
 
     async def _is_missing(self, found: frozenset[str]) -> bool:
         async with db.connection(self._pool) as conn:
-            return bool(await unstarted.lost(conn, self._letters.queue.consumer, found, RESEND_AFTER_SECONDS, 1))
+            return bool(await unstarted.list_lost(conn, self._letters.queue.consumer, found, RESEND_AFTER_SECONDS, 1))
 
     async def _resend(self, found: frozenset[str]) -> int:
         resent: list[UUID] = []
@@ -108,7 +108,7 @@ class LostLetters:
         """Reset the attempts and make the rows pending in one transaction: the consumer has all attempts again."""
         consumer = self._letters.queue.consumer
         async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
-            lost = await unstarted.lost(conn, consumer, found, RESEND_AFTER_SECONDS, BATCH)
+            lost = await unstarted.list_lost(conn, consumer, found, RESEND_AFTER_SECONDS, BATCH)
             resent = await outbox.republish(conn, lost, RESEND_AFTER_SECONDS)
             await inbox.reset_attempts(conn, consumer, [str(order_id) for order_id in resent])
         for order_id in resent:

@@ -1,0 +1,306 @@
+"""The runner: runs one saga from its claim until it has ended or must wait.
+
+    load the order → record *attempted* → call the partner (outside any transaction) → record the outcome → …
+
+An outcome and the next attempt are recorded together, so a step costs one statement and one call. A change of the
+order's status, its event and the saga's row commit in one transaction.
+
+Where the process may die, and who recovers:
+
+- before an attempt is recorded: nothing was asked of a partner;
+- after the attempt is recorded, whether or not the call was made: the lease expires, any process claims the saga and
+  makes the same call with the same idempotency key, and the partner answers as before;
+- after the outcome is recorded: the next process continues from there;
+- frozen past its lease and resumed: the saga's version has changed, so the write changes nothing (StaleLease). The
+  call it made meanwhile is the one that the new runner made too.
+
+An unclear answer is never guessed at. Forward, the call is retried until the deadline, then the saga compensates;
+backward, it is retried until it succeeds. A saga waits in `next_attempt_at`, never in a sleeping task. While a circuit
+(see `partners.circuit`) pauses a partner, its sagas wait in the same way, without recording an attempt; the deadline
+still applies. If an undo keeps failing, or retrying cannot fix the error, the saga is flagged for an operator. Retries
+continue.
+
+A cancel (see `saga.cancel`) is stored in the order's row. Every write of a saga returns whether its order was
+cancelled, and from then on the runner only undoes. A write that would confirm the order, or leave the saga to wait,
+locks the order first.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from app import db
+from app.errors import DatabaseUnavailable, StaleLease
+from app.loops import Backoff
+from app.observability.signals import Signals
+from app.observability.traces import trace_context
+from app.orders import store as order_store
+from app.orders.facts import OrderFinished
+from app.orders.model import Order, Reason, Status
+from app.partners.circuit import Permit
+from app.partners.ports import Done, Outcome, Unknown
+from app.saga import gateway, plan, store
+from app.saga.facts import SagaFinished
+from app.saga.gateway import PartnerGateway
+from app.saga.plan import Call, Finish, SagaDirection, SagaState
+from app.saga.steps import PLANS, Action, Plans, StepRequest
+from app.saga.store import Saga, StepLogEntry
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The saga must wait before its present call. `alarming`: because of an answer that retrying cannot fix."""
+
+    seconds: float
+    alarming: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a saga has reached since its last write: its state, the log entry for that, and a wait if it must retry."""
+
+    state: SagaState
+    entries: Sequence[StepLogEntry] = ()
+    wait: Wait | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One saga in this process. `deadline`: on `time.monotonic`. `permit`: for its next call.
+
+    `due_in_seconds`: when the saga is due again, once it has been left to wait.
+    """
+
+    saga: Saga
+    deadline: float
+    permit: Permit | None = None
+    due_in_seconds: float | None = None
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Return the time until a forward saga must compensate; never negative."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def late(self) -> bool:
+        """Return whether the deadline has passed."""
+        return self.remaining_seconds == 0.0
+
+    def release_permit(self) -> None:
+        """Give up the permit, if there is one."""
+        if self.permit is not None:
+            self.permit.release()
+            self.permit = None
+
+
+@dataclass(frozen=True, slots=True)
+class SagaConfig:
+    """`owner`: the name of this process in leases. `concurrency`: how many sagas run at a time.
+
+    `needs_operator_seconds`: how long an undo may fail before the saga is flagged for an operator.
+    """
+
+    owner: str
+    concurrency: int
+    poll_seconds: float
+    lease_seconds: float
+    retry: Backoff
+    needs_operator_seconds: float
+
+
+class Runner:
+    """Runs claimed sagas, any number at a time."""
+
+    def __init__(
+        self, pool: db.Pool, partners: PartnerGateway, config: SagaConfig, signals: Signals, plans: Plans = PLANS
+    ) -> None:
+        self._pool = pool
+        self._partners = partners
+        self._config = config
+        self._signals = signals
+        self._plans = plans
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Start no more calls: each saga finishes its present call and is given back."""
+        self._stopping = True
+
+    async def run(self, saga: Saga) -> float | None:
+        """Run the saga until it has ended or must wait. Return after how many seconds it is due again, if it waits.
+
+        Only a cancellation raises. After any other error the saga is claimed again when its lease expires.
+        """
+        run = Run(saga, time.monotonic() + saga.remaining_seconds)
+        with trace_context(saga.trace), structlog.contextvars.bound_contextvars(order_id=str(saga.id)):
+            try:
+                await self._run(run)
+            except StaleLease:
+                log.info("saga.lease_lost")
+            except DatabaseUnavailable as error:
+                log.warning("saga.interrupted", error=str(error), resumes="when the lease ends")
+            except Exception:
+                log.exception("saga.failed", resumes="when the lease ends")
+            finally:
+                run.release_permit()
+        return run.due_in_seconds
+
+    async def _run(self, run: Run) -> None:
+        async with db.connection(self._pool) as conn:
+            order = await order_store.load(conn, run.saga.id)
+        if order is None:
+            raise AssertionError(f"bug: saga {run.saga.id} has no order")
+        run.saga = replace(run.saga, cancelled=order.cancel_reason)
+        progress = Progress(run.saga.state)
+        while await self._record(run, progress):
+            state = run.saga.state
+            if run.saga.must_compensate:
+                progress = Progress(state)  # the partner has not been called yet, and need not be
+                continue
+            progress = await self._call(run, order)
+
+    async def _call(self, run: Run, order: Order) -> Progress:
+        """Make the call whose attempt has been recorded, and return what it changes."""
+        saga, state, call = run.saga, run.saga.state, plan.decide(run.saga.state)
+        assert isinstance(call, Call)  # noqa: S101 - bug: a saga that has ended is not run
+        assert run.permit is not None  # noqa: S101 - bug: an attempt is recorded with a permit
+        self._signals.crash_point(f"saga.{call.step}.{call.action}.attempted")
+        request = StepRequest(order, saga.started_at, saga.hold_seconds, saga.do_reply)
+        outcome = await self._partners.call(state, run.permit, request)
+        self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
+        following = plan.advance(state, outcome, self._plans)
+        wait = self._wait(state.attempts, outcome) if following == state else None
+        return Progress(following, [_log_entry(call, state.attempts, outcome)], wait)
+
+    async def _record(self, run: Run, progress: Progress) -> bool:
+        """Write the progress and the attempt that follows. Return false if the saga has ended or was given back.
+
+        Only a step from one call to the next in the same direction is written without the order. Any other write
+        locks the order first, and so knows for certain whether it was cancelled. Raises StaleLease.
+        """
+        before = run.saga
+        state = self._interrupted(run, progress, before.cancelled)
+        pause = self._pause(run, state, progress.wait)
+        if state.direction is before.state.direction and self._goes_on(run):
+            async with db.connection(self._pool) as conn:
+                run.saga = await self._attempt(conn, before, state, progress.entries)
+            _log_needs_operator(before, run.saga)
+            return True
+        async with db.transaction(self._pool) as conn:
+            order = await order_store.load(conn, before.id, lock=True)
+            assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
+            known = self._interrupted(run, progress, order.cancel_reason)
+            if known != state:
+                state, pause = known, self._pause(run, known, progress.wait)
+            if goes_on := self._goes_on(run):
+                saga = await self._attempt(conn, before, state, progress.entries)
+            else:
+                saga = await self._give_back(conn, before, state, progress.entries, pause)
+            if state.direction is not before.state.direction:
+                order = await order_store.change_status(conn, order, Status.COMPENSATING, state.reason, before.trace)
+            if isinstance(end := plan.decide(state), Finish):
+                tracking_id = _tracking_id(progress.entries)
+                order = await order_store.change_status(
+                    conn, order, end.status, state.reason, before.trace, tracking_id
+                )
+        run.saga = saga
+        if isinstance(end, Finish):
+            self._finished(saga, order)
+        _log_needs_operator(before, saga)
+        run.due_in_seconds = None if pause is None else pause.seconds
+        return goes_on
+
+    def _interrupted(self, run: Run, progress: Progress, cancelled: Reason | None) -> SagaState:
+        return plan.interrupt(progress.state, cancelled=cancelled, late=run.late, plans=self._plans)
+
+    def _pause(self, run: Run, state: SagaState, wait: Wait | None) -> Wait | None:
+        """Get the permit for the state's call, or return how long the saga must wait before it.
+
+        A saga that starts compensating does not wait for the retry of its last call. Forward, no pause is longer than
+        the time to the deadline.
+        """
+        run.release_permit()  # of the last call, or of one that will not be made
+        pause = wait if state.direction is run.saga.state.direction else None
+        if pause is None and isinstance(plan.decide(state), Call) and not self._stopping:
+            admitted = self._partners.admit(state)
+            if isinstance(admitted, Permit):
+                run.permit = admitted
+            else:
+                pause = Wait(admitted)
+        if pause is None or state.direction is SagaDirection.BACKWARD:
+            return pause
+        return replace(pause, seconds=min(pause.seconds, run.remaining_seconds))
+
+    def _goes_on(self, run: Run) -> bool:
+        return run.permit is not None and not self._stopping
+
+    async def _attempt(
+        self, conn: db.Connection, saga: Saga, state: SagaState, entries: Sequence[StepLogEntry]
+    ) -> Saga:
+        """Write the state and, before the call is made, its attempt. Renews the lease."""
+        call = plan.decide(state)
+        assert isinstance(call, Call)  # noqa: S101 - bug: only a call gets a permit
+        state = plan.attempted(state)
+        entries = [*entries, StepLogEntry(call.step, call.action, state.attempts, "attempted")]
+        written = await store.save(
+            conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
+        )
+        reads_reply = call.action is Action.UNDO and plan.spec_of(state, self._plans).undo_reads_reply
+        # Read after the write, which may have been the one that recorded the reply.
+        reply = await store.do_reply(conn, saga.id, call.step) if reads_reply else None
+        return replace(written, do_reply=reply)
+
+    async def _give_back(
+        self,
+        conn: db.Connection,
+        saga: Saga,
+        state: SagaState,
+        entries: Sequence[StepLogEntry],
+        pause: Wait | None,
+    ) -> Saga:
+        """Write the state and end the lease; any process may claim the saga when it is due.
+
+        An undo needs an operator `needs_operator_seconds` after it first had to wait, or at once if retrying cannot
+        fix the error.
+        """
+        patience = None
+        if pause is not None and (pause.alarming or state.direction is SagaDirection.BACKWARD):
+            patience = 0.0 if pause.alarming else self._config.needs_operator_seconds
+        seconds = 0.0 if pause is None else pause.seconds
+        return await store.save(
+            conn, saga, state, entries, due_in_seconds=seconds, owner=None, operator_in_seconds=patience
+        )
+
+    def _wait(self, attempts: int, outcome: Outcome) -> Wait:
+        """Return a pause with full jitter. It is added to the partner's Retry-After, to spread out the retries."""
+        jitter = self._config.retry.pause(attempts)
+        if isinstance(outcome, Unknown):
+            return Wait((outcome.retry_after_seconds or 0.0) + jitter, outcome.alarming)
+        return Wait(jitter)
+
+    def _finished(self, saga: Saga, order: Order) -> None:
+        self._signals.crash_point("saga.finished")
+        self._signals.emit(OrderFinished(order.id, order.status, order.status_reason))
+        self._signals.emit(SagaFinished(order.status, order.status_reason, max(0.0, saga.age_seconds)))
+
+
+def _log_needs_operator(before: Saga, saga: Saga) -> None:
+    """Log it once: with the first write after which the saga needs an operator."""
+    if saga.needs_operator and not before.needs_operator:
+        state = saga.state
+        log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
+
+
+def _log_entry(call: Call, attempt: int, outcome: Outcome) -> StepLogEntry:
+    reply = outcome.reply if isinstance(outcome, Done) else None
+    return StepLogEntry(call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply)
+
+
+def _tracking_id(entries: Sequence[StepLogEntry]) -> str | None:
+    return next(
+        (entry.reply["tracking_id"] for entry in entries if entry.reply and "tracking_id" in entry.reply),
+        None,
+    )
