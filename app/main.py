@@ -13,7 +13,7 @@ from app.api import docs, health, openapi, problems
 from app.api.facts import ServerStopping
 from app.api.middleware import Edge
 from app.api.ops import dlq, outbox, sagas, stats
-from app.api.orders import cancel, place, read
+from app.api.orders import cancel, listing, place, read
 from app.api.server import http_protocol, listener
 from app.bootstrap import State
 from app.bootstrap.consumers import queues
@@ -53,7 +53,7 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
     app.include_router(health.router)
     app.include_router(docs.router)
     if "api" in settings.roles:
-        for routes in (place, cancel, read, outbox, stats, dlq, sagas):
+        for routes in (place, cancel, listing, read, outbox, stats, dlq, sagas):
             app.include_router(routes.router)
     openapi.install(app, queues())
     return app

@@ -8,12 +8,26 @@ other's way, and a prompt one gets through, even when all of them come through o
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any, NoReturn, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from app.api.middleware import Place
-from app.errors import BodyTimeout, BodyTooLarge, Overloaded, UnsupportedMediaType
+from app.api.problems import mistakes
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    MalformedRequest,
+    Overloaded,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_DISCARDED_BYTES = 8 * 1024 * 1024
@@ -102,3 +116,32 @@ def _check_format(request: Request) -> None:
     codings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
     if any(coding.strip() not in {"", "identity"} for coding in codings):
         raise UnsupportedMediaType("the body must not have a Content-Encoding")
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
+    try:
+        # Decoded here: given bytes, json.loads would guess UTF-16 and UTF-32 as well, and let half surrogates pass.
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def validated(kind: type[Model], value: object, complaint: str, *above: str) -> Model:
+    """Return the value as a model. Raises ValidationFailed with what is wrong and where, the pointers below `above`."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise ValidationFailed(complaint, mistakes(error, *above)) from error

@@ -9,8 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.api.orders.schemas import Problem
-from app.api.problems import MEDIA_TYPE, TEMPORARY
+from app.api.problems import MEDIA_TYPE, TEMPORARY, Problem
 from app.messaging.topology import QueueSpec
 
 VERSION = "0.1.0"

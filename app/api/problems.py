@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem details. The only place that knows HTTP statuses."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
+from app.api.orders import card_numbers
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -40,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # pydantic writes a Decimal bound like this
 
 STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
     MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -66,6 +70,17 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
 
 
 TEMPORARY = (Unavailable, RequestInProgress, DeadLettersBusy)  # sent again they may succeed; other conflicts are final
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[Mapping[str, str]] | None = None
 
 
 def problem(
@@ -167,3 +182,19 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         {"pointer": "/" + "/".join(str(part) for part in each["loc"]), "detail": each["msg"]} for each in error.errors()
     ]
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, "the request is not valid", errors=errors)
+
+
+def mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
+    """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
+    return [
+        {
+            "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
+            "detail": DECIMAL.sub(r"\1", each["msg"].removeprefix("Value error, ")),
+        }
+        for each in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def _escaped(part: str) -> str:
+    """Escape for a JSON Pointer (RFC 6901, section 3); a name that is a card number is not said again."""
+    return "card-number" if card_numbers.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from app.api.orders.card_numbers import SHORTEST_IN_SKU, has_card_number
-from app.api.orders.schemas import CARD, read_place_order
+from app.api.orders.schemas import read_place_order
+from app.api.params import CARD
 from app.errors import ValidationFailed
 
 VISA = "4242424242424242"

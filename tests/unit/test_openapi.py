@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from app.api.ops.dlq import PeekDeadLetters
+from app.api.ops.outbox import ListOutbox
+from app.api.ops.sagas import ListSagas
 from app.api.orders.cursors import read_cursor
-from app.api.orders.read import OrdersAnswer
-from app.api.orders.schemas import OrderAnswer, Problem
-from app.api.params import Limited, ListOrders, ListSagas, PeekDeadLetters
+from app.api.orders.listing import ListOrders, OrdersAnswer
+from app.api.orders.schemas import OrderAnswer
+from app.api.problems import Problem
 from app.main import create_app
 from app.operations.dead_letter_views import DeadLettersAnswer
 from app.operations.outbox import OutboxAnswer
@@ -25,7 +28,11 @@ ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
         {"200", "304", "401", "403", "404", "422", "429", "500", "503"},
         {"order_id", "If-None-Match", "Prefer"},
     ),
-    "/ops/outbox": (OutboxAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set(Limited.model_fields)),
+    "/ops/outbox": (
+        OutboxAnswer,
+        {"200", "401", "403", "404", "422", "429", "500", "503"},
+        set(ListOutbox.model_fields),
+    ),
     "/ops/dlq": (
         DeadLettersAnswer,
         {"200", "401", "403", "404", "409", "422", "429", "500", "503"},

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.openapi import query_parameters
-from app.api.params import Limited, ListOrders, read_query
+from app.api.ops.outbox import ListOutbox
+from app.api.orders.listing import ListOrders
+from app.api.params import read_query
 from app.errors import ValidationFailed
 from app.orders.model import Status
 from app.orders.queries import Listing
@@ -84,7 +86,7 @@ def test_a_name_given_twice_is_refused(name: str) -> None:
 
 def test_an_empty_query_is_the_newest_orders() -> None:
     assert read_query(ListOrders, []).listing("t") == Listing(tenant="t", limit=20)
-    assert read_query(Limited, []).limit == 20
+    assert read_query(ListOutbox, []).limit == 20
 
 
 @given(st.lists(st.tuples(st.sampled_from([*ListOrders.model_fields, "x"]), st.text())))

@@ -9,9 +9,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from app import db
-from app.api.body import Bodies, has_body
-from app.api.orders.schemas import parse_json, validated
-from app.api.params import Query
+from app.api.body import Bodies, has_body, parse_json, validated
+from app.api.params import StrictModel
 from app.auth import guards
 from app.errors import ValidationFailed
 from app.observability.signals import Signals
@@ -31,7 +30,7 @@ OPERATORS_ONLY = (
 )
 CurrentOperator = Annotated[guards.CurrentOperator, Depends(guards.operator)]
 
-Kind = TypeVar("Kind", bound=Query)
+Kind = TypeVar("Kind", bound=StrictModel)
 
 NO_STORE = {"Cache-Control": "no-store"}
 NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}

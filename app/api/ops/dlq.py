@@ -6,15 +6,28 @@ there the second time. A replay that is cut off may leave a copy behind; the inb
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, WithJsonSchema
 
 from app.api import openapi
 from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
-from app.api.params import PeekDeadLetters, Query, Selecting, TreatDeadLetters, read_query
+from app.api.params import (
+    DEFAULT_LIMIT,
+    DURATION,
+    LETTER_ID,
+    MAX_LINE_CHARACTERS,
+    Limit,
+    ReasonText,
+    StrictModel,
+    letter_id,
+    read_query,
+    seconds,
+    whole_number,
+)
 from app.auth import guards
 from app.messaging.facts import EventsPending
 from app.operations.audit import AuditActor
@@ -23,6 +36,52 @@ from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, 
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/ops/dlq", tags=["operators"], dependencies=OPERATORS_ONLY)
+
+MAX_TREATED, DEFAULT_TREATED = 1000, 100  # dead letters in one request, which should not take longer than a second
+
+LetterId = Annotated[
+    str,
+    BeforeValidator(letter_id),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": LETTER_ID}),
+]
+Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
+
+
+def _given(value: object) -> object:
+    if value is None:
+        raise ValueError("must be the name of a queue")
+    return value
+
+
+# Which queues there are, `openapi.install` and `OpsDeps.dead_letters_of` know.
+Queue = Annotated[Any, BeforeValidator(_given), WithJsonSchema({"x-queue": True})]
+
+
+class Selecting(StrictModel):
+    """Which dead letters are meant."""
+
+    queue: Queue = Field(default=None, description="the queue that gave them up, or its dead-letter queue")
+    id: LetterId | None = Field(default=None, description="only the one of this id")
+    since: Since | None = Field(
+        default=None, description="only those that failed within this time: seconds, or a number with s, m, h or d"
+    )
+
+
+class PeekDeadLetters(Selecting):
+    """The query of `GET /ops/dlq`."""
+
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="dead letters in one answer")
+
+
+class TreatDeadLetters(Selecting):
+    """The body of `POST /ops/dlq/replay` and `POST /ops/dlq/purge`; `{}` means all that there are, up to the limit."""
+
+    limit: Annotated[StrictInt, Field(ge=1, le=MAX_TREATED), BeforeValidator(whole_number)] = Field(
+        default=DEFAULT_TREATED, description="at most so many"
+    )
+    dry_run: StrictBool = Field(default=False, description="change nothing; tell what would be done")
+    reason: ReasonText | None = Field(default=None, description="why; it is kept with what was done")
+
 
 DEAD_LETTER: Mapping[str, Any] = {
     "id": "01890a5d-ac97-7001-8000-000000000000",
@@ -113,7 +172,7 @@ async def purge(request: Request, operator: CurrentOperator) -> JSONResponse:
 
 async def _treat(request: Request, operator: guards.CurrentOperator, action: DeadLetterAction) -> JSONResponse:
     deps: OpsDeps = request.state.ops
-    read_query(Query, request.query_params.multi_items())
+    read_query(StrictModel, request.query_params.multi_items())
     asked = await read_optional_body(request, operator, TreatDeadLetters)
     actor = None if asked.dry_run else AuditActor(operator.subject, asked.reason or "")
     letters = deps.dead_letters_of(asked.queue, "/queue")

@@ -8,11 +8,11 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api import openapi
 from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
-from app.api.params import Limited, Requeue, read_query
+from app.api.params import DEFAULT_LIMIT, Limit, ReasonText, StrictModel, read_query
 from app.messaging.facts import EventsPending
 from app.operations import outbox
 from app.operations.audit import AuditActor
@@ -29,6 +29,18 @@ NOT_PARKED = {
     )
 }
 REFUSALS = openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_OFFERED)
+
+
+class ListOutbox(StrictModel):
+    """The query of `GET /ops/outbox`."""
+
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="rows in one answer")
+
+
+class Requeue(StrictModel):
+    """The body of `POST /ops/outbox/{id}/requeue`."""
+
+    reason: ReasonText | None = Field(default=None, description="why; it is kept with what was done")
 
 
 class Requeued(BaseModel):
@@ -65,12 +77,12 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
         **REFUSALS,
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
-    openapi_extra={"parameters": openapi.query_parameters(Limited)},
+    openapi_extra={"parameters": openapi.query_parameters(ListOutbox)},
 )
 async def read_outbox(request: Request) -> JSONResponse:
     """Return how many events are pending and parked, and `limit` of them: parked ones first, then the longest due."""
     deps: OpsDeps = request.state.ops
-    limit = read_query(Limited, request.query_params.multi_items()).limit
+    limit = read_query(ListOutbox, request.query_params.multi_items()).limit
     answer = await outbox.read_rows(deps.pool, limit)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 

@@ -5,17 +5,18 @@ The writes need no Idempotency-Key: done a second time, each finds what the firs
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from app.api import openapi
+from app.api.body import parse_json, validated
 from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps
-from app.api.orders.schemas import parse_json, validated
-from app.api.params import ListSagas, Query, Reasoned, read_query
+from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, read_query, unfinished
 from app.auth import guards
 from app.observability.traces import trace_headers
 from app.operations import saga_views, sagas
@@ -28,6 +29,33 @@ from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/ops/sagas", tags=["operators"], dependencies=OPERATORS_ONLY)
+
+
+def _flag(text: object) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
+Unfinished = Annotated[
+    Status, BeforeValidator(unfinished), WithJsonSchema({"type": "string", "enum": list(UNFINISHED)})
+]
+Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"type": "boolean", "default": False})]
+
+
+class ListSagas(StrictModel):
+    """The query of `GET /ops/sagas`."""
+
+    status: Unfinished | None = Field(default=None, description="only sagas whose orders have this status")
+    stuck: Flag = Field(default=False, description="only those that need a look: late, or due and taken by nobody")
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="sagas in one answer")
+
+
+class Reasoned(StrictModel):
+    """The body of a change that an operator makes."""
+
+    reason: ReasonText = Field(description="why; it is kept with what was done")
+
 
 ORDER_ID = openapi.ORDER["id"]
 SAGA: Mapping[str, Any] = {
@@ -134,7 +162,7 @@ async def list_sagas(request: Request) -> JSONResponse:
 async def show(request: Request, order_id: UUID) -> JSONResponse:
     """Show an order's saga, every call to a partner with what came of it, and what operators did."""
     deps: OpsDeps = request.state.ops
-    read_query(Query, request.query_params.multi_items())
+    read_query(StrictModel, request.query_params.multi_items())
     answer = await saga_views.read_one(deps.pool, order_id)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -195,7 +223,7 @@ async def compensate(request: Request, operator: CurrentOperator, order_id: UUID
 async def _actor(request: Request, operator: guards.CurrentOperator) -> AuditActor:
     """Return who asks, and the reason that the body gives."""
     deps: OpsDeps = request.state.ops
-    read_query(Query, request.query_params.multi_items())
+    read_query(StrictModel, request.query_params.multi_items())
     body = await deps.bodies.read(request, operator.source)
     return AuditActor(operator.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
 

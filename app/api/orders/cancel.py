@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api import openapi
-from app.api.body import Bodies, has_body
+from app.api.body import Bodies, has_body, parse_json
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
-from app.api.orders.schemas import OrderAnswer, parse_json
+from app.api.orders.schemas import OrderAnswer
 from app.auth.guards import caller
 from app.errors import MalformedRequest, ValidationFailed
 from app.idempotency.store import StoredResponse

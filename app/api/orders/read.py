@@ -1,7 +1,9 @@
-"""Reading orders: by page, and one: conditional, and held back until it ends where the caller prefers it."""
+"""The routes that read one order, or one idempotency key.
+
+An order is read conditionally (`If-None-Match`), and with `Prefer: wait=N` the answer waits until the order has ended.
+"""
 
 import asyncio
-import json
 from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
@@ -11,14 +13,11 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from app.api import openapi
-from app.api.orders.cursors import write_cursor
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.headers import none_match_fails, preferred_wait
 from app.api.orders.schemas import OrderAnswer, order_json
-from app.api.params import ListOrders, read_query
 from app.auth.guards import caller
 from app.idempotency.key import read_key
-from app.orders import queries as listings
 from app.orders import store
 from app.orders.model import FINAL, Order, rfc3339
 
@@ -37,13 +36,6 @@ class KeyAnswer(BaseModel):
     location: str
     created_at: str
     expires_at: str
-
-
-class OrdersAnswer(BaseModel):
-    """One page of a listing, newest first. `next_cursor`: null on the last page."""
-
-    orders: list[OrderAnswer]
-    next_cursor: str | None
 
 
 def etag(order: Order) -> str:
@@ -72,35 +64,6 @@ async def read_what_a_key_stands_for(
         created_at=rfc3339(record.created_at),
         expires_at=rfc3339(record.expires_at),
     )
-
-
-@router.get(
-    "/orders",
-    operation_id="listOrders",
-    summary="List orders",
-    response_model=OrdersAnswer,
-    responses={
-        HTTPStatus.OK.value: openapi.answered(OrdersAnswer, "One page, newest first", openapi.ORDERS, "Cache-Control"),
-        **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
-    },
-    openapi_extra={"parameters": openapi.query_parameters(ListOrders)},
-)
-async def list_orders(request: Request) -> Response:
-    """Return the caller's orders, newest first, `limit` at a time; `next_cursor` leads to the older ones.
-
-    Going through the pages shows each order once at most, and leaves none out that was there at the start; those placed
-    meanwhile are found by asking again without a cursor. A cursor goes with any filters.
-    """
-    deps: OrdersDeps = request.state.orders
-    tenant = (await caller(request, "orders:read")).tenant
-    query = read_query(ListOrders, request.query_params.multi_items())
-    orders, following = await listings.page(deps.pool, query.listing(tenant))
-    body = {
-        "orders": [order.representation() for order in orders],
-        "next_cursor": None if following is None else write_cursor(following),
-    }
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(content, headers={"Cache-Control": CACHING["Cache-Control"]}, media_type="application/json")
 
 
 @router.get(

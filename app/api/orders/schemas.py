@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import pycountry
 from pydantic import (
@@ -22,43 +22,20 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails
 
+from app.api.body import parse_json, validated
 from app.api.orders import card_numbers
-from app.errors import MalformedRequest, ValidationFailed
+from app.api.params import CARD, MAX_WHOLE_NUMBER, Name, storable_text, whole_number
 from app.orders import money
 from app.orders.model import Line, Order, Reason, Status
 from app.orders.store import PlaceOrder
 
-Model = TypeVar("Model", bound=BaseModel)
-
 MAX_ITEMS = 100
-MAX_QUANTITY = 10_000
+MAX_QUANTITY = MAX_WHOLE_NUMBER
 MAX_METADATA_DEPTH = 16
-CARD = "looks like a card number; send the token that your payment provider gave you"
 FLAT = ("sku", "quantity", "unit_price")
 COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
 PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
 MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # no token of a payment provider has that
-
-
-def parse_json(body: bytes) -> Any:
-    """Parse strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
-    try:
-        # Decoded here: given bytes, json.loads would guess UTF-16 and UTF-32 as well, and let half surrogates pass.
-        text = body.decode("utf-8-sig")
-        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, ArithmeticError, RecursionError) as error:
-        raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has a name twice")
-    return found
 
 
 def _price(value: object) -> Decimal:
@@ -69,28 +46,9 @@ def _price(value: object) -> Decimal:
     raise ValueError('must be a number or a decimal string like "9.99"')
 
 
-def whole(value: object) -> object:
-    """To JSON Schema 3.0 is an integer, and some clients have no other.
-
-    Only within the limit: 1e999999999 as an integer would keep the event loop busy for hours.
-    """
-    if isinstance(value, Decimal) and 0 <= value <= MAX_QUANTITY and value == value.to_integral_value():
-        return int(value)
-    return value
-
-
 def _token(value: str) -> str:
     """Refuse what looks like a card number at all, mistyped ones too."""
     if MANY_DIGITS.search(value):
-        raise ValueError(CARD)
-    return value
-
-
-def _text(value: str, shortest_card: int = card_numbers.SHORTEST) -> str:
-    """Refuse what Postgres cannot store, and what nobody should."""
-    if "\x00" in value:
-        raise ValueError("must not contain U+0000")
-    if card_numbers.has_card_number(value, shortest_card):
         raise ValueError(CARD)
     return value
 
@@ -107,12 +65,12 @@ def _currency(value: str) -> str:
     return value
 
 
-DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # as pydantic writes a bound of ours
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_text)]
 Sku = Annotated[
-    str, Field(min_length=1, max_length=50), AfterValidator(lambda sku: _text(sku, card_numbers.SHORTEST_IN_SKU))
+    str,
+    Field(min_length=1, max_length=50),
+    AfterValidator(lambda sku: storable_text(sku, card_numbers.SHORTEST_IN_SKU)),
 ]
-PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_text)]
+PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(storable_text)]
 Price = Annotated[
     Decimal,
     BeforeValidator(_price),
@@ -166,7 +124,7 @@ class Item(_Input):
     """One line of an order."""
 
     sku: Sku
-    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(whole)]
+    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(whole_number)]
     unit_price: Price
 
 
@@ -273,7 +231,7 @@ def _plain(value: Any, depth: int) -> Any:
             return _plain(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
         case str():
             value.encode()  # UnicodeEncodeError is a ValueError: half of a surrogate pair
-            return _text(value)
+            return storable_text(value)
         case int() if card_numbers.has_card_number(str(value)):
             raise ValueError(CARD)
         case _:
@@ -283,30 +241,6 @@ def _plain(value: Any, depth: int) -> Any:
 def read_place_order(body: bytes) -> PlaceOrderRequest:
     """Parse and validate the body. Raises MalformedRequest, ValidationFailed."""
     return validated(PlaceOrderRequest, parse_json(body), "the body is not a valid order")
-
-
-def validated(kind: type[Model], value: object, complaint: str, *above: str) -> Model:
-    """Return the value as a model. Raises ValidationFailed with what is wrong and where, the pointers below `above`."""
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise ValidationFailed(complaint, _mistakes(error, *above)) from error
-
-
-def _mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
-    """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
-    return [
-        {
-            "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
-            "detail": DECIMAL.sub(r"\1", each["msg"].removeprefix("Value error, ")),
-        }
-        for each in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-
-
-def _escaped(part: str) -> str:
-    """Escape for a JSON Pointer (RFC 6901, section 3); a name that is a card number is not said again."""
-    return "card-number" if card_numbers.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")
 
 
 def order_json(order: Order) -> bytes:
@@ -337,14 +271,3 @@ class OrderAnswer(BaseModel):
     updated_at: str
     version: int
     tracking_id: str | None
-
-
-class Problem(BaseModel):
-    """RFC 9457 problem details, with a stable `code`."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    errors: list[Mapping[str, str]] | None = None
