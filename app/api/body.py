@@ -11,23 +11,18 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from app.api.middleware import Place
-from app.api.problems import mistakes
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
     MalformedRequest,
     Overloaded,
     UnsupportedMediaType,
-    ValidationFailed,
 )
-
-Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_DISCARDED_BYTES = 8 * 1024 * 1024
@@ -137,11 +132,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("an object has a name twice")
     return found
-
-
-def validated(kind: type[Model], value: object, complaint: str, *above: str) -> Model:
-    """Return the value as a model. Raises ValidationFailed with what is wrong and where, the pointers below `above`."""
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise ValidationFailed(complaint, mistakes(error, *above)) from error

@@ -36,6 +36,10 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
             for operation in path.values():
                 if security := SECURITY.get(operation.get("tags", [""])[0]):
                     operation["security"] = security
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _without_null(parameter["schema"])
+                if "requestBody" in operation:
+                    operation["requestBody"].setdefault("required", False)
                 for response in operation["responses"].values():
                     for content in response.get("content", {}).values():
                         if isinstance(content.get("example"), str):
@@ -51,17 +55,26 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
     app.openapi = complete  # type: ignore[method-assign] # FastAPI's own way to extend it
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that may be left out: the model's null is the absence of the parameter."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
+    if len(choices) != 1:
+        return schema
+    choice: dict[str, Any] = choices[0]
+    return {name: part for name, part in schema.items() if name != "anyOf"} | choice
+
+
 def _name_queues(part: Any, queues: Sequence[QueueSpec]) -> None:
     """Fill in every schema of a queue's name, wherever it is in this part of the document."""
     if isinstance(part, dict):
         if part.pop("x-queue", False):
             names = [name for queue in queues for name in (queue.name, queue.dead_letter_queue)]
             part |= {"type": "string", "enum": names, "default": queues[0].name}
-        for each in part.values():
-            _name_queues(each, queues)
+        for value in part.values():
+            _name_queues(value, queues)
     elif isinstance(part, list):
-        for each in part:
-            _name_queues(each, queues)
+        for value in part:
+            _name_queues(value, queues)
 
 
 def _used_schemas(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:
@@ -152,10 +165,10 @@ def headers(*names: str) -> dict[str, Any]:
     }
 
 
-def request_body(model: type[BaseModel], *, required: bool = True, **more: Any) -> dict[str, Any]:
-    """Describe a JSON body; `more` may be an example."""
-    content = {"application/json": {"schema": self_contained_schema(model), **more}}
-    return {"requestBody": {"required": required, "content": content}}
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe the JSON body of a route that reads it by hand."""
+    content = {"application/json": {"schema": self_contained_schema(model)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -205,21 +218,6 @@ def header_parameter(name: str, description: str, example: str, **limits: Any) -
     """Describe an optional request header."""
     schema = {"type": "string", "examples": [example], **limits}
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
-
-
-def query_parameters(model: type[BaseModel]) -> Sequence[dict[str, Any]]:
-    """Describe the fields of a query's model, all optional; what the model calls null is a parameter left out."""
-    found = []
-    for name, described in self_contained_schema(model)["properties"].items():
-        schema = {key: value for key, value in described.items() if key not in {"title", "description", "anyOf"}}
-        for choice in described.get("anyOf", ()):
-            if choice.get("type") != "null":
-                schema |= choice
-        if schema.get("default", 0) is None:
-            del schema["default"]
-        parameter = {"name": name, "in": "query", "required": False, "schema": schema}
-        found.append(parameter | {"description": described["description"]})
-    return found
 
 
 ORDER: Mapping[str, Any] = {

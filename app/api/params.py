@@ -4,14 +4,13 @@ A value that is unknown, malformed or given twice is refused, never ignored.
 """
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, TypeVar
+from typing import Annotated
 
+from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from app.api.body import validated
 from app.api.orders import card_numbers
 from app.errors import ValidationFailed
 from app.orders.model import FINAL, Status
@@ -121,12 +120,8 @@ ReasonText = Annotated[
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": REASON}),
 ]
 
-Query = TypeVar("Query", bound=StrictModel)
 
-
-def read_query(model: type[Query], given: Sequence[tuple[str, str]]) -> Query:
-    """Validate a query string's names and values. Raises ValidationFailed, with a pointer below `/query` each."""
-    values = dict(given)
-    if len(values) < len(given):
+async def refuse_repeated_names(request: Request) -> None:
+    """Refuse a query string with a name given twice: FastAPI would use the last value. Raises ValidationFailed."""
+    if len(request.query_params) < len(request.query_params.multi_items()):
         raise ValidationFailed("a query parameter is given more than once")
-    return validated(model, values, "the query is not valid", "query")

@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
@@ -178,20 +178,24 @@ def _allowed(request: Request) -> str:
 
 async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-    errors = [
-        {"pointer": "/" + "/".join(str(part) for part in each["loc"]), "detail": each["msg"]} for each in error.errors()
-    ]
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, "the request is not valid", errors=errors)
+    errors = error.errors()
+    places = {each["loc"][0] for each in errors}
+    place = next(iter(places)) if places in ({"query"}, {"body"}) else "request"
+    # Pointers into a body start at the body (RFC 9457, section 3), others below the part of the request.
+    relative = [{**each, "loc": each["loc"][each["loc"][0] == "body" :]} for each in errors]
+    return problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, f"the {place} is not valid", errors=mistakes(relative)
+    )
 
 
-def mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
-    """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
+def mistakes(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Translate pydantic's errors into what is wrong, and where: `{"pointer", "detail"}` each."""
     return [
         {
-            "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
-            "detail": DECIMAL.sub(r"\1", each["msg"].removeprefix("Value error, ")),
+            "pointer": "".join(f"/{_escaped(str(part))}" for part in error["loc"]),
+            "detail": DECIMAL.sub(r"\1", error["msg"].removeprefix("Value error, ")),
         }
-        for each in error.errors(include_url=False, include_input=False, include_context=False)
+        for error in errors
     ]
 
 

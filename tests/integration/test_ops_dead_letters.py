@@ -87,6 +87,8 @@ async def test_without_selectors_all_are_meant(
     [
         (b"{", 400, "malformed-request"),
         (b"[]", 422, "validation-failed"),
+        (b"1.5", 422, "validation-failed"),
+        (b"null", 422, "validation-failed"),
         (b'{"since": "soon"}', 422, "validation-failed"),
         (b'{"since": 900}', 422, "validation-failed"),
         (b'{"id": "\\u0000"}', 422, "validation-failed"),

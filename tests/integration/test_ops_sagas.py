@@ -170,6 +170,35 @@ async def test_without_a_good_reason_nothing_is_changed(
     assert await pool.fetchval("SELECT cancel_requested_at FROM orders") is None
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "unauthorized"),
+        (bearer("x"), 401, "unauthorized"),
+        (bearer(TOKEN), 400, "malformed-request"),
+    ],
+)
+async def test_a_body_is_parsed_for_an_operator_only(
+    ops: httpx.AsyncClient, headers: dict[str, str], status: int, code: str
+) -> None:
+    """Bad JSON without the operators' token is a 401: the answer says nothing about the body."""
+    del ops.headers["Authorization"]
+    for path in (f"/ops/sagas/{SOME_ID}/retry", "/ops/dlq/purge", f"/ops/outbox/{SOME_ID}/requeue"):
+        answer = await ops.post(path, content=b"{", headers={"Content-Type": "application/json", **headers})
+        assert_problem(answer, status, code)
+
+
+async def test_a_mistake_in_a_body_has_its_pointer(ops: httpx.AsyncClient) -> None:
+    """A pointer into the body starts at the body, one into the query at `/query`."""
+    path = f"/ops/sagas/{SOME_ID}/retry"
+    answer = (await ops.post(path, json={"reason": "", "a/b": 1})).json()
+    assert answer["detail"] == "the body is not valid"
+    assert [error["pointer"] for error in answer["errors"]] == ["/reason", "/a~1b"]
+    answer = (await ops.post(f"{path}?dry_run=true", json=WHY)).json()
+    assert answer["detail"] == "the query is not valid"
+    assert [error["pointer"] for error in answer["errors"]] == ["/query/dry_run"]
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "status=confirmed", "status=x", "stuck=1", "older=7"])
 async def test_a_query_that_cannot_be_followed_is_refused(ops: httpx.AsyncClient, query: str) -> None:
     assert_problem(await ops.get(f"/ops/sagas?{query}"), 422, "validation-failed")

@@ -18,7 +18,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
 BODY = json.dumps(LINE).encode()
-HEAD = f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n"
+HEAD = f"HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n"
 PLACES = 4  # so 2 bodies of one sender may be arriving
 SLOW = 6
 
@@ -115,8 +115,10 @@ async def test_a_place_is_taken_when_the_body_is_complete(database_url: str, poo
         assert (await api.post("/orders", json=LINE)).status_code == 201
 
 
-async def test_a_bad_token_is_refused_before_its_body_is_read(guarded: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("path", ["/orders", "/ops/dlq/purge"])
+async def test_a_bad_token_is_refused_before_its_body_is_read(guarded: httpx.AsyncClient, path: str) -> None:
+    """The service answers 401 to the head alone, and does not ask for the body."""
     async with dialled(guarded) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
-        writer.write(f"{HEAD}Authorization: Bearer x\r\n\r\n".encode())
+        writer.write(f"POST {path} {HEAD}Authorization: Bearer x\r\n\r\n".encode())
         assert statuses(await reader.readuntil(b"\r\n\r\n")) == [401]
     assert_problem(await guarded.post("/orders", json=LINE), 401, "unauthorized")

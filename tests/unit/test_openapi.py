@@ -139,3 +139,12 @@ def test_a_final_conflict_is_not_to_be_retried(operations: dict[str, dict[str, A
 def test_the_example_of_a_cursor_is_one(paths: dict[str, Any]) -> None:
     example = paths["/orders"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     assert str(read_cursor(example["next_cursor"]).id) == example["orders"][0]["id"]
+
+
+def test_every_parameter_of_a_listing_is_optional(paths: dict[str, Any]) -> None:
+    """Each is described, may be left out, and is never null: a query string cannot say null."""
+    parameters = paths["/orders"]["get"]["parameters"]
+    assert [parameter["name"] for parameter in parameters] == list(ListOrders.model_fields)
+    assert all(parameter["description"] and not parameter["required"] for parameter in parameters)
+    types = {parameter["name"]: parameter["schema"]["type"] for parameter in parameters}
+    assert types == dict.fromkeys(ListOrders.model_fields, "string") | {"limit": "integer"}

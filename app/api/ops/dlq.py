@@ -9,12 +9,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Body, Query
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, WithJsonSchema
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
+from app.api.ops.route import Deps, NoQuery, Operator, operator_router
 from app.api.params import (
     DEFAULT_LIMIT,
     DURATION,
@@ -24,7 +25,6 @@ from app.api.params import (
     ReasonText,
     StrictModel,
     letter_id,
-    read_query,
     seconds,
     whole_number,
 )
@@ -35,7 +35,7 @@ from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
 from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/ops/dlq", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops/dlq")
 
 MAX_TREATED, DEFAULT_TREATED = 1000, 100  # dead letters in one request, which should not take longer than a second
 
@@ -83,6 +83,8 @@ class TreatDeadLetters(Selecting):
     reason: ReasonText | None = Field(default=None, description="why; it is kept with what was done")
 
 
+TreatBody = Annotated[TreatDeadLetters, Body(default_factory=TreatDeadLetters)]
+
 DEAD_LETTER: Mapping[str, Any] = {
     "id": "01890a5d-ac97-7001-8000-000000000000",
     "type": "orders.order.placed.v1",
@@ -104,7 +106,6 @@ BUSY = {
 REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
 TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
 WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
-BODY = openapi.request_body(TreatDeadLetters, required=False)
 
 
 @router.get(
@@ -116,12 +117,9 @@ BODY = openapi.request_body(TreatDeadLetters, required=False)
         HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first of them", PEEKED, "Cache-Control"),
         **REFUSALS,
     },
-    openapi_extra={"parameters": openapi.query_parameters(PeekDeadLetters)},
 )
-async def peek(request: Request) -> JSONResponse:
+async def peek(deps: Deps, asked: Annotated[PeekDeadLetters, Query()]) -> JSONResponse:
     """Show dead letters with their reasons and what the inbox knows of them. They stay where they are, in order."""
-    asked = read_query(PeekDeadLetters, request.query_params.multi_items())
-    deps: OpsDeps = request.state.ops
     letters = deps.dead_letters_of(asked.queue, "/query/queue")
     summary, findings = await _scan(letters, DeadLetterAction.PEEK, asked, asked.limit)
     answer = DeadLettersAnswer.of(letters.queue.name, summary, findings)
@@ -137,15 +135,14 @@ async def peek(request: Request) -> JSONResponse:
         HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were sent", TREATED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
-    openapi_extra=BODY,
 )
-async def replay(request: Request, operator: CurrentOperator) -> JSONResponse:
+async def replay(deps: Deps, operator: Operator, asked: TreatBody, _: NoQuery) -> JSONResponse:
     """Give each its attempts again and send it to its queue, with its id. What took effect does not do so twice.
 
     With an `id` that no dead letter has, the event is sent again from the outbox if its order has not started.
     It needs no Idempotency-Key: what was replayed is no dead letter any more, and the inbox knows a copy by its id.
     """
-    return await _treat(request, operator, DeadLetterAction.REPLAY)
+    return await _treat(deps, operator, asked, DeadLetterAction.REPLAY)
 
 
 @router.post(
@@ -157,9 +154,8 @@ async def replay(request: Request, operator: CurrentOperator) -> JSONResponse:
         HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were removed", TREATED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
-    openapi_extra=BODY,
 )
-async def purge(request: Request, operator: CurrentOperator) -> JSONResponse:
+async def purge(deps: Deps, operator: Operator, asked: TreatBody, _: NoQuery) -> JSONResponse:
     """Remove each for good.
 
     An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
@@ -167,13 +163,12 @@ async def purge(request: Request, operator: CurrentOperator) -> JSONResponse:
 
     It needs no Idempotency-Key: what was removed cannot be removed again.
     """
-    return await _treat(request, operator, DeadLetterAction.PURGE)
+    return await _treat(deps, operator, asked, DeadLetterAction.PURGE)
 
 
-async def _treat(request: Request, operator: guards.CurrentOperator, action: DeadLetterAction) -> JSONResponse:
-    deps: OpsDeps = request.state.ops
-    read_query(StrictModel, request.query_params.multi_items())
-    asked = await read_optional_body(request, operator, TreatDeadLetters)
+async def _treat(
+    deps: OpsDeps, operator: guards.CurrentOperator, asked: TreatDeadLetters, action: DeadLetterAction
+) -> JSONResponse:
     actor = None if asked.dry_run else AuditActor(operator.subject, asked.reason or "")
     letters = deps.dead_letters_of(asked.queue, "/queue")
     summary, findings = await _scan(letters, action, asked, asked.limit, actor)

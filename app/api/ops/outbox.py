@@ -2,24 +2,25 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Body, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
-from app.api.params import DEFAULT_LIMIT, Limit, ReasonText, StrictModel, read_query
+from app.api.ops.deps import NO_STORE, NOT_OFFERED
+from app.api.ops.route import Deps, Operator, operator_router
+from app.api.params import DEFAULT_LIMIT, Limit, ReasonText, StrictModel
 from app.messaging.facts import EventsPending
 from app.operations import outbox
 from app.operations.audit import AuditActor
 from app.operations.outbox import OutboxAnswer
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/ops/outbox", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops/outbox")
 
 ROW_ID = "01890a5d-ac97-7001-8000-000000000000"
 NOT_PARKED = {
@@ -77,13 +78,10 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
         **REFUSALS,
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
-    openapi_extra={"parameters": openapi.query_parameters(ListOutbox)},
 )
-async def read_outbox(request: Request) -> JSONResponse:
+async def read_outbox(deps: Deps, asked: Annotated[ListOutbox, Query()]) -> JSONResponse:
     """Return how many events are pending and parked, and `limit` of them: parked ones first, then the longest due."""
-    deps: OpsDeps = request.state.ops
-    limit = read_query(ListOutbox, request.query_params.multi_items()).limit
-    answer = await outbox.read_rows(deps.pool, limit)
+    answer = await outbox.read_rows(deps.pool, asked.limit)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -101,12 +99,11 @@ async def read_outbox(request: Request) -> JSONResponse:
         **openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_PARKED),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY, *openapi.BODY_REFUSALS),
     },
-    openapi_extra=openapi.request_body(Requeue, required=False),
 )
-async def requeue(request: Request, operator: CurrentOperator, row_id: UUID) -> JSONResponse:
+async def requeue(
+    deps: Deps, operator: Operator, row_id: UUID, asked: Annotated[Requeue, Body(default_factory=Requeue)]
+) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
-    deps: OpsDeps = request.state.ops
-    asked = await read_optional_body(request, operator, Requeue)
     await outbox.requeue(deps.pool, row_id, AuditActor(operator.subject, asked.reason or ""))
     deps.signals.emit(EventsPending())
     log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)

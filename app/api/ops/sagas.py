@@ -9,15 +9,14 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Body, Query
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from app.api import openapi
-from app.api.body import parse_json, validated
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps
-from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, read_query, unfinished
-from app.auth import guards
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
+from app.api.ops.route import Deps, NoQuery, Operator, operator_router
+from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, unfinished
 from app.observability.traces import trace_headers
 from app.operations import saga_views, sagas
 from app.operations.audit import AuditActor
@@ -28,7 +27,7 @@ from app.orders.model import Reason, Status
 from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/ops/sagas", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops/sagas")
 
 
 def _flag(text: object) -> bool:
@@ -56,6 +55,8 @@ class Reasoned(StrictModel):
 
     reason: ReasonText = Field(description="why; it is kept with what was done")
 
+
+ReasonBody = Annotated[Reasoned, Body()]
 
 ORDER_ID = openapi.ORDER["id"]
 SAGA: Mapping[str, Any] = {
@@ -123,7 +124,7 @@ TURNED: Mapping[str, Any] = {
     "order_id": ORDER_ID, "action": "compensate", "outcome": "turns-back", "message": f"{ORDER_ID} turns back",
 }  # fmt: skip
 WRITE_REFUSALS = (*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
-BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider is back"})
+EXAMPLE = {"requestBody": {"content": {"application/json": {"example": {"reason": "the payment provider is back"}}}}}
 
 
 @router.get(
@@ -135,15 +136,12 @@ BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider i
         HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first of them", LISTED, "Cache-Control"),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, examples=NOT_OFFERED),
     },
-    openapi_extra={"parameters": openapi.query_parameters(ListSagas)},
 )
-async def list_sagas(request: Request) -> JSONResponse:
+async def list_sagas(deps: Deps, asked: Annotated[ListSagas, Query()]) -> JSONResponse:
     """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first.
 
     Beside them, orders that cannot start: their `order.placed` is a dead letter, or was purged.
     """
-    deps: OpsDeps = request.state.ops
-    asked = read_query(ListSagas, request.query_params.multi_items())
     consumer = next(iter(deps.dead_letters.values())).queue.consumer
     answer = await saga_views.read_unfinished(deps.pool, consumer, asked.limit, asked.status, stuck=asked.stuck)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
@@ -159,10 +157,8 @@ async def list_sagas(request: Request) -> JSONResponse:
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-async def show(request: Request, order_id: UUID) -> JSONResponse:
+async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     """Show an order's saga, every call to a partner with what came of it, and what operators did."""
-    deps: OpsDeps = request.state.ops
-    read_query(StrictModel, request.query_params.multi_items())
     answer = await saga_views.read_one(deps.pool, order_id)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -179,15 +175,14 @@ async def show(request: Request, order_id: UUID) -> JSONResponse:
             examples={HTTPStatus.CONFLICT: ("saga-not-retriable", "the order is confirmed")},
         ),
     },
-    openapi_extra=BODY,
+    openapi_extra=EXAMPLE,
 )
-async def retry(request: Request, operator: CurrentOperator, order_id: UUID) -> JSONResponse:
+async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
     """End the saga's pause, in whatever direction it goes; one that a process is at is left alone.
 
     It needs no Idempotency-Key: a saga that is due is not more so the second time.
     """
-    actor = await _actor(request, operator)
-    deps: OpsDeps = request.state.ops
+    actor = AuditActor(operator.subject, asked.reason)
     outcome = await sagas.retry(deps.pool, order_id, actor)
     return _changed(deps, actor, order_id, SagaAction.RETRY, outcome)
 
@@ -204,28 +199,19 @@ async def retry(request: Request, operator: CurrentOperator, order_id: UUID) -> 
             examples={HTTPStatus.CONFLICT: ("order-not-cancellable", "the order is confirmed")},
         ),
     },
-    openapi_extra=BODY,
+    openapi_extra=EXAMPLE,
 )
-async def compensate(request: Request, operator: CurrentOperator, order_id: UUID) -> JSONResponse:
+async def compensate(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
     """Have everything undone that was done for the order: once this is answered it never becomes confirmed.
 
     It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
     It needs no Idempotency-Key: a saga turns back once.
     """
-    actor = await _actor(request, operator)
-    deps: OpsDeps = request.state.ops
+    actor = AuditActor(operator.subject, asked.reason)
     outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())
     if outcome is ActionOutcome.CANCELLED:
         deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR))
     return _changed(deps, actor, order_id, SagaAction.COMPENSATE, outcome)
-
-
-async def _actor(request: Request, operator: guards.CurrentOperator) -> AuditActor:
-    """Return who asks, and the reason that the body gives."""
-    deps: OpsDeps = request.state.ops
-    read_query(StrictModel, request.query_params.multi_items())
-    body = await deps.bodies.read(request, operator.source)
-    return AuditActor(operator.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
 
 
 def _changed(

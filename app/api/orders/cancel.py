@@ -1,4 +1,4 @@
-"""The route `POST /orders/{id}/cancel`."""
+"""The route `POST /orders/{id}/cancel`. It reads its caller and body by hand, like `POST /orders` (see `place`)."""
 
 from http import HTTPStatus
 from uuid import UUID

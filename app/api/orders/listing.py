@@ -4,15 +4,15 @@ import json
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from app.api import openapi
 from app.api.orders.cursors import PATTERN, read_cursor, write_cursor
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.schemas import OrderAnswer
-from app.api.params import DEFAULT_LIMIT, Instant, Limit, Name, StrictModel, read_query
-from app.auth.guards import caller
+from app.api.params import DEFAULT_LIMIT, Instant, Limit, Name, StrictModel, refuse_repeated_names
+from app.auth.guards import Caller, caller
 from app.orders import queries
 from app.orders.model import Status
 from app.orders.queries import Listing, Position
@@ -62,6 +62,11 @@ class OrdersAnswer(BaseModel):
     next_cursor: str | None
 
 
+async def reader(request: Request) -> Caller:
+    """Return the caller, who may read orders. Raises as `caller` does."""
+    return await caller(request, "orders:read")
+
+
 @router.get(
     "/orders",
     operation_id="listOrders",
@@ -71,18 +76,18 @@ class OrdersAnswer(BaseModel):
         HTTPStatus.OK.value: openapi.answered(OrdersAnswer, "One page, newest first", openapi.ORDERS, "Cache-Control"),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
-    openapi_extra={"parameters": openapi.query_parameters(ListOrders)},
+    dependencies=[Depends(reader), Depends(refuse_repeated_names)],  # in this order, and before the query is validated
 )
-async def list_orders(request: Request) -> Response:
+async def list_orders(
+    request: Request, sender: Annotated[Caller, Depends(reader)], query: Annotated[ListOrders, Query()]
+) -> Response:
     """Return the caller's orders, newest first, `limit` at a time; `next_cursor` leads to the older ones.
 
     Reading all pages returns each order at most once, and every order that existed when the first page was read; for
     orders placed meanwhile, start again without a cursor. A cursor can be combined with any filters.
     """
     deps: OrdersDeps = request.state.orders
-    tenant = (await caller(request, "orders:read")).tenant
-    query = read_query(ListOrders, request.query_params.multi_items())
-    orders, next_position = await queries.page(deps.pool, query.listing(tenant))
+    orders, next_position = await queries.page(deps.pool, query.listing(sender.tenant))
     body = {
         "orders": [order.representation() for order in orders],
         "next_cursor": None if next_position is None else write_cursor(next_position),

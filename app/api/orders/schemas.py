@@ -22,9 +22,11 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails
 
-from app.api.body import parse_json, validated
+from app.api.body import parse_json
 from app.api.orders import card_numbers
 from app.api.params import CARD, MAX_WHOLE_NUMBER, Name, storable_text, whole_number
+from app.api.problems import mistakes
+from app.errors import ValidationFailed
 from app.orders import money
 from app.orders.model import Line, Order, Reason, Status
 from app.orders.store import PlaceOrder
@@ -240,7 +242,12 @@ def _plain(value: Any, depth: int) -> Any:
 
 def read_place_order(body: bytes) -> PlaceOrderRequest:
     """Parse and validate the body. Raises MalformedRequest, ValidationFailed."""
-    return validated(PlaceOrderRequest, parse_json(body), "the body is not a valid order")
+    value = parse_json(body)
+    try:
+        return PlaceOrderRequest.model_validate(value)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        raise ValidationFailed("the body is not a valid order", mistakes(details)) from error
 
 
 def order_json(order: Order) -> bytes:
