@@ -26,19 +26,21 @@ app = typer.Typer(help="The messages that were given up.", no_args_is_help=True,
 DEFAULT_PEEKED = 20
 DONE = {DeadLetterAction.REPLAY: "replayed", DeadLetterAction.PURGE: "purged"}
 
-Queue = Annotated[str, typer.Option(help="The queue that gave them up, or its dead-letter queue.")]
-Since = Annotated[str | None, typer.Option(help="Only those that failed within this time, as 90, 15m, 12h or 7d.")]
-Id = Annotated[str | None, typer.Option("--id", help="Only the one of this id.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many; default: all.")]
+QueueOption = Annotated[str, typer.Option(help="The queue that gave them up, or its dead-letter queue.")]
+SinceOption = Annotated[
+    str | None, typer.Option(help="Only those that failed within this time, as 90, 15m, 12h or 7d.")
+]
+LetterIdOption = Annotated[str | None, typer.Option("--id", help="Only the one of this id.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many; default: all.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")]
 
 
 @app.command()
 def peek(
     *,
-    queue: Queue = CONSUMERS[0].queue.name,
-    since: Since = None,
-    letter_id: Id = None,
+    queue: QueueOption = CONSUMERS[0].queue.name,
+    since: SinceOption = None,
+    letter_id: LetterIdOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = DEFAULT_PEEKED,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="As without: peeking changes nothing.")] = False,  # noqa: ARG001 - so that `replay --dry-run` and `peek --dry-run` differ in one word
     data_dir: DataDir = None,
@@ -60,10 +62,10 @@ def peek(
 @app.command()
 def replay(
     *,
-    queue: Queue = CONSUMERS[0].queue.name,
-    since: Since = None,
-    letter_id: Id = None,
-    limit: Limit = None,
+    queue: QueueOption = CONSUMERS[0].queue.name,
+    since: SinceOption = None,
+    letter_id: LetterIdOption = None,
+    limit: LimitOption = None,
     dry_run: DryRun = False,
     reason: MaybeReason = None,
     data_dir: DataDir = None,
@@ -77,10 +79,10 @@ def replay(
 @app.command()
 def purge(
     *,
-    queue: Queue = CONSUMERS[0].queue.name,
-    since: Since = None,
-    letter_id: Id = None,
-    limit: Limit = None,
+    queue: QueueOption = CONSUMERS[0].queue.name,
+    since: SinceOption = None,
+    letter_id: LetterIdOption = None,
+    limit: LimitOption = None,
     dry_run: DryRun = False,
     reason: MaybeReason = None,
     data_dir: DataDir = None,
@@ -108,8 +110,8 @@ def _treat(
     else:
         would = "would be " if dry_run else ""
         typer.echo(f"{would}{DONE[action]}: {summary.matched} of {summary.depth} dead letters of {queue.name}")
-        for each in findings if dry_run else ():
-            typer.echo(_block(DeadLetterView.of(each)))
+        for finding in findings if dry_run else ():
+            typer.echo(_block(DeadLetterView.of(finding)))
         if summary.from_outbox:
             typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
     _tell_of_the_rest(selection, summary)
@@ -184,7 +186,7 @@ def _tell_of_the_rest(selection: Selection, summary: Summary) -> None:
 
 
 def _block(view: DeadLetterView) -> str:
-    times = [each for each in (view.first_failure_at, view.last_failure_at) if each]
+    times = [time for time in (view.first_failure_at, view.last_failure_at) if time]
     story = [] if view.attempts is None else ["1 attempt" if view.attempts == 1 else f"{view.attempts} attempts"]
     story += [" to ".join(dict.fromkeys(times))] if times else []
     return "\n".join(

@@ -24,8 +24,8 @@ app = typer.Typer(help="What drives orders to their end.", no_args_is_help=True,
 
 DEFAULT_SAGAS = 20
 
-Id = Annotated[UUID, typer.Argument(metavar="ID")]
-Reason = Annotated[str, typer.Option(help="Why; it is kept with what was done.")]
+SagaId = Annotated[UUID, typer.Argument(metavar="ID")]
+RequiredReason = Annotated[str, typer.Option(help="Why; it is kept with what was done.")]
 
 
 @app.command(name="list")
@@ -57,14 +57,14 @@ def list_sagas(
 
 
 @app.command()
-def show(saga_id: Id, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def show(saga_id: SagaId, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Print an order's saga, every call to a partner with what came of it, and what operators did."""
     answer = asyncio.run(_show(data_dir, saga_id))
     typer.echo(answer.model_dump_json(indent=2) if as_json else _story(answer))
 
 
 @app.command()
-def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def retry(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Have a saga that waits taken on at once; one that a process is at is left alone."""
     who = actor(reason)
 
@@ -75,7 +75,7 @@ def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJ
 
 
 @app.command()
-def compensate(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def compensate(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Turn a saga back: all is undone, and its order never confirmed. With the limits of a customer's cancel."""
     who = actor(reason)
 
@@ -156,8 +156,8 @@ def _story(answer: SagaAnswer) -> str:
     if answer.operator_actions:
         lines.append("\noperators")
     lines += [
-        f"  {each.at}  {each.actor}  {each.action}: {_with(each.outcome, each.reason)}"
-        for each in answer.operator_actions
+        f"  {action.at}  {action.actor}  {action.action}: {_with(action.outcome, action.reason)}"
+        for action in answer.operator_actions
     ]
     return "\n".join(lines)
 
