@@ -29,7 +29,7 @@ COUNTED_SECONDS = 10.0  # the longest wait before the next count, since alerts g
 COUNTING_SECONDS = 10.0  # for one statement: a million rows on a busy disk
 
 Check = Callable[[], Awaitable[str]]
-Status = Literal["ok", "degraded", "down"]
+CheckStatus = Literal["ok", "degraded", "down"]
 T = TypeVar("T")
 
 
@@ -37,18 +37,18 @@ class CheckRow(BaseModel):
     """One thing that was looked at."""
 
     name: str
-    status: Status
+    status: CheckStatus
     detail: str
 
 
 class Readiness(BaseModel):
     """Whether the process can do its work."""
 
-    status: Status
+    status: CheckStatus
     checks: list[CheckRow]
 
 
-class SingleFlight(Generic[T]):
+class SharedCall(Generic[T]):
     """Runs `look` once for all who ask meanwhile, and for those who ask within `FRESH_SECONDS` after.
 
     A look is a task of its own: cancelling a caller cancels neither the look nor the other callers. With a `share` of
@@ -71,12 +71,12 @@ class SingleFlight(Generic[T]):
         return await asyncio.shield(self._task)
 
     async def _run(self) -> T:
-        began = self._clock()
+        started_at = self._clock()
         try:
             return await self._look()
         finally:
             ended = self._clock()
-            rest = (ended - began) / self._share
+            rest = (ended - started_at) / self._share
             self._fresh_until = ended + max(FRESH_SECONDS, min(rest, COUNTED_SECONDS))
 
     async def close(self) -> None:
@@ -103,9 +103,9 @@ class Health:
         self._checks = checks
         self._decisive = decisive
         self._registry = registry
-        self._count = SingleFlight(count, COUNTING_SHARE)
-        self._readiness = SingleFlight(self._check_all)
-        self._exposition = SingleFlight(self._expose)
+        self._count = SharedCall(count, COUNTING_SHARE)
+        self._readiness = SharedCall(self._check_all)
+        self._exposition = SharedCall(self._expose)
         self._turns = asyncio.Semaphore(PROBES_A_TURN)
 
     async def readiness(self) -> Readiness:

@@ -44,40 +44,40 @@ def protect(headers: list[tuple[bytes, bytes]]) -> None:
     headers.extend(header for header in SECURITY_HEADERS if header[0] not in present)
 
 
-class Places:
+class ConcurrencySlots:
     """How many requests the process serves at a time."""
 
     def __init__(self, count: int) -> None:
         self.free = count
 
 
-class Place:
+class ConcurrencySlot:
     """One request's place among them. It is left while the request's body arrives: how long that takes, clients say."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, slots: ConcurrencySlots) -> None:
+        self._slots = slots
         self._taken = False
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Take the place. Raises Overloaded when none is free."""
-        if not self._places.free:
+        if not self._slots.free:
             raise Overloaded("as many requests are under way as the process serves at a time")
-        self._places.free -= 1
+        self._slots.free -= 1
         self._taken = True
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give the place back, if it is taken."""
-        self._places.free += self._taken
+        self._slots.free += self._taken
         self._taken = False
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware; the first and last of our own code that a request meets."""
 
     def __init__(self, app: ASGIApp, signals: Signals, max_in_flight: int) -> None:
         self._app = app
         self._signals = signals
-        self._places = Places(max_in_flight)
+        self._slots = ConcurrencySlots(max_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -92,9 +92,9 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
         request_id = given if ACCEPTABLE_ID.fullmatch(given) else str(uuid4())
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         status = 0
-        place = scope.setdefault("state", {})["place"] = Place(self._places)
+        slot = scope.setdefault("state", {})["slot"] = ConcurrencySlot(self._slots)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -112,7 +112,7 @@ class Edge:
         ):
             try:
                 if scope["path"] not in UNBOUNDED:
-                    place.take()
+                    slot.acquire()
                 await self._app(scope, receive, send_with_id)
             except Overloaded as error:  # of the place above; the framework answers those of the routes
                 await problems.answer_to(error)(scope, receive, send_with_id)
@@ -126,8 +126,8 @@ class Edge:
                     raise  # the answer has begun: all that is left is to cut the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
-                place.leave()
-                self._signals.emit(RequestServed(method, _route(scope), status, time.perf_counter() - began))
+                slot.release()
+                self._signals.emit(RequestServed(method, _route(scope), status, time.perf_counter() - started_at))
 
 
 def _route(scope: Scope) -> str:

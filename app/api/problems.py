@@ -179,10 +179,10 @@ def _allowed(request: Request) -> str:
 async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
     errors = error.errors()
-    places = {each["loc"][0] for each in errors}
+    places = {mistake["loc"][0] for mistake in errors}
     place = next(iter(places)) if places in ({"query"}, {"body"}) else "request"
     # Pointers into a body start at the body (RFC 9457, section 3), others below the part of the request.
-    relative = [{**each, "loc": each["loc"][each["loc"][0] == "body" :]} for each in errors]
+    relative = [{**mistake, "loc": mistake["loc"][mistake["loc"][0] == "body" :]} for mistake in errors]
     return problem(
         HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, f"the {place} is not valid", errors=mistakes(relative)
     )

@@ -105,7 +105,7 @@ def _bearer(request: Request) -> str:
 
 def _same(given: str, expected: str) -> bool:
     """Compare in a time that tells nothing, the length of the secret neither."""
-    return hmac.compare_digest(*(hashlib.sha256(each.encode()).digest() for each in (given, expected)))
+    return hmac.compare_digest(*(hashlib.sha256(token.encode()).digest() for token in (given, expected)))
 
 
 def _tenant(claims: Mapping[str, Any], name: str) -> str:
@@ -126,10 +126,10 @@ def scopes(claims: Mapping[str, Any]) -> frozenset[str]:
     A list is understood in either.
     """
     found: set[str] = set()
-    for name in ("scope", "scp"):
-        match claims.get(name):
+    for claim in ("scope", "scp"):
+        match claims.get(claim):
             case str() as text:
                 found.update(text.split(" "))
             case list() as names:
-                found.update(each for each in names if isinstance(each, str))
+                found.update(name for name in names if isinstance(name, str))
     return frozenset(found)

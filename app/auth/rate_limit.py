@@ -57,10 +57,10 @@ class RateLimit:
 
     async def count(self, tenant: str) -> Quota:
         """Count one request, and return what the tenant is left with."""
-        window, gone = divmod(self._clock(), self._window_seconds)
+        window, elapsed = divmod(self._clock(), self._window_seconds)
         key = self._item.key_for(tenant, str(int(window)))
         count = None if self._cache is None else await self._cache.count(KEY_PREFIX + key, self._window_seconds)
         if count is None:
             count = await self._local.incr(key, self._window_seconds)
-        reset = max(1, math.ceil(self._window_seconds - gone))
+        reset = max(1, math.ceil(self._window_seconds - elapsed))
         return Quota(self._item.amount, self._window_seconds, count, reset)

@@ -52,7 +52,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
         service_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, port)))
         sandbox_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, sandbox_port)))
         service_url, sandbox_url = (
-            "http://{}:{}".format(*each.getsockname()) for each in (service_socket, sandbox_socket)
+            "http://{}:{}".format(*listener.getsockname()) for listener in (service_socket, sandbox_socket)
         )
         typer.echo("Starting PostgreSQL …", err=True)
         async with EmbeddedPostgres(directory, find_binaries(pg_bin)) as postgres:

@@ -5,7 +5,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from app.api import problems
-from app.api.middleware import Edge
+from app.api.middleware import RequestMiddleware
 from app.auth import guards
 from app.auth.tokens import SharedSecret, Tokens
 from tests.harness.api import assert_problem
@@ -27,7 +27,7 @@ def operated(guard: guards.Security) -> httpx.AsyncClient:
         return (await guards.operator(request)).subject
 
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(Edge(app, Observed(), max_in_flight=10)),
+        transport=httpx.ASGITransport(RequestMiddleware(app, Observed(), max_in_flight=10)),
         base_url="http://orders",
         trust_env=False,
     )

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SingleFlight
+from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SharedCall
 from app.errors import DatabaseUnavailable
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -35,7 +35,7 @@ class Looks:
 
 async def test_all_who_ask_meanwhile_share_one_look() -> None:
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
     asking = [asyncio.create_task(flight()) for _ in range(300)]
     await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
@@ -45,7 +45,7 @@ async def test_all_who_ask_meanwhile_share_one_look() -> None:
 
 async def test_the_first_asker_may_leave() -> None:
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
     first, second = asyncio.create_task(flight()), asyncio.create_task(flight())
     await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
@@ -58,7 +58,7 @@ async def test_the_first_asker_may_leave() -> None:
 
 async def test_a_look_stays_fresh_for_a_second() -> None:
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     for number, later in enumerate((0.0, 0.9 * FRESH_SECONDS, 0.1 * FRESH_SECONDS)):
         looks.now += later
         assert await flight() == (1 if number < 2 else 2)
@@ -66,7 +66,7 @@ async def test_a_look_stays_fresh_for_a_second() -> None:
 
 async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.error = DatabaseUnavailable("down")
     failed = await asyncio.gather(*(flight() for _ in range(3)), return_exceptions=True)
     assert (failed, looks.number) == ([looks.error] * 3, 1)
@@ -79,7 +79,7 @@ async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
 async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds: float) -> None:
     looks = Looks()
     looks.takes_seconds = takes_seconds
-    flight = SingleFlight(looks.look, COUNTING_SHARE, looks.clock)
+    flight = SharedCall(looks.look, COUNTING_SHARE, looks.clock)
     assert await flight() == 1
     looks.now += rest_seconds - 0.001
     assert await flight() == 1
@@ -89,7 +89,7 @@ async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds:
 
 async def test_closing_cuts_off_a_look() -> None:
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
     asking = asyncio.create_task(flight())
     await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")

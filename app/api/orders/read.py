@@ -134,17 +134,17 @@ async def _read_when_ended(
 
 async def _wait(request: Request, ended: asyncio.Event, seconds: int) -> None:
     """Wait for the event, `seconds` at most. Raises ClientDisconnect when the client hangs up meanwhile."""
-    end, gone = asyncio.ensure_future(ended.wait()), asyncio.ensure_future(_gone(request))
+    ended_task, disconnected = asyncio.ensure_future(ended.wait()), asyncio.ensure_future(_until_disconnected(request))
     try:
-        await asyncio.wait({end, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done():
-            gone.result()
+        await asyncio.wait({ended_task, disconnected}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if disconnected.done():
+            disconnected.result()
             raise ClientDisconnect
     finally:
-        end.cancel()
-        gone.cancel()
+        ended_task.cancel()
+        disconnected.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _until_disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass  # a body, which a GET has no use for

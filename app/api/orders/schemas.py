@@ -122,7 +122,7 @@ def _snake_case(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return renamed
 
 
-class Item(_Input):
+class ItemRequest(_Input):
     """One line of an order."""
 
     sku: Sku
@@ -149,7 +149,7 @@ class Address(_Input):
 class PlaceOrderRequest(_Input):
     """The body of `POST /orders`. A one-item order may be written flat: `{"sku", "quantity", "unit_price"}`."""
 
-    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[list[ItemRequest], Field(min_length=1, max_length=MAX_ITEMS)]
     currency: Annotated[
         str,
         AfterValidator(_currency),

@@ -110,10 +110,14 @@ class GuardedProtocol(SequentialProtocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
-        idle = [each for each in self.connections if isinstance(each, GuardedProtocol) and each.is_idle(self)]
+        idle = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, GuardedProtocol) and connection.is_idle(self)
+        ]
         if not idle:
             return False
-        min(idle, key=lambda each: each.merit).transport.abort()
+        min(idle, key=lambda connection: connection.merit).transport.abort()
         return True
 
     @property

@@ -114,16 +114,16 @@ async def run(
     tasks: list[asyncio.Task[None]] = []
     watching = [] if unless is None else [asyncio.create_task(unless)]
     try:
-        for one in servers:
-            tasks.append(asyncio.create_task(_serve(one)))
-            while not (one.started or tasks[-1].done()):  # noqa: ASYNC110 - uvicorn has no event for it
+        for server in servers:
+            tasks.append(asyncio.create_task(_serve(server)))
+            while not (server.started or tasks[-1].done()):  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
         if not any(task.done() for task in tasks):
             started()
         await asyncio.wait([*tasks, *watching], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for one, task in reversed(list(zip(servers, tasks, strict=False))):
-            one.should_exit = True
+        for server, task in reversed(list(zip(servers, tasks, strict=False))):
+            server.should_exit = True
             await asyncio.wait([task])
         for watch in watching:
             watch.cancel()
@@ -131,8 +131,8 @@ async def run(
         task.result()  # a server that failed says so here
 
 
-async def _serve(one: Server) -> None:
+async def _serve(server: Server) -> None:
     try:
-        await one.serve(sockets=[one.listener])
+        await server.serve(sockets=[server.listener])
     except SystemExit as error:  # uvicorn's way to say so, which would fly through the event loop
         raise ConfigurationError("the server did not start; the reason is logged above") from error
