@@ -1,4 +1,4 @@
-"""The parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
+"""Parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
 
 import json
 import re
@@ -17,16 +17,16 @@ VERSION = "0.1.0"
 Responses = dict[int | str, dict[str, Any]]
 
 
-# The scheme of tenants is added here: a dependency for the document alone would cost every request something.
+# Added by hand: a dependency that exists only for the document would cost every request time.
 TENANT = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "with `ORDERS_AUTH_MODE=jwt`"}
 SECURITY: Mapping[str, list[dict[str, list[str]]]] = {"orders": [{"tenant": []}, {}]}  # by tag
 REFERENCE = "#/components/schemas/"
 
 
 def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
-    """Complete the document with what FastAPI leaves out, and remove what it has too much of.
+    """Add what FastAPI's document lacks, and remove what it has in excess.
 
-    HEAD is not in it: every GET route answers HEAD too (RFC 9110, section 9.3.2).
+    The document does not list HEAD: every GET route answers HEAD too (RFC 9110, section 9.3.2).
     """
     generate = app.openapi
 
@@ -65,7 +65,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_queues(part: Any, queues: Sequence[QueueSpec]) -> None:
-    """Fill in every schema of a queue's name, wherever it is in this part of the document."""
+    """Fill in the schemas of queue names in this part of the document, at any depth."""
     if isinstance(part, dict):
         if part.pop("x-queue", False):
             names = [name for queue in queues for name in (queue.name, queue.dead_letter_queue)]
@@ -78,7 +78,7 @@ def _name_queues(part: Any, queues: Sequence[QueueSpec]) -> None:
 
 
 def _used_schemas(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:
-    """Return the names of the schemas that the paths refer to, directly or through others."""
+    """Return the names of the schemas that the paths refer to, directly or through other schemas."""
     used: set[str] = set()
     found = _references(paths)
     while found:
@@ -94,7 +94,7 @@ def _references(value: object) -> set[str]:
 def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the model's JSON Schema without references.
 
-    FastAPI makes components only of the bodies that it reads itself, so a reference would lead nowhere.
+    FastAPI makes components only for bodies that it reads itself, so for other bodies a reference would be dangling.
     """
     schema = model.model_json_schema()
     parts = schema.pop("$defs", {})
@@ -111,7 +111,7 @@ def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
     return {name: resolved(part) for name, part in schema.items()}
 
 
-# Code and detail in the examples.
+# The code and detail of each example.
 CODES: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.BAD_REQUEST: ("malformed-request", "the body is not valid JSON"),
     HTTPStatus.UNAUTHORIZED: ("unauthorized", "this request needs a bearer token"),
@@ -126,7 +126,7 @@ CODES: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("database-unavailable", "the service cannot take this request right now"),
 }
-# What any request with a body may come to.
+# How any request with a body may be refused.
 BODY_REFUSALS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_TIMEOUT,
@@ -146,20 +146,20 @@ TEMPORARY_CONFLICTS = frozenset(error.code for error in TEMPORARY)
 DESCRIPTIONS: Mapping[str, str] = {
     "Accept": "`application/json`",
     "Accept-Encoding": "`identity`",
-    "Cache-Control": "`private, no-cache`: kept by the caller alone and asked about before each use; or `no-store`",
-    "ETag": "strong; names this version of the order",
-    "Preference-Applied": "`wait=N` where the request's preference was followed, N after the cap",
-    "RateLimit": "what is left of the quota, and for how long (draft-ietf-httpapi-ratelimit-headers)",
+    "Cache-Control": "`private, no-cache`: only the caller may cache it, and must revalidate it; or `no-store`",
+    "ETag": "strong; identifies this version of the order",
+    "Preference-Applied": "`wait=N` if the preference was applied, with the N that was applied",
+    "RateLimit": "the remaining quota, and the seconds until it resets (draft-ietf-httpapi-ratelimit-headers)",
     "RateLimit-Policy": "the quota and its window",
     "Retry-After": "seconds",
     "Vary": "`Prefer`",
-    "WWW-Authenticate": "`Bearer`, with what was wrong (RFC 6750, section 3)",
-    "X-Request-ID": "the request's own, or a new one; it is in every log line of the request",
+    "WWW-Authenticate": "`Bearer`, with the error (RFC 6750, section 3)",
+    "X-Request-ID": "the id from the request, or a new one; it is in every log line of the request",
 }
 
 
 def headers(*names: str) -> dict[str, Any]:
-    """Describe the headers of an answer; every answer has X-Request-ID."""
+    """Describe the headers of a response. Every response has X-Request-ID."""
     return {
         name: {"description": DESCRIPTIONS[name], "schema": {"type": "string"}} for name in (*names, "X-Request-ID")
     }
@@ -172,16 +172,16 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Describe a 200: its model, an example and its headers.
+    """Describe a response by its model, an example and its headers.
 
-    The example is text until `install`: FastAPI drops every null of the document, and examples have some.
+    The example is text until `install` parses it: FastAPI drops every null of the document, and examples have some.
     """
     content = {"application/json": {"example": json.dumps(example)}}
     return {"model": model, "description": description, "headers": headers(*names), "content": content}
 
 
 def problems(*statuses: HTTPStatus, examples: Mapping[HTTPStatus, tuple[str, str]] = CODES) -> Responses:
-    """Describe problems, and those that any route may answer. `examples`: code and detail, where not the usual ones."""
+    """Describe these problems, and those of every route. `examples`: code and detail that differ from the usual."""
     always = (
         HTTPStatus.UNAUTHORIZED,
         HTTPStatus.FORBIDDEN,
@@ -208,7 +208,7 @@ def _problem(status: HTTPStatus, code: str, detail: str) -> dict[str, Any]:
     }
 
 
-# Visible ASCII: bare, or a structured-field string. A header may also be blank, which counts as none.
+# Visible ASCII: bare, or a structured-field string. A header may also be blank, which counts as no key.
 KEY = r'[!#-~][!-~]*|"(?:[!#-\[\]-~]|\\["\\])+"'
 KEY_SCHEMA = {"maxLength": 255, "pattern": f"^(?:{KEY})$"}
 KEY_OR_BLANK_SCHEMA = {"maxLength": 255, "pattern": f"^(?:{KEY})?$"}

@@ -88,7 +88,7 @@ async def build(
         workers.tasks.append(BackgroundTask.loop("backlog", backlog.run_once, backpressure.PERIOD_SECONDS))
         workers.tasks.append(BackgroundTask("waiters", waiters.run, waiters.stop))
         signals.subscribe(OrderFinished, lambda fact: waiters.wake(fact.order_id))
-        signals.subscribe(ServerStopping, lambda _: waiters.leave())
+        signals.subscribe(ServerStopping, lambda _: waiters.answer_all())
 
     metrics.install_gauges(
         registry,

@@ -164,15 +164,15 @@ async def somebody_polls(pool: db.Pool) -> bool:
 async def test_who_finds_no_place_is_answered_at_once_and_places_become_free_again(pool: db.Pool) -> None:
     waiters = Waiters(pool, capacity=2)
     first, second = uuid4(), uuid4()
-    with waiters.place(first) as one, waiters.place(first) as two:
+    with waiters.register(first) as one, waiters.register(first) as two:
         assert one is not None
         assert two is not None
-        with waiters.place(second) as none:
+        with waiters.register(second) as none:
             assert none is None
-    with waiters.place(second) as place:
+    with waiters.register(second) as place:
         assert place is not None
-    waiters.leave()
-    with waiters.place(second) as none:
+    waiters.answer_all()
+    with waiters.register(second) as none:
         assert none is None
 
 
@@ -189,7 +189,7 @@ async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none
         await waiters.run_once()
         assert asked == []
         with contextlib.ExitStack() as places:
-            events = [places.enter_context(waiters.place(order.id)) for order in orders for _ in range(3)]
+            events = [places.enter_context(waiters.register(order.id)) for order in orders for _ in range(3)]
             await confirm(pool, orders[0].id)
             await waiters.run_once()
             assert [event is not None and event.is_set() for event in events] == [True] * 3 + [False] * 12
@@ -199,7 +199,7 @@ async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none
 async def test_an_order_that_ends_in_this_process_wakes_who_waits_for_it_without_a_poll(stage: Stage) -> None:
     waiters = Waiters(stage.pool, poll_seconds=3600)
     saga = await start_saga(stage.pool)
-    with waiters.place(saga) as ended, waiters.place(uuid4()) as other:
+    with waiters.register(saga) as ended, waiters.register(uuid4()) as other:
         assert ended is not None
         assert other is not None
         await stage.orchestrator(on_finished=waiters.wake).run_once()

@@ -1,4 +1,4 @@
-"""What the operator routes use."""
+"""The dependencies of the operator routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}
 
 @dataclass(frozen=True, slots=True)
 class OpsDeps:
-    """What the operator routes use. `pools`: those of this process, by name. `dead_letters`: by their queue's name."""
+    """Dependencies of the operator routes. `pools`: of this process, by name. `dead_letters`: by name of the queue."""
 
     pool: db.Pool
     pools: Mapping[str, db.Pool]
@@ -30,7 +30,11 @@ class OpsDeps:
         Raises ValidationFailed at `pointer`.
         """
         for letters in self.dead_letters.values():
-            if name in (None, letters.queue.name, letters.queue.dead_letter_queue):  # not a set: JSON may be unhashable
+            if name in (
+                None,
+                letters.queue.name,
+                letters.queue.dead_letter_queue,
+            ):  # a tuple, since JSON may be unhashable
                 return letters
         names = ", ".join(
             f"{letters.queue.name} (or {letters.queue.dead_letter_queue})" for letters in self.dead_letters.values()

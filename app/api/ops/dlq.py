@@ -1,7 +1,7 @@
-"""`/ops/dlq`, for operators: what was given up and why; sending it again; removing it.
+"""`/ops/dlq`, for operators: show dead letters with their reasons, replay them, purge them.
 
-The writes need no Idempotency-Key: each does what it says to the dead letters that are there, and finds none of them
-there the second time. A replay that is cut off may leave a copy behind; the inbox lets one of them take effect.
+The writes need no Idempotency-Key: each acts on the dead letters that exist, and a second request finds none of them.
+An interrupted replay may leave a duplicate behind, and the inbox processes only one of them.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, 
 log = structlog.get_logger(__name__)
 router = operator_router("/ops/dlq")
 
-MAX_TREATED, DEFAULT_TREATED = 1000, 100  # dead letters in one request, which should not take longer than a second
+MAX_LETTERS, DEFAULT_LETTERS = 1000, 100  # per request, which should take no longer than a second
 
 LetterId = Annotated[
     str,
@@ -47,43 +47,44 @@ LetterId = Annotated[
 Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
 
 
-def _given(value: object) -> object:
+def _not_null(value: object) -> object:
     if value is None:
         raise ValueError("must be the name of a queue")
     return value
 
 
-# Which queues there are, `openapi.install` and `OpsDeps.dead_letters_of` know.
-Queue = Annotated[Any, BeforeValidator(_given), WithJsonSchema({"x-queue": True})]
+# `openapi.install` adds the names of the queues; `OpsDeps.dead_letters_of` checks them.
+Queue = Annotated[Any, BeforeValidator(_not_null), WithJsonSchema({"x-queue": True})]
 
 
-class Selecting(StrictModel):
-    """Which dead letters are meant."""
+class DeadLetterSelection(StrictModel):
+    """Selects dead letters."""
 
-    queue: Queue = Field(default=None, description="the queue that gave them up, or its dead-letter queue")
-    id: LetterId | None = Field(default=None, description="only the one of this id")
+    queue: Queue = Field(default=None, description="the queue whose dead letters are meant, or its dead-letter queue")
+    id: LetterId | None = Field(default=None, description="only the dead letter with this id")
     since: Since | None = Field(
-        default=None, description="only those that failed within this time: seconds, or a number with s, m, h or d"
+        default=None,
+        description="only dead letters that failed within this time: seconds, or a number followed by s, m, h or d",
     )
 
 
-class PeekDeadLetters(Selecting):
+class PeekDeadLetters(DeadLetterSelection):
     """The query of `GET /ops/dlq`."""
 
     limit: Limit = Field(default=DEFAULT_LIMIT, description="dead letters in one answer")
 
 
-class TreatDeadLetters(Selecting):
-    """The body of `POST /ops/dlq/replay` and `POST /ops/dlq/purge`; `{}` means all that there are, up to the limit."""
+class DeadLetterActionRequest(DeadLetterSelection):
+    """The body of `POST /ops/dlq/replay` and `POST /ops/dlq/purge`. `{}`: all, up to the limit."""
 
-    limit: Annotated[StrictInt, Field(ge=1, le=MAX_TREATED), BeforeValidator(whole_number)] = Field(
-        default=DEFAULT_TREATED, description="at most so many"
+    limit: Annotated[StrictInt, Field(ge=1, le=MAX_LETTERS), BeforeValidator(whole_number)] = Field(
+        default=DEFAULT_LETTERS, description="the maximum number of dead letters"
     )
-    dry_run: StrictBool = Field(default=False, description="change nothing; tell what would be done")
-    reason: ReasonText | None = Field(default=None, description="why; it is kept with what was done")
+    dry_run: StrictBool = Field(default=False, description="change nothing; report what would be done")
+    reason: ReasonText | None = Field(default=None, description="the reason, recorded with the action")
 
 
-TreatBody = Annotated[TreatDeadLetters, Body(default_factory=TreatDeadLetters)]
+ActionBody = Annotated[DeadLetterActionRequest, Body(default_factory=DeadLetterActionRequest)]
 
 DEAD_LETTER: Mapping[str, Any] = {
     "id": "01890a5d-ac97-7001-8000-000000000000",
@@ -104,7 +105,7 @@ BUSY = {
     HTTPStatus.SERVICE_UNAVAILABLE: ("broker-unavailable", "the service cannot take this request right now"),
 }
 REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
-TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
+ACTED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
 WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
 
 
@@ -114,12 +115,12 @@ WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BU
     summary="Dead letters, and what a replay would do",
     response_model=DeadLettersAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first of them", PEEKED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first dead letters", PEEKED, "Cache-Control"),
         **REFUSALS,
     },
 )
 async def peek(deps: Deps, asked: Annotated[PeekDeadLetters, Query()]) -> JSONResponse:
-    """Show dead letters with their reasons and what the inbox knows of them. They stay where they are, in order."""
+    """Show dead letters with their reasons and their state in the inbox. They stay in the queue, in order."""
     letters = deps.dead_letters_of(asked.queue, "/query/queue")
     summary, findings = await _scan(letters, DeadLetterAction.PEEK, asked, asked.limit)
     answer = DeadLettersAnswer.of(letters.queue.name, summary, findings)
@@ -132,17 +133,19 @@ async def peek(deps: Deps, asked: Annotated[PeekDeadLetters, Query()]) -> JSONRe
     summary="Send dead letters again",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were sent", TREATED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(
+            TreatedAnswer, "The dead letters were sent again", ACTED, "Cache-Control"
+        ),
         **WRITE_REFUSALS,
     },
 )
-async def replay(deps: Deps, operator: Operator, asked: TreatBody, _: NoQuery) -> JSONResponse:
-    """Give each its attempts again and send it to its queue, with its id. What took effect does not do so twice.
+async def replay(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -> JSONResponse:
+    """Reset each dead letter's attempts, and send it to its queue with the same id. No message takes effect twice.
 
-    With an `id` that no dead letter has, the event is sent again from the outbox if its order has not started.
-    It needs no Idempotency-Key: what was replayed is no dead letter any more, and the inbox knows a copy by its id.
+    If no dead letter has the given `id`, the event is sent again from the outbox, unless its order has started.
+    No Idempotency-Key is needed: a replayed message is not a dead letter any more, and the inbox detects duplicates.
     """
-    return await _treat(deps, operator, asked, DeadLetterAction.REPLAY)
+    return await _act(deps, operator, asked, DeadLetterAction.REPLAY)
 
 
 @router.post(
@@ -151,23 +154,23 @@ async def replay(deps: Deps, operator: Operator, asked: TreatBody, _: NoQuery) -
     summary="Remove dead letters",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were removed", TREATED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "The dead letters were removed", ACTED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
 )
-async def purge(deps: Deps, operator: Operator, asked: TreatBody, _: NoQuery) -> JSONResponse:
-    """Remove each for good.
+async def purge(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -> JSONResponse:
+    """Remove dead letters permanently.
 
-    An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
+    The service does not send a purged event again, even if its order waits for it: `GET /ops/sagas` lists that order as
     purged until the event is replayed or the order has ended.
 
-    It needs no Idempotency-Key: what was removed cannot be removed again.
+    No Idempotency-Key is needed: a removed message cannot be removed again.
     """
-    return await _treat(deps, operator, asked, DeadLetterAction.PURGE)
+    return await _act(deps, operator, asked, DeadLetterAction.PURGE)
 
 
-async def _treat(
-    deps: OpsDeps, operator: guards.CurrentOperator, asked: TreatDeadLetters, action: DeadLetterAction
+async def _act(
+    deps: OpsDeps, operator: guards.CurrentOperator, asked: DeadLetterActionRequest, action: DeadLetterAction
 ) -> JSONResponse:
     actor = None if asked.dry_run else AuditActor(operator.subject, asked.reason or "")
     letters = deps.dead_letters_of(asked.queue, "/queue")
@@ -180,7 +183,11 @@ async def _treat(
 
 
 async def _scan(
-    letters: DeadLetters, action: DeadLetterAction, asked: Selecting, limit: int, actor: AuditActor | None = None
+    letters: DeadLetters,
+    action: DeadLetterAction,
+    asked: DeadLetterSelection,
+    limit: int,
+    actor: AuditActor | None = None,
 ) -> tuple[Summary, list[Finding]]:
     findings: list[Finding] = []
     summary = await letters.scan(action, Selection(asked.id, asked.since, limit), findings.append, actor=actor)

@@ -1,4 +1,4 @@
-"""Routes for operators: `/ops/outbox`."""
+"""`/ops/outbox`, for operators: show pending and parked events, and requeue a parked one."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -38,14 +38,14 @@ class ListOutbox(StrictModel):
     limit: Limit = Field(default=DEFAULT_LIMIT, description="rows in one answer")
 
 
-class Requeue(StrictModel):
+class RequeueRequest(StrictModel):
     """The body of `POST /ops/outbox/{id}/requeue`."""
 
-    reason: ReasonText | None = Field(default=None, description="why; it is kept with what was done")
+    reason: ReasonText | None = Field(default=None, description="the reason, recorded with the action")
 
 
 class Requeued(BaseModel):
-    """The row that is pending again."""
+    """The outbox row that is pending again."""
 
     id: str
 
@@ -69,7 +69,7 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
 @router.get(
     "",
     operation_id="listOutbox",
-    summary="What waits to be published, and why",
+    summary="Events that are not published yet, and why",
     response_model=OutboxAnswer,
     responses={
         HTTPStatus.OK.value: openapi.answered(
@@ -80,7 +80,7 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
     },
 )
 async def read_outbox(deps: Deps, asked: Annotated[ListOutbox, Query()]) -> JSONResponse:
-    """Return how many events are pending and parked, and `limit` of them: parked ones first, then the longest due."""
+    """Return the numbers of pending and parked events, and `limit` of them: parked ones first, then by due time."""
     answer = await outbox.read_rows(deps.pool, asked.limit)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -88,20 +88,20 @@ async def read_outbox(deps: Deps, asked: Annotated[ListOutbox, Query()]) -> JSON
 @router.post(
     "/{row_id}/requeue",
     operation_id="requeueOutboxMessage",
-    summary="Let a parked event be published again",
+    summary="Requeue a parked event",
     description=(
-        "The row goes back to pending, with all its attempts. It needs no Idempotency-Key: done a second time it is "
-        "the same, and answered with 404, as the row is parked no more."
+        "The row becomes pending again, with all attempts left. No Idempotency-Key is needed: a second request changes "
+        "nothing, and its answer is 404, because the row is not parked any more."
     ),
     response_model=Requeued,
     responses={
-        HTTPStatus.OK.value: openapi.answered(Requeued, "It is pending", {"id": ROW_ID}),
+        HTTPStatus.OK.value: openapi.answered(Requeued, "The row is pending", {"id": ROW_ID}),
         **openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_PARKED),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY, *openapi.BODY_REFUSALS),
     },
 )
 async def requeue(
-    deps: Deps, operator: Operator, row_id: UUID, asked: Annotated[Requeue, Body(default_factory=Requeue)]
+    deps: Deps, operator: Operator, row_id: UUID, asked: Annotated[RequeueRequest, Body(default_factory=RequeueRequest)]
 ) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
     await outbox.requeue(deps.pool, row_id, AuditActor(operator.subject, asked.reason or ""))

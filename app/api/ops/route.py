@@ -43,7 +43,7 @@ class _ParsedRequest(Request):
 
 
 class OperatorRoute(APIRoute):
-    """A route of which only an operator learns anything."""
+    """A route that authenticates the operator before anything else."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler, behind the guard."""

@@ -1,6 +1,6 @@
-"""`/ops/sagas`, for operators: which sagas have not ended, one with its log; ending a pause, turning one back.
+"""`/ops/sagas`, for operators: list unfinished sagas, show one with its log, retry it, compensate it.
 
-The writes need no Idempotency-Key: done a second time, each finds what the first one left, and says so.
+The writes need no Idempotency-Key: a second request finds the result of the first, and reports it.
 """
 
 from collections.abc import Mapping
@@ -46,17 +46,17 @@ class ListSagas(StrictModel):
     """The query of `GET /ops/sagas`."""
 
     status: Unfinished | None = Field(default=None, description="only sagas whose orders have this status")
-    stuck: Flag = Field(default=False, description="only those that need a look: late, or due and taken by nobody")
+    stuck: Flag = Field(default=False, description="only sagas that need attention: late, or due and not claimed")
     limit: Limit = Field(default=DEFAULT_LIMIT, description="sagas in one answer")
 
 
-class Reasoned(StrictModel):
-    """The body of a change that an operator makes."""
+class SagaActionRequest(StrictModel):
+    """The body of `POST /ops/sagas/{id}/retry` and `POST /ops/sagas/{id}/compensate`."""
 
-    reason: ReasonText = Field(description="why; it is kept with what was done")
+    reason: ReasonText = Field(description="the reason, recorded with the action")
 
 
-ReasonBody = Annotated[Reasoned, Body()]
+ReasonBody = Annotated[SagaActionRequest, Body()]
 
 ORDER_ID = openapi.ORDER["id"]
 SAGA: Mapping[str, Any] = {
@@ -120,7 +120,7 @@ SHOWN: Mapping[str, Any] = {
 RETRIED: Mapping[str, Any] = {
     "order_id": ORDER_ID, "action": "retry", "outcome": "due", "message": f"{ORDER_ID} is due at once",
 }  # fmt: skip
-TURNED: Mapping[str, Any] = {
+COMPENSATED: Mapping[str, Any] = {
     "order_id": ORDER_ID, "action": "compensate", "outcome": "turns-back", "message": f"{ORDER_ID} turns back",
 }  # fmt: skip
 WRITE_REFUSALS = (*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
@@ -130,17 +130,17 @@ EXAMPLE = {"requestBody": {"content": {"application/json": {"example": {"reason"
 @router.get(
     "",
     operation_id="listSagas",
-    summary="Sagas that have not ended",
+    summary="Unfinished sagas",
     response_model=SagasAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first of them", LISTED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first sagas", LISTED, "Cache-Control"),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, examples=NOT_OFFERED),
     },
 )
 async def list_sagas(deps: Deps, asked: Annotated[ListSagas, Query()]) -> JSONResponse:
-    """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first.
+    """Show unfinished sagas with their last outcome: those that need attention first, then the oldest first.
 
-    Beside them, orders that cannot start: their `order.placed` is a dead letter, or was purged.
+    The answer also has the orders that cannot start, because their `order.placed` is a dead letter or was purged.
     """
     consumer = next(iter(deps.dead_letters.values())).queue.consumer
     answer = await saga_views.read_unfinished(deps.pool, consumer, asked.limit, asked.status, stuck=asked.stuck)
@@ -153,12 +153,14 @@ async def list_sagas(deps: Deps, asked: Annotated[ListSagas, Query()]) -> JSONRe
     summary="A saga with its log",
     response_model=SagaAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaAnswer, "All of it", SHOWN, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(
+            SagaAnswer, "The saga, its log, and the actions of operators", SHOWN, "Cache-Control"
+        ),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
-    """Show an order's saga, every call to a partner with what came of it, and what operators did."""
+    """Show an order's saga, every call to a partner with its outcome, and the actions of operators."""
     answer = await saga_views.read_one(deps.pool, order_id)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -166,10 +168,10 @@ async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
 @router.post(
     "/{order_id}/retry",
     operation_id="retrySaga",
-    summary="Have a saga that waits taken on at once",
+    summary="Retry a waiting saga at once",
     response_model=SagaChanged,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", RETRIED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "The outcome", RETRIED, "Cache-Control"),
         **openapi.problems(
             *WRITE_REFUSALS,
             examples={HTTPStatus.CONFLICT: ("saga-not-retriable", "the order is confirmed")},
@@ -178,9 +180,9 @@ async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     openapi_extra=EXAMPLE,
 )
 async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
-    """End the saga's pause, in whatever direction it goes; one that a process is at is left alone.
+    """Make the saga due now, in its present direction. A saga that a process is running is not changed.
 
-    It needs no Idempotency-Key: a saga that is due is not more so the second time.
+    No Idempotency-Key is needed: making a due saga due again changes nothing.
     """
     actor = AuditActor(operator.subject, asked.reason)
     outcome = await sagas.retry(deps.pool, order_id, actor)
@@ -190,10 +192,10 @@ async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBod
 @router.post(
     "/{order_id}/compensate",
     operation_id="compensateSaga",
-    summary="Turn a saga back",
+    summary="Compensate a saga",
     response_model=SagaChanged,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", TURNED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "The outcome", COMPENSATED, "Cache-Control"),
         **openapi.problems(
             *WRITE_REFUSALS,
             examples={HTTPStatus.CONFLICT: ("order-not-cancellable", "the order is confirmed")},
@@ -202,10 +204,10 @@ async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBod
     openapi_extra=EXAMPLE,
 )
 async def compensate(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
-    """Have everything undone that was done for the order: once this is answered it never becomes confirmed.
+    """Undo every step of the order. After the answer the order can never become `confirmed`.
 
     It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
-    It needs no Idempotency-Key: a saga turns back once.
+    No Idempotency-Key is needed: a saga starts compensating once.
     """
     actor = AuditActor(operator.subject, asked.reason)
     outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())

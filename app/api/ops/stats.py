@@ -1,4 +1,4 @@
-"""The route for operators `/ops/stats`."""
+"""`/ops/stats`, for operators: counts and ages."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -32,7 +32,7 @@ STATS: Mapping[str, Any] = {
 @router.get(
     "/stats",
     operation_id="getStats",
-    summary="Where the service stands",
+    summary="Counts and ages of the service's work",
     response_model=StatsAnswer,
     responses={
         HTTPStatus.OK.value: openapi.answered(StatsAnswer, "Counts, ages, pools", STATS, "Cache-Control"),
@@ -40,6 +40,6 @@ STATS: Mapping[str, Any] = {
     },
 )
 async def read_stats(deps: Deps) -> JSONResponse:
-    """Return unfinished orders by status, sagas in flight, the outbox, and this process's use of its pools."""
+    """Return unfinished orders by status, sagas in flight, the outbox, and the use of this process's pools."""
     answer = await stats.read(deps.pool, deps.pools)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)

@@ -76,7 +76,7 @@ async def reader(request: Request) -> Caller:
         HTTPStatus.OK.value: openapi.answered(OrdersAnswer, "One page, newest first", openapi.ORDERS, "Cache-Control"),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
-    dependencies=[Depends(reader), Depends(refuse_repeated_names)],  # in this order, and before the query is validated
+    dependencies=[Depends(reader), Depends(refuse_repeated_names)],  # run in this order, before the query is validated
 )
 async def list_orders(
     request: Request, sender: Annotated[Caller, Depends(reader)], query: Annotated[ListOrders, Query()]

@@ -31,7 +31,7 @@ router = APIRouter(tags=["orders"])
     openapi_extra={"parameters": [KEY_PARAMETER], **openapi.request_body(PlaceOrderRequest)},
 )
 async def place(request: Request) -> Response:
-    """Answer 201 once order and event are durable; with a known Idempotency-Key, replay the first response."""
+    """Answer 201 once order and event are durable; replay the first response for a known Idempotency-Key."""
     deps: OrdersDeps = request.state.orders
     sender = await caller(request, "orders:write")
     asked = read_place_order(await deps.bodies.read(request, sender.source))

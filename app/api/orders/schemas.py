@@ -1,4 +1,4 @@
-"""The JSON that goes in and out: request models with every limit, and their translation into commands."""
+"""The JSON of orders: request models with every limit, their translation into commands, and the response model."""
 
 import json
 import re
@@ -37,7 +37,7 @@ MAX_METADATA_DEPTH = 16
 FLAT = ("sku", "quantity", "unit_price")
 COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
 PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
-MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # no token of a payment provider has that
+MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # tokens of payment providers do not contain this
 
 
 def _price(value: object) -> Decimal:
@@ -49,7 +49,7 @@ def _price(value: object) -> Decimal:
 
 
 def _token(value: str) -> str:
-    """Refuse what looks like a card number at all, mistyped ones too."""
+    """Refuse anything that looks like a card number, including mistyped ones."""
     if MANY_DIGITS.search(value):
         raise ValueError(CARD)
     return value
@@ -90,7 +90,7 @@ Price = Annotated[
 
 
 class _Input(BaseModel):
-    """A request object: unknown names are refused; camelCase is accepted for each snake_case name."""
+    """A request object. Unknown names are refused; each snake_case name is also accepted in camelCase."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -109,7 +109,7 @@ class _Input(BaseModel):
 
 
 def _wrong_at(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
-    """Return `error` for one place of the body; raised as it is by a model's validator, it would be for all of it."""
+    """Return `error` with a place in the body. Raised from a model's validator as it is, it would have none."""
     details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": error})
     return ValidationError.from_exception_data("PlaceOrderRequest", [details])
 
@@ -199,7 +199,7 @@ class PlaceOrderRequest(_Input):
         )
 
     def command(self, tenant: str) -> PlaceOrder:
-        """Translate into the service's command."""
+        """Translate into the command of the store."""
         return PlaceOrder(
             tenant=tenant,
             currency=self.currency,
@@ -211,14 +211,14 @@ class PlaceOrderRequest(_Input):
         )
 
     def normal_form(self) -> dict[str, Any]:
-        """Return what the request says, however it was written: prices in minor units, defaults left out."""
+        """Return the same value for every way to write the request: prices in minor units, without defaults."""
         form = self.model_dump(exclude_defaults=True)
         form["items"] = [[line.sku, line.quantity, line.unit_price_minor] for line in self.lines()]
         return form
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Return JSON that Postgres can store and that reads back the same."""
+    """Return JSON that Postgres can store, and that is the same when read back."""
     if depth < 0:
         raise ValueError("is nested too deeply")
     match value:
@@ -232,7 +232,7 @@ def _plain(value: Any, depth: int) -> Any:
                 raise ValueError("has a number that is too large")
             return _plain(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
         case str():
-            value.encode()  # UnicodeEncodeError is a ValueError: half of a surrogate pair
+            value.encode()  # UnicodeEncodeError (a lone surrogate) is a ValueError
             return storable_text(value)
         case int() if card_numbers.has_card_number(str(value)):
             raise ValueError(CARD)
@@ -251,12 +251,12 @@ def read_place_order(body: bytes) -> PlaceOrderRequest:
 
 
 def order_json(order: Order) -> bytes:
-    """Return the order as the body of an answer; the same bytes wherever it is answered."""
+    """Return the order as the body of a response: the same bytes from every route."""
     return json.dumps(order.representation(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class ItemAnswer(BaseModel):
-    """One line of an order, as answered."""
+    """One line of an order, in a response."""
 
     sku: str
     quantity: int
@@ -265,7 +265,7 @@ class ItemAnswer(BaseModel):
 
 
 class OrderAnswer(BaseModel):
-    """An order, as answered. Amounts are decimal strings with all of the currency's decimals."""
+    """An order, in a response. Amounts are decimal strings with all of the currency's decimals."""
 
     id: str
     status: Status
