@@ -1,4 +1,4 @@
-"""What operators do to messages is on record, as what they do to sagas: by command and by route, before it is done."""
+"""Actions of operators on messages are recorded before they happen, by command and by route."""
 
 import json
 import os
@@ -56,8 +56,8 @@ async def parked(pool: Pool) -> tuple[UUID, UUID]:
     return row_id, order_id
 
 
-async def test_commands_put_each_action_on_record(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
-    """Those that look do not. The reason is optional, and refused if it is none."""
+async def test_commands_record_each_action(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
+    """Reading commands are not recorded. The reason is optional, and refused if it is invalid."""
     [first, second] = await dead_lettered(pool, env["rabbitmq_url"], channel, 2)
     row_id, order_id = await parked(pool)
     for args in (("peek",), ("replay", "--dry-run"), ("purge", "--dry-run", "--reason", WHY)):
@@ -79,7 +79,8 @@ async def test_commands_put_each_action_on_record(env: dict[str, str], pool: Poo
     assert (await orders("saga", "show", str(second), **env))[1].count("dlq") == 0
 
 
-async def test_routes_put_each_action_on_record(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
+async def test_routes_record_each_action(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
+    """Each write route records the operator, the reason and the outcome."""
     [first, _] = await dead_lettered(pool, env["rabbitmq_url"], channel, 2)
     (row_id, order_id), (other, its_order) = await parked(pool), await parked(pool)
     async with serving(**env, admin_token=TOKEN) as ops:
@@ -105,8 +106,8 @@ async def test_routes_put_each_action_on_record(env: dict[str, str], pool: Pool,
     ]
 
 
-async def test_an_action_that_fails_says_so_on_record(pool: Pool, rabbitmq_url: str, channel: AbstractChannel) -> None:
-    """Also one that could not begin."""
+async def test_a_failed_action_is_recorded_as_failed(pool: Pool, rabbitmq_url: str, channel: AbstractChannel) -> None:
+    """Also an action that could not start."""
 
     def fail(_: str) -> None:
         raise BrokerUnavailable("rabbitmq: the connection was lost")

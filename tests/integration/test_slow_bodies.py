@@ -1,4 +1,4 @@
-"""Bodies that arrive slowly: in the way of their own sender's others, and of nobody else's requests."""
+"""Bodies that arrive slowly only disturb other bodies of the same sender."""
 
 import asyncio
 import contextlib
@@ -71,8 +71,8 @@ async def begun(
     return slow
 
 
-async def test_slow_bodies_of_a_tenant_shut_out_no_other(guarded: httpx.AsyncClient) -> None:
-    """Of its own, the last ones to begin stay; those before get a 503 at once."""
+async def test_slow_bodies_affect_only_their_tenant(guarded: httpx.AsyncClient) -> None:
+    """Of one tenant's bodies the newest stay; the others get a 503 at once."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         neighbour = await begun(stack, guarded, **bearer(token(tenant="globex")))
         slow = [await begun(stack, guarded, **bearer(token())) for _ in range(SLOW)]
@@ -84,7 +84,8 @@ async def test_slow_bodies_of_a_tenant_shut_out_no_other(guarded: httpx.AsyncCli
         assert await slow[-1].end() == 201
 
 
-async def test_without_tokens_an_address_has_its_share(open_api: httpx.AsyncClient) -> None:
+async def test_without_tokens_each_address_has_its_share(open_api: httpx.AsyncClient) -> None:
+    """Slow bodies of one address do not affect another."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         neighbour = await begun(stack, open_api)
         slow = [await begun(stack, open_api, "127.0.0.2") for _ in range(SLOW)]
@@ -92,7 +93,8 @@ async def test_without_tokens_an_address_has_its_share(open_api: httpx.AsyncClie
         assert [await each.end() for each in (neighbour, *slow[-2:])] == [201] * 3
 
 
-async def test_a_body_that_made_room_is_told_to_come_again(open_api: httpx.AsyncClient) -> None:
+async def test_a_replaced_body_is_a_503_with_retry_after(open_api: httpx.AsyncClient) -> None:
+    """Its sender may retry."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         first = await begun(stack, open_api)
         for _ in range(2):
@@ -103,7 +105,8 @@ async def test_a_body_that_made_room_is_told_to_come_again(open_api: httpx.Async
     assert json.loads(body)["code"] == "overloaded"
 
 
-async def test_a_place_is_taken_when_the_body_is_complete(database_url: str, pool: Pool) -> None:
+async def test_a_slot_is_acquired_when_the_body_is_complete(database_url: str, pool: Pool) -> None:
+    """While the body arrives the request holds no slot."""
     patient = {"http_max_in_flight": 1, "http_body_timeout_seconds": 2 * AMPLE_SECONDS}
     async with serving(database_url, **patient) as api, contextlib.AsyncExitStack() as stack:
         slow = await begun(stack, api)

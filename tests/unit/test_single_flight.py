@@ -1,4 +1,4 @@
-"""One look serves all who ask: meanwhile, and for a second after it; and a crowd leaves the event loop to others."""
+"""One look serves all callers, while it runs and for a second after, and probes leave the event loop to requests."""
 
 import asyncio
 
@@ -33,7 +33,8 @@ class Looks:
         return self.now
 
 
-async def test_all_who_ask_meanwhile_share_one_look() -> None:
+async def test_concurrent_callers_share_one_look() -> None:
+    """Callers that come while a look runs get its result."""
     looks = Looks()
     flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
@@ -43,7 +44,8 @@ async def test_all_who_ask_meanwhile_share_one_look() -> None:
     assert set(await asyncio.gather(*asking)) == {1}
 
 
-async def test_the_first_asker_may_leave() -> None:
+async def test_the_first_caller_may_be_cancelled() -> None:
+    """The look continues for the other callers."""
     looks = Looks()
     flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
@@ -57,6 +59,7 @@ async def test_the_first_asker_may_leave() -> None:
 
 
 async def test_a_look_stays_fresh_for_a_second() -> None:
+    """Callers within that time get the same result."""
     looks = Looks()
     flight = SharedCall(looks.look, clock=looks.clock)
     for number, later in enumerate((0.0, 0.9 * FRESH_SECONDS, 0.1 * FRESH_SECONDS)):
@@ -64,7 +67,8 @@ async def test_a_look_stays_fresh_for_a_second() -> None:
         assert await flight() == (1 if number < 2 else 2)
 
 
-async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
+async def test_a_failed_look_fails_for_all_callers() -> None:
+    """A caller after the fresh time starts another look."""
     looks = Looks()
     flight = SharedCall(looks.look, clock=looks.clock)
     looks.error = DatabaseUnavailable("down")
@@ -76,7 +80,8 @@ async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
 
 
 @pytest.mark.parametrize(("takes_seconds", "rest_seconds"), [(0.01, FRESH_SECONDS), (0.2, 4.0), (5.0, COUNTED_SECONDS)])
-async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds: float) -> None:
+async def test_a_slow_look_is_reused_for_longer(takes_seconds: float, rest_seconds: float) -> None:
+    """Looks take at most their share of the time."""
     looks = Looks()
     looks.takes_seconds = takes_seconds
     flight = SharedCall(looks.look, COUNTING_SHARE, looks.clock)
@@ -87,7 +92,8 @@ async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds:
     assert await flight() == 2
 
 
-async def test_closing_cuts_off_a_look() -> None:
+async def test_closing_cancels_a_look() -> None:
+    """Its callers are cancelled."""
     looks = Looks()
     flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
@@ -98,7 +104,8 @@ async def test_closing_cuts_off_a_look() -> None:
         await asking
 
 
-async def test_a_crowd_of_probes_leaves_turns_to_others() -> None:
+async def test_many_probes_do_not_fill_the_event_loop() -> None:
+    """Each iteration answers a few probes only."""
     answered = 0
 
     async def count() -> None:
