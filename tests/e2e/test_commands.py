@@ -193,7 +193,7 @@ async def test_the_demo_finishes_and_keeps_its_orders(
     assert not any(map(is_alive, members))
     await demo.start()
     assert await demo.terminate(number=signal.SIGKILL) == -signal.SIGKILL
-    await demo.start()  # at once: the transport lease of the killed one refuses other transports only
+    await demo.start()  # restart at once: the transport lease of the killed process only refuses other transports
     async with client(demo.url) as http:
         assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
 

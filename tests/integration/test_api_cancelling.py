@@ -204,10 +204,10 @@ async def test_a_locked_order_is_a_503(database_url: str, api: httpx.AsyncClient
 async def test_a_cancel_wakes_the_sagas_of_its_process(database_url: str, pool: Pool, sandbox_url: str) -> None:
     """The saga of a cancelled order runs without waiting for the next poll."""
     partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
-    idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # of themselves they look only after the test's end
+    idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # no poll happens before the test ends
     order_id = await start_saga(pool)
-    await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")  # a pause
-    await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")  # its delivery would wake as well
+    await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")  # the saga pauses
+    await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")  # a delivery would wake the saga too
 
     async def the_end_is_told() -> bool:
         query = "SELECT count(*) FROM outbox WHERE type LIKE '%cancelled%' AND published_at IS NOT NULL"

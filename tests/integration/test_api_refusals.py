@@ -29,7 +29,7 @@ def post(status: int, code: str, content: Any = None, **headers: str) -> Any:
 
 
 async def counted(api: httpx.AsyncClient, status: int) -> bool:
-    """Tell whether one request to place an order is in the metrics with this status."""
+    """Return whether the metrics count one request to place an order with this status."""
     series = f'http_server_request_duration_seconds_count{{method="POST",route="/orders",status="{status}"}} 1.0'
     return series in (await api.get("/metrics")).text
 
@@ -129,7 +129,7 @@ async def test_a_chunked_body_is_counted(api: httpx.AsyncClient, chunks: int) ->
 async def test_an_endless_body_is_cut_off(database_url: str) -> None:
     """The service stops reading after a maximum of discarded bytes."""
     async with serving(database_url, http_body_timeout_seconds=3600) as api:
-        with contextlib.suppress(httpx.TransportError):  # the answer may be lost where a client goes on and on
+        with contextlib.suppress(httpx.TransportError):  # a client that never stops sending may lose the answer
             await api.post("/orders", content=blanks(itertools.count()), headers=JSON)
         await wait_until(lambda: counted(api, 413), AMPLE_SECONDS, "the request in the metrics")
 
@@ -139,7 +139,7 @@ async def test_a_late_body_is_a_408(database_url: str) -> None:
     async with serving(database_url, http_body_timeout_seconds=0.05) as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
         writer.write(HEAD.encode() + b"{")
-        answer = (await reader.read()).decode()  # to the end: it is the server that closes
+        answer = (await reader.read()).decode()  # until the server closes
         writer.close()
     head, _, body = answer.partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 408 ")
@@ -193,7 +193,7 @@ async def test_a_read_without_a_free_connection_is_a_503(database_url: str, pool
 
 @contextlib.asynccontextmanager
 async def locked(pool: Pool) -> AsyncIterator[None]:
-    """Let nobody read an order meanwhile."""
+    """Lock the orders, so that no request can read one."""
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute("LOCK TABLE orders")
         yield

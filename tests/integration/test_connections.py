@@ -20,7 +20,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-LATE = 0.1  # seconds a head may take, where that matters
+LATE = 0.1  # seconds for a head, in tests of that deadline
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ async def test_a_refusal_reaches_a_client_that_sends_first(api: httpx.AsyncClien
                     writer.write(part)
                     await writer.drain()
                 return await reader.read()
-        return b""  # that moment was too short for a machine that stalled
+        return b""  # the machine stalled for longer than the server lingers
 
     problem(await wait_until(answered, AMPLE_SECONDS, "an answer"), 431, "headers-too-large")
 
@@ -107,7 +107,7 @@ async def test_the_next_head_on_a_connection_has_a_deadline_too(database_url: st
 
 
 async def trickle(writer: asyncio.StreamWriter, over: asyncio.Event) -> None:
-    """Send a byte of a header again and again, never the end of it."""
+    """Keep sending bytes of a header, and never its end."""
     with contextlib.suppress(ConnectionError):
         while not over.is_set():
             writer.write(b"a")
@@ -158,12 +158,14 @@ async def test_many_slow_sockets_replace_each_other(database_url: str) -> None:
         serving(database_url, http_max_connections=20) as api,
         contextlib.AsyncExitStack() as stack,
     ):
-        assert (await api.get("/livez")).status_code == 200  # the neighbour's connection is of use: it stays
+        assert (
+            await api.get("/livez")
+        ).status_code == 200  # the neighbour's connection has served a request, so it stays
         slow = await open_ones(api, 100, stack)
         for _, writer in slow:
             writer.write(HEAD)
         gone = asyncio.gather(*(reader.read() for reader, _ in slow[:70]), return_exceptions=True)
-        assert len(await asyncio.wait_for(gone, AMPLE_SECONDS)) == 70  # those before made room for those after
+        assert len(await asyncio.wait_for(gone, AMPLE_SECONDS)) == 70  # later connections replaced the earlier ones
         for _ in range(20):
             order = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
             assert (await api.post("/orders", json=order)).status_code == 201
@@ -179,7 +181,9 @@ async def test_busy_connections_are_not_replaced(database_url: str) -> None:
     ):
         for reader, writer in await open_ones(api, 2, stack):
             writer.write(POST.replace(b"Host", b"Expect: 100-continue\r\nHost"))
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it is at work
+            assert (
+                await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            )  # the request is being served
         answer = await said(api)
         assert int(problem(answer, 503, "too-many-connections")["retry-after"]) > 0
 

@@ -131,7 +131,7 @@ async def test_a_killed_owner_stops_its_server(server_directory: Path) -> None:
 
 
 async def test_the_next_run_stops_a_leftover_server(server_directory: Path) -> None:
-    # Without `setpriv` in sight the server cannot be tied to its owner, as on systems that have no such thing.
+    # Without `setpriv`, as on some systems, the server cannot be tied to its owner.
     """A server that outlived its owner is stopped before the new one starts."""
     postmaster = start_and_kill_owner(server_directory, {**os.environ, "PATH": "/nowhere"})
     assert is_alive(postmaster)

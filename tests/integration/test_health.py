@@ -28,7 +28,7 @@ DOWN = {"status": "down", "checks": [{"name": "postgres", "status": "down", "det
 
 
 async def becomes_ready(process: httpx.AsyncClient, path: str = "/readyz") -> None:
-    """Wait for it: a look at a dependency is given up soon, and what it found is told for a second."""
+    """Wait until the process is ready: a check has a timeout, and its result is reused for a second."""
     await becomes(process, 200, READY, path)
 
 
@@ -106,7 +106,10 @@ async def test_every_metric_starts_at_zero(database_url: str, sandbox_url: str, 
         told = await process.get("/metrics")
     assert told.headers["content-type"].startswith("text/plain")
     values = dict(line.rsplit(" ", 1) for line in told.text.splitlines() if not line.startswith("#"))
-    assert {"db_pool_in_use", "log_lines_dropped_total"} <= values.keys()  # of the process: not always at zero
+    assert {
+        "db_pool_in_use",
+        "log_lines_dropped_total",
+    } <= values.keys()  # metrics of the process, which need not be zero
     assert {name: values.get(name) for name in FROM_THE_START} == dict.fromkeys(FROM_THE_START, "0.0")
 
 
@@ -147,7 +150,7 @@ async def test_requests_are_a_503_while_postgres_is_down(
         async with serving(postgres.url) as api:
             first = await api.post("/orders", json=LINE, headers=KEY)
             await postgres.kill()
-            for _ in range(2):  # with a connection that was open, and with none
+            for _ in range(2):  # with an open connection, and without one
                 for request in (("POST", "/orders"), ("GET", first.headers["location"])):
                     answer = await api.request(*request, json=LINE, headers=KEY)
                     assert_problem(answer, 503, "database-unavailable")

@@ -23,7 +23,7 @@ H2C = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: A
 
 
 def post(body: bytes, fields: bytes = b"", *, chunked: bool = False, version: bytes = b"1.1") -> bytes:
-    """A request to place an order."""
+    """Return a request to place an order."""
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
     sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
     return b"POST /orders HTTP/%b\r\nHost: x\r\n%b%b\r\n\r\n%b" % (version, fields, framing, sent)
@@ -59,7 +59,7 @@ async def test_an_offer_may_come_in_any_two_parts(api: httpx.AsyncClient, chunke
         for at in range(1, len(request)):
             for part in (request[:at], request[at:]):
                 writer.write(part)
-                await asyncio.sleep(0)  # lets the server, on this thread, read what is there
+                await asyncio.sleep(0)  # let the server, on this thread, read what has arrived
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 422 ")
             await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
@@ -111,7 +111,7 @@ async def test_pipelined_requests_wait_unparsed(api: httpx.AsyncClient, pool: Po
 
         await wait_until(paused, AMPLE_SECONDS, "end of the reading")
         assert len(living(RequestResponseCycle)) <= before + 1
-        assert (await api.post(f"/orders/{order.id}/cancel")).status_code == 200  # ends the wait of the first
+        assert (await api.post(f"/orders/{order.id}/cancel")).status_code == 200  # end the wait of the first request
         assert statuses(await reader.read()) == [200] * (many + 2)
 
 

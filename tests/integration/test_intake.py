@@ -91,8 +91,8 @@ async def test_a_copy_expires_no_later_than_its_key(
         copy, kept_milliseconds = await client.get(name), await client.pttl(name)
     assert isinstance(copy, bytes)
     key_ends = await pool.fetchval("SELECT extract(epoch FROM expires_at)::float8 FROM idempotency_keys")
-    assert json.loads(copy.split(b"\n")[1])["expires_at"] <= key_ends  # then it is not believed any more
-    assert 0 < kept_milliseconds <= hours * 3_600_000  # then forgotten; Redis counts from when it hears of it
+    assert json.loads(copy.split(b"\n")[1])["expires_at"] <= key_ends  # after that the copy is ignored
+    assert 0 < kept_milliseconds <= hours * 3_600_000  # Redis deletes it then; it counts from the time of the write
 
 
 async def test_a_flushed_redis_changes_no_answer(cached: httpx.AsyncClient, redis_url: str) -> None:
@@ -105,7 +105,7 @@ async def test_a_flushed_redis_changes_no_answer(cached: httpx.AsyncClient, redi
 
 
 def changed(copy: bytes, old: bytes, new: bytes) -> bytes:
-    """Return a copy that says something else, with a digest that fits."""
+    """Return a copy with another content and a matching digest."""
     _, _, content = copy.partition(b"\n")
     assert old in content
     content = content.replace(old, new)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.harness.api import serving
 from tests.harness.wait import AMPLE_SECONDS
 
-KEYS = st.sampled_from(["a", "b", '"c"', "c"])  # the last two are one and the same
+KEYS = st.sampled_from(["a", "b", '"c"', "c"])  # the last two are equal
 BODIES = [
     {"items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}]},
     {"sku": "WIDGET", "quantity": 3, "unitPrice": 9.99, "currency": "USD"},  # the first, spelled another way
@@ -28,7 +28,7 @@ async def execute(url: str, statement: str) -> None:
 
 
 class Callers(RuleBasedStateMachine):
-    """Callers of one service, which each run has to itself."""
+    """Callers of one service; each run has its own."""
 
     base_url: ClassVar[str]
     database_url: ClassVar[str]

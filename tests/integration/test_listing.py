@@ -46,7 +46,7 @@ INDEXES: dict[str, tuple[Listing, str]] = {
 
 
 async def pages(api: httpx.AsyncClient, **params: Any) -> AsyncIterator[list[dict[str, Any]]]:
-    """Go through all pages."""
+    """Yield the orders of each page."""
     cursor: str | None = None
     while True:
         answer = await api.get("/orders", params=params | ({} if cursor is None else {"cursor": cursor}))
@@ -68,7 +68,7 @@ async def newest_first(pool: db.Pool, condition: str = "true") -> list[str]:
 
 
 async def place_many(pool: db.Pool, number: int = MANY) -> None:
-    """Write orders straight into the table: one a second until noon, one in a hundred not confirmed, half another's."""
+    """Insert orders: one a second until noon, one in a hundred not confirmed, half of them another tenant's."""
     await pool.execute(
         """
         WITH placed AS (
@@ -238,7 +238,7 @@ async def test_a_page_is_one_statement(pool: db.Pool, database_url: str) -> None
     asked: list[str] = []
 
     class Heard(asyncpg.Connection):
-        """A connection that tells what it is asked: its query log leaves out what is prepared."""
+        """A connection that records prepared statements too, which its query log leaves out."""
 
         async def prepare(self, query: str, **options: Any) -> Any:
             asked.append(query)

@@ -117,7 +117,7 @@ async def test_a_parked_row_is_requeued_once(database_url: str, pool: Pool) -> N
         ("dlq", "replay", "--queue", "orders.other"),
         ("dlq", "purge", "--limit", "0"),
         ("dlq", "purge", "--id", ""),
-        ("dlq", "replay", "--id", "r\udce9f-1"),  # on the command line it is no UTF-8
+        ("dlq", "replay", "--id", "r\udce9f-1"),  # not UTF-8 on the command line
     ],
     ids=lambda args: ascii(" ".join(args)),
 )

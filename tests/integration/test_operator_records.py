@@ -33,7 +33,7 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
 
 
 async def records(pool: Pool) -> list[tuple[Any, ...]]:
-    """Return actor, action, order, reason, outcome, selection, and how many were meant."""
+    """Return actor, action, order, reason, outcome, selection, and the number of selected messages."""
     found = []
     for row in await pool.fetch("SELECT * FROM operator_actions ORDER BY id"):
         selection, counts = [None if row[name] is None else json.loads(row[name]) for name in ("selection", "counts")]
@@ -64,7 +64,7 @@ async def test_commands_record_each_action(env: dict[str, str], pool: Pool, chan
         assert (await orders("dlq", *args, **env))[0] == 0
     for command in (("dlq", "purge"), ("dlq", "replay", "--dry-run"), ("outbox", "requeue", str(row_id))):
         assert (await orders(*command, "--reason", "two\nlines", **env))[0] == 2
-    assert (await orders("outbox", "requeue", str(first), **env))[0] == 1  # it is not parked
+    assert (await orders("outbox", "requeue", str(first), **env))[0] == 1  # the row is not parked
     assert await records(pool) == []
     assert (await orders("dlq", "purge", "--id", str(first), "--reason", WHY, **env))[0] == 0
     assert (await orders("dlq", "replay", "--since", "2h", "--limit", "9", **env))[0] == 0

@@ -206,7 +206,7 @@ async def test_the_stats_count_orders_and_sagas(ops: httpx.AsyncClient, pool: Po
 
 
 async def stats_at_rest(ops: httpx.AsyncClient) -> httpx.Response | None:
-    """Return the answer, unless a look at the backlog had a connection just then."""
+    """Return the answer, or None if a count of the backlog was using a connection."""
     answer = (await ops.get("/ops/stats")).raise_for_status()
     return None if answer.json()["pools"]["relay"]["in_use"] else answer
 

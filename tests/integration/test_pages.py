@@ -15,7 +15,7 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 
 
 class Page(HTMLParser):
-    """What a page loads, links to, and has inside."""
+    """The files a page loads, its links, and its inline parts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ Opened = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 @pytest.fixture(params=["service", "sandbox"])
 def opened(request: pytest.FixtureRequest, database_url: str, sandbox_url: str) -> Opened:
-    """Serve one of the two that have pages."""
+    """Serve the service or the sandbox."""
 
     @asynccontextmanager
     async def service() -> AsyncIterator[httpx.AsyncClient]:

@@ -34,7 +34,7 @@ async def locked(pool: Pool, table: str) -> AsyncIterator[None]:
 
 
 async def ask(api: httpx.AsyncClient, *paths: str) -> list[httpx.Response]:
-    """Ask for each path many times at once."""
+    """Request each path many times at once."""
     return await asyncio.gather(*(api.get(path) for path in paths * PROBES))
 
 
@@ -76,5 +76,5 @@ async def test_readiness_opens_no_connection_to_the_broker(
 
         await wait_until(lambda: says("ok"), AMPLE_SECONDS, "readiness")
         broker_proxy.arm(Refuse())
-        await pool.execute("DELETE FROM alembic_version")  # shows which look came after the broker began to refuse
+        await pool.execute("DELETE FROM alembic_version")  # shows which check came after the broker started to refuse
         await wait_until(lambda: says("down"), AMPLE_SECONDS, "a look while the broker refuses")

@@ -19,7 +19,7 @@ from tests.harness.wait import AMPLE_SECONDS
 
 NOWHERE = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
 JWT = {"auth_mode": "jwt", "auth_jwt_secret": SECRET}
-NOON = 1_800_000_000.0  # a round minute, hour and day would do as well
+NOON = 1_800_000_000.0  # the start of an hour
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ TOKEN = "a-token-of-the-operators"
 
 
 async def confirm(pool: db.Pool, order_id: UUID) -> None:
-    """End the order as another process does: nobody in this one is told."""
+    """End the order as another process does, without a wake-up in this one."""
     await pool.execute("UPDATE orders SET status = 'confirmed', version = 2 WHERE id = $1", order_id)
 
 
@@ -166,7 +166,7 @@ async def test_a_stopping_process_answers_its_waiters(database_url: str, pool: d
 
 
 async def somebody_polls(pool: db.Pool) -> bool:
-    """Tell whether the table was looked at more often than by placing the order and reading it: by polls."""
+    """Return whether the table was scanned more often than placing and reading the order needs: by polls."""
     looks = "SELECT coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'orders'"
     return bool(await pool.fetchval(looks) > 6)
 

@@ -52,7 +52,7 @@ async def test_stuck_sagas_are_listed_first(database_url: str, stage: Stage) -> 
     await age(stage.pool, old, "started_at", 500)
     await age(stage.pool, late, "deadline_at", 61)
     await age(stage.pool, untaken, "next_attempt_at", 61)
-    await compensate(stage.pool, untaken)  # it has no say in the order, being due already
+    await compensate(stage.pool, untaken)  # it is due already, which does not affect the order
     await age(stage.pool, untaken, "next_attempt_at", 61)
     assert await listed(database_url) == [str(each) for each in (late, untaken, old, young)]
     assert await listed(database_url, "--limit", "1") == [str(late)]
@@ -236,7 +236,7 @@ async def test_exit_codes_tell_unavailable_from_misconfigured(
 async def test_a_killed_command_can_be_run_again(database_url: str, stage: Stage) -> None:
     """It is killed between the change of the saga and the audit row: neither is committed without the other."""
     saga = await start_saga(stage.pool)
-    conn = await asyncpg.connect(database_url)  # not of the pool, whose transactions may not be idle for long
+    conn = await asyncpg.connect(database_url)  # not from the pool, which limits idle transactions
     async with conn.transaction():
         await conn.execute("LOCK TABLE operator_actions IN EXCLUSIVE MODE")
         process = await started_compensating(database_url, saga)

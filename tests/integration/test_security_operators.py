@@ -17,7 +17,7 @@ TOKENS = Tokens(SharedSecret(SECRET))
 
 
 def operated(guard: guards.Security) -> httpx.AsyncClient:
-    """An application with one route for operators, which asks who they are."""
+    """Return a client of an application with one route, which returns the operator."""
     app = FastAPI()
     problems.install(app)
 

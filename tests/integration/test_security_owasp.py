@@ -161,7 +161,7 @@ async def test_api7_2023_no_url_of_a_request_is_ever_fetched(api: httpx.AsyncCli
 
 
 def imported(path: Path) -> set[str]:
-    """Names of the modules that a file imports."""
+    """Return the names of the modules that a file imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -281,7 +281,7 @@ async def test_api10_2023_the_issuer_is_not_trusted(database_url: str) -> None:
         url = "http://{}:{}/jwks".format(*issuer.sockets[0].getsockname())
         async with serving(database_url, auth_mode="jwt", auth_jwks_url=url) as api:
             unjudged = bearer(token(SECRET, headers={"kid": "k"}))
-            assert_problem(await place(api, unjudged), 401, "unauthorized")  # HS256 is never asked for
+            assert_problem(await place(api, unjudged), 401, "unauthorized")  # no key is fetched for HS256
             assert hops == 0
             unsigned = json.dumps({"alg": "RS256", "kid": "k"})
             forged = ".".join([encoded(unsigned), encoded('{"tenant": "acme"}'), "AAAA"])

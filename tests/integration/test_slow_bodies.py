@@ -19,7 +19,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
 BODY = json.dumps(LINE).encode()
 HEAD = f"HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n"
-PLACES = 4  # so 2 bodies of one sender may be arriving
+PLACES = 4  # so two bodies of one sender may arrive at a time
 SLOW = 6
 
 
@@ -31,7 +31,7 @@ class Slow:
         self._writer = writer
 
     async def begin(self, **headers: str) -> None:
-        """Send the head, and wait for the word that the body is read."""
+        """Send the head, and wait for `100 Continue`."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
             f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n{fields}\r\n"
@@ -80,7 +80,9 @@ async def test_slow_bodies_affect_only_their_tenant(guarded: httpx.AsyncClient) 
             prompt = await guarded.post("/orders", json=LINE, headers=bearer(token(tenant=tenant)))
             assert prompt.status_code == 201
         assert await neighbour.end() == 201
-        assert [await each.status() for each in slow[:-1]] == [503] * (SLOW - 1)  # one made room for the prompt order
+        assert [await each.status() for each in slow[:-1]] == [503] * (
+            SLOW - 1
+        )  # the prompt order replaced one of them
         assert await slow[-1].end() == 201
 
 

@@ -14,7 +14,7 @@ def descendants(cls: type[OrdersError]) -> list[type[OrdersError]]:
 
 
 def drawing() -> dict[str, tuple[str | None, str]]:
-    """Read the docstring: name of each class → (name of its parent, what stands beside it)."""
+    """Parse the docstring: name of each class → (name of its parent, text beside it)."""
     branch: list[str] = []
     drawn: dict[str, tuple[str | None, str]] = {}
     for line in (errors.__doc__ or "").splitlines():

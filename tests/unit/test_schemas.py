@@ -224,7 +224,7 @@ def test_invalid_json_is_malformed(body: bytes) -> None:
         read_place_order(body)
 
 
-TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # half surrogates and U+0000 too
+TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # including lone surrogates and U+0000
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda part: st.lists(part, max_size=3) | st.dictionaries(TEXT, part, max_size=3),

@@ -11,7 +11,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Looks:
-    """Counts looks, on a clock that a test moves; each ends when it may, and takes so many seconds of that clock."""
+    """Counts looks, on a clock that a test moves. Each look takes `takes_seconds`, and ends when `may_end` is set."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -30,11 +30,8 @@ class OpsDeps:
         Raises ValidationFailed at `pointer`.
         """
         for letters in self.dead_letters.values():
-            if name in (
-                None,
-                letters.queue.name,
-                letters.queue.dead_letter_queue,
-            ):  # a tuple, since JSON may be unhashable
+            # A tuple and no set: a name from a JSON body may not be hashable.
+            if name in (None, letters.queue.name, letters.queue.dead_letter_queue):
                 return letters
         names = ", ".join(
             f"{letters.queue.name} (or {letters.queue.dead_letter_queue})" for letters in self.dead_letters.values()
