@@ -5,7 +5,7 @@ The way of an order, in reading order:
     api.server       bounds and deadlines for connections, below ASGI
     api.middleware   request id, trace, metric, limit of requests in flight; errors become problems     (api.problems)
     auth             who calls, what they may do, how often                          (guards, tokens, jwks, rate_limit)
-    api.orders       the routes: place, cancel, read                               (schemas, long_poll, cursors)
+    api.orders       the routes: place, cancel, listing, read                      (schemas, long_poll, cursors)
     idempotency      one key, one write: single flight, a replay cache in Redis, and one transaction with the key's row
     orders           order, lines and outbox row in that transaction; commit; 201        (model, money, events, store)
     messaging        outbox, relay, broker (rabbitmq, or local without one), inbox, consumer

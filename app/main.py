@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from app import bootstrap, db
 from app.api import docs, health, openapi, problems
 from app.api.facts import ServerStopping
-from app.api.middleware import Edge
+from app.api.middleware import RequestMiddleware
 from app.api.ops import dlq, outbox, sagas, stats
-from app.api.orders import cancel, place, read
+from app.api.orders import cancel, listing, place, read
 from app.api.server import http_protocol, listener
-from app.bootstrap import State
+from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
 from app.bootstrap.workers import LEASING_ROLES
 from app.errors import DatabaseUnavailable
@@ -34,7 +34,7 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
     seam = signals or Signals()
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[RequestState]:
         async with contextlib.AsyncExitStack() as stack:
             yield await bootstrap.build(stack, settings, seam, lease or bootstrap.transport_lease(settings))
 
@@ -48,12 +48,12 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Edge, signals=seam, max_in_flight=settings.http_max_in_flight)
+    app.add_middleware(RequestMiddleware, signals=seam, max_in_flight=settings.http_max_in_flight)
     problems.install(app)
     app.include_router(health.router)
     app.include_router(docs.router)
     if "api" in settings.roles:
-        for routes in (place, cancel, read, outbox, stats, dlq, sagas):
+        for routes in (place, cancel, listing, read, outbox, stats, dlq, sagas):
             app.include_router(routes.router)
     openapi.install(app, queues())
     return app

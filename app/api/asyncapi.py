@@ -1,6 +1,6 @@
-"""The AsyncAPI 3 document: what the service says over RabbitMQ, and what it listens to.
+"""The AsyncAPI 3 document: the messages that the service sends and receives over RabbitMQ.
 
-Its names come from where they are used, its schema of an order from the model of the HTTP answers: an event's data is
+Names come from the modules that use them. The schema of an order is the model of the HTTP responses: an event's data is
 the order as `GET /orders/{id}` would have shown it at that moment.
 """
 
@@ -19,21 +19,21 @@ Json = dict[str, Any]
 
 BINDING_VERSION = "0.3.0"
 TENSES: Mapping[Status, str] = {
-    Status.PENDING: "An order was placed; it is durable, and its saga is about to start.",
-    Status.CONFIRMED: "Everything an order needs has been done: stock sold, card charged, shipment created.",
-    Status.REJECTED: "An order came to nothing, as `status_reason` says, and everything is undone.",
-    Status.CANCELLED: "An order was cancelled, and everything is undone.",
+    Status.PENDING: "An order was placed. It is durable, and its saga is about to start.",
+    Status.CONFIRMED: "An order is complete: stock sold, card charged, shipment created.",
+    Status.REJECTED: "An order failed for the reason in `status_reason`, and every step is undone.",
+    Status.CANCELLED: "An order was cancelled, and every step is undone.",
 }
 DESCRIPTION = """\
 Events of orders, as CloudEvents 1.0 in binary mode: attributes in headers, the data as JSON in the body.
 
-A message may come more than once, always with the same id, and a late repeat may come after newer events: judge by
-`cloudEvents_sequence`, the order's version. First deliveries of one order's events come in order. New fields may be
-added to the data at any time; what would break a reader becomes a new type."""
+A message may be delivered more than once, always with the same id. A late duplicate may arrive after newer events, so
+compare `cloudEvents_sequence`, the order's version. First deliveries of one order's events arrive in order. New fields
+may be added to the data at any time; a change that would break readers becomes a new type."""
 
 
 def document(queues: Sequence[QueueSpec]) -> Json:
-    """Return the document. `queues`: those that the service consumes."""
+    """Return the document. `queues`: the queues that the service consumes."""
     kinds = {status: _name(kind) for status, kind in TYPES.items()}
     return {
         "asyncapi": "3.0.0",
@@ -49,7 +49,7 @@ def document(queues: Sequence[QueueSpec]) -> Json:
                 "host": "{broker}",
                 "protocol": "amqp",
                 "protocolVersion": "0-9-1",
-                "description": "The one in `ORDERS_RABBITMQ_URL`. Without it nothing leaves the process.",
+                "description": "The broker in `ORDERS_RABBITMQ_URL`. Without it no message leaves the process.",
                 "variables": {"broker": {"default": "localhost:5672"}},
             }
         },
@@ -76,7 +76,7 @@ def _consuming(queues: Sequence[QueueSpec]) -> Json:
 
 
 def _name(kind: str) -> str:
-    """`orders.order.placed.v1` is called `order_placed`."""
+    """Return the name of a message: `order_placed` for `orders.order.placed.v1`."""
     return "_".join(kind.split(".")[1:3])
 
 
@@ -93,7 +93,7 @@ def _event_channel(status: Status) -> Json:
     )
 
 
-MANDATORY = {"order_placed", "dead_letter"}  # a queue must take them
+MANDATORY = {"order_placed", "dead_letter"}  # returned unless a queue takes them
 
 
 def _queues(queues: Sequence[QueueSpec]) -> Json:
@@ -105,13 +105,13 @@ def _queues(queues: Sequence[QueueSpec]) -> Json:
             queue.name,
             [_name(event_type) for event_type in queue.event_types],
             f"The service's own queue: a quorum queue, bound to `{EXCHANGE}` with {keys}."
-            f" After {DELIVERY_LIMIT} deliveries that were not acknowledged the broker itself sets a message aside.",
+            f" After {DELIVERY_LIMIT} deliveries without an acknowledgement the broker itself dead-letters a message.",
             {"is": "queue", "queue": {"name": queue.name, **durable}},
         )
         channels[_dead_letters(queue, queues)] = _channel(
             queue.dead_letter_queue,
             ["dead_letter"],
-            "What could not be handled waits here for an operator: a quorum queue, bound to the direct exchange"
+            "Messages that could not be handled wait here for an operator: a quorum queue, bound to the direct exchange"
             f" `{DEAD_LETTER_EXCHANGE}` with `{queue.name}`.",
             {"is": "queue", "queue": {"name": queue.dead_letter_queue, **durable}},
         )
@@ -161,13 +161,13 @@ def _event(status: Status) -> Json:
 def _headers(kind: str) -> Json:
     attributes: dict[str, Json] = {
         "specversion": {"type": "string", "const": SPEC_VERSION},
-        "id": {"type": "string", "format": "uuid", "description": "the same on every repeat; `message_id` too"},
+        "id": {"type": "string", "format": "uuid", "description": "the same for every delivery; also the `message_id`"},
         "source": {"type": "string", "const": SOURCE},
         "type": {"type": "string", "const": kind},
         "subject": {"type": "string", "format": "uuid", "description": "the order"},
         "time": {"type": "string", "format": "date-time", "description": "when it happened, in UTC"},
         "sequence": {"type": "string", "pattern": "^[1-9][0-9]*$", "description": "the order's version"},
-        "tenant": {"type": "string", "minLength": 1, "description": "whose order it is"},
+        "tenant": {"type": "string", "minLength": 1, "description": "the tenant that owns the order"},
     }
     named = {HEADER_PREFIX + name: schema for name, schema in attributes.items()}
     trace: dict[str, Json] = {
@@ -179,24 +179,24 @@ def _headers(kind: str) -> Json:
 
 def _dead_letter() -> Json:
     instant = {"type": "string", "format": "date-time"}
-    told: dict[str, Json] = {
-        "x-reason": {"type": "string", "description": "why, in one line"},
-        "x-attempts": {"type": "integer", "minimum": 1, "description": "how often it was tried"},
+    reasons: dict[str, Json] = {
+        "x-reason": {"type": "string", "description": "the reason, in one line"},
+        "x-attempts": {"type": "integer", "minimum": 1, "description": "the number of attempts"},
         "x-first-failure-at": instant,
         "x-last-failure-at": instant,
     }
     headers = {
         "type": "object",
-        "description": "Those that it came with, and these; or `x-death`, where the broker itself has set it aside.",
-        "properties": told,
-        "anyOf": [{"required": list(told)}, {"required": ["x-death"]}],
+        "description": "The original headers, and these; or `x-death` if the broker itself dead-lettered the message.",
+        "properties": reasons,
+        "anyOf": [{"required": list(reasons)}, {"required": ["x-death"]}],
     }
     example = {"x-reason": "unknown type orders.order.placed.v9", "x-attempts": 1}
     at = dict.fromkeys(("x-first-failure-at", "x-last-failure-at"), "2026-11-21T03:47:27.401020+00:00")
     return {
         "name": "dead_letter",
         "title": "dead letter",
-        "summary": "A message that could not be handled: to the byte as it came, with the reason.",
+        "summary": "A message that could not be handled: unchanged, with the reason in its headers.",
         "headers": headers,
         "payload": {},
         "examples": [{"headers": example | at, "payload": {}}],

@@ -1,43 +1,52 @@
-"""Reading a request's body: counted and timed while it comes in, and bounded by its source.
+"""Read a request's body: count and time it while it arrives, and bound how many arrive at a time.
 
-While its body arrives a request holds no place among those that are served (`edge.Place`), so slow bodies take none
-from others. How many arrive at a time is bounded for each source apart: a tenant or, without tokens, a peer address.
-At the bound the body that has been arriving the longest is given up, not the new one. So slow senders are in each
-other's way, and a prompt one gets through, even when all of them come through one proxy and are one address.
+While its body arrives a request holds no `ConcurrencySlot`, so slow bodies cannot use up the slots. The number of
+bodies that arrive at a time is bounded per source: a tenant or, without tokens, a peer address. At the bound a new body
+replaces the one that has been arriving longest. Slow senders therefore only disturb each other, and a prompt sender
+gets through, even when all of them come through one proxy and share an address.
 """
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from app.api.middleware import Place
-from app.errors import BodyTimeout, BodyTooLarge, Overloaded, UnsupportedMediaType
+from app.api.middleware import ConcurrencySlot
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    MalformedRequest,
+    Overloaded,
+    UnsupportedMediaType,
+)
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 
 
 class Bodies:
-    """Reads the bodies that a process is sent. `max_per_source`: how many of one source arrive at a time."""
+    """Reads the request bodies of a process. `max_per_source`: how many bodies of one source may arrive at a time."""
 
     def __init__(self, timeout_seconds: float, max_per_source: int) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_per_source = max_per_source
-        self._arriving: dict[str, dict[asyncio.Timeout, None]] = {}  # of each source, the oldest first
+        self._arriving: dict[str, dict[asyncio.Timeout, None]] = {}  # by source, oldest first
 
     async def read(self, request: Request, source: str) -> bytes:
-        """Read the body, counting, and take the request's place again.
+        """Read the body, then acquire the request's slot again.
 
-        Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout; Overloaded when the body had to make room for another
-        of its source, or when no place is free.
+        Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout; Overloaded when another body of the source replaced
+        this one, or when no slot is free.
         """
         _check_format(request)
-        place: Place = request.state.place
-        place.leave()
+        slot: ConcurrencySlot = request.state.slot
+        slot.release()
         body = await self._receive(request, source)
-        place.take()
+        slot.acquire()
         return body
 
     async def _receive(self, request: Request, source: str) -> bytes:
@@ -48,8 +57,8 @@ class Bodies:
                     size += len(chunk)
                     if size <= MAX_BODY_BYTES:
                         body += chunk
-                    # Read on for a while: closing on unread bytes resets the connection, and the client would see that
-                    # instead of the answer (RFC 9112, section 9.6).
+                    # Discard what follows, up to a limit: closing a socket with unread bytes resets the connection, and
+                    # the client would see the reset instead of the answer (RFC 9112, section 9.6).
                     elif size > MAX_DISCARDED_BYTES:
                         break
         except TimeoutError as error:
@@ -61,7 +70,7 @@ class Bodies:
 
     @contextlib.asynccontextmanager
     async def _arrival(self, source: str) -> AsyncIterator[None]:
-        """Count one body while it arrives. Raises TimeoutError when its time is up, Overloaded when it makes room."""
+        """Register one body while it arrives. Raises TimeoutError at its deadline, Overloaded when it is replaced."""
         deadline = asyncio.timeout(self._timeout_seconds)
         try:
             async with deadline:
@@ -70,7 +79,7 @@ class Bodies:
                 yield
         except TimeoutError as error:
             if deadline not in self._arriving.get(source, {}):
-                raise Overloaded("too many bodies of one source arrive at a time") from error
+                raise Overloaded("too many request bodies of one source arrive at the same time") from error
             raise
         finally:
             self._forget(source, deadline)
@@ -81,7 +90,7 @@ class Bodies:
             oldest = next(iter(bodies))
             self._forget(source, oldest)
             if not oldest.expired():
-                oldest.reschedule(0)  # its time is up now
+                oldest.reschedule(0)  # expire it now
 
     def _forget(self, source: str, deadline: asyncio.Timeout) -> None:
         bodies = self._arriving.get(source, {})
@@ -91,7 +100,7 @@ class Bodies:
 
 
 def has_body(request: Request) -> bool:
-    """Tell whether a body comes with the request (RFC 9112, section 6.3); chunked, it may be empty."""
+    """Return whether the request has a body (RFC 9112, section 6.3). A chunked body may turn out empty."""
     return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
@@ -102,3 +111,24 @@ def _check_format(request: Request) -> None:
     codings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
     if any(coding.strip() not in {"", "identity"} for coding in codings):
         raise UnsupportedMediaType("the body must not have a Content-Encoding")
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
+    try:
+        # Decode first: given bytes, json.loads would also accept UTF-16 and UTF-32, and lone surrogates.
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return value

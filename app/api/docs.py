@@ -1,7 +1,7 @@
-"""What a person sees in a browser: `GET /`, and Swagger UI at `/docs`.
+"""The pages for a browser: `GET /`, and Swagger UI at `/docs`.
 
-Everything they load comes from this service: Swagger UI's files from the package that ships them. No inline script or
-style, so the policies allow none.
+The service serves every file they load; Swagger UI's files come from a package. The pages have no inline script or
+style, so their policies allow none.
 """
 
 import functools
@@ -35,7 +35,7 @@ def _file(package: str, name: str) -> bytes:
 
 @router.get("/")
 async def landing(request: Request) -> Response:
-    """Return the landing page, with the address that it was asked for in its examples."""
+    """Return the landing page. Its examples use the address of the request."""
     page = Template(_file("app.api", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     return Response(
@@ -67,7 +67,7 @@ async def docs() -> Response:
 
 @router.get("/docs/swagger-initializer.js")
 async def initializer() -> Response:
-    """Return the script that starts Swagger UI; it must not ask a validator on another host."""
+    """Return the script that starts Swagger UI, configured not to call a validator on another host."""
     return get_swagger_ui_init_js(openapi_url="/openapi.json", swagger_ui_parameters={"validatorUrl": None})
 
 

@@ -11,7 +11,7 @@ REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 @dataclass(frozen=True, slots=True)
 class RequestServed(Fact):
-    """A request has its response, or its client has gone (status 499)."""
+    """A request was answered, or its client disconnected (status 499)."""
 
     method: str
     route: str
@@ -21,7 +21,7 @@ class RequestServed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ServerStopping(Fact):
-    """The server takes no more requests, and waits for those in flight."""
+    """The server accepts no more requests, and waits for those in flight."""
 
 
 def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:

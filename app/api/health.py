@@ -1,6 +1,6 @@
 """`/livez`, `/readyz` and `/metrics`, served by every process whatever its roles.
 
-A dependency is checked once a second for all who ask, over connections that no other work needs.
+Each dependency is checked at most once a second for all callers, over connections reserved for that.
 """
 
 import asyncio
@@ -22,37 +22,37 @@ log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
 
 CHECK_SECONDS = 2.0
-PROBES_A_TURN = 2  # answered in each turn of the event loop
-FRESH_SECONDS = 1.0  # what a look found answers those who ask within that time
-COUNTING_SHARE = 0.05  # of the time may go into counting rows for gauges
-COUNTED_SECONDS = 10.0  # the longest wait before the next count, since alerts go by these gauges
+PROBES_A_TURN = 2  # answered in each iteration of the event loop
+FRESH_SECONDS = 1.0  # how long a result answers further callers
+COUNTING_SHARE = 0.05  # the share of time that may be spent on counting rows for gauges
+COUNTED_SECONDS = 10.0  # the longest pause between counts, since alerts use these gauges
 COUNTING_SECONDS = 10.0  # for one statement: a million rows on a busy disk
 
 Check = Callable[[], Awaitable[str]]
-Status = Literal["ok", "degraded", "down"]
+CheckStatus = Literal["ok", "degraded", "down"]
 T = TypeVar("T")
 
 
 class CheckRow(BaseModel):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
-    status: Status
+    status: CheckStatus
     detail: str
 
 
 class Readiness(BaseModel):
-    """Whether the process can do its work."""
+    """Whether the process can do its work, with the result of each check."""
 
-    status: Status
+    status: CheckStatus
     checks: list[CheckRow]
 
 
-class SingleFlight(Generic[T]):
-    """Runs `look` once for all who ask meanwhile, and for those who ask within `FRESH_SECONDS` after.
+class SharedCall(Generic[T]):
+    """Runs `look` once for all callers that wait for it, and for those within `FRESH_SECONDS` after it.
 
-    A look is a task of its own: cancelling a caller cancels neither the look nor the other callers. With a `share` of
-    the time for looking, what a slow look found is used for longer, up to `COUNTED_SECONDS`.
+    A look is a task of its own: cancelling a caller cancels neither the look nor the other callers. `share` is the
+    share of time that looks may take: the result of a slow look is reused for longer, up to `COUNTED_SECONDS`.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class SingleFlight(Generic[T]):
         self._fresh_until = 0.0
 
     async def __call__(self) -> T:
-        """Return what the look finds, or found a moment ago; raise what it raised."""
+        """Return the result of the running look, or of a fresh one; raise its error."""
         if self._task is None or (self._task.done() and self._clock() >= self._fresh_until):
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(_retrieve)
         return await asyncio.shield(self._task)
 
     async def _run(self) -> T:
-        began = self._clock()
+        started_at = self._clock()
         try:
             return await self._look()
         finally:
             ended = self._clock()
-            rest = (ended - began) / self._share
+            rest = (ended - started_at) / self._share
             self._fresh_until = ended + max(self._fresh_seconds, min(rest, COUNTED_SECONDS))
 
     async def close(self) -> None:
@@ -99,7 +99,7 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
 
 
 class Health:
-    """What `/readyz` and `/metrics` tell.
+    """The state behind `/readyz` and `/metrics`.
 
     `checks`: by name, a function that returns a detail or raises Unavailable. Without a check in `decisive` the process
     cannot do its work (503); the others only make it slower (200). `count`: sets the gauges that Postgres is asked for.
@@ -114,16 +114,16 @@ class Health:
     ) -> None:
         # A check that takes longer than its caller waits goes on: cut off, it would lose its connection, and never end
         # over a slow link.
-        self._checks = {name: SingleFlight(check, fresh_seconds=0) for name, check in checks.items()}
+        self._checks = {name: SharedCall(check, fresh_seconds=0) for name, check in checks.items()}
         self._decisive = decisive
         self._registry = registry
-        self._count = SingleFlight(count, COUNTING_SHARE)
-        self._readiness = SingleFlight(self._check_all)
-        self._exposition = SingleFlight(self._expose)
+        self._count = SharedCall(count, COUNTING_SHARE)
+        self._readiness = SharedCall(self._check_all)
+        self._exposition = SharedCall(self._expose)
         self._turns = asyncio.Semaphore(PROBES_A_TURN)
 
     async def readiness(self) -> Readiness:
-        """Look at every dependency, or tell what the last look found."""
+        """Check every dependency, or return the last result."""
         found = await self._readiness()
         await self.turn()
         return found
@@ -135,13 +135,13 @@ class Health:
         return found
 
     async def turn(self) -> None:
-        """Wait in line. An order takes many turns of the event loop, so none may be filled by a crowd of probes."""
+        """Wait for a free iteration: an order takes many of them, and many probes must not fill any."""
         async with self._turns:
             await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Cancel what is running."""
-        flights: list[SingleFlight[Any]] = [self._readiness, self._exposition, self._count, *self._checks.values()]
+        flights: list[SharedCall[Any]] = [self._readiness, self._exposition, self._count, *self._checks.values()]
         for flight in flights:
             await flight.close()
 
@@ -152,7 +152,7 @@ class Health:
             status="down" if "down" in worst else "degraded" if "degraded" in worst else "ok", checks=list(rows)
         )
 
-    async def _check(self, name: str, check: SingleFlight[str]) -> CheckRow:
+    async def _check(self, name: str, check: SharedCall[str]) -> CheckRow:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 return CheckRow(name=name, status="ok", detail=await check())
@@ -174,7 +174,7 @@ class Health:
 @router.get("/livez", operation_id="getLiveness", summary="Is the process up?")
 @router.get("/health/live", include_in_schema=False)
 async def livez(request: Request) -> dict[str, str]:
-    """Check nothing: a process that answers is alive, and restarting it would mend no dependency."""
+    """Check no dependency: a process that answers is alive, and restarting it would not fix a dependency."""
     health: Health = request.state.health
     await health.turn()
     return {"status": "ok"}
@@ -189,7 +189,7 @@ async def livez(request: Request) -> dict[str, str]:
 )
 @router.get("/health/ready", include_in_schema=False)
 async def readyz(request: Request) -> Response:
-    """Tell what a look at every dependency found, a row each; it may be a second old."""
+    """Return the result of each check; it may be a second old."""
     health: Health = request.state.health
     found = await health.readiness()
     code = HTTPStatus.SERVICE_UNAVAILABLE if found.status == "down" else HTTPStatus.OK
@@ -198,6 +198,6 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", operation_id="getMetrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return every metric, as of the last second. Without Postgres, gauges that are read from it stay as they are."""
+    """Return every metric, at most a second old. While Postgres is down, gauges read from it keep their last values."""
     health: Health = request.state.health
     return Response(await health.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,6 +1,6 @@
-"""What every request passes, below the framework: request id, trace, log context, metric, and the last resort.
+"""The middleware of every request: request id, trace, log context, metric, concurrency limit, and the 500.
 
-Pure ASGI: a BaseHTTPMiddleware would cost more than everything else on the way of a request.
+Pure ASGI: a BaseHTTPMiddleware would cost more than the rest of a request's path together.
 """
 
 import re
@@ -21,15 +21,15 @@ from app.observability.traces import trace_context
 log = structlog.get_logger(__name__)
 
 REQUEST_ID = "X-Request-ID"
-CLIENT_GONE = 499  # in the metric only; nginx's number for it
+CLIENT_GONE = 499  # in the metric only; the status that nginx uses
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-# Whoever looks after the process must see it under any load.
+# Monitoring must reach the process under any load.
 UNBOUNDED = frozenset({"/livez", "/readyz", "/metrics", "/health/live", "/health/ready"})
 
 
-# On every answer, unless its route has said otherwise (as /docs does). Browsers have nothing to do with an API: they
-# must not guess at its answers, keep them, frame them, or tell other sites where they were found.
+# On every response, unless its route has set the header (as /docs does). A browser must not sniff the type of an API's
+# responses, cache them, frame them, or send their address to other sites.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -39,45 +39,45 @@ SECURITY_HEADERS = (
 
 
 def protect(headers: list[tuple[bytes, bytes]]) -> None:
-    """Add to the headers of an answer the security headers that are not among them."""
+    """Add the security headers that the response does not have."""
     present = {name for name, _ in headers}
     headers.extend(header for header in SECURITY_HEADERS if header[0] not in present)
 
 
-class Places:
-    """How many requests the process serves at a time."""
+class ConcurrencySlots:
+    """The number of requests that the process serves at the same time."""
 
     def __init__(self, count: int) -> None:
         self.free = count
 
 
-class Place:
-    """One request's place among them. It is left while the request's body arrives: how long that takes, clients say."""
+class ConcurrencySlot:
+    """One request's slot. It is released while the body arrives: the client decides how long that takes."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, slots: ConcurrencySlots) -> None:
+        self._slots = slots
         self._taken = False
 
-    def take(self) -> None:
-        """Take the place. Raises Overloaded when none is free."""
-        if not self._places.free:
-            raise Overloaded("as many requests are under way as the process serves at a time")
-        self._places.free -= 1
+    def acquire(self) -> None:
+        """Acquire a slot. Raises Overloaded when none is free."""
+        if not self._slots.free:
+            raise Overloaded("the process is serving as many requests as it may at a time")
+        self._slots.free -= 1
         self._taken = True
 
-    def leave(self) -> None:
-        """Give the place back, if it is taken."""
-        self._places.free += self._taken
+    def release(self) -> None:
+        """Release the slot, if it is held."""
+        self._slots.free += self._taken
         self._taken = False
 
 
-class Edge:
-    """ASGI middleware; the first and last of our own code that a request meets."""
+class RequestMiddleware:
+    """ASGI middleware: the first and the last of our code that a request passes."""
 
     def __init__(self, app: ASGIApp, signals: Signals, max_in_flight: int) -> None:
         self._app = app
         self._signals = signals
-        self._places = Places(max_in_flight)
+        self._slots = ConcurrencySlots(max_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -86,15 +86,15 @@ class Edge:
             return
         method = scope["method"]
         if method == "HEAD":
-            # Whatever answers GET answers HEAD (RFC 9110, section 9.3.2). The server, whose scope stays as it is, sends
-            # the headers alone.
+            # Every GET route answers HEAD too (RFC 9110, section 9.3.2). The server keeps its own scope, and so sends
+            # only the headers.
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
         request_id = given if ACCEPTABLE_ID.fullmatch(given) else str(uuid4())
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         status = 0
-        place = scope.setdefault("state", {})["place"] = Place(self._places)
+        slot = scope.setdefault("state", {})["slot"] = ConcurrencySlot(self._slots)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -112,24 +112,24 @@ class Edge:
         ):
             try:
                 if scope["path"] not in UNBOUNDED:
-                    place.take()
+                    slot.acquire()
                 await self._app(scope, receive, send_with_id)
-            except Overloaded as error:  # of the place above; the framework answers those of the routes
+            except Overloaded as error:  # of the slot above; the framework handles those that routes raise
                 await problems.answer_to(error)(scope, receive, send_with_id)
             except ClientDisconnect:
-                # It hung up before its body was complete: nothing was done, and nobody is left to be answered.
+                # The client disconnected before its body was complete: nothing was done, and no response is possible.
                 status = CLIENT_GONE
                 log.info("http.client_gone", method=method, route=_route(scope))
             except Exception:
                 log.exception("http.failed", method=method, route=_route(scope))
                 if status:
-                    raise  # the answer has begun: all that is left is to cut the connection
+                    raise  # the response has started: the server can only close the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
-                place.leave()
-                self._signals.emit(RequestServed(method, _route(scope), status, time.perf_counter() - began))
+                slot.release()
+                self._signals.emit(RequestServed(method, _route(scope), status, time.perf_counter() - started_at))
 
 
 def _route(scope: Scope) -> str:
-    """Return the matched route's path, without its parameters: an idempotency key among them must not be logged."""
+    """Return the matched route's path template. A path may contain an idempotency key, which must not be logged."""
     return str(getattr(scope.get("route"), "path", "unmatched"))

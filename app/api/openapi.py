@@ -1,4 +1,4 @@
-"""The parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
+"""Parts of the OpenAPI document that several routes share: problems, headers, parameters, examples."""
 
 import json
 import re
@@ -9,8 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.api.orders.schemas import Problem
-from app.api.problems import MEDIA_TYPE, TEMPORARY
+from app.api.problems import MEDIA_TYPE, TEMPORARY, Problem
 from app.messaging.topology import QueueSpec
 
 VERSION = "0.1.0"
@@ -18,16 +17,16 @@ VERSION = "0.1.0"
 Responses = dict[int | str, dict[str, Any]]
 
 
-# The scheme of tenants is added here: a dependency for the document alone would cost every request something.
+# Added by hand: a dependency that exists only for the document would cost every request time.
 TENANT = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "with `ORDERS_AUTH_MODE=jwt`"}
 SECURITY: Mapping[str, list[dict[str, list[str]]]] = {"orders": [{"tenant": []}, {}]}  # by tag
 REFERENCE = "#/components/schemas/"
 
 
 def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
-    """Complete the document with what FastAPI leaves out, and remove what it has too much of.
+    """Add what FastAPI's document lacks, and remove what it has in excess.
 
-    HEAD is not in it: every GET route answers HEAD too (RFC 9110, section 9.3.2).
+    The document does not list HEAD: every GET route answers HEAD too (RFC 9110, section 9.3.2).
     """
     generate = app.openapi
 
@@ -37,6 +36,10 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
             for operation in path.values():
                 if security := SECURITY.get(operation.get("tags", [""])[0]):
                     operation["security"] = security
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _without_null(parameter["schema"])
+                if "requestBody" in operation:
+                    operation["requestBody"].setdefault("required", False)
                 for response in operation["responses"].values():
                     for content in response.get("content", {}).values():
                         if isinstance(content.get("example"), str):
@@ -52,21 +55,30 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
     app.openapi = complete  # type: ignore[method-assign] # FastAPI's own way to extend it
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that may be left out: the model's null is the absence of the parameter."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
+    if len(choices) != 1:
+        return schema
+    choice: dict[str, Any] = choices[0]
+    return {name: part for name, part in schema.items() if name != "anyOf"} | choice
+
+
 def _name_queues(part: Any, queues: Sequence[QueueSpec]) -> None:
-    """Fill in every schema of a queue's name, wherever it is in this part of the document."""
+    """Fill in the schemas of queue names in this part of the document, at any depth."""
     if isinstance(part, dict):
         if part.pop("x-queue", False):
             names = [name for queue in queues for name in (queue.name, queue.dead_letter_queue)]
             part |= {"type": "string", "enum": names, "default": queues[0].name}
-        for each in part.values():
-            _name_queues(each, queues)
+        for value in part.values():
+            _name_queues(value, queues)
     elif isinstance(part, list):
-        for each in part:
-            _name_queues(each, queues)
+        for value in part:
+            _name_queues(value, queues)
 
 
 def _used_schemas(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:
-    """Return the names of the schemas that the paths refer to, directly or through others."""
+    """Return the names of the schemas that the paths refer to, directly or through other schemas."""
     used: set[str] = set()
     found = _references(paths)
     while found:
@@ -82,7 +94,7 @@ def _references(value: object) -> set[str]:
 def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the model's JSON Schema without references.
 
-    FastAPI makes components only of the bodies that it reads itself, so a reference would lead nowhere.
+    FastAPI makes components only for bodies that it reads itself, so for other bodies a reference would be dangling.
     """
     schema = model.model_json_schema()
     parts = schema.pop("$defs", {})
@@ -99,7 +111,7 @@ def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
     return {name: resolved(part) for name, part in schema.items()}
 
 
-# Code and detail in the examples.
+# The code and detail of each example.
 CODES: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.BAD_REQUEST: ("malformed-request", "the body is not valid JSON"),
     HTTPStatus.UNAUTHORIZED: ("unauthorized", "this request needs a bearer token"),
@@ -114,7 +126,7 @@ CODES: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("database-unavailable", "the service cannot take this request right now"),
 }
-# What any request with a body may come to.
+# How any request with a body may be refused.
 BODY_REFUSALS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_TIMEOUT,
@@ -134,42 +146,42 @@ TEMPORARY_CONFLICTS = frozenset(error.code for error in TEMPORARY)
 DESCRIPTIONS: Mapping[str, str] = {
     "Accept": "`application/json`",
     "Accept-Encoding": "`identity`",
-    "Cache-Control": "`private, no-cache`: kept by the caller alone and asked about before each use; or `no-store`",
-    "ETag": "strong; names this version of the order",
-    "Preference-Applied": "`wait=N` where the request's preference was followed, N after the cap",
-    "RateLimit": "what is left of the quota, and for how long (draft-ietf-httpapi-ratelimit-headers)",
+    "Cache-Control": "`private, no-cache`: only the caller may cache it, and must revalidate it; or `no-store`",
+    "ETag": "strong; identifies this version of the order",
+    "Preference-Applied": "`wait=N` if the preference was applied, with the N that was applied",
+    "RateLimit": "the remaining quota, and the seconds until it resets (draft-ietf-httpapi-ratelimit-headers)",
     "RateLimit-Policy": "the quota and its window",
     "Retry-After": "seconds",
     "Vary": "`Prefer`",
-    "WWW-Authenticate": "`Bearer`, with what was wrong (RFC 6750, section 3)",
-    "X-Request-ID": "the request's own, or a new one; it is in every log line of the request",
+    "WWW-Authenticate": "`Bearer`, with the error (RFC 6750, section 3)",
+    "X-Request-ID": "the id from the request, or a new one; it is in every log line of the request",
 }
 
 
 def headers(*names: str) -> dict[str, Any]:
-    """Describe the headers of an answer; every answer has X-Request-ID."""
+    """Describe the headers of a response. Every response has X-Request-ID."""
     return {
         name: {"description": DESCRIPTIONS[name], "schema": {"type": "string"}} for name in (*names, "X-Request-ID")
     }
 
 
-def request_body(model: type[BaseModel], *, required: bool = True, **more: Any) -> dict[str, Any]:
-    """Describe a JSON body; `more` may be an example."""
-    content = {"application/json": {"schema": self_contained_schema(model), **more}}
-    return {"requestBody": {"required": required, "content": content}}
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe the JSON body of a route that reads it by hand."""
+    content = {"application/json": {"schema": self_contained_schema(model)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Describe a 200: its model, an example and its headers.
+    """Describe a response by its model, an example and its headers.
 
-    The example is text until `install`: FastAPI drops every null of the document, and examples have some.
+    The example is text until `install` parses it: FastAPI drops every null of the document, and examples have some.
     """
     content = {"application/json": {"example": json.dumps(example)}}
     return {"model": model, "description": description, "headers": headers(*names), "content": content}
 
 
 def problems(*statuses: HTTPStatus, examples: Mapping[HTTPStatus, tuple[str, str]] = CODES) -> Responses:
-    """Describe problems, and those that any route may answer. `examples`: code and detail, where not the usual ones."""
+    """Describe these problems, and those of every route. `examples`: code and detail that differ from the usual."""
     always = (
         HTTPStatus.UNAUTHORIZED,
         HTTPStatus.FORBIDDEN,
@@ -196,7 +208,7 @@ def _problem(status: HTTPStatus, code: str, detail: str) -> dict[str, Any]:
     }
 
 
-# Visible ASCII: bare, or a structured-field string. A header may also be blank, which counts as none.
+# Visible ASCII: bare, or a structured-field string. A header may also be blank, which counts as no key.
 KEY = r'[!#-~][!-~]*|"(?:[!#-\[\]-~]|\\["\\])+"'
 KEY_SCHEMA = {"maxLength": 255, "pattern": f"^(?:{KEY})$"}
 KEY_OR_BLANK_SCHEMA = {"maxLength": 255, "pattern": f"^(?:{KEY})?$"}
@@ -206,21 +218,6 @@ def header_parameter(name: str, description: str, example: str, **limits: Any) -
     """Describe an optional request header."""
     schema = {"type": "string", "examples": [example], **limits}
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
-
-
-def query_parameters(model: type[BaseModel]) -> Sequence[dict[str, Any]]:
-    """Describe the fields of a query's model, all optional; what the model calls null is a parameter left out."""
-    found = []
-    for name, described in self_contained_schema(model)["properties"].items():
-        schema = {key: value for key, value in described.items() if key not in {"title", "description", "anyOf"}}
-        for choice in described.get("anyOf", ()):
-            if choice.get("type") != "null":
-                schema |= choice
-        if schema.get("default", 0) is None:
-            del schema["default"]
-        parameter = {"name": name, "in": "query", "required": False, "schema": schema}
-        found.append(parameter | {"description": described["description"]})
-    return found
 
 
 ORDER: Mapping[str, Any] = {

@@ -1,17 +1,20 @@
-"""Errors as RFC 9457 problem details. The only place that knows HTTP statuses."""
+"""Translate errors into RFC 9457 problem details. Only this module maps errors to HTTP statuses."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
+from app.api.orders import card_numbers
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -40,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # pydantic writes a Decimal bound like this
 
 STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
     MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -65,7 +69,18 @@ STATUSES: Mapping[type[OrdersError], HTTPStatus] = {
 }
 
 
-TEMPORARY = (Unavailable, RequestInProgress, DeadLettersBusy)  # sent again they may succeed; other conflicts are final
+TEMPORARY = (Unavailable, RequestInProgress, DeadLettersBusy)  # a retry may succeed; other conflicts are final
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[Mapping[str, str]] | None = None
 
 
 def problem(
@@ -76,7 +91,7 @@ def problem(
     errors: Sequence[Mapping[str, Any]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Make a problem response; `errors` lists what is wrong with a body, as `{"pointer", "detail"}`."""
+    """Make a problem response. `errors`: the mistakes in a request, as `{"pointer", "detail"}`."""
     body: dict[str, Any] = {
         "type": f"urn:orders:problem:{code}",
         "title": status.phrase,
@@ -90,12 +105,12 @@ def problem(
 
 
 def internal_error() -> Response:
-    """Answer for what should not have happened; the log line with this request's id says what it was."""
+    """Return the response to an unexpected error; the log line with this request's id has the error."""
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, OrdersError.code, "something went wrong on our side")
 
 
 def install(app: FastAPI) -> None:
-    """Turn every error, the framework's own too, into a problem."""
+    """Register handlers that turn every error into a problem, including the framework's own."""
     app.add_exception_handler(OrdersError, _orders_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -107,7 +122,7 @@ async def _orders_error(_: Request, error: Exception) -> Response:
 
 
 def answer_to(error: OrdersError) -> Response:
-    """Return the problem that tells of an error; one that is not the caller's to see is raised again."""
+    """Return the problem for an error. An error without a status is not for the caller: raise it again."""
     status = next((STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES), None)
     if status is None:
         raise error
@@ -119,7 +134,7 @@ def answer_to(error: OrdersError) -> Response:
         log.warning("http.unavailable", code=error.code, error=detail)
         detail = "the service cannot take this request right now; try again with the same Idempotency-Key"
     if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
-        headers["Connection"] = "close"  # the rest of the body is still on its way, and nobody will read it
+        headers["Connection"] = "close"  # the rest of the body is still arriving, and will not be read
     if isinstance(error, UnsupportedMediaType):
         headers |= {"Accept": "application/json", "Accept-Encoding": "identity"}  # RFC 9110, section 15.5.16
     if isinstance(error, TooManyRequests):
@@ -131,7 +146,7 @@ def answer_to(error: OrdersError) -> Response:
 
 
 def _challenge(error: Unauthorized | InsufficientScope) -> str:
-    """Return what RFC 6750, section 3 wants to be told: no `error` where no token came."""
+    """Return the challenge of RFC 6750, section 3: without `error` when the request had no token."""
     challenge = 'Bearer realm="orders"'
     if isinstance(error, InsufficientScope):
         return f'{challenge}, error="insufficient_scope", error_description="{error}", scope="{error.scope}"'
@@ -149,13 +164,13 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 def _routes(app: FastAPI) -> Iterator[BaseRoute]:
-    """Return every route; FastAPI keeps an included router as one entry that has them."""
+    """Return every route. FastAPI keeps an included router as one entry that contains its routes."""
     for entry in app.routes:
         yield from getattr(getattr(entry, "original_router", None), "routes", (entry,))
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of every route of this path; the framework names those of the first alone."""
+    """Return the methods of all routes of this path. The framework would return those of the first one."""
     matching = (route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE)
     methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
@@ -163,7 +178,27 @@ def _allowed(request: Request) -> str:
 
 async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-    errors = [
-        {"pointer": "/" + "/".join(str(part) for part in each["loc"]), "detail": each["msg"]} for each in error.errors()
+    errors = error.errors()
+    places = {mistake["loc"][0] for mistake in errors}
+    place = next(iter(places)) if places in ({"query"}, {"body"}) else "request"
+    # Pointers into a body start at the body (RFC 9457, section 3), others below the part of the request.
+    relative = [{**mistake, "loc": mistake["loc"][mistake["loc"][0] == "body" :]} for mistake in errors]
+    return problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, f"the {place} is not valid", errors=mistakes(relative)
+    )
+
+
+def mistakes(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Translate pydantic's errors into `{"pointer", "detail"}` each: where the mistake is, and what it is."""
+    return [
+        {
+            "pointer": "".join(f"/{_escaped(str(part))}" for part in error["loc"]),
+            "detail": DECIMAL.sub(r"\1", error["msg"].removeprefix("Value error, ")),
+        }
+        for error in errors
     ]
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ValidationFailed.code, "the request is not valid", errors=errors)
+
+
+def _escaped(part: str) -> str:
+    """Escape for a JSON Pointer (RFC 6901, section 3). A name that is a card number is not repeated."""
+    return "card-number" if card_numbers.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")

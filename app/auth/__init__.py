@@ -1,1 +1,1 @@
-"""Who calls, what they may do and how often: tokens, guards and rate limits."""
+"""Authenticate callers, check their scopes, and limit their request rates."""

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do. Nothing in a request but a verified token selects a tenant or a power."""
+"""Authenticate and authorise a request. Only a verified token can select a tenant or grant a scope."""
 
 import hashlib
 import hmac
@@ -22,9 +22,9 @@ BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request; `tenant` owns every row that it reads or writes.
+    """The sender of a request. `tenant` owns every row that the request reads or writes.
 
-    `source`: with whom it shares a bound: its tenant or, where everybody is one tenant, its peer address.
+    `source`: the key of bounds that the caller shares: its tenant or, where all callers are one tenant, its address.
     """
 
     tenant: str
@@ -33,19 +33,19 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class CurrentOperator:
-    """Whoever operates the service, all tenants of it. `subject`: a name for the record of what was done."""
+    """The operator who sent a request; an operator sees all tenants. `subject`: the name for the audit record."""
 
     subject: str
 
     @property
     def source(self) -> str:
-        """With whom it shares a bound; no tenant has such a name."""
+        """The key of bounds that the operator shares. No tenant can have such a name: it contains a line feed."""
         return f"operator\n{self.subject}"
 
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What the guards work with. `tokens` None: everybody is one tenant. `admin_token` empty: nobody has it."""
+    """What the guards need. `tokens` None: all callers are one tenant. `admin_token` empty: no admin token exists."""
 
     tokens: Tokens | None = None
     tenant_claim: str = "tenant"
@@ -54,9 +54,9 @@ class Security:
 
 
 async def caller(request: Request, scope: Scope) -> Caller:
-    """Return who sent the request, if they may do what `scope` names and have not asked too often.
+    """Return the caller, if it has `scope` and is within its rate limit.
 
-    Raises Unauthorized, InsufficientScope, TooManyRequests; IssuerUnavailable when no token can be judged.
+    Raises Unauthorized, InsufficientScope, TooManyRequests; IssuerUnavailable when tokens cannot be verified.
     """
     security: Security = request.state.security
     claims: Mapping[str, Any] | None = None
@@ -64,7 +64,7 @@ async def caller(request: Request, scope: Scope) -> Caller:
         claims = await security.tokens.verify(_bearer(request))
     tenant = DEFAULT_TENANT if claims is None else _tenant(claims, security.tenant_claim)
     if security.rate_limit is not None:
-        # Before the scope is looked at, so that what is refused for its scope counts as well.
+        # Count before checking the scope, so that requests without the scope count too.
         state = await security.rate_limit.count(tenant)
         request.state.answer_headers = state.headers()
         state.check()
@@ -75,9 +75,9 @@ async def caller(request: Request, scope: Scope) -> Caller:
 
 
 async def operator(request: Request) -> CurrentOperator:
-    """Return who operates, by the admin token or, with tokens, by the scope `orders:operate`.
+    """Return the operator, by the admin token or by a token with the scope `orders:operate`.
 
-    Raises NotOffered where neither is configured, else as `caller` does.
+    Raises NotOffered where neither is configured, otherwise as `caller` does.
     """
     security: Security = request.state.security
     if security.tokens is None and not security.admin_token:
@@ -86,7 +86,7 @@ async def operator(request: Request) -> CurrentOperator:
     if security.admin_token and _same(token, security.admin_token):
         return CurrentOperator("admin-token")
     if security.tokens is None:
-        raise Unauthorized("the token is not the operators'", "invalid_token")
+        raise Unauthorized("the token is not the admin token", "invalid_token")
     claims = await security.tokens.verify(token)
     _require(claims, "orders:operate")
     subject = claims.get("sub")
@@ -104,8 +104,8 @@ def _bearer(request: Request) -> str:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compare in a time that tells nothing, the length of the secret neither."""
-    return hmac.compare_digest(*(hashlib.sha256(each.encode()).digest() for each in (given, expected)))
+    """Compare in constant time. Hashing first hides the length of the secret too."""
+    return hmac.compare_digest(*(hashlib.sha256(token.encode()).digest() for token in (given, expected)))
 
 
 def _tenant(claims: Mapping[str, Any], name: str) -> str:
@@ -121,15 +121,15 @@ def _require(claims: Mapping[str, Any], scope: Scope) -> None:
 
 
 def scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    """Return what `scope` (RFC 8693, section 4.2: a string with spaces) and `scp` (as others call it) allow.
+    """Return the scopes in the claims `scope` (RFC 8693, section 4.2) and `scp` (the name some issuers use).
 
-    A list is understood in either.
+    Each may be a string with spaces, or a list.
     """
     found: set[str] = set()
-    for name in ("scope", "scp"):
-        match claims.get(name):
+    for claim in ("scope", "scp"):
+        match claims.get(claim):
             case str() as text:
                 found.update(text.split(" "))
             case list() as names:
-                found.update(each for each in names if isinstance(each, str))
+                found.update(name for name in names if isinstance(name, str))
     return frozenset(found)

@@ -1,8 +1,8 @@
-"""The issuer's public keys (RFC 7517), fetched when needed: rarely, briefly, and never twice at once.
+"""The issuer's public keys (RFC 7517), fetched when needed and never twice at the same time.
 
-A key that is not among the known ones has them fetched again, at most once in `cooldown_seconds`, so that made-up key
-ids cannot turn the service into a load on the issuer. While the issuer is out, the keys that are known stay good for
-`MAX_AGE_SECONDS`; past that, and for a key that is not known, nobody can judge a token: IssuerUnavailable.
+An unknown key id triggers another fetch, at most once in `cooldown_seconds`, so invented key ids cannot put load on the
+issuer. While the issuer is unavailable, known keys stay valid for `MAX_AGE_SECONDS`. After that, and for an unknown
+key, tokens cannot be verified: IssuerUnavailable.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from app.errors import IssuerUnavailable, Unauthorized
 log = structlog.get_logger(__name__)
 
 FETCH_SECONDS = 2.0
-FRESH_SECONDS = 300.0  # within it, a key that the issuer withdrew is still accepted
+FRESH_SECONDS = 300.0  # a key that the issuer has withdrawn is accepted for this long
 MAX_AGE_SECONDS = 3600.0
 COOLDOWN_SECONDS = 10.0
 MAX_BYTES = 256 * 1024
@@ -30,18 +30,18 @@ MAX_KEYS = 100
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Make the connections to the issuer; the caller closes it. Needs a running event loop."""
+    """Open an HTTP session for the issuer; the caller closes it. Needs a running event loop."""
     return aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        auto_decompress=False,  # a small answer that unpacks into a large one would escape the size limit
+        auto_decompress=False,  # a small answer that decompresses to a large one would evade the size limit
         timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
     )
 
 
 class KeySet:
-    """The keys at `url`. Only asymmetric ones count: a public key must never serve as a shared secret."""
+    """The keys at `url`. Only asymmetric keys are used: a public key must never serve as a shared secret."""
 
     algorithms = PUBLIC_KEY_ALGORITHMS
 
@@ -65,7 +65,7 @@ class KeySet:
         self._fetching = asyncio.Lock()
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK:
-        """Return the key with this id for this algorithm; without an id, the only one there is."""
+        """Return the key with this id for this algorithm; without an id, the only key for it."""
         key = self._known(key_id, algorithm)
         if key is None or (self._age() > self._fresh_seconds and not self._fetching.locked()):
             await self._refresh(key_id, algorithm)
@@ -97,7 +97,7 @@ class KeySet:
         async with self._fetching:
             stale = self._age() > self._fresh_seconds
             if not stale and self._known(key_id, algorithm):
-                return  # somebody else fetched it while we waited
+                return  # another request fetched it while this one waited for the lock
             if time.monotonic() - self._tried_at < self._cooldown_seconds:
                 return
             self._tried_at = time.monotonic()
@@ -127,7 +127,7 @@ class KeySet:
 
 def _suits(key: Mapping[str, Any], key_id: str | None, algorithm: str) -> bool:
     return (
-        key.get("kty") in ("RSA", "EC", "OKP")  # tuples: what an issuer sends need not be hashable
+        key.get("kty") in ("RSA", "EC", "OKP")  # a tuple: values from an issuer may not be hashable
         and key.get("use", "sig") == "sig"
         and key.get("alg", algorithm) == algorithm
         and key_id in (None, key.get("kid"))

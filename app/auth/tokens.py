@@ -1,8 +1,7 @@
-"""Bearer tokens (RFC 7519, RFC 8725): verified with a shared secret, or with the issuer's public keys.
+"""Verify bearer tokens (RFC 7519, RFC 8725) with a shared secret, or with the issuer's public keys.
 
-Which algorithms count is decided by the kind of key, never by the token. `exp` is required, and no leeway is given;
-`nbf` counts where it is present, `iss` and `aud` where the configuration names them. What a token says is believed
-only after its signature has been.
+The kind of key decides which algorithms are accepted, never the token. `exp` is required, without leeway; `nbf` is
+checked if present, `iss` and `aud` if configured. No claim is used before the signature is verified.
 """
 
 import time
@@ -18,19 +17,19 @@ PUBLIC_KEY_ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
 
-# Besides its own errors PyJWT lets some of Python's through, for headers and claims of absurd types and values.
+# PyJWT raises some of Python's own errors too, for headers and claims of unexpected types and values.
 UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Keys(Protocol):
-    """Where the key for a token comes from."""
+    """A source of keys to verify tokens with."""
 
     @property
     def algorithms(self) -> Sequence[str]:
-        """What a token may be signed with."""
+        """The algorithms that a token may be signed with."""
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | bytes:
-        """Return the key. Raises Unauthorized if there is none, IssuerUnavailable if nobody can tell."""
+        """Return the key. Raises Unauthorized if it does not exist, IssuerUnavailable if that is unknown."""
 
 
 class SharedSecret:
@@ -41,13 +40,13 @@ class SharedSecret:
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()
 
-    async def find(self, key_id: str | None, algorithm: str) -> bytes:  # noqa: ARG002 - there is one
+    async def find(self, key_id: str | None, algorithm: str) -> bytes:  # noqa: ARG002 - there is only one key
         """Return the secret."""
         return self._secret
 
 
 class Tokens:
-    """Verifies tokens. `issuer` and `audience` empty: not looked at."""
+    """Verifies tokens. `issuer` and `audience` empty: not checked."""
 
     def __init__(self, keys: Keys, issuer: str = "", audience: str = "") -> None:
         self._keys = keys
@@ -55,7 +54,7 @@ class Tokens:
         self._audience = audience or None
 
     async def verify(self, token: str) -> Mapping[str, Any]:
-        """Return the claims of a good token. Raises Unauthorized, which quotes nothing of the token."""
+        """Return the claims of a valid token. Raises Unauthorized, without quoting the token."""
         try:
             header = jwt.get_unverified_header(token)
             key_id, algorithm = header.get("kid"), str(header.get("alg"))
@@ -80,7 +79,8 @@ class Tokens:
             options={
                 "require": required,
                 "verify_aud": self._audience is not None,
-                # It says when, not whether: an issuer's clock a second ahead must not lock everybody out.
+                # `iat` says when a token was issued, not whether it is valid. An issuer's clock that is a second
+                # ahead must not lock callers out.
                 "verify_iat": False,
             },
         )
@@ -96,7 +96,7 @@ def _reason(error: Exception) -> str:
         case jwt.InvalidAudienceError():
             return "the token is for another audience"
         case jwt.InvalidIssuerError():
-            return "the token is of another issuer"
+            return "the token is from another issuer"
         case jwt.MissingRequiredClaimError():
             return f"the token has no {error.claim}"
         case _:
@@ -104,7 +104,7 @@ def _reason(error: Exception) -> str:
 
 
 def sign(secret: str, claims: Mapping[str, Any], expires_in_seconds: float) -> str:
-    """Return a token with these claims, signed with the shared secret, good from now for so long."""
+    """Return a token with these claims, signed with the shared secret and valid for `expires_in_seconds` from now."""
     now = time.time()
     times = {"iat": int(now), "exp": int(now + expires_in_seconds)}
     return jwt.encode({**claims, **times}, secret, algorithm=SHARED_SECRET_ALGORITHMS[0])

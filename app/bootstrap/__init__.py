@@ -42,7 +42,7 @@ RELAY_POOL_SIZE = 4  # for the relay, maintenance, and counting
 PROBE_POOL_SIZE = 2  # for readiness and for the gauges, one query each
 
 
-class State(TypedDict):
+class RequestState(TypedDict):
     """What the routes find in `request.state`."""
 
     orders: OrdersDeps
@@ -63,7 +63,7 @@ async def build(
     signals: Signals,
     lease: TransportLease,
     consumers: Sequence[ConsumerRow] = CONSUMERS,
-) -> State:
+) -> RequestState:
     """Build the process, start its background tasks, and leave their end on `stack`."""
     # Separate pools: requests must not wait for background work, nor background work for requests. The relay must not
     # queue behind many messages and sagas, because it asks only twice for a whole batch.
@@ -89,7 +89,7 @@ async def build(
         workers.tasks.append(BackgroundTask.loop("backlog", backlog.run_once, backpressure.PERIOD_SECONDS))
         workers.tasks.append(BackgroundTask("waiters", waiters.run, waiters.stop))
         signals.subscribe(OrderFinished, lambda fact: waiters.wake(fact.order_id))
-        signals.subscribe(ServerStopping, lambda _: waiters.leave())
+        signals.subscribe(ServerStopping, lambda _: waiters.answer_all())
 
     metrics.install_gauges(
         registry,

@@ -1,1 +1,1 @@
-"""The `orders` command, one module for each group of commands."""
+"""The `orders` command: one module per group of commands."""

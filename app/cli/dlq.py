@@ -1,6 +1,6 @@
-"""`orders dlq`: the messages that were given up, why, and what became of them; sent again, or removed.
+"""`orders dlq`: show dead letters with their reasons, replay them, purge them.
 
-Each command goes over what is there when it begins, may be killed at any instant, and may be run again.
+Each command scans the dead letters that exist when it starts. It may be killed at any time, and run again.
 """
 
 import asyncio
@@ -21,30 +21,32 @@ from app.operations.audit import AuditActor
 from app.operations.dead_letter_views import DeadLettersAnswer, DeadLetterView, TreatedAnswer
 from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary
 
-app = typer.Typer(help="The messages that were given up.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Show, replay and purge dead letters.", no_args_is_help=True, rich_markup_mode=None)
 
 DEFAULT_PEEKED = 20
 DONE = {DeadLetterAction.REPLAY: "replayed", DeadLetterAction.PURGE: "purged"}
 
-Queue = Annotated[str, typer.Option(help="The queue that gave them up, or its dead-letter queue.")]
-Since = Annotated[str | None, typer.Option(help="Only those that failed within this time, as 90, 15m, 12h or 7d.")]
-Id = Annotated[str | None, typer.Option("--id", help="Only the one of this id.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many; default: all.")]
+QueueOption = Annotated[str, typer.Option(help="The queue whose dead letters are meant, or its dead-letter queue.")]
+SinceOption = Annotated[
+    str | None, typer.Option(help="Only dead letters that failed within this time: 90, 15m, 12h or 7d.")
+]
+LetterIdOption = Annotated[str | None, typer.Option("--id", help="Only the dead letter with this id.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="The maximum number; default: all.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")]
 
 
 @app.command()
 def peek(
     *,
-    queue: Queue = CONSUMERS[0].queue.name,
-    since: Since = None,
-    letter_id: Id = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = DEFAULT_PEEKED,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="As without: peeking changes nothing.")] = False,  # noqa: ARG001 - so that `replay --dry-run` and `peek --dry-run` differ in one word
+    queue: QueueOption = CONSUMERS[0].queue.name,
+    since: SinceOption = None,
+    letter_id: LetterIdOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number.")] = DEFAULT_PEEKED,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="No effect: peek never changes anything.")] = False,  # noqa: ARG001 - so that `replay --dry-run` and `peek --dry-run` differ in one word
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print dead letters: why each was given up, what the inbox knows of it, what a replay would do."""
+    """Print dead letters: the reason, the state in the inbox, and what a replay would do."""
     spec, selection = _queue(queue), _selection(since, letter_id, limit)
     summary, findings = asyncio.run(_scan(data_dir, DeadLetterAction.PEEK, spec, selection, None, keep=True))
     answer = DeadLettersAnswer.of(spec.name, summary, findings)
@@ -54,65 +56,65 @@ def peek(
     typer.echo(f"{summary.depth} dead letters of {spec.name}, {summary.matched} shown")
     for view in answer.dead_letters:
         typer.echo(_block(view))
-    _tell_of_the_rest(selection, summary)
+    _report_rest(selection, summary)
 
 
 @app.command()
 def replay(
     *,
-    queue: Queue = CONSUMERS[0].queue.name,
-    since: Since = None,
-    letter_id: Id = None,
-    limit: Limit = None,
+    queue: QueueOption = CONSUMERS[0].queue.name,
+    since: SinceOption = None,
+    letter_id: LetterIdOption = None,
+    limit: LimitOption = None,
     dry_run: DryRun = False,
     reason: MaybeReason = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give dead letters their attempts again and send them to their queue; none takes effect twice."""
-    selection, who = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
-    _treat(DeadLetterAction.REPLAY, _queue(queue), selection, who, data_dir, as_json=as_json)
+    """Send dead letters to their queue again, with all attempts left; none takes effect twice."""
+    selection, acting = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
+    _act(DeadLetterAction.REPLAY, _queue(queue), selection, acting, data_dir, as_json=as_json)
 
 
 @app.command()
 def purge(
     *,
-    queue: Queue = CONSUMERS[0].queue.name,
-    since: Since = None,
-    letter_id: Id = None,
-    limit: Limit = None,
+    queue: QueueOption = CONSUMERS[0].queue.name,
+    since: SinceOption = None,
+    letter_id: LetterIdOption = None,
+    limit: LimitOption = None,
     dry_run: DryRun = False,
     reason: MaybeReason = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove dead letters for good. An order that still waits for one is listed as purged."""
-    selection, who = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
-    _treat(DeadLetterAction.PURGE, _queue(queue), selection, who, data_dir, as_json=as_json)
+    """Remove dead letters permanently. `orders saga list` shows an order that waits for one as purged."""
+    selection, acting = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
+    _act(DeadLetterAction.PURGE, _queue(queue), selection, acting, data_dir, as_json=as_json)
 
 
-def _treat(
+def _act(
     action: DeadLetterAction,
     queue: QueueSpec,
     selection: Selection,
-    who: AuditActor | None,
+    acting: AuditActor | None,
     data_dir: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    dry_run = who is None
-    summary, findings = asyncio.run(_scan(data_dir, action, queue, selection, who, keep=dry_run or as_json))
+    dry_run = acting is None
+    summary, findings = asyncio.run(_scan(data_dir, action, queue, selection, acting, keep=dry_run or as_json))
     if as_json:
         answer = TreatedAnswer.of_scan(queue.name, summary, findings, dry_run=dry_run)
         typer.echo(answer.model_dump_json(indent=2))
     else:
         would = "would be " if dry_run else ""
         typer.echo(f"{would}{DONE[action]}: {summary.matched} of {summary.depth} dead letters of {queue.name}")
-        for each in findings if dry_run else ():
-            typer.echo(_block(DeadLetterView.of(each)))
+        for finding in findings if dry_run else ():
+            typer.echo(_block(DeadLetterView.of(finding)))
         if summary.from_outbox:
             typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
-    _tell_of_the_rest(selection, summary)
+    _report_rest(selection, summary)
     not_all = summary.looked_at < summary.depth and not (selection.limit and summary.matched >= selection.limit)
     not_found = selection.id is not None and not summary.matched
     if (not_found or not_all) and not summary.from_outbox:
@@ -124,7 +126,7 @@ async def _scan(
     action: DeadLetterAction,
     queue: QueueSpec,
     selection: Selection,
-    who: AuditActor | None,
+    acting: AuditActor | None,
     *,
     keep: bool,
 ) -> tuple[Summary, list[Finding]]:
@@ -148,17 +150,17 @@ async def _scan(
 
             letters = DeadLetters(pool, queue, make_broker(broker_url, pool, Signals()).dead_letters(queue, pool))
             try:
-                return await letters.scan(action, selection, found, actor=who, progress=progress), findings
+                return await letters.scan(action, selection, found, actor=acting, progress=progress), findings
             except OrdersError:
-                if done and who is not None:
-                    typer.echo(f"orders: {done} {DONE[action]} before this happened; run it again", err=True)
+                if done and acting is not None:
+                    typer.echo(f"orders: {done} {DONE[action]} before this error; run the command again", err=True)
                 raise
 
 
 def _actor(reason: str | None, *, dry_run: bool) -> AuditActor | None:
-    """Return who acts; None for a dry run, which refuses a bad reason too."""
-    acting = actor(reason)
-    return None if dry_run else acting
+    """Return the user and the reason; None for a dry run, which also refuses a bad reason."""
+    named = actor(reason)
+    return None if dry_run else named
 
 
 def _queue(name: str) -> QueueSpec:
@@ -177,20 +179,20 @@ def _selection(since: str | None, letter_id: str | None, limit: int | None) -> S
     return Selection(selected, None if since is None else duration(since, "--since"), limit)
 
 
-def _tell_of_the_rest(selection: Selection, summary: Summary) -> None:
-    """Say so when a pass ended before the end: it holds no more at a time."""
+def _report_rest(selection: Selection, summary: Summary) -> None:
+    """Report when a scan stopped early, because it cannot hold more dead letters at a time."""
     if summary.looked_at < summary.depth and summary.matched != selection.limit:
-        typer.echo(f"looked at the first {summary.looked_at} of {summary.depth} only", err=True)
+        typer.echo(f"examined only the first {summary.looked_at} of {summary.depth}", err=True)
 
 
 def _block(view: DeadLetterView) -> str:
-    times = [each for each in (view.first_failure_at, view.last_failure_at) if each]
-    story = [] if view.attempts is None else ["1 attempt" if view.attempts == 1 else f"{view.attempts} attempts"]
-    story += [" to ".join(dict.fromkeys(times))] if times else []
+    times = [time for time in (view.first_failure_at, view.last_failure_at) if time]
+    details = [] if view.attempts is None else ["1 attempt" if view.attempts == 1 else f"{view.attempts} attempts"]
+    details += [" to ".join(dict.fromkeys(times))] if times else []
     return "\n".join(
         [
             f"\n{view.id}  {view.type or 'of no type'}  {f'order {view.order_id}' if view.order_id else ''}".rstrip(),
-            f"  reason  {view.reason}" + (f" ({', '.join(story)})" if story else ""),
+            f"  reason  {view.reason}" + (f" ({', '.join(details)})" if details else ""),
             f"  inbox   {view.inbox}",
             f"  replay  {view.replay}",
         ]

@@ -1,4 +1,4 @@
-"""What the commands for operators share: where the servers are, how durations are written, a pool for one command."""
+"""Options that operators' commands share, the servers they use, and a connection pool for one command."""
 
 import contextlib
 import logging
@@ -17,17 +17,17 @@ from app.errors import ConfigurationError
 from app.observability import logs
 from app.operations.audit import AuditActor
 
-DataDir = Annotated[Path | None, typer.Option(help="Take the database of the demo that runs on this directory.")]
+DataDir = Annotated[Path | None, typer.Option(help="Use the database of the demo in this directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MaybeReason = Annotated[str | None, typer.Option("--reason", help="Why; it is kept with what was done.")]
+MaybeReason = Annotated[str | None, typer.Option("--reason", help="The reason, recorded with the action.")]
 
 POOL_SIZE = 2
 
 
 def servers(data_dir: Path | None) -> tuple[str, str]:
-    """Return the URLs of database and broker, the latter empty without one. Raises ConfigurationError, Unavailable."""
+    """Return the URLs of database and broker (empty: no broker). Raises ConfigurationError, Unavailable."""
     logs.configure_logging("console", "WARNING")
-    logging.getLogger("aiormq").setLevel("CRITICAL")  # what it has to say of an error is in our own one line
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # our own line has the error
     if data_dir is not None:
         try:
             return embedded_postgres.running_url(data_dir), ""
@@ -46,11 +46,14 @@ async def open_pool(url: str) -> AsyncIterator[db.Pool]:
 
 
 def actor(reason: str | None) -> AuditActor:
-    """Return who runs the command, by the system and not by the environment, and why. Raises typer.BadParameter."""
+    """Return the user who runs the command, from the system and not from the environment, and the reason.
+
+    Raises typer.BadParameter.
+    """
     user = os.getuid()
     try:
         name = pwd.getpwuid(user).pw_name
-    except KeyError:  # a container that runs as any number
+    except KeyError:  # a container may run as a user without a name
         name = str(user)
     try:
         return AuditActor(f"cli:{name}", "" if reason is None else params.reason(reason))
@@ -59,7 +62,7 @@ def actor(reason: str | None) -> AuditActor:
 
 
 def duration(text: str, option: str) -> float:
-    """Read seconds, or a number with s, m, h or d behind it. Raises typer.BadParameter."""
+    """Parse seconds, or a number followed by s, m, h or d. Raises typer.BadParameter."""
     try:
         return params.seconds(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`orders outbox`: what waits to be published, how old it is and why; a parked row back to pending."""
+"""`orders outbox`: show pending and parked events, and requeue a parked one."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,9 @@ from app.operations import outbox
 from app.operations.audit import AuditActor
 from app.operations.outbox import OutboxAnswer, OutboxCounts, OutboxRow
 
-app = typer.Typer(help="The events that must reach the broker.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Show and requeue events that are not published yet.", no_args_is_help=True, rich_markup_mode=None
+)
 
 DEFAULT_ROWS = 20
 
@@ -27,11 +29,11 @@ def stats(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
 @app.command(name="list")
 def list_rows(
     *,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Rows at most.")] = DEFAULT_ROWS,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number of rows.")] = DEFAULT_ROWS,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the events that are not out: parked ones first, then those due longest."""
+    """Print events that are not published: parked ones first, then by due time."""
     answer = asyncio.run(_read_rows(data_dir, limit))
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
@@ -45,7 +47,7 @@ def list_rows(
 def requeue(
     row_id: Annotated[UUID, typer.Argument(metavar="ID")], *, reason: MaybeReason = None, data_dir: DataDir = None
 ) -> None:
-    """Let a parked event be published again: it goes back to pending, with all its attempts."""
+    """Requeue a parked event: it becomes pending again, with all attempts left."""
     asyncio.run(_requeue(data_dir, row_id, actor(reason)))
     typer.echo(f"{row_id} is pending again")
 

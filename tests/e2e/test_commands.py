@@ -1,4 +1,4 @@
-"""The commands, as a user types them: what they say, how they exit, and that nothing stays behind."""
+"""The commands as a user types them: their output, their exit codes, and that no process is left behind."""
 
 import asyncio
 import json
@@ -35,14 +35,16 @@ NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing 
         ({"database_url": NOBODY, "roles": "api", "port": "eighty"}, "ORDERS_PORT"),
     ],
 )
-async def test_a_bad_setting_is_one_line_that_names_the_variable(settings: dict[str, str], variable: str) -> None:
+async def test_a_bad_setting_is_one_line_that_names_it(settings: dict[str, str], variable: str) -> None:
+    """`serve` reports a bad setting in one line with the variable's name, and exits with 2."""
     code, out, err = await orders("serve", **settings)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert variable in err
 
 
-async def test_migrate_says_whether_the_schema_is_behind_and_brings_it_up(database_url: str, postgres_url: str) -> None:
+async def test_migrate_reports_and_upgrades_the_schema(database_url: str, postgres_url: str) -> None:
+    """`migrate --check` exits with 1 while the schema is behind; `migrate` upgrades it."""
     empty = f"{postgres_url.rpartition('/')[0]}/template1"
     assert await orders("migrate", "--check", database_url=empty) == (
         1,
@@ -54,12 +56,14 @@ async def test_migrate_says_whether_the_schema_is_behind_and_brings_it_up(databa
 
 
 @pytest.mark.parametrize("name", ["openapi", "asyncapi"])
-async def test_the_committed_documents_are_those_that_the_commands_print(name: str) -> None:
+async def test_the_committed_documents_are_up_to_date(name: str) -> None:
+    """The files in `docs/` are what `orders openapi` and `orders asyncapi` print."""
     committed = await asyncio.to_thread((REPOSITORY / "docs" / f"{name}.json").read_text)
     assert await orders(name) == (0, committed, "")
 
 
-async def test_prune_makes_one_pass_and_says_what_it_removed(database_url: str, pool: Pool) -> None:
+async def test_prune_reports_what_it_removed(database_url: str, pool: Pool) -> None:
+    """One pass removes the rows past their retention, and prints their number per table."""
     await lived_through(pool, 3, "8 days")
     code, out, err = await orders("prune", "--json", database_url=database_url, saga_retention_seconds="604800")
     assert (code, json.loads(out), err) == (0, {"outbox": 3, "inbox": 3, "sagas": 3, "idempotency_keys": 0}, "")
@@ -80,9 +84,8 @@ async def test_prune_makes_one_pass_and_says_what_it_removed(database_url: str, 
         ({"database_url": NOBODY, "inbox_retention_seconds": "0"}, [], 2),
     ],
 )
-async def test_prune_tells_a_server_out_of_reach_from_a_bad_setting(
-    settings: dict[str, str], args: list[str], expected: int
-) -> None:
+async def test_prune_exits_with_2_or_3(settings: dict[str, str], args: list[str], expected: int) -> None:
+    """An unavailable server is exit code 3, a bad setting exit code 2."""
     code, out, err = await orders("prune", *args, **settings)
     assert (code, out, err.count("\n")) == (expected, "", 1)
 
@@ -91,7 +94,7 @@ async def test_prune_tells_a_server_out_of_reach_from_a_bad_setting(
 async def test_prune_reports_tables_that_failed(
     database_url: str, pool: Pool, locked: tuple[str, ...], expected: int
 ) -> None:
-    """Locked, as a migration may do, and with every table so nothing can be done: try again later."""
+    """A locked table, as in a migration, is reported with exit code 1; if all tables fail, the exit code is 3."""
     await lived_through(pool, 3, "91 days")
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute(f"LOCK TABLE {', '.join(locked)}")
@@ -103,12 +106,14 @@ async def test_prune_reports_tables_that_failed(
 
 
 @pytest.mark.parametrize("args", [["migrate"], ["migrate", "--check"]])
-async def test_migrate_exits_with_3_when_postgres_is_out_of_reach(args: list[str]) -> None:
+async def test_migrate_exits_with_3_without_postgres(args: list[str]) -> None:
+    """An unavailable server is one line and exit code 3."""
     code, out, err = await orders(*args, database_url=NOBODY)
     assert (code, out, err.count("\n")) == (3, "", 1)
 
 
-async def test_a_database_url_that_postgres_refuses_is_one_line_that_names_the_variable(database_url: str) -> None:
+async def test_a_refused_database_url_names_its_variable(database_url: str) -> None:
+    """A URL that Postgres refuses is one line that names ORDERS_DATABASE_URL."""
     for part in ("sslmode=bogus", "no_such_parameter=3"):
         for args in (["migrate"], ["serve"]):
             code, out, err = await orders(*args, database_url=f"{database_url}?{part}", roles="api")
@@ -116,12 +121,14 @@ async def test_a_database_url_that_postgres_refuses_is_one_line_that_names_the_v
             assert "ORDERS_DATABASE_URL" in err
 
 
-async def test_the_spelling_that_sqlalchemy_wants_works_too(database_url: str) -> None:
+async def test_a_sqlalchemy_url_works_too(database_url: str) -> None:
+    """`postgresql+asyncpg://` is accepted."""
     url = database_url.replace("postgresql://", "postgresql+asyncpg://") + "?ssl=disable"
     assert await orders("migrate", database_url=url) == (0, "the schema is current\n", "")
 
 
-async def test_a_place_that_cannot_hold_the_data_is_one_line(tmp_path: Path) -> None:
+async def test_an_unusable_data_dir_is_one_line(tmp_path: Path) -> None:
+    """`sandbox --ledger` and `demo --data-dir` report an unusable path in one line."""
     no_ledger = tmp_path / "text"
     no_ledger.write_text("this is no SQLite file, and much longer than its header of a hundred bytes" * 3)
     for args in (["sandbox", "--ledger", str(no_ledger), "--port", "0"], ["demo", "--data-dir", str(no_ledger)]):
@@ -134,6 +141,7 @@ async def test_a_place_that_cannot_hold_the_data_is_one_line(tmp_path: Path) -> 
 async def test_a_signal_while_the_demo_starts_is_an_orderly_end(
     number: signal.Signals, tmp_path: Path, free_port: int
 ) -> None:
+    """Ctrl-C and SIGTERM end a starting demo with exit code 0, and no process is left."""
     arguments = ("-m", "app", "demo", "--ephemeral", "--port", "0", "--sandbox-port", str(free_port))
     demo = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
@@ -151,16 +159,18 @@ async def test_a_signal_while_the_demo_starts_is_an_orderly_end(
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - Path.iterdir is refused in a coroutine
 
 
-async def test_serve_refuses_a_port_that_is_taken(start_service: StartService) -> None:
+async def test_serve_refuses_a_used_port(start_service: StartService) -> None:
+    """The command exits with 2 and one line before it starts anything."""
     sandbox = await start_service({}, ("sandbox",))
     code, _, err = await orders("serve", database_url=NOBODY, roles="api", port=str(sandbox.port))
     assert (code, err.count("\n")) == (2, 1)
     assert f"127.0.0.1:{sandbox.port}" in err
 
 
-async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_process(
+async def test_the_demo_finishes_and_keeps_its_orders(
     start_service: StartService, server_directory: Path, free_port: int
 ) -> None:
+    """Orders end, survive a restart with the same `--data-dir`, and no process is left."""
     demo = await start_service(
         {}, ("demo", "--data-dir", str(server_directory / "demo"), "--sandbox-port", str(free_port))
     )
@@ -183,7 +193,7 @@ async def test_the_demo_drives_orders_to_their_end_keeps_them_and_leaves_no_proc
     assert not any(map(is_alive, members))
     await demo.start()
     assert await demo.terminate(number=signal.SIGKILL) == -signal.SIGKILL
-    await demo.start()  # at once: the transport lease of the killed one refuses other transports only
+    await demo.start()  # restart at once: the transport lease of the killed process only refuses other transports
     async with client(demo.url) as http:
         assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
 

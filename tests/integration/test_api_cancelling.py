@@ -1,4 +1,4 @@
-"""`POST /orders/{id}/cancel` over a real socket: every status, once for its key, and who is woken."""
+"""`POST /orders/{id}/cancel` over a real socket: every status, once per key, and the wake-ups it causes."""
 
 import asyncio
 from typing import Any
@@ -36,7 +36,8 @@ async def status_of(pool: Pool, order_id: UUID) -> str:
     return str(await pool.fetchval("SELECT status FROM orders WHERE id = $1", order_id))
 
 
-async def test_an_order_that_has_not_started_is_answered_as_cancelled(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_an_unstarted_order_is_cancelled_at_once(api: httpx.AsyncClient, pool: Pool) -> None:
+    """Without a saga the order is cancelled, and the answer is 200."""
     order = await placed(pool)
     answer = await cancel(api, order.id)
     shown = answer.json()
@@ -50,7 +51,8 @@ async def test_an_order_that_has_not_started_is_answered_as_cancelled(api: httpx
     assert series in (await api.get("/metrics")).text
 
 
-async def test_an_order_that_has_started_is_accepted_to_be_cancelled(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_started_order_is_accepted_for_cancelling(api: httpx.AsyncClient, pool: Pool) -> None:
+    """With a saga the answer is 202, and the cancellation is recorded."""
     order_id = await start_saga(pool)
     for _ in range(2):
         answer = await cancel(api, order_id)
@@ -59,7 +61,8 @@ async def test_an_order_that_has_started_is_accepted_to_be_cancelled(api: httpx.
     assert await pool.fetchval("SELECT cancel_requested_at IS NOT NULL FROM orders")
 
 
-async def test_an_order_that_turns_back_already_is_accepted(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_compensating_order_is_accepted(api: httpx.AsyncClient, pool: Pool) -> None:
+    """An order whose saga already compensates is answered with 202."""
     order_id = await start_saga(pool)
     await pool.execute("UPDATE orders SET status = 'compensating', status_reason = 'card-declined'")
     answer = await cancel(api, order_id)
@@ -68,9 +71,8 @@ async def test_an_order_that_turns_back_already_is_accepted(api: httpx.AsyncClie
 
 
 @pytest.mark.parametrize("status", ["confirmed", "rejected"])
-async def test_an_order_that_ended_otherwise_is_not_cancellable_and_its_key_stays_free(
-    api: httpx.AsyncClient, pool: Pool, status: str
-) -> None:
+async def test_an_ended_order_is_not_cancellable(api: httpx.AsyncClient, pool: Pool, status: str) -> None:
+    """A confirmed or rejected order is a 409, and the key can be used again."""
     order_id = await start_saga(pool)
     await pool.execute("UPDATE orders SET status = $1", status)
     refused = await cancel(api, order_id, "k")
@@ -80,7 +82,8 @@ async def test_an_order_that_ended_otherwise_is_not_cancellable_and_its_key_stay
     assert await stored(pool) == 0
 
 
-async def test_nobodys_order_and_another_tenants_are_not_found(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_an_unknown_or_foreign_order_is_not_found(api: httpx.AsyncClient, pool: Pool) -> None:
+    """An unknown order and another tenant's order are the same 404."""
     others = await placed(pool, tenant="other")
     for order_id in (uuid4(), others.id):
         assert_problem(await cancel(api, order_id, "k"), 404, "order-not-found")
@@ -89,9 +92,8 @@ async def test_nobodys_order_and_another_tenants_are_not_found(api: httpx.AsyncC
 
 
 @pytest.mark.parametrize("started", [False, True])
-async def test_a_replay_is_the_first_answer_to_the_byte_whatever_has_become_of_the_order(
-    api: httpx.AsyncClient, pool: Pool, started: bool
-) -> None:
+async def test_a_replay_equals_the_first_answer(api: httpx.AsyncClient, pool: Pool, started: bool) -> None:
+    """A repeat gets the first response, even when the order has changed since."""
     order_id = await start_saga(pool) if started else (await placed(pool)).id
     first = await cancel(api, order_id, "k")
     assert first.status_code == (202 if started else 200)
@@ -103,6 +105,7 @@ async def test_a_replay_is_the_first_answer_to_the_byte_whatever_has_become_of_t
 
 
 async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.AsyncClient, pool: Pool) -> None:
+    """Concurrent cancels with one key get one response and write one event."""
     order = await placed(pool)
     answers = await asyncio.gather(*(cancel(api, order.id, "k") for _ in range(30)))
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, answers[0].content)}
@@ -112,9 +115,8 @@ async def test_a_storm_of_one_cancel_is_one_answer_and_one_event(api: httpx.Asyn
 
 @pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("frame", [postgres.COMMIT_REQUEST, postgres.COMMIT_ANSWER])
-async def test_a_lost_commit_is_found_out_about_and_the_order_cancelled_once(
-    database_url: str, pool: Pool, frame: str, key: str | None
-) -> None:
+async def test_a_lost_commit_cancels_once(database_url: str, pool: Pool, frame: str, key: str | None) -> None:
+    """When the answer to COMMIT is lost, the service finds out the outcome."""
     order, parts, fault = await placed(pool), urlsplit(database_url), Lose(frame, times=1)
     async with (
         Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy,
@@ -127,9 +129,8 @@ async def test_a_lost_commit_is_found_out_about_and_the_order_cancelled_once(
     assert await pool.fetchval("SELECT count(*) FROM outbox") == 2
 
 
-async def test_a_key_that_stands_for_another_request_is_refused_and_nothing_changes(
-    api: httpx.AsyncClient, pool: Pool
-) -> None:
+async def test_a_key_of_another_request_is_refused(api: httpx.AsyncClient, pool: Pool) -> None:
+    """A key that was used for another request is a 422, and nothing changes."""
     one, other = await placed(pool), await placed(pool)
     await cancel(api, one.id, "k")
     assert_problem(await cancel(api, other.id, "k"), 422, "idempotency-key-reused")
@@ -139,9 +140,8 @@ async def test_a_key_that_stands_for_another_request_is_refused_and_nothing_chan
     assert await status_of(pool, other.id) == "pending"
 
 
-async def test_the_rules_of_keys_are_those_of_every_write(
-    api: httpx.AsyncClient, pool: Pool, database_url: str
-) -> None:
+async def test_keys_follow_the_rules_of_every_write(api: httpx.AsyncClient, pool: Pool, database_url: str) -> None:
+    """Malformed, missing and busy keys are answered as in `POST /orders`."""
     order = await placed(pool)
     assert_problem(await cancel(api, order.id, "two words"), 400, "idempotency-key-invalid")
     async with serving(database_url, idempotency_required=True, idempotency_wait_seconds=0.05) as strict:
@@ -159,23 +159,24 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 @pytest.mark.parametrize(
     ("content", "headers"), [(None, {}), (b"", {}), (b"", JSON), (b"", FORM), (b"{}", JSON), (b" {\n} ", {})]
 )
-async def test_a_cancel_says_nothing_in_its_body(
+async def test_an_empty_body_is_accepted(
     api: httpx.AsyncClient, pool: Pool, content: bytes | None, headers: dict[str, str]
 ) -> None:
+    """No body, an empty body and `{}` are all accepted."""
     order = await placed(pool)
     assert (await cancel(api, order.id, content=content, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize("content", [b'{"reason": "no"}', b"[]", b"null", b"0", b'""', b"{", b"\xff"])
-async def test_a_body_that_says_anything_is_refused_and_nothing_changes(
-    api: httpx.AsyncClient, pool: Pool, content: bytes
-) -> None:
+async def test_any_other_body_is_refused(api: httpx.AsyncClient, pool: Pool, content: bytes) -> None:
+    """Any other body is a 422, and nothing changes."""
     order = await placed(pool)
     assert_problem(await cancel(api, order.id, "k", content=content, headers=JSON), 422, "validation-failed")
     assert (await status_of(pool, order.id), await stored(pool)) == ("pending", 0)
 
 
-async def test_a_body_of_another_kind_or_too_large_is_refused(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_body_of_another_type_or_size_is_refused(api: httpx.AsyncClient, pool: Pool) -> None:
+    """Another media type is a 415, a body beyond the limit a 413."""
     order = await placed(pool)
     assert_problem(await cancel(api, order.id, content=b"a=1", headers=FORM), 415, "unsupported-media-type")
     large = await cancel(api, order.id, content=b" " * 100_000, headers=JSON)
@@ -184,14 +185,14 @@ async def test_a_body_of_another_kind_or_too_large_is_refused(api: httpx.AsyncCl
 
 
 async def test_only_posts_cancel(api: httpx.AsyncClient, pool: Pool) -> None:
+    """Every other method is a 405."""
     order = await placed(pool)
     assert_problem(await api.get(f"/orders/{order.id}/cancel"), 405, "method-not-allowed")
     assert await status_of(pool, order.id) == "pending"
 
 
-async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(
-    database_url: str, api: httpx.AsyncClient, pool: Pool
-) -> None:
+async def test_a_locked_order_is_a_503(database_url: str, api: httpx.AsyncClient, pool: Pool) -> None:
+    """A cancel that cannot lock the order in time is a 503 with Retry-After."""
     order = await placed(pool)
     async with cancel_under_way(pool, order.id), serving(database_url, idempotency_wait_seconds=0.05) as impatient:
         refused = await cancel(impatient, order.id, "k")
@@ -200,14 +201,13 @@ async def test_an_order_that_somebody_keeps_locked_is_unavailable_for_now(
     assert (await cancel(api, order.id, "k")).status_code == 200
 
 
-async def test_a_cancelled_saga_is_driven_at_once_in_this_process_and_its_event_leaves(
-    database_url: str, pool: Pool, sandbox_url: str
-) -> None:
+async def test_a_cancel_wakes_the_sagas_of_its_process(database_url: str, pool: Pool, sandbox_url: str) -> None:
+    """The saga of a cancelled order runs without waiting for the next poll."""
     partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
-    idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # of themselves they look only after the test's end
+    idle = {"saga_poll_seconds": 60, "outbox_poll_seconds": 60}  # no poll happens before the test ends
     order_id = await start_saga(pool)
-    await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")  # a pause
-    await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")  # its delivery would wake as well
+    await pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")  # the saga pauses
+    await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")  # a delivery would wake the saga too
 
     async def the_end_is_told() -> bool:
         query = "SELECT count(*) FROM outbox WHERE type LIKE '%cancelled%' AND published_at IS NOT NULL"
@@ -219,9 +219,8 @@ async def test_a_cancelled_saga_is_driven_at_once_in_this_process_and_its_event_
     assert await status_of(pool, order_id) == "cancelled"
 
 
-async def test_a_start_that_comes_too_late_finds_the_order_cancelled_by_the_api(
-    api: httpx.AsyncClient, pool: Pool
-) -> None:
+async def test_a_late_start_finds_the_order_cancelled(api: httpx.AsyncClient, pool: Pool) -> None:
+    """A consumer that starts the saga after the cancel changes nothing."""
     order = await placed(pool)
     await cancel(api, order.id)
     async with pool.acquire() as conn, conn.transaction():

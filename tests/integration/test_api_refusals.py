@@ -1,4 +1,4 @@
-"""Bad input over a real socket: each is one clear problem, at once, and changes nothing."""
+"""Bad input over a real socket: each is one clear problem, answered at once, and changes nothing."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ def post(status: int, code: str, content: Any = None, **headers: str) -> Any:
 
 
 async def counted(api: httpx.AsyncClient, status: int) -> bool:
-    """Tell whether one request to place an order is in the metrics with this status."""
+    """Return whether the metrics count one request to place an order with this status."""
     series = f'http_server_request_duration_seconds_count{{method="POST",route="/orders",status="{status}"}} 1.0'
     return series in (await api.get("/metrics")).text
 
@@ -75,35 +75,41 @@ async def test_bad_input_is_a_clear_problem_and_changes_nothing(
     status: int,
     code: str,
 ) -> None:
+    """Each bad request gets its status and code, and nothing is written."""
     assert_problem(await api.request(method, path, content=body, headers=headers), status, code)
     assert await pool.fetchval("SELECT count(*) FROM orders") == 0
     assert await pool.fetchval("SELECT count(*) FROM idempotency_keys") == 0
 
 
 async def test_a_problem_says_where_every_mistake_is(api: httpx.AsyncClient) -> None:
+    """The `errors` of a problem point to every mistake."""
     answer = await api.post("/orders", json={"items": [LINE | {"unit_price": 9.999}]})
     assert answer.json()["errors"] == [{"pointer": "/items/0/unit_price", "detail": "has more decimals than USD (2)"}]
     several = await api.post("/orders", json={"items": [LINE | {"sku": "", "quantity": 0}], "country": "NO"})
     assert [each["pointer"] for each in several.json()["errors"]] == ["/items/0/sku", "/items/0/quantity", "/country"]
 
 
-async def test_a_method_that_is_not_allowed_is_told_which_are(api: httpx.AsyncClient) -> None:
+async def test_a_405_names_the_allowed_methods(api: httpx.AsyncClient) -> None:
+    """The `Allow` header lists the methods of every route of the path."""
     assert (await api.delete("/orders")).headers["allow"] == "GET, HEAD, POST"
     assert (await api.put(f"/orders/{uuid4()}")).headers["allow"] == "GET, HEAD"
 
 
-async def test_two_idempotency_keys_at_once_are_invalid(api: httpx.AsyncClient) -> None:
+async def test_two_idempotency_keys_are_invalid(api: httpx.AsyncClient) -> None:
+    """A request with two keys is a 400."""
     answer = await api.post("/orders", json=LINE, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
     assert_problem(answer, 400, "idempotency-key-invalid")
 
 
 async def test_a_body_of_just_the_limit_is_read(api: httpx.AsyncClient) -> None:
+    """A body of exactly the maximum size is accepted."""
     body = json.dumps(LINE).encode().ljust(LIMIT)
     assert (await api.post("/orders", content=body, headers=JSON)).status_code == 201
 
 
 @pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "Application/JSON", None])
-async def test_json_is_read_however_it_is_announced(api: httpx.AsyncClient, media_type: str | None) -> None:
+async def test_json_is_read_with_every_content_type(api: httpx.AsyncClient, media_type: str | None) -> None:
+    """Parameters, upper case and a missing Content-Type are accepted."""
     headers = {} if media_type is None else {"content-type": media_type}
     assert (await api.post("/orders", content=json.dumps(LINE), headers=headers)).status_code == 201
 
@@ -114,23 +120,26 @@ async def blanks(chunks: Iterable[int]) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("chunks", [17, 1000])
-async def test_a_body_of_unknown_length_is_counted_while_it_is_read(api: httpx.AsyncClient, chunks: int) -> None:
+async def test_a_chunked_body_is_counted(api: httpx.AsyncClient, chunks: int) -> None:
+    """A chunked body beyond the limit is a 413."""
     answer = await api.post("/orders", content=blanks(range(chunks)), headers=JSON)
     assert_problem(answer, 413, "body-too-large")
 
 
-async def test_a_body_without_end_is_cut_off_however_much_time_it_has(database_url: str) -> None:
+async def test_an_endless_body_is_cut_off(database_url: str) -> None:
+    """The service stops reading after a maximum of discarded bytes."""
     async with serving(database_url, http_body_timeout_seconds=3600) as api:
-        with contextlib.suppress(httpx.TransportError):  # the answer may be lost where a client goes on and on
+        with contextlib.suppress(httpx.TransportError):  # a client that never stops sending may lose the answer
             await api.post("/orders", content=blanks(itertools.count()), headers=JSON)
         await wait_until(lambda: counted(api, 413), AMPLE_SECONDS, "the request in the metrics")
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_given_up_and_the_connection_closed(database_url: str) -> None:
+async def test_a_late_body_is_a_408(database_url: str) -> None:
+    """A body that does not arrive in time is a 408, and the connection closes."""
     async with serving(database_url, http_body_timeout_seconds=0.05) as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
         writer.write(HEAD.encode() + b"{")
-        answer = (await reader.read()).decode()  # to the end: it is the server that closes
+        answer = (await reader.read()).decode()  # until the server closes
         writer.close()
     head, _, body = answer.partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 408 ")
@@ -138,9 +147,8 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up_and_the_connectio
     assert json.loads(body)["code"] == "body-timeout"
 
 
-async def test_a_client_that_hangs_up_before_its_body_is_complete_changes_nothing_and_is_no_error_of_ours(
-    api: httpx.AsyncClient, pool: Pool
-) -> None:
+async def test_a_client_that_disconnects_early_changes_nothing(api: httpx.AsyncClient, pool: Pool) -> None:
+    """A disconnect within the body is status 499 in the metric, and no error."""
     _, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
     writer.write(HEAD.encode() + json.dumps(LINE).encode())
     await writer.drain()
@@ -149,7 +157,8 @@ async def test_a_client_that_hangs_up_before_its_body_is_complete_changes_nothin
     assert await pool.fetchval("SELECT count(*) FROM orders") == 0
 
 
-async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now(database_url: str, pool: Pool) -> None:
+async def test_a_busy_pool_is_a_503(database_url: str, pool: Pool) -> None:
+    """While requests use every connection of the pool, another write is a 503 with Retry-After."""
     async with serving(database_url, database_pool_size=1, idempotency_wait_seconds=AMPLE_SECONDS) as api:
         async with request_under_way(pool, IdempotencyKey("default", "k", b"", 1)):
             waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
@@ -161,12 +170,14 @@ async def test_when_every_connection_is_busy_the_next_request_is_refused_for_now
         assert (await api.post("/orders", json=LINE)).status_code == 201
 
 
-async def test_a_statement_that_is_not_answered_in_time_is_unavailable_for_now(database_url: str, pool: Pool) -> None:
+async def test_a_slow_statement_is_a_503(database_url: str, pool: Pool) -> None:
+    """A statement without an answer in time is a 503."""
     async with serving(database_url, database_statement_seconds=0.2) as api, locked(pool):
         assert_problem(await api.get(f"/orders/{uuid4()}"), 503, "database-unavailable")
 
 
-async def test_who_finds_every_connection_in_use_is_told_to_come_again(database_url: str, pool: Pool) -> None:
+async def test_a_read_without_a_free_connection_is_a_503(database_url: str, pool: Pool) -> None:
+    """A read that waits too long for a connection of the pool is a 503."""
     async with serving(database_url, database_pool_size=1, database_pool_wait_seconds=0.5) as api:
 
         async def is_answered() -> bool:
@@ -182,13 +193,14 @@ async def test_who_finds_every_connection_in_use_is_told_to_come_again(database_
 
 @contextlib.asynccontextmanager
 async def locked(pool: Pool) -> AsyncIterator[None]:
-    """Let nobody read an order meanwhile."""
+    """Lock the orders, so that no request can read one."""
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute("LOCK TABLE orders")
         yield
 
 
 async def test_a_refusal_shows_a_bound_as_a_number(api: httpx.AsyncClient) -> None:
+    """A problem's detail shows a decimal limit as a plain number."""
     answer = await api.post("/orders", json=LINE | {"unit_price": "99999999999"})
     [error] = answer.json()["errors"]
     assert error == {

@@ -1,4 +1,4 @@
-"""What is refused below the application: heads that are too large or too slow, and connections beyond the bound."""
+"""Limits below the application: heads that are too large or too slow, and too many connections."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-LATE = 0.1  # seconds a head may take, where that matters
+LATE = 0.1  # seconds for a head, in tests of that deadline
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,16 @@ LATE = 0.1  # seconds a head may take, where that matters
         ([POST, b"1\r\n{\r\n0\r\n", *[b"T: " + b"t" * 1000 + b"\r\n"] * 100], 431, "headers-too-large"),
     ],
 )
-async def test_what_goes_beyond_the_bounds_of_a_head_is_a_problem_while_it_arrives(
+async def test_a_head_beyond_its_limits_is_a_problem(
     api: httpx.AsyncClient, parts: list[bytes], status: int, code: str
 ) -> None:
+    """A target or headers beyond the limit are refused while they arrive."""
     problem(await said(api, *parts), status, code)
     assert (await api.get("/livez")).status_code == 200
 
 
-async def test_a_refusal_reaches_a_client_that_listens_only_when_it_has_said_all(api: httpx.AsyncClient) -> None:
-    """The server reads on for a moment: closed on unread bytes, it would reset, and take its own answer back."""
+async def test_a_refusal_reaches_a_client_that_sends_first(api: httpx.AsyncClient) -> None:
+    """The server keeps reading for a moment: closing with unread bytes would lose the answer."""
 
     async def answered() -> bytes:
         async with dialled(api) as (reader, writer):
@@ -65,17 +66,19 @@ async def test_a_refusal_reaches_a_client_that_listens_only_when_it_has_said_all
                     writer.write(part)
                     await writer.drain()
                 return await reader.read()
-        return b""  # that moment was too short for a machine that stalled
+        return b""  # the machine stalled for longer than the server lingers
 
     problem(await wait_until(answered, AMPLE_SECONDS, "an answer"), 431, "headers-too-large")
 
 
-async def test_a_head_of_just_the_bounds_is_read(api: httpx.AsyncClient) -> None:
+async def test_a_head_of_exactly_the_limits_is_read(api: httpx.AsyncClient) -> None:
+    """A head of the maximum size is accepted."""
     target = "/livez?" + "a" * (8192 - len("/livez?"))
     assert (await api.get(target, headers={"A": "a" * 15_000})).status_code == 200
 
 
 async def test_a_trailer_is_no_header(api: httpx.AsyncClient) -> None:
+    """A header after the body is dropped."""
     order = b'{"sku": "a", "quantity": 1, "unit_price": 1}'
     head = POST.replace(b"Host", b"Connection: close\r\nHost")
     answer = await said(api, head, b"%x\r\n%b\r\n0\r\nIdempotency-Key: two words\r\n\r\n" % (len(order), order))
@@ -83,17 +86,20 @@ async def test_a_trailer_is_no_header(api: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("start", [b"G", HEAD, HEAD + b"A: b", b"\r\n"])
-async def test_a_head_that_does_not_arrive_in_time_is_given_up(database_url: str, start: bytes) -> None:
+async def test_a_late_head_is_a_408(database_url: str, start: bytes) -> None:
+    """A head that does not arrive in time is a 408, and the connection closes."""
     async with serving(database_url, http_header_timeout_seconds=LATE) as api:
         problem(await said(api, first=start), 408, "header-timeout")
 
 
-async def test_a_connection_that_says_nothing_is_closed_without_a_word(database_url: str) -> None:
+async def test_a_silent_connection_is_closed(database_url: str) -> None:
+    """A connection without any bytes is closed without an answer."""
     async with serving(database_url, http_header_timeout_seconds=LATE) as api:
         assert await said(api) == b""
 
 
 async def test_the_next_head_on_a_connection_has_a_deadline_too(database_url: str) -> None:
+    """The deadline of a head also applies to later requests of a connection."""
     async with serving(database_url, http_header_timeout_seconds=LATE) as api, dialled(api, get()) as (reader, writer):
         assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200")
         writer.write(HEAD)
@@ -101,7 +107,7 @@ async def test_the_next_head_on_a_connection_has_a_deadline_too(database_url: st
 
 
 async def trickle(writer: asyncio.StreamWriter, over: asyncio.Event) -> None:
-    """Send a byte of a header again and again, never the end of it."""
+    """Keep sending bytes of a header, and never its end."""
     with contextlib.suppress(ConnectionError):
         while not over.is_set():
             writer.write(b"a")
@@ -110,7 +116,8 @@ async def trickle(writer: asyncio.StreamWriter, over: asyncio.Event) -> None:
                 await asyncio.wait_for(over.wait(), 0.02)
 
 
-async def test_a_head_that_trickles_in_is_given_up_all_the_same(database_url: str) -> None:
+async def test_a_trickling_head_is_a_408(database_url: str) -> None:
+    """Single bytes do not extend the deadline of a head."""
     over = asyncio.Event()
     async with (
         serving(database_url, http_header_timeout_seconds=0.3) as api,
@@ -122,9 +129,10 @@ async def test_a_head_that_trickles_in_is_given_up_all_the_same(database_url: st
         await slow
 
 
-async def test_the_rest_of_a_body_that_was_not_read_does_not_keep_a_connection_for_ever(
+async def test_an_unread_body_has_a_deadline(
     api: httpx.AsyncClient,
 ) -> None:
+    """The rest of a body that no route reads cannot hold a connection for ever."""
     answer = await said(api, POST.replace(b"/orders", b"/nowhere"))
     assert answer.startswith(b"HTTP/1.1 404 ")
 
@@ -135,6 +143,7 @@ async def open_ones(api: httpx.AsyncClient, count: int, stack: contextlib.AsyncE
 
 @pytest.mark.parametrize("rest", [b"no number\r\n", b"1" + b";x" * 100_000], ids=["broken", "too large"])
 async def test_a_request_that_was_answered_early_gets_no_second_answer(api: httpx.AsyncClient, rest: bytes) -> None:
+    """A malformed rest of a body closes the connection without a second answer."""
     early = POST.replace(b"application/json", b"text/plain")
     async with dialled(api, early) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
         answer = await reader.readuntil(b"}")
@@ -143,17 +152,20 @@ async def test_a_request_that_was_answered_early_gets_no_second_answer(api: http
         assert await reader.read() == b""
 
 
-async def test_many_slow_sockets_are_in_each_others_way_and_not_in_a_neighbours(database_url: str) -> None:
+async def test_many_slow_sockets_replace_each_other(database_url: str) -> None:
+    """At the limit a new connection replaces the one that has waited longest without a request."""
     async with (
         serving(database_url, http_max_connections=20) as api,
         contextlib.AsyncExitStack() as stack,
     ):
-        assert (await api.get("/livez")).status_code == 200  # the neighbour's connection is of use: it stays
+        assert (
+            await api.get("/livez")
+        ).status_code == 200  # the neighbour's connection has served a request, so it stays
         slow = await open_ones(api, 100, stack)
         for _, writer in slow:
             writer.write(HEAD)
         gone = asyncio.gather(*(reader.read() for reader, _ in slow[:70]), return_exceptions=True)
-        assert len(await asyncio.wait_for(gone, AMPLE_SECONDS)) == 70  # those before made room for those after
+        assert len(await asyncio.wait_for(gone, AMPLE_SECONDS)) == 70  # later connections replaced the earlier ones
         for _ in range(20):
             order = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
             assert (await api.post("/orders", json=order)).status_code == 201
@@ -161,19 +173,23 @@ async def test_many_slow_sockets_are_in_each_others_way_and_not_in_a_neighbours(
             assert (await newcomer.get("/livez")).status_code == 200
 
 
-async def test_where_every_connection_is_at_work_the_next_one_is_told_to_come_again(database_url: str) -> None:
+async def test_busy_connections_are_not_replaced(database_url: str) -> None:
+    """If all connections are serving requests, a new one gets a 503."""
     async with (
         serving(database_url, http_max_connections=2, http_body_timeout_seconds=60) as api,
         contextlib.AsyncExitStack() as stack,
     ):
         for reader, writer in await open_ones(api, 2, stack):
             writer.write(POST.replace(b"Host", b"Expect: 100-continue\r\nHost"))
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it is at work
+            assert (
+                await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            )  # the request is being served
         answer = await said(api)
         assert int(problem(answer, 503, "too-many-connections")["retry-after"]) > 0
 
 
-async def test_a_client_that_does_not_read_its_answers_is_cut_off_and_its_place_is_free(database_url: str) -> None:
+async def test_a_client_that_does_not_read_is_cut_off(database_url: str) -> None:
+    """Its connection is aborted after the deadline, and its slot becomes free."""
     settings: dict[str, Any] = {"http_answer_timeout_seconds": 0.2, "http_max_connections": 2}
     async with serving(database_url, **settings) as api:
         with socket.socket() as deaf:
@@ -192,6 +208,7 @@ BODY_LATER = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
 
 @pytest.mark.parametrize(("request_", "rest"), [(get(), b""), (BODY_LATER, b"{}")], ids=["answered", "answered early"])
 async def test_an_idle_connection_is_closed_after_its_time(database_url: str, request_: bytes, rest: bytes) -> None:
+    """An idle connection is closed after the keep-alive time."""
     async with serving(database_url, http_keep_alive_seconds=1) as api, dialled(api) as (reader, writer):
         writer.write(request_)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
@@ -199,13 +216,16 @@ async def test_an_idle_connection_is_closed_after_its_time(database_url: str, re
         await asyncio.wait_for(reader.read(), AMPLE_SECONDS)
 
 
-def test_an_idle_connection_is_kept_longer_than_proxies_keep_theirs() -> None:
+def test_idle_connections_outlive_those_of_proxies() -> None:
+    """The default keep-alive time exceeds the 60 s that proxies commonly use."""
     settings = load(Settings, database_url="postgresql://127.0.0.1/orders", roles="api")
     with server_listener.listen("127.0.0.1", 0) as listener:
         assert make_server(settings, listener).config.timeout_keep_alive > 60
 
 
-async def test_connections_that_their_clients_reset_are_forgotten(api: httpx.AsyncClient) -> None:
+async def test_reset_connections_are_forgotten(api: httpx.AsyncClient) -> None:
+    """A connection that its client reset leaves no object behind."""
+
     def remembered() -> int:
         return sum(isinstance(each, GuardedProtocol) for each in gc.get_objects())
 
@@ -219,7 +239,8 @@ async def test_connections_that_their_clients_reset_are_forgotten(api: httpx.Asy
     await wait_until(lambda: gc.collect() >= 0 and remembered() <= before, AMPLE_SECONDS, "the end of their protocols")
 
 
-def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged() -> None:
+def test_an_answer_is_not_delayed_by_nagle() -> None:
+    """The body of a response does not wait for the acknowledgement of its head."""
     with server_listener.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:

@@ -1,4 +1,4 @@
-"""The PostgreSQL of `orders demo`: it keeps its data, keeps to itself, and leaves nothing behind."""
+"""The PostgreSQL of `orders demo`: it keeps its data, admits no one else, and leaves no process behind."""
 
 import os
 import subprocess
@@ -54,6 +54,7 @@ def start_and_kill_owner(directory: Path, environment: dict[str, str]) -> psutil
 
 
 async def test_data_survives_stop_and_start(server_directory: Path) -> None:
+    """A second run on the same directory finds the data of the first."""
     server = Postgres(server_directory)
     async with server:
         await remember(server.url, "kept")
@@ -61,7 +62,8 @@ async def test_data_survives_stop_and_start(server_directory: Path) -> None:
         assert await recall(server.url) == ["kept"]
 
 
-async def test_the_password_and_the_data_are_found_again_by_the_next_run(server_directory: Path) -> None:
+async def test_the_next_run_reuses_password_and_data(server_directory: Path) -> None:
+    """A second server on the same directory has the same password."""
     async with Postgres(server_directory) as first:
         await remember(first.url, "kept")
     async with Postgres(server_directory) as second:
@@ -69,6 +71,7 @@ async def test_the_password_and_the_data_are_found_again_by_the_next_run(server_
 
 
 async def test_committed_data_survives_sigkill_of_every_process(server_directory: Path) -> None:
+    """Recovery restores every committed row."""
     async with Postgres(server_directory) as server:
         await remember(server.url, "committed")
         await server.kill()
@@ -76,7 +79,8 @@ async def test_committed_data_survives_sigkill_of_every_process(server_directory
         assert await recall(server.url) == ["committed"]
 
 
-async def test_a_second_run_on_the_same_directory_is_refused_and_harms_nothing(server_directory: Path) -> None:
+async def test_a_second_run_is_refused_and_harmless(server_directory: Path) -> None:
+    """The directory is locked, and the running server is not affected."""
     async with Postgres(server_directory) as server:
         with pytest.raises(ConfigurationError, match="another run is using"):
             await Postgres(server_directory).start()
@@ -84,13 +88,15 @@ async def test_a_second_run_on_the_same_directory_is_refused_and_harms_nothing(s
 
 
 async def test_it_listens_on_the_loopback_address_only(server_directory: Path) -> None:
+    """The server has one listening socket, on 127.0.0.1."""
     async with Postgres(server_directory) as server:
         sockets = psutil.Process(server.process.pid).net_connections("all")
         listening = {tuple(s.laddr) for s in sockets if s.status == psutil.CONN_LISTEN or s.family.name == "AF_UNIX"}
         assert listening == {("127.0.0.1", server.port)}
 
 
-async def test_it_admits_nobody_without_the_password(server_directory: Path) -> None:
+async def test_it_requires_the_password(server_directory: Path) -> None:
+    """A connection without the password is refused."""
     async with Postgres(server_directory) as server:
         for password in ("wrong", ""):
             with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
@@ -99,7 +105,8 @@ async def test_it_admits_nobody_without_the_password(server_directory: Path) -> 
         assert [oct(path.stat().st_mode & 0o777) for path in files] == ["0o700", "0o700", "0o600"]
 
 
-async def test_it_runs_below_a_directory_that_is_closed_to_other_users(tmp_path: Path) -> None:
+async def test_it_runs_below_a_closed_directory(tmp_path: Path) -> None:
+    """It runs below a directory that other users cannot enter."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     async with Postgres(private) as server:
@@ -108,6 +115,7 @@ async def test_it_runs_below_a_directory_that_is_closed_to_other_users(tmp_path:
 
 
 async def test_no_process_is_left_after_the_end(server_directory: Path) -> None:
+    """After `stop` no process of the server exists."""
     async with Postgres(server_directory) as server:
         postmaster = psutil.Process(server.process.pid)
         processes = [postmaster, *postmaster.children(recursive=True)]
@@ -116,13 +124,15 @@ async def test_no_process_is_left_after_the_end(server_directory: Path) -> None:
         running_url(server_directory)
 
 
-async def test_a_killed_owner_takes_its_server_along(server_directory: Path) -> None:
+async def test_a_killed_owner_stops_its_server(server_directory: Path) -> None:
+    """The server ends when the process that started it is killed."""
     postmaster = start_and_kill_owner(server_directory, dict(os.environ))
     await wait_until(lambda: not is_alive(postmaster), AMPLE_SECONDS, "end of the server")
 
 
-async def test_a_server_that_outlived_its_owner_is_stopped_by_the_next_run(server_directory: Path) -> None:
-    # Without `setpriv` in sight the server cannot be tied to its owner, as on systems that have no such thing.
+async def test_the_next_run_stops_a_leftover_server(server_directory: Path) -> None:
+    # Without `setpriv`, as on some systems, the server cannot be tied to its owner.
+    """A server that outlived its owner is stopped before the new one starts."""
     postmaster = start_and_kill_owner(server_directory, {**os.environ, "PATH": "/nowhere"})
     assert is_alive(postmaster)
     await remember(running_url(server_directory), "by the former run")
@@ -131,7 +141,8 @@ async def test_a_server_that_outlived_its_owner_is_stopped_by_the_next_run(serve
         assert await recall(server.url) == ["by the former run"]
 
 
-async def test_a_frozen_server_goes_on_where_it_was(server_directory: Path) -> None:
+async def test_a_frozen_server_continues(server_directory: Path) -> None:
+    """After SIGSTOP and SIGCONT the server works as before."""
     async with Postgres(server_directory) as server:
         conn = await asyncpg.connect(server.url)
         server.freeze()
@@ -143,16 +154,19 @@ async def test_a_frozen_server_goes_on_where_it_was(server_directory: Path) -> N
 
 
 async def test_a_failed_start_shows_the_end_of_the_log(server_directory: Path) -> None:
+    """The error of a failed start contains the end of the server's log."""
     server = EmbeddedPostgres(server_directory, find_binaries(), settings={"fsync": "off", "no_such": "setting"})
     with pytest.raises(DatabaseUnavailable, match="unrecognized configuration parameter"):
         await server.start()
 
 
-def test_a_chosen_directory_without_binaries_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+def test_a_directory_without_binaries_names_the_setting(tmp_path: Path) -> None:
+    """The error names ORDERS_PG_BIN."""
     with pytest.raises(ConfigurationError, match="ORDERS_PG_BIN"):
         find_binaries(str(tmp_path))
 
 
-def test_binaries_are_found_in_a_place_that_holds_initdb_too() -> None:
+def test_binaries_need_initdb_too() -> None:
+    """The directory found has `initdb` too, and can be chosen by name."""
     assert (find_binaries() / "initdb").is_file()
     assert find_binaries(str(find_binaries())) == find_binaries()

@@ -1,4 +1,4 @@
-"""What a process tells of itself: `/livez`, `/readyz`, `/metrics`, its documents; and what is left without Postgres."""
+"""`/livez`, `/readyz`, `/metrics` and the documents, and how the service behaves without Postgres."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ DOWN = {"status": "down", "checks": [{"name": "postgres", "status": "down", "det
 
 
 async def becomes_ready(process: httpx.AsyncClient, path: str = "/readyz") -> None:
-    """Wait for it: a look at a dependency is given up soon, and what it found is told for a second."""
+    """Wait until the process is ready: a check has a timeout, and its result is reused for a second."""
     await becomes(process, 200, READY, path)
 
 
@@ -79,18 +79,19 @@ FROM_THE_START = (
 
 @pytest.mark.parametrize("path", ["/livez", "/health/live"])
 async def test_a_process_that_answers_is_alive(api: httpx.AsyncClient, path: str) -> None:
+    """`/livez` answers 200."""
     answer = await api.get(path)
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/health/ready"])
 async def test_a_process_with_its_database_is_ready(api: httpx.AsyncClient, path: str) -> None:
+    """`/readyz` answers 200, with one row for each check."""
     await becomes_ready(api, path)
 
 
-async def test_a_process_on_a_schema_that_is_behind_is_not_ready_and_on_a_newer_one_is(
-    api: httpx.AsyncClient, pool: Pool
-) -> None:
+async def test_readiness_depends_on_the_schema(api: httpx.AsyncClient, pool: Pool) -> None:
+    """A process is not ready on a schema that is behind, and ready on a newer one."""
     await pool.execute("UPDATE alembic_version SET version_num = 'of a later release'")
     await becomes_ready(api)
     await pool.execute("DELETE FROM alembic_version")
@@ -98,17 +99,22 @@ async def test_a_process_on_a_schema_that_is_behind_is_not_ready_and_on_a_newer_
 
 
 @pytest.mark.parametrize("roles", ["api", "api,relay,consumer,janitor"])
-async def test_every_metric_is_there_at_zero_from_the_start(database_url: str, sandbox_url: str, roles: str) -> None:
+async def test_every_metric_starts_at_zero(database_url: str, sandbox_url: str, roles: str) -> None:
+    """Every metric of the contract is exposed from the start."""
     partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
     async with serving(database_url, roles=roles, **partners) as process:
         told = await process.get("/metrics")
     assert told.headers["content-type"].startswith("text/plain")
     values = dict(line.rsplit(" ", 1) for line in told.text.splitlines() if not line.startswith("#"))
-    assert {"db_pool_in_use", "log_lines_dropped_total"} <= values.keys()  # of the process: not always at zero
+    assert {
+        "db_pool_in_use",
+        "log_lines_dropped_total",
+    } <= values.keys()  # metrics of the process, which need not be zero
     assert {name: values.get(name) for name in FROM_THE_START} == dict.fromkeys(FROM_THE_START, "0.0")
 
 
-async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_waiting_outbox_rows_are_measured(api: httpx.AsyncClient, pool: Pool) -> None:
+    """The gauges show the number and the age of pending rows."""
     for _ in range(3):
         await api.post("/orders", json=LINE)
     await pool.execute("UPDATE outbox SET pending_since = pending_since - interval '1 hour'")
@@ -123,6 +129,7 @@ async def test_what_waits_in_the_outbox_is_measured(api: httpx.AsyncClient, pool
 
 
 async def test_the_documents_are_served(api: httpx.AsyncClient) -> None:
+    """The service serves its OpenAPI document and its pages."""
     document = (await api.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     assert {"/orders", "/orders/{order_id}", "/livez", "/readyz", "/metrics"} <= set(document["paths"])
@@ -134,15 +141,16 @@ async def test_the_documents_are_served(api: httpx.AsyncClient) -> None:
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
-async def test_without_postgres_every_request_is_a_503_with_a_time_to_come_again_and_all_goes_on_when_it_is_back(
+async def test_requests_are_a_503_while_postgres_is_down(
     server_directory: Path,
 ) -> None:
+    """Each answer has Retry-After, and requests succeed again when Postgres is back."""
     async with servers.postgres(server_directory) as postgres:
         await asyncio.to_thread(migrate, postgres.url)
         async with serving(postgres.url) as api:
             first = await api.post("/orders", json=LINE, headers=KEY)
             await postgres.kill()
-            for _ in range(2):  # with a connection that was open, and with none
+            for _ in range(2):  # with an open connection, and without one
                 for request in (("POST", "/orders"), ("GET", first.headers["location"])):
                     answer = await api.request(*request, json=LINE, headers=KEY)
                     assert_problem(answer, 503, "database-unavailable")
@@ -158,6 +166,7 @@ async def test_without_postgres_every_request_is_a_503_with_a_time_to_come_again
 
 
 async def test_a_process_that_starts_without_postgres_waits_for_it(server_directory: Path) -> None:
+    """The process starts, is not ready, and works when Postgres is up."""
     postgres = servers.postgres(server_directory)
     async with postgres:
         await asyncio.to_thread(migrate, postgres.url)
@@ -169,14 +178,15 @@ async def test_a_process_that_starts_without_postgres_waits_for_it(server_direct
 
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "::1"])
-async def test_the_address_of_everything_takes_both_families(client: str) -> None:
-    """A container whose ORDERS_HOST is `::` is asked by its health check over IPv4."""
+async def test_the_wildcard_address_takes_both_families(client: str) -> None:
+    """A container whose ORDERS_HOST is `::` is also reached over IPv4, as its health check needs."""
     with contextlib.closing(server_listener.listen("::", 0)) as listener:
         _, writer = await asyncio.open_connection(client, listener.getsockname()[1])
         writer.close()
 
 
-async def test_a_short_admin_token_is_warned_about(database_url: str) -> None:
+async def test_a_short_admin_token_is_a_warning(database_url: str) -> None:
+    """An ADMIN_TOKEN under 16 characters is logged as a warning."""
     for token, warned in (("fifteen-letters", True), ("sixteen--letters", False)):
         with capture_logs() as logs:
             async with serving(database_url, admin_token=token):
@@ -192,7 +202,8 @@ async def health_check(port: int | None, **env: str) -> int:
     return await check.wait()
 
 
-async def test_the_health_check_of_the_image_asks_no_proxy(database_url: str) -> None:
+async def test_the_image_health_check_uses_no_proxy(database_url: str) -> None:
+    """Proxy variables do not affect the health check."""
     proxy = {"http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": ""}
     async with serving(database_url) as process:
 

@@ -1,4 +1,4 @@
-"""Intake under failure: the same answers with Redis there, gone, flushed, frozen or lying, and with COMMITs lost."""
+"""Intake with Redis up, down, flushed, frozen or damaged, and with lost COMMITs: the answers are the same."""
 
 import asyncio
 import hashlib
@@ -54,7 +54,8 @@ async def cached(database_url: str, redis_url: str) -> AsyncIterator[httpx.Async
         yield api
 
 
-async def test_a_repeat_is_answered_from_the_copy_to_the_byte(cached: httpx.AsyncClient, redis_url: str) -> None:
+async def test_a_repeat_is_answered_from_the_cached_copy(cached: httpx.AsyncClient, redis_url: str) -> None:
+    """The answer from Redis equals the first answer, byte for byte."""
     first = await place(cached)
     await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
     assert_same(first, await place(cached))
@@ -67,15 +68,17 @@ async def copies_in(redis_url: str) -> int:
 
 
 async def test_another_request_with_a_copied_key_is_refused(cached: httpx.AsyncClient, redis_url: str) -> None:
+    """A cached key also refuses another request."""
     await place(cached)
     await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
     assert_problem(await place(cached, customer_id="other"), 422, "idempotency-key-reused")
 
 
 @pytest.mark.parametrize("hours", [24, 1], ids=["first answer", "replay"])
-async def test_a_copy_ends_no_later_than_its_key(
+async def test_a_copy_expires_no_later_than_its_key(
     cached: httpx.AsyncClient, redis_url: str, pool: db.Pool, hours: int
 ) -> None:
+    """The copy in Redis expires with the key's row or before it."""
     await place(cached)
     await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
     async with Client.from_url(redis_url) as client:
@@ -88,11 +91,12 @@ async def test_a_copy_ends_no_later_than_its_key(
         copy, kept_milliseconds = await client.get(name), await client.pttl(name)
     assert isinstance(copy, bytes)
     key_ends = await pool.fetchval("SELECT extract(epoch FROM expires_at)::float8 FROM idempotency_keys")
-    assert json.loads(copy.split(b"\n")[1])["expires_at"] <= key_ends  # then it is not believed any more
-    assert 0 < kept_milliseconds <= hours * 3_600_000  # then forgotten; Redis counts from when it hears of it
+    assert json.loads(copy.split(b"\n")[1])["expires_at"] <= key_ends  # after that the copy is ignored
+    assert 0 < kept_milliseconds <= hours * 3_600_000  # Redis deletes it then; it counts from the time of the write
 
 
 async def test_a_flushed_redis_changes_no_answer(cached: httpx.AsyncClient, redis_url: str) -> None:
+    """Without the copy the answer comes from Postgres."""
     first = await place(cached)
     async with Client.from_url(redis_url) as client:
         for _ in range(5):
@@ -101,7 +105,7 @@ async def test_a_flushed_redis_changes_no_answer(cached: httpx.AsyncClient, redi
 
 
 def changed(copy: bytes, old: bytes, new: bytes) -> bytes:
-    """Return a copy that says something else, with a digest that fits."""
+    """Return a copy with another content and a matching digest."""
     _, _, content = copy.partition(b"\n")
     assert old in content
     content = content.replace(old, new)
@@ -123,9 +127,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_damaged_copy_decides_no_answer(
+async def test_a_damaged_copy_is_ignored(
     cached: httpx.AsyncClient, redis_url: str, damage: Callable[[bytes], bytes]
 ) -> None:
+    """A copy that cannot be read is ignored."""
     first = await place(cached)
     await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
     async with Client.from_url(redis_url) as client:
@@ -137,7 +142,8 @@ async def test_a_damaged_copy_decides_no_answer(
     assert (await replays(cached, "redis"), await replays(cached, "postgres")) == (0, 1)
 
 
-async def test_a_url_that_asks_for_text_changes_no_answer(database_url: str, redis_url: str) -> None:
+async def test_a_redis_url_with_decoding_changes_no_answer(database_url: str, redis_url: str) -> None:
+    """`decode_responses` in the URL has no effect."""
     async with serving(database_url, redis_url=redis_url + "?decode_responses=True", rate_limit="9/day") as api:
         first = await place(api)
         await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
@@ -145,10 +151,8 @@ async def test_a_url_that_asks_for_text_changes_no_answer(database_url: str, red
         assert await replays(api, "redis") == 1
 
 
-async def test_a_redis_restored_from_before_the_key_was_used_again_is_not_believed(
-    cached: httpx.AsyncClient, redis_url: str, pool: db.Pool
-) -> None:
-    """The old copy says that its key has ended: whatever Redis kept, Postgres is asked."""
+async def test_an_outdated_redis_is_not_trusted(cached: httpx.AsyncClient, redis_url: str, pool: db.Pool) -> None:
+    """The old copy says that its key has expired. Postgres decides, whatever Redis has kept."""
     old = await place(cached)
     await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
     async with Client.from_url(redis_url) as client:
@@ -162,9 +166,8 @@ async def test_a_redis_restored_from_before_the_key_was_used_again_is_not_believ
 
 
 @pytest.mark.parametrize("way", ["kill", "freeze"])
-async def test_a_dead_or_frozen_redis_changes_no_answer_and_only_a_row_of_readiness(
-    database_url: str, server_directory: Path, way: str
-) -> None:
+async def test_a_dead_or_frozen_redis_changes_no_answer(database_url: str, server_directory: Path, way: str) -> None:
+    """Only the row of Redis in `/readyz` changes."""
     async with (
         servers.redis(server_directory) as server,
         serving(database_url, redis_url=server.url, redis_timeout_seconds=0.2) as api,
@@ -179,8 +182,8 @@ async def test_a_dead_or_frozen_redis_changes_no_answer_and_only_a_row_of_readin
         assert (ready.status_code, rows) == (200, {"postgres": "ok", "redis": "degraded"})
 
 
-async def test_a_repeat_gets_one_order_whatever_became_of_the_commit(database_url: str, pool: db.Pool) -> None:
-    """A COMMIT or its answer is lost again and again; a stubborn client ends with one order for each key."""
+async def test_a_repeat_gets_one_order_after_a_lost_commit(database_url: str, pool: db.Pool) -> None:
+    """COMMITs or their answers are lost repeatedly; a client that retries ends with one order per key."""
     parts = urlsplit(database_url)
     proxy = Proxy(parts.hostname or "", parts.port or 0, frames=postgres, dice=random.Random(7))  # noqa: S311
     async with proxy, serving(proxy.url(database_url)) as api:
@@ -203,9 +206,10 @@ async def until_placed(api: httpx.AsyncClient, key: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("lose", "key"), [(fault, key) for fault in ("REQUEST", "ANSWER") for key in ("k", None)])
-async def test_a_lost_commit_is_found_out_about_and_the_first_answer_is_no_replay(
+async def test_the_outcome_of_a_lost_commit_is_found(
     database_url: str, pool: db.Pool, lose: str, key: str | None
 ) -> None:
+    """The service reads the outcome back, and the first answer is not marked as a replay."""
     parts = urlsplit(database_url)
     async with (
         Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy,
@@ -221,7 +225,8 @@ async def test_a_lost_commit_is_found_out_about_and_the_first_answer_is_no_repla
     assert await pool.fetchval("SELECT count(*) FROM outbox") == 1
 
 
-async def test_a_commit_that_stays_unknown_is_a_503_and_the_key_tells_later(database_url: str, pool: db.Pool) -> None:
+async def test_an_unknown_commit_is_a_503(database_url: str, pool: db.Pool) -> None:
+    """A repeat with the same key gets the stored answer."""
     parts = urlsplit(database_url)
     async with (
         Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy,
@@ -235,8 +240,8 @@ async def test_a_commit_that_stays_unknown_is_a_503_and_the_key_tells_later(data
     assert await pool.fetchval("SELECT count(*) FROM orders") == 1
 
 
-async def test_one_order_a_key_where_transactions_are_serializable(database_url: str, pool: db.Pool) -> None:
-    """By the default of the database, that is, which would fail what meets at a key."""
+async def test_one_order_per_key_when_serializable(database_url: str, pool: db.Pool) -> None:
+    """With SERIALIZABLE as the database's default, which would fail transactions that meet at a key."""
     name = database_url.rpartition("/")[2]
     await pool.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
     async with serving(database_url) as api, serving(database_url) as other:
@@ -246,9 +251,8 @@ async def test_one_order_a_key_where_transactions_are_serializable(database_url:
     assert await pool.fetchval("SELECT count(*) FROM orders") == 1
 
 
-async def test_intake_is_closed_while_the_outbox_is_over_its_limit_and_opens_by_itself(
-    database_url: str, pool: db.Pool
-) -> None:
+async def test_a_full_outbox_closes_intake(database_url: str, pool: db.Pool) -> None:
+    """Orders get a 503 while the outbox is over its limit, and are accepted again when it is below."""
     async with db.transaction(pool) as conn:
         for _ in range(3):
             await outbox.add(conn, event())
@@ -261,8 +265,8 @@ async def test_intake_is_closed_while_the_outbox_is_over_its_limit_and_opens_by_
         await wait_until(lambda: is_taken(api), AMPLE_SECONDS, "201")
 
 
-async def test_a_key_that_has_its_answer_is_answered_while_intake_is_closed(database_url: str, pool: db.Pool) -> None:
-    """There is no copy in Redis here; a key in use for another request is told so, a new key gets the 503."""
+async def test_a_known_key_is_answered_while_intake_is_closed(database_url: str, pool: db.Pool) -> None:
+    """Redis has no copy here. A key of another request is refused as such, and a new key gets the 503."""
     async with serving(database_url, outbox_max_pending=2) as api:
         first = await place(api)
         async with db.transaction(pool) as conn:
@@ -283,9 +287,8 @@ async def is_taken(api: httpx.AsyncClient) -> bool:
     return (await place(api, None)).status_code == 201
 
 
-async def test_more_requests_than_the_limit_are_refused_at_once_and_health_is_not(
-    database_url: str, pool: db.Pool
-) -> None:
+async def test_requests_beyond_the_limit_are_refused_at_once(database_url: str, pool: db.Pool) -> None:
+    """Requests beyond the concurrency limit get a 503; health and metrics are not limited."""
     held = IdempotencyKey("default", "k", b"another request", 1)
     patient = serving(database_url, http_max_in_flight=1, idempotency_wait_seconds=AMPLE_SECONDS)
     async with patient as api, request_under_way(pool, held) as other:
@@ -298,7 +301,8 @@ async def test_more_requests_than_the_limit_are_refused_at_once_and_health_is_no
         assert (await waiting).status_code == 201
 
 
-async def test_a_key_tells_what_it_stands_for_until_it_ends(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_a_key_can_be_looked_up_until_it_expires(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """`GET /idempotency-keys/{key}` shows the stored response, and a 404 after the key has expired."""
     key = 'a/b?c%20"d'
     path = f"/idempotency-keys/{quote(key, safe='')}"
     assert_problem(await api.get(path), 404, "idempotency-key-not-found")
@@ -311,6 +315,7 @@ async def test_a_key_tells_what_it_stands_for_until_it_ends(api: httpx.AsyncClie
     assert_problem(await api.get(path), 404, "idempotency-key-not-found")
 
 
-async def test_what_cannot_be_a_key_is_told_so(api: httpx.AsyncClient) -> None:
+async def test_a_malformed_key_is_a_400(api: httpx.AsyncClient) -> None:
+    """Looking up a malformed key is a 400."""
     assert_problem(await api.get(f"/idempotency-keys/{'k' * 256}"), 400, "idempotency-key-invalid")
     assert_problem(await api.get("/idempotency-keys/%C3%BC"), 400, "idempotency-key-invalid")

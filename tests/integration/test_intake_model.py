@@ -1,4 +1,4 @@
-"""Whatever sequence of writes and reads callers come up with, the service answers as a model of its promise says."""
+"""For any sequence of writes and reads, the service answers as a model of its promise."""
 
 import asyncio
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.harness.api import serving
 from tests.harness.wait import AMPLE_SECONDS
 
-KEYS = st.sampled_from(["a", "b", '"c"', "c"])  # the last two are one and the same
+KEYS = st.sampled_from(["a", "b", '"c"', "c"])  # the last two are equal
 BODIES = [
     {"items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}]},
     {"sku": "WIDGET", "quantity": 3, "unitPrice": 9.99, "currency": "USD"},  # the first, spelled another way
@@ -28,7 +28,7 @@ async def execute(url: str, statement: str) -> None:
 
 
 class Callers(RuleBasedStateMachine):
-    """Callers of one service, which each run has to itself."""
+    """Callers of one service; each run has its own."""
 
     base_url: ClassVar[str]
     database_url: ClassVar[str]
@@ -103,7 +103,7 @@ class Callers(RuleBasedStateMachine):
 
 
 async def test_every_sequence_of_requests_is_answered_as_promised(database_url: str) -> None:
-    """Without the roles that start sagas, so that nothing but the callers changes an order."""
+    """Without the roles that start sagas, so that only the callers change orders."""
     examples = settings(max_examples=15, stateful_step_count=30, suppress_health_check=list(HealthCheck))
     async with serving(database_url) as api:
         there = {"base_url": str(api.base_url), "database_url": database_url}

@@ -1,4 +1,4 @@
-"""`GET /orders`: every order once, the newest first, whatever is placed meanwhile, and by an index however many."""
+"""`GET /orders`: every order once, newest first, also while orders are placed, and read by an index."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ INDEXES: dict[str, tuple[Listing, str]] = {
 
 
 async def pages(api: httpx.AsyncClient, **params: Any) -> AsyncIterator[list[dict[str, Any]]]:
-    """Go through all pages."""
+    """Yield the orders of each page."""
     cursor: str | None = None
     while True:
         answer = await api.get("/orders", params=params | ({} if cursor is None else {"cursor": cursor}))
@@ -68,7 +68,7 @@ async def newest_first(pool: db.Pool, condition: str = "true") -> list[str]:
 
 
 async def place_many(pool: db.Pool, number: int = MANY) -> None:
-    """Write orders straight into the table: one a second until noon, one in a hundred not confirmed, half another's."""
+    """Insert orders: one a second until noon, one in a hundred not confirmed, half of them another tenant's."""
     await pool.execute(
         """
         WITH placed AS (
@@ -90,6 +90,7 @@ async def place_many(pool: db.Pool, number: int = MANY) -> None:
 
 
 async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """The listing shows each order as `GET /orders/{id}` does."""
     lines = (Line("A", 1, 5), Line("B", 2, 7), Line("A", 3, 0))
     orders = [
         await placed(pool, lines=lines, customer_id="cus_1", metadata={"a": 1}, currency=currency)
@@ -103,15 +104,14 @@ async def test_orders_are_listed_newest_first_and_in_full(api: httpx.AsyncClient
 
 
 async def test_a_tenant_without_orders_has_an_empty_list(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """Orders of other tenants are not listed."""
     await placed(pool, tenant="other")
     assert (await api.get("/orders")).json() == {"orders": [], "next_cursor": None}
 
 
 @pytest.mark.parametrize("limit", [1, 7, 20, 100])
-async def test_every_order_is_on_one_page_however_long_pages_are(
-    api: httpx.AsyncClient, pool: db.Pool, limit: int
-) -> None:
-    """Of orders that were placed at the same instant too, of which every second page breaks in the middle."""
+async def test_every_order_is_on_exactly_one_page(api: httpx.AsyncClient, pool: db.Pool, limit: int) -> None:
+    """For every page size, also when orders with the same instant are split between two pages."""
     orders = [await placed(pool) for _ in range(40)]
     await placed(pool, tenant="other")
     await pool.execute("UPDATE orders SET placed_at = $1 WHERE id = ANY($2)", NOON, [each.id for each in orders[5:25]])
@@ -121,9 +121,8 @@ async def test_every_order_is_on_one_page_however_long_pages_are(
     assert 0 < len(found[-1]) <= limit
 
 
-async def test_orders_placed_while_pages_are_read_make_no_duplicate_and_no_gap(
-    api: httpx.AsyncClient, pool: db.Pool
-) -> None:
+async def test_new_orders_cause_no_duplicate_and_no_gap(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """Orders placed while a caller reads the pages do not change the listing of older ones."""
     before = {str((await placed(pool)).id) for _ in range(30)}
     seen: list[str] = []
     async for page in pages(api, limit=4):
@@ -134,7 +133,8 @@ async def test_orders_placed_while_pages_are_read_make_no_duplicate_and_no_gap(
     assert len(await listed(api)) > len(before)
 
 
-async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_filters_combine_with_pages(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """Each filter, and all of them together, select the right orders on all pages."""
     await place_many(pool, 1200)
     after, before = NOON - timedelta(seconds=900), NOON - timedelta(seconds=100)
     window = {"placed_after": rfc3339(after), "placed_before": "2026-11-21T13:58:20+02:00"}
@@ -158,6 +158,7 @@ async def test_filters_choose_and_go_together_with_pages(api: httpx.AsyncClient,
 
 
 async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """`placed_after` and `placed_before` exclude orders at the instant itself."""
     order = await placed(pool)
     instant, moment = order.placed_at, timedelta(microseconds=1)
     assert await listed(api, placed_after=rfc3339(instant)) == []
@@ -167,9 +168,8 @@ async def test_both_bounds_are_exclusive(api: httpx.AsyncClient, pool: db.Pool) 
     ) == [str(order.id)]  # fmt: skip
 
 
-async def test_a_cursor_is_a_position_and_opens_nothing_of_another_tenant(
-    api: httpx.AsyncClient, pool: db.Pool
-) -> None:
+async def test_a_cursor_gives_no_access_to_another_tenant(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """A cursor made from another tenant's order only marks a position."""
     mine = await placed(pool)
     theirs = await placed(pool, tenant="other")
     assert await listed(api, cursor=write_cursor(Position(theirs.placed_at, theirs.id))) == [str(mine.id)]
@@ -194,13 +194,14 @@ async def test_a_cursor_is_a_position_and_opens_nothing_of_another_tenant(
         "=",
     ],
 )
-async def test_a_query_that_cannot_be_followed_to_the_letter_is_refused(api: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_query_is_refused(api: httpx.AsyncClient, query: str) -> None:
+    """An unknown, repeated or malformed parameter is a 422."""
     assert_problem(await api.get(f"/orders?{query}"), 422, "validation-failed")
 
 
 @pytest.mark.parametrize("case", INDEXES)
-async def test_a_page_of_many_orders_is_read_by_an_index_alone(pool: db.Pool, case: str) -> None:
-    """No scan of a table, no sort of what an index has in order, and not many more rows looked at than answered."""
+async def test_a_page_is_read_by_an_index(pool: db.Pool, case: str) -> None:
+    """No table scan, no sort, and few rows read beyond those returned."""
     await place_many(pool)
     listing, index = INDEXES[case]
     statement, values = queries.select(listing)
@@ -220,8 +221,8 @@ def _nodes(plan: dict[str, Any]) -> Any:
         yield from _nodes(below)
 
 
-async def test_no_plan_of_a_page_is_kept_for_other_values(pool: db.Pool, database_url: str) -> None:
-    """The server goes over to a plan for all values after five runs of a prepared statement, and it may not fit any."""
+async def test_no_generic_plan_is_used_for_a_page(pool: db.Pool, database_url: str) -> None:
+    """Postgres switches to a generic plan after five runs of a prepared statement, which may fit no value."""
     await placed(pool, customer_id="cus_1")
     listing = Listing(TENANT, 20, customer_id="cus_1", after=Position(NOON + timedelta(days=36_500), uuid4()))
     async with patient_pool(database_url, 1) as one:
@@ -231,12 +232,13 @@ async def test_no_plan_of_a_page_is_kept_for_other_values(pool: db.Pool, databas
     assert [row["statement"] for row in kept if "order_lines" in row["statement"]] == []
 
 
-async def test_a_page_is_one_statement_however_many_orders_and_lines(pool: db.Pool, database_url: str) -> None:
+async def test_a_page_is_one_statement(pool: db.Pool, database_url: str) -> None:
+    """The number of orders and lines does not matter."""
     orders = [await placed(pool, lines=(Line("A", 1, 5),) * 10) for _ in range(10)]
     asked: list[str] = []
 
     class Heard(asyncpg.Connection):
-        """A connection that tells what it is asked: its query log leaves out what is prepared."""
+        """A connection that records prepared statements too, which its query log leaves out."""
 
         async def prepare(self, query: str, **options: Any) -> Any:
             asked.append(query)

@@ -1,4 +1,4 @@
-"""`orders outbox` and `orders dlq` as an operator types them: what they say, and how they exit."""
+"""`orders outbox` and `orders dlq` as an operator types them: their output and exit codes."""
 
 import json
 from functools import partial
@@ -71,7 +71,8 @@ def saga_consumer(pool: Pool) -> Consumer:
     return Consumer(pool, CONSUMER, {PLACED: start}, 1, Signals())
 
 
-async def test_the_outbox_tells_what_waits_and_why(database_url: str, pool: Pool) -> None:
+async def test_the_outbox_commands_show_waiting_rows(database_url: str, pool: Pool) -> None:
+    """`stats` and `list` show pending and parked rows with their reasons."""
     row_id = await parked(pool)
     await placed(pool)
     code, out, err = await orders("outbox", "stats", database_url=database_url)
@@ -92,6 +93,7 @@ async def test_the_outbox_tells_what_waits_and_why(database_url: str, pool: Pool
 
 
 async def test_a_parked_row_is_requeued_once(database_url: str, pool: Pool) -> None:
+    """A second `requeue` finds no parked row, and exits with 1."""
     row_id = await parked(pool)
     assert await orders("outbox", "requeue", str(row_id), database_url=database_url) == (
         0,
@@ -115,11 +117,12 @@ async def test_a_parked_row_is_requeued_once(database_url: str, pool: Pool) -> N
         ("dlq", "replay", "--queue", "orders.other"),
         ("dlq", "purge", "--limit", "0"),
         ("dlq", "purge", "--id", ""),
-        ("dlq", "replay", "--id", "r\udce9f-1"),  # on the command line it is no UTF-8
+        ("dlq", "replay", "--id", "r\udce9f-1"),  # not UTF-8 on the command line
     ],
     ids=lambda args: ascii(" ".join(args)),
 )
-async def test_what_cannot_be_meant_is_a_usage_error(args: tuple[str, ...]) -> None:
+async def test_an_invalid_option_is_a_usage_error(args: tuple[str, ...]) -> None:
+    """The command exits with 2, and changes nothing."""
     code, out, err = await orders(*args, database_url=NOBODY)
     assert (code, out) == (2, "")
     assert "Error: Invalid value for" in err
@@ -137,15 +140,17 @@ async def test_what_cannot_be_meant_is_a_usage_error(args: tuple[str, ...]) -> N
     ],
     ids=str,
 )
-async def test_a_server_out_of_reach_is_3_and_a_bad_setting_2_with_one_line(
+async def test_exit_codes_tell_unavailable_from_misconfigured(
     database_url: str, args: tuple[str, ...], settings: dict[str, str], code: int
 ) -> None:
+    """An unavailable server is exit code 3, a bad setting exit code 2, each with one line."""
     found, out, err = await orders(*args, **{"database_url": database_url, **settings})
     assert (found, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("orders: ")
 
 
-async def test_a_schema_that_is_behind_is_one_line(postgres_url: str) -> None:
+async def test_an_outdated_schema_is_one_line(postgres_url: str) -> None:
+    """The line says what to run."""
     code, out, err = await orders("dlq", "peek", database_url=f"{postgres_url.rpartition('/')[0]}/template1")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "orders migrate" in err
@@ -154,6 +159,7 @@ async def test_a_schema_that_is_behind_is_one_line(postgres_url: str) -> None:
 async def test_dead_letters_are_shown_replayed_and_purged(
     env: dict[str, str], pool: Pool, channel: AbstractChannel
 ) -> None:
+    """`peek`, `replay` and `purge` report what they did to which dead letters."""
     first, second, third = await put(pool, channel, 3)
     code, out, _ = await orders("dlq", "peek", "--json", "--queue", "orders.saga.dlq", **env)
     answer = DeadLettersAnswer.model_validate_json(out)
@@ -198,9 +204,10 @@ async def test_dead_letters_are_shown_replayed_and_purged(
 
 
 @pytest.mark.parametrize("point", ["dlq.rearmed", "dlq.published"])
-async def test_a_replay_killed_in_the_middle_and_run_again_starts_each_saga_once(
+async def test_a_killed_replay_can_be_run_again(
     env: dict[str, str], pool: Pool, rabbitmq_url: str, channel: AbstractChannel, point: str
 ) -> None:
+    """Each saga starts once, even when the first replay was killed in the middle."""
     await put(pool, channel, 3)
     assert (await module("tests.harness.crashing_dlq", "replay", point, **env))[0] == -9
     await holds(channel, 3)
@@ -221,8 +228,8 @@ async def all_started(pool: Pool) -> bool:
     return bool(await pool.fetchval("SELECT count(*) >= 3 FROM sagas"))
 
 
-async def test_the_commands_find_the_database_of_a_running_demo_and_its_parked_rows(server_directory: Path) -> None:
-    """As `orders demo --data-dir` starts it: a database below the directory, and no broker."""
+async def test_the_commands_find_the_database_of_a_demo(server_directory: Path) -> None:
+    """With `--data-dir`, as `orders demo` runs it: a database below the directory, and no broker."""
     async with EmbeddedPostgres(server_directory, find_binaries()) as postgres:
         await in_thread(migrate, postgres.url)
         async with patient_pool(postgres.url, 2) as pool:

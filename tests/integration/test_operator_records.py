@@ -1,4 +1,4 @@
-"""What operators do to messages is on record, as what they do to sagas: by command and by route, before it is done."""
+"""Actions of operators on messages are recorded before they happen, by command and by route."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
 
 
 async def records(pool: Pool) -> list[tuple[Any, ...]]:
-    """Return actor, action, order, reason, outcome, selection, and how many were meant."""
+    """Return actor, action, order, reason, outcome, selection, and the number of selected messages."""
     found = []
     for row in await pool.fetch("SELECT * FROM operator_actions ORDER BY id"):
         selection, counts = [None if row[name] is None else json.loads(row[name]) for name in ("selection", "counts")]
@@ -56,15 +56,15 @@ async def parked(pool: Pool) -> tuple[UUID, UUID]:
     return row_id, order_id
 
 
-async def test_commands_put_each_action_on_record(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
-    """Those that look do not. The reason is optional, and refused if it is none."""
+async def test_commands_record_each_action(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
+    """Reading commands are not recorded. The reason is optional, and refused if it is invalid."""
     [first, second] = await dead_lettered(pool, env["rabbitmq_url"], channel, 2)
     row_id, order_id = await parked(pool)
     for args in (("peek",), ("replay", "--dry-run"), ("purge", "--dry-run", "--reason", WHY)):
         assert (await orders("dlq", *args, **env))[0] == 0
     for command in (("dlq", "purge"), ("dlq", "replay", "--dry-run"), ("outbox", "requeue", str(row_id))):
         assert (await orders(*command, "--reason", "two\nlines", **env))[0] == 2
-    assert (await orders("outbox", "requeue", str(first), **env))[0] == 1  # it is not parked
+    assert (await orders("outbox", "requeue", str(first), **env))[0] == 1  # the row is not parked
     assert await records(pool) == []
     assert (await orders("dlq", "purge", "--id", str(first), "--reason", WHY, **env))[0] == 0
     assert (await orders("dlq", "replay", "--since", "2h", "--limit", "9", **env))[0] == 0
@@ -79,7 +79,8 @@ async def test_commands_put_each_action_on_record(env: dict[str, str], pool: Poo
     assert (await orders("saga", "show", str(second), **env))[1].count("dlq") == 0
 
 
-async def test_routes_put_each_action_on_record(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
+async def test_routes_record_each_action(env: dict[str, str], pool: Pool, channel: AbstractChannel) -> None:
+    """Each write route records the operator, the reason and the outcome."""
     [first, _] = await dead_lettered(pool, env["rabbitmq_url"], channel, 2)
     (row_id, order_id), (other, its_order) = await parked(pool), await parked(pool)
     async with serving(**env, admin_token=TOKEN) as ops:
@@ -105,8 +106,8 @@ async def test_routes_put_each_action_on_record(env: dict[str, str], pool: Pool,
     ]
 
 
-async def test_an_action_that_fails_says_so_on_record(pool: Pool, rabbitmq_url: str, channel: AbstractChannel) -> None:
-    """Also one that could not begin."""
+async def test_a_failed_action_is_recorded_as_failed(pool: Pool, rabbitmq_url: str, channel: AbstractChannel) -> None:
+    """Also an action that could not start."""
 
     def fail(_: str) -> None:
         raise BrokerUnavailable("rabbitmq: the connection was lost")

@@ -1,4 +1,4 @@
-"""`/ops`: what operators see, and that nobody else does."""
+"""`/ops/outbox` and `/ops/stats`: what operators see, and that only operators see it."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -37,9 +37,10 @@ async def rows(ops: httpx.AsyncClient, **params: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("authorization", [None, "Bearer x", f"Bearer {TOKEN}"])
-async def test_without_an_admin_token_there_is_nothing_to_find(
+async def test_without_an_admin_token_the_routes_do_not_exist(
     api: httpx.AsyncClient, path: str, authorization: str | None
 ) -> None:
+    """The answer equals that of an unknown path."""
     headers = {} if authorization is None else {"Authorization": authorization}
     answer = await api.get(path, headers=headers)
     assert_problem(answer, 404, "not-found")
@@ -47,7 +48,8 @@ async def test_without_an_admin_token_there_is_nothing_to_find(
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_who_brings_no_token_is_asked_for_one(ops: httpx.AsyncClient, path: str) -> None:
+async def test_a_missing_token_is_a_401(ops: httpx.AsyncClient, path: str) -> None:
+    """The challenge names no error."""
     del ops.headers["Authorization"]
     answer = await ops.get(path)
     assert_problem(answer, 401, "unauthorized")
@@ -69,22 +71,23 @@ async def test_who_brings_no_token_is_asked_for_one(ops: httpx.AsyncClient, path
         b"",
     ],
 )
-async def test_who_brings_a_wrong_token_is_refused_and_told_nothing(
-    ops: httpx.AsyncClient, path: str, given: bytes
-) -> None:
+async def test_a_wrong_token_is_a_401(ops: httpx.AsyncClient, path: str, given: bytes) -> None:
+    """The answer contains nothing of the right token."""
     answer = await ops.get(path, headers={b"Authorization": given})
     assert_problem(answer, 401, "unauthorized")
     assert answer.headers["www-authenticate"].startswith('Bearer realm="orders", error="invalid_token"')
     assert TOKEN not in answer.text
 
 
-async def test_two_tokens_at_once_are_refused(ops: httpx.AsyncClient) -> None:
+async def test_two_tokens_are_refused(ops: httpx.AsyncClient) -> None:
+    """A request with two Authorization headers is a 401."""
     del ops.headers["Authorization"]
     answer = await ops.get("/ops/stats", headers=[("Authorization", f"Bearer {TOKEN}")] * 2)
     assert_problem(answer, 401, "unauthorized")
 
 
-async def test_a_row_that_waits_is_shown_with_what_it_waits_for(ops: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_waiting_row_is_shown_in_full(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """Rows of all tenants are shown, without the data of the event."""
     order = await placed(pool, tenant="other", metadata={"secret": "x"})
     [row] = await rows(ops)
     event = await pool.fetchrow("SELECT * FROM outbox")
@@ -104,9 +107,8 @@ async def test_a_row_that_waits_is_shown_with_what_it_waits_for(ops: httpx.Async
     }
 
 
-async def test_parked_rows_come_first_with_their_reason_and_then_the_longest_due(
-    ops: httpx.AsyncClient, pool: Pool
-) -> None:
+async def test_parked_rows_come_first(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """Then come the other rows, the longest due first."""
     ids = []
     for _ in range(5):
         await placed(pool)
@@ -135,7 +137,8 @@ async def test_parked_rows_come_first_with_their_reason_and_then_the_longest_due
     assert [row["id"] for row in await rows(ops, limit=2)] == [str(ids[4]), str(ids[1])]
 
 
-async def test_a_row_behind_another_of_its_order_says_so(ops: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_row_behind_another_has_that_reason(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """Its reason names the earlier event of the same order."""
     await placed(pool)
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'nack', attempts = 10")
     await pool.execute(
@@ -150,7 +153,8 @@ async def test_a_row_behind_another_of_its_order_says_so(ops: httpx.AsyncClient,
     ]
 
 
-async def test_the_outbox_is_counted_in_all_whatever_the_limit(ops: httpx.AsyncClient, pool: Pool) -> None:
+async def test_counts_do_not_depend_on_the_limit(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """The counts include rows that are not shown."""
     for _ in range(5):
         await placed(pool)
     await pool.execute("UPDATE outbox SET pending_since = clock_timestamp() - interval '1 hour'")
@@ -167,12 +171,13 @@ async def test_the_outbox_is_counted_in_all_whatever_the_limit(ops: httpx.AsyncC
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "state=parked", "limit=1&limit=1"])
-async def test_a_query_that_cannot_be_followed_is_refused(ops: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_query_is_refused(ops: httpx.AsyncClient, query: str) -> None:
+    """An unknown, repeated or malformed parameter is a 422."""
     assert_problem(await ops.get(f"/ops/outbox?{query}"), 422, "validation-failed")
 
 
-async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, pool: Pool) -> None:
-    """Four orders, of two tenants: one not started, two sagas (one turned back), one that has ended."""
+async def test_the_stats_count_orders_and_sagas(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """Four orders of two tenants: one not started, two with sagas (one compensating), one ended."""
     await placed(pool, tenant="other")
     await start_saga(pool)
     turned, ended = await start_saga(pool), await placed(pool)
@@ -201,12 +206,13 @@ async def test_the_stats_tell_where_the_service_stands(ops: httpx.AsyncClient, p
 
 
 async def stats_at_rest(ops: httpx.AsyncClient) -> httpx.Response | None:
-    """Return the answer, unless a look at the backlog had a connection just then."""
+    """Return the answer, or None if a count of the backlog was using a connection."""
     answer = (await ops.get("/ops/stats")).raise_for_status()
     return None if answer.json()["pools"]["relay"]["in_use"] else answer
 
 
 async def test_the_stats_of_an_empty_service_are_zeroes(ops: httpx.AsyncClient) -> None:
+    """Every count is present, as zero."""
     told = (await ops.get("/ops/stats")).json()
     assert told["orders"] == told["sagas"]["in_flight"] == {"compensating": 0, "pending": 0}
     assert told["sagas"]["oldest_age_seconds"] == told["sagas"]["needs_operator"] == 0
@@ -214,6 +220,7 @@ async def test_the_stats_of_an_empty_service_are_zeroes(ops: httpx.AsyncClient) 
 
 
 async def test_unfinished_orders_are_counted_by_an_index(pool: Pool) -> None:
+    """The count does not read the finished orders."""
     await pool.execute(
         """
         INSERT INTO orders (id, tenant, status, currency, total_minor, version, placed_at, updated_at)

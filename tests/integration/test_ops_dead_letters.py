@@ -1,4 +1,4 @@
-"""`/ops/dlq` and requeueing over HTTP: what the commands do, for operators alone, with clear answers."""
+"""`/ops/dlq` and requeueing over HTTP, for operators only."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -42,9 +42,10 @@ async def treat(ops: httpx.AsyncClient, action: str, **body: Any) -> TreatedAnsw
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_nobody_but_an_operator_gets_in(
+async def test_only_an_operator_is_let_in(
     api: httpx.AsyncClient, ops: httpx.AsyncClient, method: str, path: str
 ) -> None:
+    """Without the token each route is a 401, or a 404 where no operator is configured."""
     assert_problem(await api.request(method, path), 404, "not-found")
     assert_problem(await ops.request(method, path, headers={"Authorization": "Bearer x"}), 401, "unauthorized")
     del ops.headers["Authorization"]
@@ -52,6 +53,7 @@ async def test_nobody_but_an_operator_gets_in(
 
 
 async def test_dead_letters_are_shown_replayed_and_purged(ops: httpx.AsyncClient, channel: AbstractChannel) -> None:
+    """The routes do what the commands do, with the same selectors."""
     expected = await put_many(channel, 5)
     answer = (await ops.get("/ops/dlq", params={"limit": 2, "since": "15m"})).raise_for_status()
     shown = DeadLettersAnswer.model_validate(answer.json(), strict=True)
@@ -74,9 +76,10 @@ async def test_dead_letters_are_shown_replayed_and_purged(ops: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("content", [b"", b" ", b"{}"])
-async def test_without_selectors_all_are_meant(
+async def test_without_selectors_all_are_selected(
     ops: httpx.AsyncClient, channel: AbstractChannel, content: bytes
 ) -> None:
+    """No body, a blank body and `{}` select all dead letters."""
     await put_many(channel, 2)
     answer = await ops.post("/ops/dlq/purge", content=content, headers={"Content-Type": "application/json"})
     assert answer.json()["done"] == 2
@@ -87,6 +90,8 @@ async def test_without_selectors_all_are_meant(
     [
         (b"{", 400, "malformed-request"),
         (b"[]", 422, "validation-failed"),
+        (b"1.5", 422, "validation-failed"),
+        (b"null", 422, "validation-failed"),
         (b'{"since": "soon"}', 422, "validation-failed"),
         (b'{"since": 900}', 422, "validation-failed"),
         (b'{"id": "\\u0000"}', 422, "validation-failed"),
@@ -100,9 +105,10 @@ async def test_without_selectors_all_are_meant(
         (b" " * 70_000, 413, "body-too-large"),
     ],
 )
-async def test_a_selection_that_cannot_be_followed_is_refused_and_nothing_is_touched(
+async def test_an_invalid_selection_changes_nothing(
     ops: httpx.AsyncClient, channel: AbstractChannel, content: bytes, status: int, code: str
 ) -> None:
+    """It is refused with a 4xx, and every dead letter stays."""
     await put_many(channel, 1)
     answer = await ops.post("/ops/dlq/purge", content=content, headers={"Content-Type": "application/json"})
     assert_problem(answer, status, code)
@@ -111,7 +117,8 @@ async def test_a_selection_that_cannot_be_followed_is_refused_and_nothing_is_tou
 
 
 @pytest.mark.parametrize("query", ["limit=101", "since=0m", "since=15", "queue=x", "id=", "dry_run=true"])
-async def test_a_query_is_followed_or_refused(ops: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_query_is_refused(ops: httpx.AsyncClient, query: str) -> None:
+    """A valid query is applied, every other one is a 422."""
     answer = await ops.get(f"/ops/dlq?{query}")
     if query == "since=15":
         assert answer.status_code == 200
@@ -119,9 +126,10 @@ async def test_a_query_is_followed_or_refused(ops: httpx.AsyncClient, query: str
         assert_problem(answer, 422, "validation-failed")
 
 
-async def test_two_at_a_time_is_one_too_many(
+async def test_two_scans_at_a_time_are_refused(
     ops: httpx.AsyncClient, pool: Pool, channel: AbstractChannel, rabbitmq_url: str
 ) -> None:
+    """The second one is a 409 with Retry-After."""
     await put_many(channel, 1)
     async with scan(pool, rabbitmq_url):
         answer = await ops.get("/ops/dlq")
@@ -129,7 +137,8 @@ async def test_two_at_a_time_is_one_too_many(
     assert answer.headers["retry-after"]
 
 
-async def test_a_broker_out_of_reach_is_a_503(database_url: str) -> None:
+async def test_an_unavailable_broker_is_a_503(database_url: str) -> None:
+    """Each route that needs the broker answers with Retry-After."""
     async with serving(database_url, rabbitmq_url="amqp://127.0.0.1:1/", admin_token=TOKEN) as api:
         for method, path in ROUTES[:3]:
             answer = await api.request(method, path, headers={"Authorization": f"Bearer {TOKEN}"})
@@ -137,7 +146,8 @@ async def test_a_broker_out_of_reach_is_a_503(database_url: str) -> None:
             assert answer.headers["retry-after"]
 
 
-async def test_a_parked_row_is_requeued_and_published(ops: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_parked_row_is_requeued_once(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """A second request, or an unknown id, is a 404."""
     await placed(pool)
     row_id = await pool.fetchval("UPDATE outbox SET parked_at = clock_timestamp(), attempts = 10 RETURNING id")
     answer = await ops.post(f"/ops/outbox/{row_id}/requeue")
@@ -151,7 +161,7 @@ async def test_a_parked_row_is_requeued_and_published(ops: httpx.AsyncClient, po
 async def test_without_a_broker_a_replayed_row_is_handled_at_once(
     database_url: str, pool: Pool, sandbox_url: str
 ) -> None:
-    """The relay sleeps for an hour: the replay wakes it."""
+    """The relay polls once an hour: the replay wakes it."""
     await placed(pool)
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x', attempts = 10")
     urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)

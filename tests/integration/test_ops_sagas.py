@@ -1,4 +1,4 @@
-"""`/ops/sagas`: what the commands do, for operators alone, with clear answers."""
+"""`/ops/sagas`, for operators only."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -46,9 +46,10 @@ async def change(ops: httpx.AsyncClient, action: str, order_id: object) -> SagaC
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_nobody_but_an_operator_gets_in(
+async def test_only_an_operator_is_let_in(
     api: httpx.AsyncClient, ops: httpx.AsyncClient, method: str, path: str
 ) -> None:
+    """Without the token each route is a 401, or a 404 where no operator is configured."""
     assert_problem(await api.request(method, path), 404, "not-found")
     assert_problem(await ops.request(method, path, headers=bearer("x")), 401, "unauthorized")
     del ops.headers["Authorization"]
@@ -56,6 +57,7 @@ async def test_nobody_but_an_operator_gets_in(
 
 
 async def test_sagas_of_all_tenants_are_listed_and_shown(ops: httpx.AsyncClient, stage: Stage) -> None:
+    """Stuck sagas come first, then the oldest."""
     first, second = await start_saga(stage.pool, tenant="other"), await start_saga(stage.pool)
     await stage.pool.execute(
         "UPDATE sagas SET deadline_at = clock_timestamp() - interval '2 min' WHERE id = $1", second
@@ -77,9 +79,10 @@ async def test_sagas_of_all_tenants_are_listed_and_shown(ops: httpx.AsyncClient,
     assert (saga.saga.direction, saga.saga.step, saga.saga.attempts) == ("forward", "reserve_inventory", 0)
 
 
-async def test_changes_are_made_and_are_on_record_with_who_and_why(
+async def test_changes_are_recorded_with_operator_and_reason(
     ops: httpx.AsyncClient, database_url: str, stage: Stage
 ) -> None:
+    """Retry and compensate report their outcome, and record it."""
     saga, unstarted = await start_saga(stage.pool), (await placed(stage.pool)).id
     await stage.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")
     assert (await change(ops, "retry", saga)).outcome == "due"
@@ -111,7 +114,7 @@ async def test_changes_are_made_and_are_on_record_with_who_and_why(
 
 
 async def test_a_change_wakes_the_sagas_of_its_process(database_url: str, stage: Stage, sandbox_url: str) -> None:
-    """One that would look by itself after an hour only, at a saga that pauses for an hour."""
+    """The process polls once a minute, and the saga pauses for an hour: the change runs it at once."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": "payment.charge", "kind": "error", "times": 1})
     await stage.orchestrator().run_once()
@@ -128,7 +131,8 @@ async def test_a_change_wakes_the_sagas_of_its_process(database_url: str, stage:
         await wait_until(it_is_confirmed, AMPLE_SECONDS, "end of the saga")
 
 
-async def test_what_cannot_be_done_is_a_conflict_or_not_found(ops: httpx.AsyncClient, stage: Stage) -> None:
+async def test_an_impossible_change_is_a_409_or_a_404(ops: httpx.AsyncClient, stage: Stage) -> None:
+    """The 409 is final and has no Retry-After."""
     saga, unstarted = await start_saga(stage.pool), (await placed(stage.pool)).id
     await stage.drive()
     for action, code in zip(CHANGES, ("saga-not-retriable", "order-not-cancellable"), strict=True):
@@ -159,9 +163,10 @@ async def test_what_cannot_be_done_is_a_conflict_or_not_found(ops: httpx.AsyncCl
         (b" " * 70_000, 413, "body-too-large"),
     ],
 )
-async def test_without_a_good_reason_nothing_is_changed(
+async def test_an_invalid_reason_changes_nothing(
     ops: httpx.AsyncClient, pool: Pool, action: str, content: bytes, status: int, code: str
 ) -> None:
+    """A missing, blank or malformed reason is refused."""
     saga = await start_saga(pool)
     path = f"/ops/sagas/{saga}/{action}"
     assert_problem(await ops.post(path, content=content, headers={"Content-Type": "application/json"}), status, code)
@@ -170,6 +175,36 @@ async def test_without_a_good_reason_nothing_is_changed(
     assert await pool.fetchval("SELECT cancel_requested_at FROM orders") is None
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "unauthorized"),
+        (bearer("x"), 401, "unauthorized"),
+        (bearer(TOKEN), 400, "malformed-request"),
+    ],
+)
+async def test_a_body_is_parsed_for_an_operator_only(
+    ops: httpx.AsyncClient, headers: dict[str, str], status: int, code: str
+) -> None:
+    """Bad JSON without the operators' token is a 401: the answer says nothing about the body."""
+    del ops.headers["Authorization"]
+    for path in (f"/ops/sagas/{SOME_ID}/retry", "/ops/dlq/purge", f"/ops/outbox/{SOME_ID}/requeue"):
+        answer = await ops.post(path, content=b"{", headers={"Content-Type": "application/json", **headers})
+        assert_problem(answer, status, code)
+
+
+async def test_a_mistake_in_a_body_has_its_pointer(ops: httpx.AsyncClient) -> None:
+    """A pointer into the body starts at the body, one into the query at `/query`."""
+    path = f"/ops/sagas/{SOME_ID}/retry"
+    answer = (await ops.post(path, json={"reason": "", "a/b": 1})).json()
+    assert answer["detail"] == "the body is not valid"
+    assert [error["pointer"] for error in answer["errors"]] == ["/reason", "/a~1b"]
+    answer = (await ops.post(f"{path}?dry_run=true", json=WHY)).json()
+    assert answer["detail"] == "the query is not valid"
+    assert [error["pointer"] for error in answer["errors"]] == ["/query/dry_run"]
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "status=confirmed", "status=x", "stuck=1", "older=7"])
-async def test_a_query_that_cannot_be_followed_is_refused(ops: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_query_is_refused(ops: httpx.AsyncClient, query: str) -> None:
+    """An unknown or malformed parameter is a 422."""
     assert_problem(await ops.get(f"/ops/sagas?{query}"), 422, "validation-failed")

@@ -1,4 +1,4 @@
-"""The pages that a person opens: served whole from here, without a script or a style inside them."""
+"""The pages for a browser: served by the service alone, without inline scripts or styles."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +15,7 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 
 
 class Page(HTMLParser):
-    """What a page loads, links to, and has inside."""
+    """The files a page loads, its links, and its inline parts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ Opened = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 @pytest.fixture(params=["service", "sandbox"])
 def opened(request: pytest.FixtureRequest, database_url: str, sandbox_url: str) -> Opened:
-    """Serve one of the two that have pages."""
+    """Serve the service or the sandbox."""
 
     @asynccontextmanager
     async def service() -> AsyncIterator[httpx.AsyncClient]:
@@ -61,8 +61,8 @@ def opened(request: pytest.FixtureRequest, database_url: str, sandbox_url: str) 
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-async def test_a_page_loads_only_what_is_served_with_it(opened: Opened, path: str) -> None:
-    """It works without internet access and under a policy that allows nothing inline."""
+async def test_a_page_loads_only_files_of_the_service(opened: Opened, path: str) -> None:
+    """It works without internet access, and under a policy that allows nothing inline."""
     async with opened() as client:
         answer = (await client.get(path)).raise_for_status()
         assert answer.headers["content-type"].startswith("text/html")
@@ -78,7 +78,8 @@ async def test_a_page_loads_only_what_is_served_with_it(opened: Opened, path: st
             assert not re.search(rb"url\(['\"]?(?:https?:)?//|@import", loaded.content) or asset.endswith(".js")
 
 
-async def test_the_landing_page_leads_to_what_is_there(opened: Opened) -> None:
+async def test_every_link_of_the_landing_page_works(opened: Opened) -> None:
+    """Each link answers 200."""
     async with opened() as client:
         page = (await client.get("/", headers={"Host": "a&b'c"})).text
         assert "a&b'c" not in page
@@ -89,7 +90,8 @@ async def test_the_landing_page_leads_to_what_is_there(opened: Opened) -> None:
             (await client.get(link)).raise_for_status()
 
 
-async def test_the_initializer_shows_the_document_of_the_same_server(opened: Opened) -> None:
+async def test_the_docs_show_this_server_s_document(opened: Opened) -> None:
+    """Swagger UI loads the OpenAPI document of the same server."""
     async with opened() as client:
         script = (await client.get("/docs/swagger-initializer.js")).text
         assert 'url: "/openapi.json"' in script

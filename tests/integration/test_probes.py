@@ -1,4 +1,4 @@
-"""What probes cost: one look a second for all of them, over connections that nothing else needs."""
+"""The cost of probes: one check a second for all of them, over connections reserved for that."""
 
 import asyncio
 import contextlib
@@ -34,17 +34,19 @@ async def locked(pool: Pool, table: str) -> AsyncIterator[None]:
 
 
 async def ask(api: httpx.AsyncClient, *paths: str) -> list[httpx.Response]:
-    """Ask for each path many times at once."""
+    """Request each path many times at once."""
     return await asyncio.gather(*(api.get(path) for path in paths * PROBES))
 
 
 async def test_probes_share_few_connections(api: httpx.AsyncClient, pool: Pool) -> None:
+    """Many probes at a time use few database connections."""
     answers = await ask(api, "/readyz", "/metrics")
     assert {answer.status_code for answer in answers} == {200}
     assert 0 < await pool.fetchval(LOOKED) <= PROBE_POOL_SIZE
 
 
 async def test_readiness_waits_for_no_request(database_url: str, pool: Pool) -> None:
+    """Requests that use every connection do not delay `/readyz`."""
     async with serving(database_url, database_pool_size=1) as api:
         async with locked(pool, "orders"):
             placing = asyncio.create_task(api.post("/orders", json=LINE))
@@ -53,7 +55,8 @@ async def test_readiness_waits_for_no_request(database_url: str, pool: Pool) -> 
         assert (await placing).status_code == 201
 
 
-async def test_a_count_that_hangs_is_not_made_twice(api: httpx.AsyncClient, pool: Pool) -> None:
+async def test_a_hanging_count_is_not_started_twice(api: httpx.AsyncClient, pool: Pool) -> None:
+    """Further callers wait for the running count."""
     async with locked(pool, "sagas"):
         asking = asyncio.create_task(ask(api, "/metrics"))
         await wait_until(lambda: pool.fetchval(WAITS_FOR, "FROM sagas s"), AMPLE_SECONDS, "a count")
@@ -64,6 +67,7 @@ async def test_a_count_that_hangs_is_not_made_twice(api: httpx.AsyncClient, pool
 async def test_readiness_opens_no_connection_to_the_broker(
     database_url: str, pool: Pool, broker_proxy: Proxy, rabbitmq_url: str
 ) -> None:
+    """It uses the connection that the process has."""
     async with serving(database_url, roles="relay", rabbitmq_url=broker_proxy.url(rabbitmq_url)) as process:
 
         async def says(postgres: str) -> bool:
@@ -72,5 +76,5 @@ async def test_readiness_opens_no_connection_to_the_broker(
 
         await wait_until(lambda: says("ok"), AMPLE_SECONDS, "readiness")
         broker_proxy.arm(Refuse())
-        await pool.execute("DELETE FROM alembic_version")  # shows which look came after the broker began to refuse
+        await pool.execute("DELETE FROM alembic_version")  # shows which check came after the broker started to refuse
         await wait_until(lambda: says("down"), AMPLE_SECONDS, "a look while the broker refuses")

@@ -1,4 +1,4 @@
-"""`GET /orders/{id}`: conditional, and held back until the order ends where the caller prefers it."""
+"""`GET /orders/{id}`: conditional, and with a wait until the order has ended."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ TOKEN = "a-token-of-the-operators"
 
 
 async def confirm(pool: db.Pool, order_id: UUID) -> None:
-    """End the order as another process does: nobody in this one is told."""
+    """End the order as another process does, without a wake-up in this one."""
     await pool.execute("UPDATE orders SET status = 'confirmed', version = 2 WHERE id = $1", order_id)
 
 
@@ -33,7 +33,8 @@ async def in_the_metrics(api: httpx.AsyncClient, status: str) -> bool:
     return series in (await api.get("/metrics")).text
 
 
-async def test_an_order_is_answered_with_a_strong_etag_of_its_version(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_an_order_has_a_strong_etag_of_its_version(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """Each version of an order has another ETag."""
     order = await placed(pool)
     first = await api.get(f"/orders/{order.id}")
     again = await api.get(f"/orders/{order.id}")
@@ -45,7 +46,8 @@ async def test_an_order_is_answered_with_a_strong_etag_of_its_version(api: httpx
     assert "preference-applied" not in first.headers
 
 
-async def test_a_reason_of_a_newer_release_is_shown_as_it_is(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_a_newer_reason_is_shown_unchanged(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """A reason that a newer release wrote is shown as it is."""
     order = await placed(pool)
     query = "UPDATE orders SET status = 'rejected', status_reason = 'of-a-newer-release', version = 3 WHERE id = $1"
     await pool.execute(query, order.id)
@@ -55,9 +57,8 @@ async def test_a_reason_of_a_newer_release_is_shown_as_it_is(api: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"x", {}', "*"])
-async def test_who_has_the_present_version_is_told_so_without_a_body(
-    api: httpx.AsyncClient, pool: db.Pool, form: str
-) -> None:
+async def test_a_current_version_is_a_304(api: httpx.AsyncClient, pool: db.Pool, form: str) -> None:
+    """The answer has the headers of the 200, and no body."""
     path = f"/orders/{(await placed(pool)).id}"
     tag = (await api.get(path)).headers["etag"]
     answer = await api.get(path, headers={"If-None-Match": form.format(tag)})
@@ -68,7 +69,8 @@ async def test_who_has_the_present_version_is_told_so_without_a_body(
     assert "content-type" not in answer.headers
 
 
-async def test_who_has_an_older_version_gets_the_present_one(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_an_older_version_gets_the_current_one(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """An outdated ETag is answered in full."""
     order = await placed(pool)
     tag = (await api.get(f"/orders/{order.id}")).headers["etag"]
     await confirm(pool, order.id)
@@ -76,17 +78,20 @@ async def test_who_has_an_older_version_gets_the_present_one(api: httpx.AsyncCli
     assert (answer.status_code, answer.json()["status"]) == (200, "confirmed")
 
 
-async def test_a_condition_on_an_order_that_is_not_there_is_not_found(api: httpx.AsyncClient) -> None:
+async def test_a_condition_on_an_unknown_order_is_a_404(api: httpx.AsyncClient) -> None:
+    """Also with `*` and with a wait."""
     headers = {"If-None-Match": "*", **LONG}
     assert_problem(await api.get(f"/orders/{uuid4()}", headers=headers), 404, "order-not-found")
 
 
 async def test_an_order_of_another_tenant_is_not_waited_for(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """The 404 comes at once."""
     order = await placed(pool, tenant="other")
     assert_problem(await api.get(f"/orders/{order.id}", headers=LONG), 404, "order-not-found")
 
 
 async def test_a_wait_ends_when_another_process_ends_the_order(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """A poll finds the end within a moment."""
     orders = [await placed(pool) for _ in range(3)]
     waiting = [asyncio.create_task(api.get(f"/orders/{order.id}", headers=LONG)) for order in orders for _ in range(2)]
     for order in orders:
@@ -97,6 +102,7 @@ async def test_a_wait_ends_when_another_process_ends_the_order(api: httpx.AsyncC
 
 
 async def test_an_order_that_has_ended_is_answered_at_once(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """The wait is capped at 30 s, and does not delay the answer."""
     order = await placed(pool)
     await confirm(pool, order.id)
     answer = await api.get(f"/orders/{order.id}", headers={"Prefer": "wait=3600"})
@@ -104,16 +110,18 @@ async def test_an_order_that_has_ended_is_answered_at_once(api: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
-async def test_when_the_time_is_up_the_order_is_answered_as_it_is(
+async def test_after_the_wait_the_order_is_returned_as_it_is(
     api: httpx.AsyncClient, pool: db.Pool, seconds: int
 ) -> None:
+    """`Preference-Applied` has the seconds of the preference."""
     order = await placed(pool)
     answer = await api.get(f"/orders/{order.id}", headers={"Prefer": f"wait={seconds}"})
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
     assert answer.headers["preference-applied"] == f"wait={seconds}"
 
 
-async def test_a_condition_is_judged_after_the_wait(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_a_condition_is_evaluated_after_the_wait(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """The ETag is compared with the order that would be returned."""
     order = await placed(pool)
     tag = (await api.get(f"/orders/{order.id}")).headers["etag"]
     unchanged = await api.get(f"/orders/{order.id}", headers={"If-None-Match": tag, "Prefer": "wait=1"})
@@ -123,8 +131,8 @@ async def test_a_condition_is_judged_after_the_wait(api: httpx.AsyncClient, pool
     assert (await waiting).json()["status"] == "confirmed"
 
 
-async def test_who_waits_holds_no_connection(database_url: str, pool: db.Pool) -> None:
-    """With one connection for all requests, twenty wait and others are answered."""
+async def test_a_waiter_holds_no_database_connection(database_url: str, pool: db.Pool) -> None:
+    """With one connection for all requests, twenty requests wait while others are answered."""
     order = await placed(pool)
     async with serving(database_url, database_pool_size=1) as api:
         waiting = [asyncio.create_task(api.get(f"/orders/{order.id}", headers=LONG)) for _ in range(20)]
@@ -135,7 +143,8 @@ async def test_who_waits_holds_no_connection(database_url: str, pool: db.Pool) -
         assert {answer.json()["status"] for answer in await asyncio.gather(*waiting)} == {"confirmed"}
 
 
-async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool: db.Pool) -> None:
+async def test_a_client_that_disconnects_ends_its_wait(api: httpx.AsyncClient, pool: db.Pool) -> None:
+    """The request is counted with status 499."""
     order = await placed(pool)
     _, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
     writer.write(f"GET /orders/{order.id} HTTP/1.1\r\nHost: here\r\nPrefer: wait=30\r\n\r\n".encode())
@@ -144,7 +153,8 @@ async def test_a_client_that_hangs_up_ends_its_wait(api: httpx.AsyncClient, pool
     await wait_until(lambda: in_the_metrics(api, "499"), AMPLE_SECONDS, "the request in the metrics")
 
 
-async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str, pool: db.Pool) -> None:
+async def test_a_stopping_process_answers_its_waiters(database_url: str, pool: db.Pool) -> None:
+    """They get the order as it is."""
     order = await placed(pool)
     async with contextlib.AsyncExitStack() as until_answered:
         async with serving(database_url, shutdown_timeout_seconds=2 * AMPLE_SECONDS) as api:
@@ -156,29 +166,29 @@ async def test_a_process_that_is_told_to_end_answers_who_waits(database_url: str
 
 
 async def somebody_polls(pool: db.Pool) -> bool:
-    """Tell whether the table was looked at more often than by placing the order and reading it: by polls."""
+    """Return whether the table was scanned more often than placing and reading the order needs: by polls."""
     looks = "SELECT coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'orders'"
     return bool(await pool.fetchval(looks) > 6)
 
 
-async def test_who_finds_no_place_is_answered_at_once_and_places_become_free_again(pool: db.Pool) -> None:
+async def test_beyond_capacity_a_request_does_not_wait(pool: db.Pool) -> None:
+    """A registration that ends makes room for another, and after `answer_all` there are none."""
     waiters = Waiters(pool, capacity=2)
     first, second = uuid4(), uuid4()
-    with waiters.place(first) as one, waiters.place(first) as two:
+    with waiters.register(first) as one, waiters.register(first) as two:
         assert one is not None
         assert two is not None
-        with waiters.place(second) as none:
+        with waiters.register(second) as none:
             assert none is None
-    with waiters.place(second) as place:
+    with waiters.register(second) as place:
         assert place is not None
-    waiters.leave()
-    with waiters.place(second) as none:
+    waiters.answer_all()
+    with waiters.register(second) as none:
         assert none is None
 
 
-async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none(
-    pool: db.Pool, database_url: str
-) -> None:
+async def test_all_waiters_share_one_query(pool: db.Pool, database_url: str) -> None:
+    """Without waiters there is no query."""
     orders = [await placed(pool) for _ in range(5)]
     asked: list[str] = []
 
@@ -189,17 +199,18 @@ async def test_all_who_wait_are_looked_after_with_one_query_and_nobody_with_none
         await waiters.run_once()
         assert asked == []
         with contextlib.ExitStack() as places:
-            events = [places.enter_context(waiters.place(order.id)) for order in orders for _ in range(3)]
+            events = [places.enter_context(waiters.register(order.id)) for order in orders for _ in range(3)]
             await confirm(pool, orders[0].id)
             await waiters.run_once()
             assert [event is not None and event.is_set() for event in events] == [True] * 3 + [False] * 12
     assert len([query for query in asked if "orders" in query]) == 1
 
 
-async def test_an_order_that_ends_in_this_process_wakes_who_waits_for_it_without_a_poll(stage: Stage) -> None:
+async def test_an_end_in_this_process_wakes_its_waiters(stage: Stage) -> None:
+    """They do not wait for the next poll, and other waiters are not woken."""
     waiters = Waiters(stage.pool, poll_seconds=3600)
     saga = await start_saga(stage.pool)
-    with waiters.place(saga) as ended, waiters.place(uuid4()) as other:
+    with waiters.register(saga) as ended, waiters.register(uuid4()) as other:
         assert ended is not None
         assert other is not None
         await stage.orchestrator(on_finished=waiters.wake).run_once()
@@ -209,7 +220,7 @@ async def test_an_order_that_ends_in_this_process_wakes_who_waits_for_it_without
 
 
 async def test_head_is_get_without_a_body(database_url: str, pool: db.Pool) -> None:
-    """The same status and headers wherever GET is; proxies and health checks ask so."""
+    """HEAD has the status and headers of GET on every path, as proxies and health checks expect."""
     order = f"/orders/{(await placed(pool)).id}"
     paths = ["/livez", "/readyz", "/health/live", "/health/ready", "/metrics", "/", "/docs", "/openapi.json"]
     paths += ["/orders", order, "/idempotency-keys/none", "/nowhere", "/ops/sagas"]

@@ -1,4 +1,4 @@
-"""`orders saga` as an operator types it: what it says, how it exits, and what is left when it is killed."""
+"""`orders saga` as an operator types it: its output, its exit codes, and the state after it is killed."""
 
 import asyncio
 import json
@@ -43,9 +43,8 @@ async def age(pool: Pool, saga_id: UUID, column: str, seconds: int) -> None:
     )
 
 
-async def test_unfinished_sagas_are_listed_those_that_need_a_look_first_and_then_the_oldest(
-    database_url: str, stage: Stage
-) -> None:
+async def test_stuck_sagas_are_listed_first(database_url: str, stage: Stage) -> None:
+    """Then come the other unfinished sagas, the oldest first."""
     ended = await start_saga(stage.pool)
     await stage.drive()
     young, old, late, untaken = [await start_saga(stage.pool) for _ in range(4)]
@@ -53,7 +52,7 @@ async def test_unfinished_sagas_are_listed_those_that_need_a_look_first_and_then
     await age(stage.pool, old, "started_at", 500)
     await age(stage.pool, late, "deadline_at", 61)
     await age(stage.pool, untaken, "next_attempt_at", 61)
-    await compensate(stage.pool, untaken)  # it has no say in the order, being due already
+    await compensate(stage.pool, untaken)  # it is due already, which does not affect the order
     await age(stage.pool, untaken, "next_attempt_at", 61)
     assert await listed(database_url) == [str(each) for each in (late, untaken, old, young)]
     assert await listed(database_url, "--limit", "1") == [str(late)]
@@ -62,7 +61,8 @@ async def test_unfinished_sagas_are_listed_those_that_need_a_look_first_and_then
     assert str(ended) not in await listed(database_url, "--status", "pending")
 
 
-async def test_a_listed_saga_tells_where_it_is_and_what_came_back_last(database_url: str, stage: Stage) -> None:
+async def test_a_listed_saga_shows_its_step_and_last_outcome(database_url: str, stage: Stage) -> None:
+    """Each saga has its step, its next attempt and the last outcome."""
     assert await orders("saga", "list", database_url=database_url) == (0, "0 unfinished sagas shown\n", "")
     saga = await start_saga(stage.pool)
     _, out, _ = await orders("saga", "list", database_url=database_url)
@@ -82,9 +82,8 @@ async def test_a_listed_saga_tells_where_it_is_and_what_came_back_last(database_
     )
 
 
-async def test_a_saga_under_way_tells_who_has_it_and_one_that_was_left_for_how_long(
-    database_url: str, stage: Stage
-) -> None:
+async def test_a_claimed_saga_shows_its_lease(database_url: str, stage: Stage) -> None:
+    """A saga with an expired lease shows since when it is due."""
     saga = await start_saga(stage.pool)
     lease = "UPDATE sagas SET lease_owner = 'worker-1', next_attempt_at = clock_timestamp() + make_interval(secs => $1)"
     await stage.pool.execute(lease, 600.0)
@@ -98,7 +97,8 @@ async def test_a_saga_under_way_tells_who_has_it_and_one_that_was_left_for_how_l
     assert ", stuck\n" in out
 
 
-async def test_a_saga_is_shown_with_every_call_and_with_what_operators_did(database_url: str, stage: Stage) -> None:
+async def test_a_saga_is_shown_with_its_log(database_url: str, stage: Stage) -> None:
+    """The log has every call to a partner, and every action of an operator."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, CHARGE_FAILS)
     await stage.orchestrator().run_once()
@@ -139,7 +139,8 @@ async def test_a_saga_is_shown_with_every_call_and_with_what_operators_did(datab
     assert f"  {ACTOR}  retry: due ({WHY})\n" in out
 
 
-async def test_an_order_whose_saga_has_not_started_is_shown_without_one(database_url: str, pool: Pool) -> None:
+async def test_an_order_without_a_saga_is_shown(database_url: str, pool: Pool) -> None:
+    """The output says that no saga exists."""
     order = await placed(pool)
     code, out, _ = await orders("saga", "show", str(order.id), database_url=database_url)
     assert (code, out.splitlines()[1]) == (
@@ -148,7 +149,9 @@ async def test_an_order_whose_saga_has_not_started_is_shown_without_one(database
     )
 
 
-async def test_compensating_says_what_came_of_it_and_exits_by_it(database_url: str, stage: Stage) -> None:
+async def test_compensate_reports_its_outcome(database_url: str, stage: Stage) -> None:
+    """The exit code is 0 for a change or none needed, and 1 for a refusal."""
+
     async def run(order_id: UUID) -> tuple[int, str, str]:
         return await orders("saga", "compensate", str(order_id), "--reason", WHY, database_url=database_url)
 
@@ -175,7 +178,8 @@ async def test_compensating_says_what_came_of_it_and_exits_by_it(database_url: s
 
 
 @pytest.mark.parametrize("command", [("show",), ("retry", "--reason", WHY), ("compensate", "--reason", WHY)])
-async def test_nobodys_order_is_one_line_and_1(database_url: str, command: tuple[str, ...]) -> None:
+async def test_an_unknown_order_is_one_line(database_url: str, command: tuple[str, ...]) -> None:
+    """The exit code is 1."""
     unknown = str(uuid4())
     name, *options = command
     assert await orders("saga", name, unknown, *options, database_url=database_url) == (
@@ -203,7 +207,8 @@ async def test_nobodys_order_is_one_line_and_1(database_url: str, command: tuple
     ],
     ids=ascii,
 )
-async def test_what_cannot_be_meant_is_a_usage_error(args: tuple[str, ...]) -> None:
+async def test_an_invalid_option_is_a_usage_error(args: tuple[str, ...]) -> None:
+    """The command exits with 2, and changes nothing."""
     code, out, err = await orders("saga", *args, database_url=NOBODY)
     assert (code, out) == (2, "")
     assert "Error: " in err
@@ -219,20 +224,19 @@ async def test_what_cannot_be_meant_is_a_usage_error(args: tuple[str, ...]) -> N
     ],
     ids=str,
 )
-async def test_a_server_out_of_reach_is_3_and_a_bad_setting_2_with_one_line(
+async def test_exit_codes_tell_unavailable_from_misconfigured(
     args: tuple[str, ...], settings: dict[str, str], code: int
 ) -> None:
+    """An unavailable server is exit code 3, a bad setting exit code 2, each with one line."""
     found, out, err = await orders("saga", *args, **settings)
     assert (found, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("orders: ")
 
 
-async def test_a_command_killed_before_its_commit_has_done_nothing_and_run_again_does_it(
-    database_url: str, stage: Stage
-) -> None:
-    """It is killed when it has turned the saga, and waits to put that on record: neither is there without the other."""
+async def test_a_killed_command_can_be_run_again(database_url: str, stage: Stage) -> None:
+    """It is killed between the change of the saga and the audit row: neither is committed without the other."""
     saga = await start_saga(stage.pool)
-    conn = await asyncpg.connect(database_url)  # not of the pool, whose transactions may not be idle for long
+    conn = await asyncpg.connect(database_url)  # not from the pool, which limits idle transactions
     async with conn.transaction():
         await conn.execute("LOCK TABLE operator_actions IN EXCLUSIVE MODE")
         process = await started_compensating(database_url, saga)

@@ -1,4 +1,4 @@
-"""Who is let in, and who is not: bearer tokens on the running service."""
+"""Which bearer tokens the running service accepts, and which it refuses."""
 
 import time
 from collections.abc import AsyncIterator
@@ -51,7 +51,8 @@ async def ask(api: httpx.AsyncClient, given: str) -> httpx.Response:
         {"nbf": 1, "iat": 1},
     ],
 )
-async def test_a_good_token_is_let_in(guarded: httpx.AsyncClient, changes: dict[str, Any]) -> None:
+async def test_a_valid_token_is_accepted(guarded: httpx.AsyncClient, changes: dict[str, Any]) -> None:
+    """Audiences, scopes and times are accepted in each form that issuers use."""
     assert_problem(await ask(guarded, token(**good(**changes))), 404, "order-not-found")
 
 
@@ -83,44 +84,51 @@ REFUSED = {
 
 @pytest.mark.parametrize("given", REFUSED.values(), ids=REFUSED.keys())
 async def test_a_token_is_refused_that_is(guarded: httpx.AsyncClient, given: str) -> None:
+    """Each defect of a token is a 401."""
     answer = await ask(guarded, given)
     assert_problem(answer, 401, "unauthorized")
     assert answer.headers["www-authenticate"].startswith('Bearer realm="orders", error="invalid_token", error_desc')
     assert given not in answer.text
 
 
-async def test_a_request_without_a_token_is_told_what_to_bring_and_of_no_error(guarded: httpx.AsyncClient) -> None:
+async def test_a_missing_token_is_a_401_without_an_error(guarded: httpx.AsyncClient) -> None:
+    """The challenge names the scheme, and no error."""
     answer = await guarded.get(NOWHERE)
     assert_problem(answer, 401, "unauthorized")
     assert answer.headers["www-authenticate"] == 'Bearer realm="orders"'
 
 
 @pytest.mark.parametrize("header", ["Basic YTpi", "Bearer", "Bearer a b", "", "Bearer \xff"])
-async def test_a_header_that_is_no_bearer_token_is_refused(guarded: httpx.AsyncClient, header: str) -> None:
+async def test_a_malformed_header_is_refused(guarded: httpx.AsyncClient, header: str) -> None:
+    """It is a 401 with `invalid_token`."""
     assert_problem(
         await guarded.get(NOWHERE, headers=[(b"authorization", header.encode("latin-1"))]), 401, "unauthorized"
     )
 
 
-async def test_two_tokens_at_once_are_refused_and_none_is_read_from_the_query(guarded: httpx.AsyncClient) -> None:
+async def test_a_token_comes_from_one_header_only(guarded: httpx.AsyncClient) -> None:
+    """Two tokens are refused, and a token in the query is ignored."""
     one = token(**good())
     twice = await guarded.get(NOWHERE, headers=[("Authorization", f"Bearer {one}")] * 2)
     assert_problem(twice, 401, "unauthorized")
     assert_problem(await guarded.get(NOWHERE, params={"access_token": one}), 401, "unauthorized")
 
 
-async def test_a_scope_that_is_missing_is_named(guarded: httpx.AsyncClient) -> None:
+async def test_a_missing_scope_is_named(guarded: httpx.AsyncClient) -> None:
+    """The 403 names the scope that is needed."""
     answer = await guarded.post("/orders", json=LINE, headers=bearer(token(**good(scope="orders:read"))))
     assert_problem(answer, 403, "insufficient-scope")
     assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
     assert answer.headers["www-authenticate"].endswith('scope="orders:write"')
 
 
-async def test_who_may_not_write_is_told_before_the_body_is_read(guarded: httpx.AsyncClient) -> None:
+async def test_a_missing_token_is_found_before_the_body_is_parsed(guarded: httpx.AsyncClient) -> None:
+    """Bad JSON without a token is a 401."""
     assert_problem(await guarded.post("/orders", content=b"{"), 401, "unauthorized")
 
 
 async def test_another_claim_may_name_the_tenant(database_url: str) -> None:
+    """AUTH_TENANT_CLAIM names the claim."""
     settings = {"auth_mode": "jwt", "auth_jwt_secret": SECRET, "auth_tenant_claim": "https://example.com/org"}
     elsewhere: dict[str, Any] = {"tenant": None, "https://example.com/org": "acme"}
     async with serving(database_url, **settings) as api:
@@ -129,7 +137,10 @@ async def test_another_claim_may_name_the_tenant(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
-async def test_a_token_signed_with_a_published_key_is_let_in(database_url: str, issuer: Issuer, algorithm: str) -> None:
+async def test_a_token_signed_with_a_published_key_is_accepted(
+    database_url: str, issuer: Issuer, algorithm: str
+) -> None:
+    """The key is fetched from the issuer."""
     key = issuer.add("k1", algorithm)
     async with serving(database_url, auth_mode="jwt", auth_jwks_url=issuer.url) as api:
         for headers in ({"kid": "k1"}, None):
@@ -140,6 +151,7 @@ async def test_a_token_signed_with_a_published_key_is_let_in(database_url: str, 
 
 
 async def test_a_public_key_never_serves_as_a_shared_secret(database_url: str, issuer: Issuer) -> None:
+    """A token signed with HS256 and a public key is refused."""
     issuer.add("k1", "RS256")
     issuer.extra = [{"kty": "oct", "kid": "k2", "k": jwt.utils.base64url_encode(SECRET.encode()).decode()}]
     async with serving(database_url, auth_mode="jwt", auth_jwks_url=issuer.url) as api:
@@ -147,7 +159,8 @@ async def test_a_public_key_never_serves_as_a_shared_secret(database_url: str, i
             assert_problem(await ask(api, token(SECRET, headers={"kid": key_id})), 401, "unauthorized")
 
 
-async def test_without_the_issuer_no_token_can_be_judged(database_url: str, issuer: Issuer) -> None:
+async def test_without_the_issuer_tokens_are_a_503(database_url: str, issuer: Issuer) -> None:
+    """An unavailable issuer is not the caller's fault."""
     key = issuer.add("k1", "ES256")
     issuer.status = 500
     async with serving(database_url, auth_mode="jwt", auth_jwks_url=issuer.url) as api:
@@ -161,7 +174,8 @@ def es256(key: Any, key_id: str) -> str:
     return token(key, "ES256", {"kid": key_id})
 
 
-async def test_a_new_key_is_fetched_once_it_is_asked_for(issuer: Issuer) -> None:
+async def test_a_new_key_is_fetched_when_needed(issuer: Issuer) -> None:
+    """A rotated key works without a restart."""
     old = issuer.add("old", "ES256")
     async with jwks.open_session() as session:
         tokens = Tokens(jwks.KeySet(session, issuer.url, cooldown_seconds=0))
@@ -172,7 +186,8 @@ async def test_a_new_key_is_fetched_once_it_is_asked_for(issuer: Issuer) -> None
     assert issuer.asked == 2
 
 
-async def test_made_up_key_ids_are_no_load_on_the_issuer(issuer: Issuer) -> None:
+async def test_invented_key_ids_put_no_load_on_the_issuer(issuer: Issuer) -> None:
+    """Unknown key ids cause one fetch in the cooldown."""
     key = issuer.add("k1", "ES256")
     async with jwks.open_session() as session:
         tokens = Tokens(jwks.KeySet(session, issuer.url))
@@ -182,9 +197,10 @@ async def test_made_up_key_ids_are_no_load_on_the_issuer(issuer: Issuer) -> None
     assert issuer.asked == 1
 
 
-async def test_known_keys_stay_good_for_a_while_when_the_issuer_is_out_and_unknown_ones_cannot_be_judged(
+async def test_known_keys_stay_valid_while_the_issuer_is_down(
     issuer: Issuer,
 ) -> None:
+    """A token with an unknown key is a 503 meanwhile."""
     key = issuer.add("k1", "ES256")
     async with jwks.open_session() as session:
         kept = Tokens(jwks.KeySet(session, issuer.url, fresh_seconds=0, cooldown_seconds=0))
@@ -201,14 +217,16 @@ async def test_known_keys_stay_good_for_a_while_when_the_issuer_is_out_and_unkno
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"keys": {}}', b'{"keys": [' + b"1," * 200 + b"1]}", b" " * 300_000, b"[" * 100_000]
 )
-async def test_what_is_no_key_set_counts_as_none(issuer: Issuer, body: bytes) -> None:
+async def test_an_invalid_key_set_is_ignored(issuer: Issuer, body: bytes) -> None:
+    """The service treats it as an unavailable issuer."""
     issuer.body = body
     async with jwks.open_session() as session:
         with pytest.raises(IssuerUnavailable):
             await Tokens(jwks.KeySet(session, issuer.url)).verify(es256(private_key("ES256"), "k1"))
 
 
-async def test_an_issuer_that_does_not_answer_is_given_up_and_asked_once_for_all_who_wait(issuer: Issuer) -> None:
+async def test_a_silent_issuer_is_asked_once(issuer: Issuer) -> None:
+    """The fetch has a timeout, and is not repeated within the cooldown."""
     issuer.silent = True
     async with jwks.open_session() as session:
         tokens = Tokens(jwks.KeySet(session, issuer.url))

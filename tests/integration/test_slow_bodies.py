@@ -1,4 +1,4 @@
-"""Bodies that arrive slowly: in the way of their own sender's others, and of nobody else's requests."""
+"""Bodies that arrive slowly only disturb other bodies of the same sender."""
 
 import asyncio
 import contextlib
@@ -18,8 +18,8 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 1, "unit_price": "9.99"}
 BODY = json.dumps(LINE).encode()
-HEAD = f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n"
-PLACES = 4  # so 2 bodies of one sender may be arriving
+HEAD = f"HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n"
+PLACES = 4  # so two bodies of one sender may arrive at a time
 SLOW = 6
 
 
@@ -31,7 +31,7 @@ class Slow:
         self._writer = writer
 
     async def begin(self, **headers: str) -> None:
-        """Send the head, and wait for the word that the body is read."""
+        """Send the head, and wait for `100 Continue`."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
             f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n{fields}\r\n"
@@ -71,8 +71,8 @@ async def begun(
     return slow
 
 
-async def test_slow_bodies_of_a_tenant_shut_out_no_other(guarded: httpx.AsyncClient) -> None:
-    """Of its own, the last ones to begin stay; those before get a 503 at once."""
+async def test_slow_bodies_affect_only_their_tenant(guarded: httpx.AsyncClient) -> None:
+    """Of one tenant's bodies the newest stay; the others get a 503 at once."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         neighbour = await begun(stack, guarded, **bearer(token(tenant="globex")))
         slow = [await begun(stack, guarded, **bearer(token())) for _ in range(SLOW)]
@@ -80,11 +80,14 @@ async def test_slow_bodies_of_a_tenant_shut_out_no_other(guarded: httpx.AsyncCli
             prompt = await guarded.post("/orders", json=LINE, headers=bearer(token(tenant=tenant)))
             assert prompt.status_code == 201
         assert await neighbour.end() == 201
-        assert [await each.status() for each in slow[:-1]] == [503] * (SLOW - 1)  # one made room for the prompt order
+        assert [await each.status() for each in slow[:-1]] == [503] * (
+            SLOW - 1
+        )  # the prompt order replaced one of them
         assert await slow[-1].end() == 201
 
 
-async def test_without_tokens_an_address_has_its_share(open_api: httpx.AsyncClient) -> None:
+async def test_without_tokens_each_address_has_its_share(open_api: httpx.AsyncClient) -> None:
+    """Slow bodies of one address do not affect another."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         neighbour = await begun(stack, open_api)
         slow = [await begun(stack, open_api, "127.0.0.2") for _ in range(SLOW)]
@@ -92,7 +95,8 @@ async def test_without_tokens_an_address_has_its_share(open_api: httpx.AsyncClie
         assert [await each.end() for each in (neighbour, *slow[-2:])] == [201] * 3
 
 
-async def test_a_body_that_made_room_is_told_to_come_again(open_api: httpx.AsyncClient) -> None:
+async def test_a_replaced_body_is_a_503_with_retry_after(open_api: httpx.AsyncClient) -> None:
+    """Its sender may retry."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         first = await begun(stack, open_api)
         for _ in range(2):
@@ -103,7 +107,8 @@ async def test_a_body_that_made_room_is_told_to_come_again(open_api: httpx.Async
     assert json.loads(body)["code"] == "overloaded"
 
 
-async def test_a_place_is_taken_when_the_body_is_complete(database_url: str, pool: Pool) -> None:
+async def test_a_slot_is_acquired_when_the_body_is_complete(database_url: str, pool: Pool) -> None:
+    """While the body arrives the request holds no slot."""
     patient = {"http_max_in_flight": 1, "http_body_timeout_seconds": 2 * AMPLE_SECONDS}
     async with serving(database_url, **patient) as api, contextlib.AsyncExitStack() as stack:
         slow = await begun(stack, api)
@@ -115,8 +120,10 @@ async def test_a_place_is_taken_when_the_body_is_complete(database_url: str, poo
         assert (await api.post("/orders", json=LINE)).status_code == 201
 
 
-async def test_a_bad_token_is_refused_before_its_body_is_read(guarded: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("path", ["/orders", "/ops/dlq/purge"])
+async def test_a_bad_token_is_refused_before_its_body_is_read(guarded: httpx.AsyncClient, path: str) -> None:
+    """The service answers 401 to the head alone, and does not ask for the body."""
     async with dialled(guarded) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
-        writer.write(f"{HEAD}Authorization: Bearer x\r\n\r\n".encode())
+        writer.write(f"POST {path} {HEAD}Authorization: Bearer x\r\n\r\n".encode())
         assert statuses(await reader.readuntil(b"\r\n\r\n")) == [401]
     assert_problem(await guarded.post("/orders", json=LINE), 401, "unauthorized")

@@ -1,4 +1,4 @@
-"""The AsyncAPI document holds together: references lead somewhere, examples are true, and nothing is left out."""
+"""The AsyncAPI document is consistent: references resolve, examples are valid, and every event is described."""
 
 from typing import Any
 
@@ -22,20 +22,23 @@ def references(value: Any) -> list[str]:
     return own + [found for part in value.values() for found in references(part)]
 
 
-def test_every_reference_leads_to_something() -> None:
+def test_every_reference_resolves() -> None:
+    """No `$ref` is dangling."""
     found = references(DOCUMENT)
     assert found
     assert all(resolve(reference) for reference in found)
 
 
-def test_every_type_of_event_is_described_and_sent_over_a_channel_of_its_own() -> None:
+def test_every_event_type_has_a_channel() -> None:
+    """Each event type has a message and a channel of its own."""
     described = {message["name"] for message in MESSAGES.values()}
     assert described == {*TYPES.values(), "dead_letter"}
     sent = {each["channel"]["$ref"] for each in DOCUMENT["operations"].values() if each["action"] == "send"}
     assert len(sent) == len(described)
 
 
-def test_operations_speak_of_messages_that_their_channel_has() -> None:
+def test_operations_use_messages_of_their_channel() -> None:
+    """Each message of an operation belongs to its channel."""
     for operation in DOCUMENT["operations"].values():
         channel = operation["channel"]["$ref"]
         for message in operation["messages"]:
@@ -43,13 +46,15 @@ def test_operations_speak_of_messages_that_their_channel_has() -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_every_example_is_true_to_its_schemas(name: str) -> None:
+def test_every_example_is_valid(name: str) -> None:
+    """Examples match the schemas of headers and payload."""
     for example in MESSAGES[name]["examples"]:
         check(name, example["headers"], example["payload"])
 
 
 @pytest.mark.parametrize("name", sorted(set(MESSAGES) - {"dead_letter"}))
-def test_what_is_not_such_an_event_is_told_from_it(name: str) -> None:
+def test_an_invalid_event_does_not_match(name: str) -> None:
+    """A changed event fails the schema of its type."""
     [example] = MESSAGES[name]["examples"]
     for attribute in set(example["headers"]):
         with pytest.raises(jsonschema_rs.ValidationError):

@@ -1,4 +1,4 @@
-"""A cursor is a position and nothing else: it reads back as it was written, and rubbish is refused."""
+"""A cursor is a position and nothing else: it round-trips, and other text is refused."""
 
 import re
 from datetime import UTC, datetime
@@ -20,19 +20,22 @@ POSITION = Position(datetime(2026, 11, 21, 3, 47, 27, 123456, UTC), UUID("01890a
 
 
 @given(POSITIONS)
-def test_a_position_reads_back_as_it_was_written(position: Position) -> None:
+def test_a_position_round_trips(position: Position) -> None:
+    """Reading a written cursor returns the position."""
     cursor = write_cursor(position)
     assert read_cursor(cursor) == position
     assert re.fullmatch(r"[A-Za-z0-9_-]{32}", cursor)
 
 
 @given(st.from_regex(PATTERN, fullmatch=True))
-def test_every_text_of_the_documented_form_is_one_position(text: str) -> None:
+def test_every_matching_text_is_one_position(text: str) -> None:
+    """Each text that matches the documented pattern is the cursor of one position."""
     assert write_cursor(read_cursor(text)) == text
 
 
 @given(POSITIONS, POSITIONS)
 def test_no_two_positions_share_a_cursor(one: Position, other: Position) -> None:
+    """Different positions have different cursors."""
     assert (write_cursor(one) == write_cursor(other)) == (one == other)
 
 
@@ -53,13 +56,15 @@ def test_no_two_positions_share_a_cursor(one: Position, other: Position) -> None
         str(POSITION.id),
     ],
 )
-def test_rubbish_is_no_cursor(text: str) -> None:
+def test_other_text_is_refused(text: str) -> None:
+    """Text of another form is a ValueError."""
     with pytest.raises(ValueError, match="is not a cursor"):
         read_cursor(text)
 
 
 @given(st.text())
 def test_any_text_is_a_cursor_or_refused(text: str) -> None:
+    """No text raises any other error."""
     try:
         read_cursor(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The document tells of every status, header and parameter, with examples that are true to their models."""
+"""The document lists every status, header and parameter, with valid examples."""
 
 import json
 import re
@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from app.api.ops.dlq import PeekDeadLetters
+from app.api.ops.outbox import ListOutbox
+from app.api.ops.sagas import ListSagas
 from app.api.orders.cursors import read_cursor
-from app.api.orders.read import OrdersAnswer
-from app.api.orders.schemas import OrderAnswer, Problem
-from app.api.params import Limited, ListOrders, ListSagas, PeekDeadLetters
+from app.api.orders.listing import ListOrders, OrdersAnswer
+from app.api.orders.schemas import OrderAnswer
+from app.api.problems import Problem
 from app.main import create_app
 from app.operations.dead_letter_views import DeadLettersAnswer
 from app.operations.outbox import OutboxAnswer
@@ -25,7 +28,11 @@ ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
         {"200", "304", "401", "403", "404", "422", "429", "500", "503"},
         {"order_id", "If-None-Match", "Prefer"},
     ),
-    "/ops/outbox": (OutboxAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set(Limited.model_fields)),
+    "/ops/outbox": (
+        OutboxAnswer,
+        {"200", "401", "403", "404", "422", "429", "500", "503"},
+        set(ListOutbox.model_fields),
+    ),
     "/ops/dlq": (
         DeadLettersAnswer,
         {"200", "401", "403", "404", "409", "422", "429", "500", "503"},
@@ -49,7 +56,8 @@ def paths(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_every_status_and_parameter_of_a_reading_route_is_documented(paths: dict[str, Any], path: str) -> None:
+def test_reading_routes_are_fully_documented(paths: dict[str, Any], path: str) -> None:
+    """Each reading route has all its statuses, parameters and a description."""
     _, statuses, parameters = ROUTES[path]
     route = paths[path]["get"]
     assert set(route["responses"]) == statuses
@@ -62,7 +70,8 @@ def test_every_status_and_parameter_of_a_reading_route_is_documented(paths: dict
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_every_example_is_true_to_its_model(paths: dict[str, Any], path: str) -> None:
+def test_every_example_is_valid(paths: dict[str, Any], path: str) -> None:
+    """Examples match the models of their responses."""
     model, _, _ = ROUTES[path]
     for status, response in paths[path]["get"]["responses"].items():
         assert "X-Request-ID" in response["headers"]
@@ -76,7 +85,8 @@ def _json(value: object) -> bytes:
     return TypeAdapter(Any).dump_json(value)
 
 
-def test_an_order_is_documented_with_its_etag_and_a_refused_operator_with_the_challenge(paths: dict[str, Any]) -> None:
+def test_response_headers_are_documented(paths: dict[str, Any]) -> None:
+    """An order has its ETag, and a refused operator the challenge."""
     order = paths["/orders/{order_id}"]["get"]["responses"]
     for status in ("200", "304"):
         assert {"ETag", "Cache-Control", "Vary", "Preference-Applied"} <= set(order[status]["headers"])
@@ -95,7 +105,8 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_every_operation_has_a_short_id_of_its_own(operations: dict[str, dict[str, Any]]) -> None:
+def test_every_operation_has_a_short_unique_id(operations: dict[str, dict[str, Any]]) -> None:
+    """Generated clients use the ids as method names."""
     ids = [operation["operationId"] for operation in operations.values()]
     assert len(set(ids)) == len(ids)
     assert [name for name in ids if not re.fullmatch(r"[a-z]+([A-Z][a-z]+)+", name)] == []
@@ -105,6 +116,7 @@ def test_every_operation_has_a_short_id_of_its_own(operations: dict[str, dict[st
 def test_every_guarded_operation_names_its_scheme(
     document: dict[str, Any], operations: dict[str, dict[str, Any]]
 ) -> None:
+    """Orders name the tenant's token, `/ops` the operator's."""
     schemes = {
         name: [scheme for choice in operation.get("security", []) for scheme in choice]
         for name, operation in operations.items()
@@ -117,6 +129,7 @@ def test_every_guarded_operation_names_its_scheme(
 
 
 def test_every_schema_is_used(document: dict[str, Any]) -> None:
+    """The document has no unused and no missing component."""
     text = json.dumps(document)
     names = document["components"]["schemas"]
     assert "Problem" in names
@@ -124,11 +137,22 @@ def test_every_schema_is_used(document: dict[str, Any]) -> None:
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == set(names)
 
 
-def test_a_final_conflict_is_not_to_be_retried(operations: dict[str, dict[str, Any]]) -> None:
+def test_a_final_conflict_has_no_retry_after(operations: dict[str, dict[str, Any]]) -> None:
+    """Only conflicts that a retry can resolve have the header."""
     assert "Retry-After" not in operations["post /ops/sagas/{order_id}/retry"]["responses"]["409"]["headers"]
     assert "Retry-After" in operations["post /orders"]["responses"]["409"]["headers"]
 
 
-def test_the_example_of_a_cursor_is_one(paths: dict[str, Any]) -> None:
+def test_the_example_of_a_cursor_is_valid(paths: dict[str, Any]) -> None:
+    """The example points to the order it is shown with."""
     example = paths["/orders"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     assert str(read_cursor(example["next_cursor"]).id) == example["orders"][0]["id"]
+
+
+def test_every_parameter_of_a_listing_is_optional(paths: dict[str, Any]) -> None:
+    """Each is described, may be left out, and is never null: a query string cannot say null."""
+    parameters = paths["/orders"]["get"]["parameters"]
+    assert [parameter["name"] for parameter in parameters] == list(ListOrders.model_fields)
+    assert all(parameter["description"] and not parameter["required"] for parameter in parameters)
+    types = {parameter["name"]: parameter["schema"]["type"] for parameter in parameters}
+    assert types == dict.fromkeys(ListOrders.model_fields, "string") | {"limit": "integer"}

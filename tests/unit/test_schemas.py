@@ -1,4 +1,4 @@
-"""The body of `POST /orders`: its forms, its limits, and that nothing sent to it can do worse than be refused."""
+"""The body of `POST /orders`: its forms, its limits, and that invalid input is only ever refused."""
 
 import json
 from typing import Any
@@ -50,13 +50,15 @@ def nested(depth: int) -> Any:
         {"items": [LINE], "customerId": None, "payment_method": None, "metadata": None},
     ],
 )
-def test_flat_long_and_camel_case_say_the_same_order(body: dict[str, Any]) -> None:
+def test_all_spellings_are_the_same_order(body: dict[str, Any]) -> None:
+    """The flat form, the long form and camelCase have one normal form."""
     asked, long_form = read(body), read({"items": [LINE]})
     assert asked.command("t") == long_form.command("t")
     assert asked.normal_form() == long_form.normal_form()
 
 
 def test_camel_case_is_read_at_every_level() -> None:
+    """Also in items and addresses."""
     camel = {
         "items": [{"sku": "WIDGET", "quantity": 3, "unitPrice": "9.99"}],
         "customerId": "cus_1",
@@ -67,11 +69,13 @@ def test_camel_case_is_read_at_every_level() -> None:
 
 
 def test_metadata_keeps_its_own_names() -> None:
+    """Names in metadata are not converted."""
     assert read(order(metadata={"camelCase": {"unitPrice": 1}})).metadata == {"camelCase": {"unitPrice": 1}}
 
 
 @pytest.mark.parametrize("flat", LINE.items())
-def test_flat_and_long_at_once_are_refused(flat: tuple[str, object]) -> None:
+def test_flat_and_long_form_together_are_refused(flat: tuple[str, object]) -> None:
+    """An order has one of the two forms."""
     assert refused(order(**dict([flat]))) == [("", "an order is written either flat or with items, not both")]
 
 
@@ -83,11 +87,13 @@ def test_flat_and_long_at_once_are_refused(flat: tuple[str, object]) -> None:
         ({**LINE, "unitPrice": 1}, ""),
     ],
 )
-def test_a_field_in_both_spellings_at_once_is_refused(body: dict[str, Any], pointer: str) -> None:
+def test_a_field_in_both_spellings_is_refused(body: dict[str, Any], pointer: str) -> None:
+    """snake_case and camelCase of one field are a mistake."""
     assert refused(body) == [(pointer, "a field is given twice, in snake_case and in camelCase")]
 
 
 def test_lines_of_one_sku_stay_separate() -> None:
+    """Lines are not merged."""
     assert read({"items": [LINE, LINE]}).lines() == (Line("WIDGET", 3, 999), Line("WIDGET", 3, 999))
 
 
@@ -111,7 +117,8 @@ AT_THE_LIMIT = [
 
 
 @pytest.mark.parametrize("body", AT_THE_LIMIT)
-def test_what_is_just_within_the_limits_is_taken(body: dict[str, Any]) -> None:
+def test_values_at_the_limits_are_accepted(body: dict[str, Any]) -> None:
+    """Each limit is inclusive."""
     assert read(body).command("t").lines
 
 
@@ -174,17 +181,20 @@ BEYOND = [
 
 
 @pytest.mark.parametrize(("body", "pointer"), BEYOND)
-def test_what_is_just_beyond_a_limit_is_refused_where_it_is(body: object, pointer: str) -> None:
+def test_values_beyond_a_limit_are_refused(body: object, pointer: str) -> None:
+    """The pointer names the place."""
     assert pointer in [where for where, _ in refused(body)]
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1e99999"])
-def test_a_number_that_no_json_reader_can_hold_is_refused_in_metadata(number: str) -> None:
+def test_a_huge_number_is_refused_in_metadata(number: str) -> None:
+    """A number that no JSON reader can hold is refused."""
     with pytest.raises(ValidationFailed):
         read_place_order(json.dumps(order(metadata={"n": 0})).replace(": 0", f": {number}").encode())
 
 
 def test_a_refused_card_number_is_not_repeated() -> None:
+    """The problem does not contain the card number."""
     assert "4242" not in str(refused(order(payment_method="4242424242424242")))
 
 
@@ -208,12 +218,13 @@ def test_a_refused_card_number_is_not_repeated() -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_what_is_no_json_is_malformed(body: bytes) -> None:
+def test_invalid_json_is_malformed(body: bytes) -> None:
+    """It is a MalformedRequest."""
     with pytest.raises(MalformedRequest, match="the body is not valid JSON"):
         read_place_order(body)
 
 
-TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # half surrogates and U+0000 too
+TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # including lone surrogates and U+0000
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda part: st.lists(part, max_size=3) | st.dictionaries(TEXT, part, max_size=3),
@@ -225,7 +236,8 @@ ALMOST_AN_ORDER = st.dictionaries(FIELDS, ANYTHING, max_size=3).map(lambda field
 
 @given(st.binary() | (ANYTHING | ALMOST_AN_ORDER).map(lambda value: json.dumps(value).encode()))
 @example(b'{"\\ud800": 1}')
-def test_whatever_is_sent_is_taken_or_refused_and_nothing_else(body: bytes) -> None:
+def test_any_body_is_accepted_or_refused(body: bytes) -> None:
+    """No body raises any other error."""
     try:
         asked = read_place_order(body)
     except (MalformedRequest, ValidationFailed) as error:
@@ -234,11 +246,13 @@ def test_whatever_is_sent_is_taken_or_refused_and_nothing_else(body: bytes) -> N
         json.dumps([asked.normal_form(), asked.metadata], allow_nan=False).encode()
 
 
-def test_a_quantity_that_is_a_whole_number_written_with_decimals_is_that_number() -> None:
+def test_a_quantity_may_be_written_with_decimals() -> None:
+    """3.0 is the quantity 3."""
     body = b'{"sku": "WIDGET", "quantity": 3.0, "unit_price": "9.99"}'
     assert read_place_order(body).lines()[0].quantity == 3
 
 
-def test_an_astronomical_quantity_is_refused_without_being_computed() -> None:
+def test_a_huge_quantity_is_refused_quickly() -> None:
+    """1e999999999 is not converted to an integer."""
     with pytest.raises(ValidationFailed):
         read_place_order(b'{"sku": "WIDGET", "quantity": 1e999999999, "unit_price": "9.99"}')

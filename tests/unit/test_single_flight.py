@@ -1,17 +1,17 @@
-"""One look serves all who ask: meanwhile, and for a second after it; and a crowd leaves the event loop to others."""
+"""One look serves all callers, while it runs and for a second after, and probes leave the event loop to requests."""
 
 import asyncio
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SingleFlight
+from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_A_TURN, Health, SharedCall
 from app.errors import DatabaseUnavailable
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Looks:
-    """Counts looks, on a clock that a test moves; each ends when it may, and takes so many seconds of that clock."""
+    """Counts looks, on a clock that a test moves. Each look takes `takes_seconds`, and ends when `may_end` is set."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -33,9 +33,10 @@ class Looks:
         return self.now
 
 
-async def test_all_who_ask_meanwhile_share_one_look() -> None:
+async def test_concurrent_callers_share_one_look() -> None:
+    """Callers that come while a look runs get its result."""
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
     asking = [asyncio.create_task(flight()) for _ in range(300)]
     await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
@@ -43,9 +44,10 @@ async def test_all_who_ask_meanwhile_share_one_look() -> None:
     assert set(await asyncio.gather(*asking)) == {1}
 
 
-async def test_the_first_asker_may_leave() -> None:
+async def test_the_first_caller_may_be_cancelled() -> None:
+    """The look continues for the other callers."""
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
     first, second = asyncio.create_task(flight()), asyncio.create_task(flight())
     await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
@@ -57,16 +59,18 @@ async def test_the_first_asker_may_leave() -> None:
 
 
 async def test_a_look_stays_fresh_for_a_second() -> None:
+    """Callers within that time get the same result."""
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     for number, later in enumerate((0.0, 0.9 * FRESH_SECONDS, 0.1 * FRESH_SECONDS)):
         looks.now += later
         assert await flight() == (1 if number < 2 else 2)
 
 
-async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
+async def test_a_failed_look_fails_for_all_callers() -> None:
+    """A caller after the fresh time starts another look."""
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.error = DatabaseUnavailable("down")
     failed = await asyncio.gather(*(flight() for _ in range(3)), return_exceptions=True)
     assert (failed, looks.number) == ([looks.error] * 3, 1)
@@ -76,10 +80,11 @@ async def test_a_failed_look_fails_for_all_and_is_made_again() -> None:
 
 
 @pytest.mark.parametrize(("takes_seconds", "rest_seconds"), [(0.01, FRESH_SECONDS), (0.2, 4.0), (5.0, COUNTED_SECONDS)])
-async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds: float) -> None:
+async def test_a_slow_look_is_reused_for_longer(takes_seconds: float, rest_seconds: float) -> None:
+    """Looks take at most their share of the time."""
     looks = Looks()
     looks.takes_seconds = takes_seconds
-    flight = SingleFlight(looks.look, COUNTING_SHARE, looks.clock)
+    flight = SharedCall(looks.look, COUNTING_SHARE, looks.clock)
     assert await flight() == 1
     looks.now += rest_seconds - 0.001
     assert await flight() == 1
@@ -87,9 +92,10 @@ async def test_a_slow_count_rests_for_longer(takes_seconds: float, rest_seconds:
     assert await flight() == 2
 
 
-async def test_closing_cuts_off_a_look() -> None:
+async def test_closing_cancels_a_look() -> None:
+    """Its callers are cancelled."""
     looks = Looks()
-    flight = SingleFlight(looks.look, clock=looks.clock)
+    flight = SharedCall(looks.look, clock=looks.clock)
     looks.may_end.clear()
     asking = asyncio.create_task(flight())
     await wait_until(lambda: looks.number, AMPLE_SECONDS, "a look")
@@ -98,7 +104,8 @@ async def test_closing_cuts_off_a_look() -> None:
         await asking
 
 
-async def test_a_crowd_of_probes_leaves_turns_to_others() -> None:
+async def test_many_probes_do_not_fill_the_event_loop() -> None:
+    """Each iteration answers a few probes only."""
     answered = 0
 
     async def count() -> None:

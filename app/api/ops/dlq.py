@@ -1,20 +1,33 @@
-"""`/ops/dlq`, for operators: what was given up and why; sending it again; removing it.
+"""`/ops/dlq`, for operators: show dead letters with their reasons, replay them, purge them.
 
-The writes need no Idempotency-Key: each does what it says to the dead letters that are there, and finds none of them
-there the second time. A replay that is cut off may leave a copy behind; the inbox lets one of them take effect.
+The writes need no Idempotency-Key: each acts on the dead letters that exist, and a second request finds none of them.
+An interrupted replay may leave a duplicate behind, and the inbox processes only one of them.
 """
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Body, Query
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, WithJsonSchema
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
-from app.api.params import PeekDeadLetters, Query, Selecting, TreatDeadLetters, read_query
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
+from app.api.ops.route import Deps, NoQuery, Operator, operator_router
+from app.api.params import (
+    DEFAULT_LIMIT,
+    DURATION,
+    LETTER_ID,
+    MAX_LINE_CHARACTERS,
+    Limit,
+    ReasonText,
+    StrictModel,
+    letter_id,
+    seconds,
+    whole_number,
+)
 from app.auth import guards
 from app.messaging.facts import EventsPending
 from app.operations.audit import AuditActor
@@ -22,7 +35,56 @@ from app.operations.dead_letter_views import DeadLettersAnswer, TreatedAnswer
 from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/ops/dlq", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops/dlq")
+
+MAX_LETTERS, DEFAULT_LETTERS = 1000, 100  # per request, which should take no longer than a second
+
+LetterId = Annotated[
+    str,
+    BeforeValidator(letter_id),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": LETTER_ID}),
+]
+Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise ValueError("must be the name of a queue")
+    return value
+
+
+# `openapi.install` adds the names of the queues; `OpsDeps.dead_letters_of` checks them.
+Queue = Annotated[Any, BeforeValidator(_not_null), WithJsonSchema({"x-queue": True})]
+
+
+class DeadLetterSelection(StrictModel):
+    """Selects dead letters."""
+
+    queue: Queue = Field(default=None, description="the queue whose dead letters are meant, or its dead-letter queue")
+    id: LetterId | None = Field(default=None, description="only the dead letter with this id")
+    since: Since | None = Field(
+        default=None,
+        description="only dead letters that failed within this time: seconds, or a number followed by s, m, h or d",
+    )
+
+
+class PeekDeadLetters(DeadLetterSelection):
+    """The query of `GET /ops/dlq`."""
+
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="dead letters in one answer")
+
+
+class DeadLetterActionRequest(DeadLetterSelection):
+    """The body of `POST /ops/dlq/replay` and `POST /ops/dlq/purge`. `{}`: all, up to the limit."""
+
+    limit: Annotated[StrictInt, Field(ge=1, le=MAX_LETTERS), BeforeValidator(whole_number)] = Field(
+        default=DEFAULT_LETTERS, description="the maximum number of dead letters"
+    )
+    dry_run: StrictBool = Field(default=False, description="change nothing; report what would be done")
+    reason: ReasonText | None = Field(default=None, description="the reason, recorded with the action")
+
+
+ActionBody = Annotated[DeadLetterActionRequest, Body(default_factory=DeadLetterActionRequest)]
 
 DEAD_LETTER: Mapping[str, Any] = {
     "id": "01890a5d-ac97-7001-8000-000000000000",
@@ -43,9 +105,8 @@ BUSY = {
     HTTPStatus.SERVICE_UNAVAILABLE: ("broker-unavailable", "the service cannot take this request right now"),
 }
 REFUSALS = openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, examples=BUSY)
-TREATED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
+ACTED: Mapping[str, Any] = {**PEEKED, "dry_run": False, "done": 1, "from_outbox": False}
 WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BUSY)
-BODY = openapi.request_body(TreatDeadLetters, required=False)
 
 
 @router.get(
@@ -54,15 +115,12 @@ BODY = openapi.request_body(TreatDeadLetters, required=False)
     summary="Dead letters, and what a replay would do",
     response_model=DeadLettersAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first of them", PEEKED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first dead letters", PEEKED, "Cache-Control"),
         **REFUSALS,
     },
-    openapi_extra={"parameters": openapi.query_parameters(PeekDeadLetters)},
 )
-async def peek(request: Request) -> JSONResponse:
-    """Show dead letters with their reasons and what the inbox knows of them. They stay where they are, in order."""
-    asked = read_query(PeekDeadLetters, request.query_params.multi_items())
-    deps: OpsDeps = request.state.ops
+async def peek(deps: Deps, asked: Annotated[PeekDeadLetters, Query()]) -> JSONResponse:
+    """Show dead letters with their reasons and their state in the inbox. They stay in the queue, in order."""
     letters = deps.dead_letters_of(asked.queue, "/query/queue")
     summary, findings = await _scan(letters, DeadLetterAction.PEEK, asked, asked.limit)
     answer = DeadLettersAnswer.of(letters.queue.name, summary, findings)
@@ -75,18 +133,19 @@ async def peek(request: Request) -> JSONResponse:
     summary="Send dead letters again",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were sent", TREATED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(
+            TreatedAnswer, "The dead letters were sent again", ACTED, "Cache-Control"
+        ),
         **WRITE_REFUSALS,
     },
-    openapi_extra=BODY,
 )
-async def replay(request: Request, operator: CurrentOperator) -> JSONResponse:
-    """Give each its attempts again and send it to its queue, with its id. What took effect does not do so twice.
+async def replay(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -> JSONResponse:
+    """Reset each dead letter's attempts, and send it to its queue with the same id. No message takes effect twice.
 
-    With an `id` that no dead letter has, the event is sent again from the outbox if its order has not started.
-    It needs no Idempotency-Key: what was replayed is no dead letter any more, and the inbox knows a copy by its id.
+    If no dead letter has the given `id`, the event is sent again from the outbox, unless its order has started.
+    No Idempotency-Key is needed: a replayed message is not a dead letter any more, and the inbox detects duplicates.
     """
-    return await _treat(request, operator, DeadLetterAction.REPLAY)
+    return await _act(deps, operator, asked, DeadLetterAction.REPLAY)
 
 
 @router.post(
@@ -95,26 +154,24 @@ async def replay(request: Request, operator: CurrentOperator) -> JSONResponse:
     summary="Remove dead letters",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "They were removed", TREATED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "The dead letters were removed", ACTED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
-    openapi_extra=BODY,
 )
-async def purge(request: Request, operator: CurrentOperator) -> JSONResponse:
-    """Remove each for good.
+async def purge(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -> JSONResponse:
+    """Remove dead letters permanently.
 
-    An event that its order still waits for is not sent again by the service: `GET /ops/sagas` lists that order as
+    The service does not send a purged event again, even if its order waits for it: `GET /ops/sagas` lists that order as
     purged until the event is replayed or the order has ended.
 
-    It needs no Idempotency-Key: what was removed cannot be removed again.
+    No Idempotency-Key is needed: a removed message cannot be removed again.
     """
-    return await _treat(request, operator, DeadLetterAction.PURGE)
+    return await _act(deps, operator, asked, DeadLetterAction.PURGE)
 
 
-async def _treat(request: Request, operator: guards.CurrentOperator, action: DeadLetterAction) -> JSONResponse:
-    deps: OpsDeps = request.state.ops
-    read_query(Query, request.query_params.multi_items())
-    asked = await read_optional_body(request, operator, TreatDeadLetters)
+async def _act(
+    deps: OpsDeps, operator: guards.CurrentOperator, asked: DeadLetterActionRequest, action: DeadLetterAction
+) -> JSONResponse:
     actor = None if asked.dry_run else AuditActor(operator.subject, asked.reason or "")
     letters = deps.dead_letters_of(asked.queue, "/queue")
     summary, findings = await _scan(letters, action, asked, asked.limit, actor)
@@ -126,7 +183,11 @@ async def _treat(request: Request, operator: guards.CurrentOperator, action: Dea
 
 
 async def _scan(
-    letters: DeadLetters, action: DeadLetterAction, asked: Selecting, limit: int, actor: AuditActor | None = None
+    letters: DeadLetters,
+    action: DeadLetterAction,
+    asked: DeadLetterSelection,
+    limit: int,
+    actor: AuditActor | None = None,
 ) -> tuple[Summary, list[Finding]]:
     findings: list[Finding] = []
     summary = await letters.scan(action, Selection(asked.id, asked.since, limit), findings.append, actor=actor)

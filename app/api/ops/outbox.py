@@ -1,25 +1,26 @@
-"""Routes for operators: `/ops/outbox`."""
+"""`/ops/outbox`, for operators: show pending and parked events, and requeue a parked one."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Body, Query
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps, read_optional_body
-from app.api.params import Limited, Requeue, read_query
+from app.api.ops.deps import NO_STORE, NOT_OFFERED
+from app.api.ops.route import Deps, Operator, operator_router
+from app.api.params import DEFAULT_LIMIT, Limit, ReasonText, StrictModel
 from app.messaging.facts import EventsPending
 from app.operations import outbox
 from app.operations.audit import AuditActor
 from app.operations.outbox import OutboxAnswer
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/ops/outbox", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops/outbox")
 
 ROW_ID = "01890a5d-ac97-7001-8000-000000000000"
 NOT_PARKED = {
@@ -31,8 +32,20 @@ NOT_PARKED = {
 REFUSALS = openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_OFFERED)
 
 
+class ListOutbox(StrictModel):
+    """The query of `GET /ops/outbox`."""
+
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="rows in one answer")
+
+
+class RequeueRequest(StrictModel):
+    """The body of `POST /ops/outbox/{id}/requeue`."""
+
+    reason: ReasonText | None = Field(default=None, description="the reason, recorded with the action")
+
+
 class Requeued(BaseModel):
-    """The row that is pending again."""
+    """The outbox row that is pending again."""
 
     id: str
 
@@ -56,7 +69,7 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
 @router.get(
     "",
     operation_id="listOutbox",
-    summary="What waits to be published, and why",
+    summary="Events that are not published yet, and why",
     response_model=OutboxAnswer,
     responses={
         HTTPStatus.OK.value: openapi.answered(
@@ -65,36 +78,32 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
         **REFUSALS,
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
-    openapi_extra={"parameters": openapi.query_parameters(Limited)},
 )
-async def read_outbox(request: Request) -> JSONResponse:
-    """Return how many events are pending and parked, and `limit` of them: parked ones first, then the longest due."""
-    deps: OpsDeps = request.state.ops
-    limit = read_query(Limited, request.query_params.multi_items()).limit
-    answer = await outbox.read_rows(deps.pool, limit)
+async def read_outbox(deps: Deps, asked: Annotated[ListOutbox, Query()]) -> JSONResponse:
+    """Return the numbers of pending and parked events, and `limit` of them: parked ones first, then by due time."""
+    answer = await outbox.read_rows(deps.pool, asked.limit)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
 @router.post(
     "/{row_id}/requeue",
     operation_id="requeueOutboxMessage",
-    summary="Let a parked event be published again",
+    summary="Requeue a parked event",
     description=(
-        "The row goes back to pending, with all its attempts. It needs no Idempotency-Key: done a second time it is "
-        "the same, and answered with 404, as the row is parked no more."
+        "The row becomes pending again, with all attempts left. No Idempotency-Key is needed: a second request changes "
+        "nothing, and its answer is 404, because the row is not parked any more."
     ),
     response_model=Requeued,
     responses={
-        HTTPStatus.OK.value: openapi.answered(Requeued, "It is pending", {"id": ROW_ID}),
+        HTTPStatus.OK.value: openapi.answered(Requeued, "The row is pending", {"id": ROW_ID}),
         **openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_PARKED),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY, *openapi.BODY_REFUSALS),
     },
-    openapi_extra=openapi.request_body(Requeue, required=False),
 )
-async def requeue(request: Request, operator: CurrentOperator, row_id: UUID) -> JSONResponse:
+async def requeue(
+    deps: Deps, operator: Operator, row_id: UUID, asked: Annotated[RequeueRequest, Body(default_factory=RequeueRequest)]
+) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
-    deps: OpsDeps = request.state.ops
-    asked = await read_optional_body(request, operator, Requeue)
     await outbox.requeue(deps.pool, row_id, AuditActor(operator.subject, asked.reason or ""))
     deps.signals.emit(EventsPending())
     log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)

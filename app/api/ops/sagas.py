@@ -1,22 +1,22 @@
-"""`/ops/sagas`, for operators: which sagas have not ended, one with its log; ending a pause, turning one back.
+"""`/ops/sagas`, for operators: list unfinished sagas, show one with its log, retry it, compensate it.
 
-The writes need no Idempotency-Key: done a second time, each finds what the first one left, and says so.
+The writes need no Idempotency-Key: a second request finds the result of the first, and reports it.
 """
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Body, Query
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, CurrentOperator, OpsDeps
-from app.api.orders.schemas import parse_json, validated
-from app.api.params import ListSagas, Query, Reasoned, read_query
-from app.auth import guards
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
+from app.api.ops.route import Deps, NoQuery, Operator, operator_router
+from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, unfinished
 from app.observability.traces import trace_headers
 from app.operations import saga_views, sagas
 from app.operations.audit import AuditActor
@@ -27,7 +27,36 @@ from app.orders.model import Reason, Status
 from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/ops/sagas", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops/sagas")
+
+
+def _flag(text: object) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
+Unfinished = Annotated[
+    Status, BeforeValidator(unfinished), WithJsonSchema({"type": "string", "enum": list(UNFINISHED)})
+]
+Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"type": "boolean", "default": False})]
+
+
+class ListSagas(StrictModel):
+    """The query of `GET /ops/sagas`."""
+
+    status: Unfinished | None = Field(default=None, description="only sagas whose orders have this status")
+    stuck: Flag = Field(default=False, description="only sagas that need attention: late, or due and not claimed")
+    limit: Limit = Field(default=DEFAULT_LIMIT, description="sagas in one answer")
+
+
+class SagaActionRequest(StrictModel):
+    """The body of `POST /ops/sagas/{id}/retry` and `POST /ops/sagas/{id}/compensate`."""
+
+    reason: ReasonText = Field(description="the reason, recorded with the action")
+
+
+ReasonBody = Annotated[SagaActionRequest, Body()]
 
 ORDER_ID = openapi.ORDER["id"]
 SAGA: Mapping[str, Any] = {
@@ -91,31 +120,28 @@ SHOWN: Mapping[str, Any] = {
 RETRIED: Mapping[str, Any] = {
     "order_id": ORDER_ID, "action": "retry", "outcome": "due", "message": f"{ORDER_ID} is due at once",
 }  # fmt: skip
-TURNED: Mapping[str, Any] = {
+COMPENSATED: Mapping[str, Any] = {
     "order_id": ORDER_ID, "action": "compensate", "outcome": "turns-back", "message": f"{ORDER_ID} turns back",
 }  # fmt: skip
 WRITE_REFUSALS = (*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
-BODY = openapi.request_body(Reasoned, example={"reason": "the payment provider is back"})
+EXAMPLE = {"requestBody": {"content": {"application/json": {"example": {"reason": "the payment provider is back"}}}}}
 
 
 @router.get(
     "",
     operation_id="listSagas",
-    summary="Sagas that have not ended",
+    summary="Unfinished sagas",
     response_model=SagasAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first of them", LISTED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first sagas", LISTED, "Cache-Control"),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, examples=NOT_OFFERED),
     },
-    openapi_extra={"parameters": openapi.query_parameters(ListSagas)},
 )
-async def list_sagas(request: Request) -> JSONResponse:
-    """Show unfinished sagas with their last outcome: first those that need a look, and of each the oldest first.
+async def list_sagas(deps: Deps, asked: Annotated[ListSagas, Query()]) -> JSONResponse:
+    """Show unfinished sagas with their last outcome: those that need attention first, then the oldest first.
 
-    Beside them, orders that cannot start: their `order.placed` is a dead letter, or was purged.
+    The answer also has the orders that cannot start, because their `order.placed` is a dead letter or was purged.
     """
-    deps: OpsDeps = request.state.ops
-    asked = read_query(ListSagas, request.query_params.multi_items())
     consumer = next(iter(deps.dead_letters.values())).queue.consumer
     answer = await saga_views.read_unfinished(deps.pool, consumer, asked.limit, asked.status, stuck=asked.stuck)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
@@ -127,14 +153,14 @@ async def list_sagas(request: Request) -> JSONResponse:
     summary="A saga with its log",
     response_model=SagaAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaAnswer, "All of it", SHOWN, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(
+            SagaAnswer, "The saga, its log, and the actions of operators", SHOWN, "Cache-Control"
+        ),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-async def show(request: Request, order_id: UUID) -> JSONResponse:
-    """Show an order's saga, every call to a partner with what came of it, and what operators did."""
-    deps: OpsDeps = request.state.ops
-    read_query(Query, request.query_params.multi_items())
+async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
+    """Show an order's saga, every call to a partner with its outcome, and the actions of operators."""
     answer = await saga_views.read_one(deps.pool, order_id)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -142,24 +168,23 @@ async def show(request: Request, order_id: UUID) -> JSONResponse:
 @router.post(
     "/{order_id}/retry",
     operation_id="retrySaga",
-    summary="Have a saga that waits taken on at once",
+    summary="Retry a waiting saga at once",
     response_model=SagaChanged,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", RETRIED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "The outcome", RETRIED, "Cache-Control"),
         **openapi.problems(
             *WRITE_REFUSALS,
             examples={HTTPStatus.CONFLICT: ("saga-not-retriable", "the order is confirmed")},
         ),
     },
-    openapi_extra=BODY,
+    openapi_extra=EXAMPLE,
 )
-async def retry(request: Request, operator: CurrentOperator, order_id: UUID) -> JSONResponse:
-    """End the saga's pause, in whatever direction it goes; one that a process is at is left alone.
+async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
+    """Make the saga due now, in its present direction. A saga that a process is running is not changed.
 
-    It needs no Idempotency-Key: a saga that is due is not more so the second time.
+    No Idempotency-Key is needed: making a due saga due again changes nothing.
     """
-    actor = await _actor(request, operator)
-    deps: OpsDeps = request.state.ops
+    actor = AuditActor(operator.subject, asked.reason)
     outcome = await sagas.retry(deps.pool, order_id, actor)
     return _changed(deps, actor, order_id, SagaAction.RETRY, outcome)
 
@@ -167,37 +192,28 @@ async def retry(request: Request, operator: CurrentOperator, order_id: UUID) -> 
 @router.post(
     "/{order_id}/compensate",
     operation_id="compensateSaga",
-    summary="Turn a saga back",
+    summary="Compensate a saga",
     response_model=SagaChanged,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaChanged, "What came of it", TURNED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.answered(SagaChanged, "The outcome", COMPENSATED, "Cache-Control"),
         **openapi.problems(
             *WRITE_REFUSALS,
             examples={HTTPStatus.CONFLICT: ("order-not-cancellable", "the order is confirmed")},
         ),
     },
-    openapi_extra=BODY,
+    openapi_extra=EXAMPLE,
 )
-async def compensate(request: Request, operator: CurrentOperator, order_id: UUID) -> JSONResponse:
-    """Have everything undone that was done for the order: once this is answered it never becomes confirmed.
+async def compensate(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
+    """Undo every step of the order. After the answer the order can never become `confirmed`.
 
     It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
-    It needs no Idempotency-Key: a saga turns back once.
+    No Idempotency-Key is needed: a saga starts compensating once.
     """
-    actor = await _actor(request, operator)
-    deps: OpsDeps = request.state.ops
+    actor = AuditActor(operator.subject, asked.reason)
     outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())
     if outcome is ActionOutcome.CANCELLED:
         deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR))
     return _changed(deps, actor, order_id, SagaAction.COMPENSATE, outcome)
-
-
-async def _actor(request: Request, operator: guards.CurrentOperator) -> AuditActor:
-    """Return who asks, and the reason that the body gives."""
-    deps: OpsDeps = request.state.ops
-    read_query(Query, request.query_params.multi_items())
-    body = await deps.bodies.read(request, operator.source)
-    return AuditActor(operator.subject, validated(Reasoned, parse_json(body), "the body is not valid").reason)
 
 
 def _changed(

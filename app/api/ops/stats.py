@@ -1,19 +1,19 @@
-"""The route for operators `/ops/stats`."""
+"""`/ops/stats`, for operators: counts and ages."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED, OPERATORS_ONLY, OpsDeps
+from app.api.ops.deps import NO_STORE, NOT_OFFERED
 from app.api.ops.outbox import COUNTS
+from app.api.ops.route import Deps, operator_router
 from app.operations import stats
 from app.operations.stats import StatsAnswer
 
-router = APIRouter(prefix="/ops", tags=["operators"], dependencies=OPERATORS_ONLY)
+router = operator_router("/ops")
 
 REFUSALS = openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_OFFERED)
 STATS: Mapping[str, Any] = {
@@ -32,15 +32,14 @@ STATS: Mapping[str, Any] = {
 @router.get(
     "/stats",
     operation_id="getStats",
-    summary="Where the service stands",
+    summary="Counts and ages of the service's work",
     response_model=StatsAnswer,
     responses={
         HTTPStatus.OK.value: openapi.answered(StatsAnswer, "Counts, ages, pools", STATS, "Cache-Control"),
         **REFUSALS,
     },
 )
-async def read_stats(request: Request) -> JSONResponse:
-    """Return unfinished orders by status, sagas in flight, the outbox, and this process's use of its pools."""
-    deps: OpsDeps = request.state.ops
+async def read_stats(deps: Deps) -> JSONResponse:
+    """Return unfinished orders by status, sagas in flight, the outbox, and the use of this process's pools."""
     answer = await stats.read(deps.pool, deps.pools)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)

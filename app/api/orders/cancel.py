@@ -1,4 +1,4 @@
-"""The route `POST /orders/{id}/cancel`."""
+"""The route `POST /orders/{id}/cancel`. It reads its caller and body by hand, like `POST /orders` (see `place`)."""
 
 from http import HTTPStatus
 from uuid import UUID
@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 
 from app import db
 from app.api import openapi
-from app.api.body import Bodies, has_body
+from app.api.body import Bodies, has_body, parse_json
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
-from app.api.orders.schemas import OrderAnswer, parse_json
+from app.api.orders.schemas import OrderAnswer
 from app.auth.guards import caller
 from app.errors import MalformedRequest, ValidationFailed
 from app.idempotency.store import StoredResponse
@@ -26,14 +26,13 @@ router = APIRouter(tags=["orders"])
     operation_id="cancelOrder",
     summary="Cancel an order",
     description=(
-        "200: the order is cancelled. 202: its saga has started and turns back; the order ends `cancelled` (or "
-        "`rejected`, where before that a partner or an operator had turned it back or its time was up), never "
-        "`confirmed`. "
-        "409 `order-not-cancellable`: it was confirmed or rejected before. Cancelling an order again does no harm."
+        "200: the order is cancelled. 202: its saga has started, and now compensates; the order ends `cancelled`, or "
+        "`rejected` if its saga was already compensating for another reason, but never `confirmed`. "
+        "409 `order-not-cancellable`: it was already confirmed or rejected. Cancelling an order again is harmless."
     ),
     response_model=OrderAnswer,
     responses={
-        HTTPStatus.ACCEPTED.value: {"model": OrderAnswer, "description": "The order turns back"},
+        HTTPStatus.ACCEPTED.value: {"model": OrderAnswer, "description": "The saga compensates"},
         **openapi.problems(*openapi.BODY_REFUSALS, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     },
     openapi_extra={
@@ -45,10 +44,10 @@ router = APIRouter(tags=["orders"])
     },
 )
 async def cancel(request: Request, order_id: UUID) -> Response:
-    """Answer 200 or 202 once it is durable that the order will never be confirmed; replay that for a known key."""
+    """Answer 200 or 202 once the cancellation is durable; replay the first response for a known key."""
     deps: OrdersDeps = request.state.orders
     sender = await caller(request, "orders:write")
-    await _read_nothing(request, deps.bodies, sender.source)
+    await _require_no_body(request, deps.bodies, sender.source)
     key = deps.key(request, sender.tenant, {})
     ended_now = False
 
@@ -68,10 +67,10 @@ async def cancel(request: Request, order_id: UUID) -> Response:
     return send(result)
 
 
-async def _read_nothing(request: Request, bodies: Bodies, source: str) -> None:
-    """Read a body that may be absent, empty or `{}`. Raises ValidationFailed, and as reading an order's body does."""
+async def _require_no_body(request: Request, bodies: Bodies, source: str) -> None:
+    """Read a body that must be absent, empty or `{}`. Raises ValidationFailed, and as `Bodies.read` does."""
     if not has_body(request):
-        return  # whatever type it claims: some clients name one for nothing
+        return  # ignore its Content-Type: some clients send one without a body
     body = await bodies.read(request, source)
     try:
         empty = not body.strip() or parse_json(body) == {}

@@ -1,9 +1,9 @@
-"""Finds card numbers where none belongs, so that none is stored, sent to partners or logged.
+"""Find card numbers in text, so that none is stored, sent to partners or logged.
 
-What counts is what a card network issues (ISO/IEC 7812: its first digits, its length) with a right check digit, as
-people write it: digits in one piece, or in groups with one separator, whichever it is, throughout. Dates, times,
-phone numbers and most other numbers are none of it. The 13 digits of Visa's first cards are not looked for: they are
-long withdrawn, and every tenth German or Japanese article number (EAN-13) would be one.
+A card number has the first digits and the length that a card network issues (ISO/IEC 7812), and a valid check digit.
+It is written without separators, or in groups with the same separator throughout. Dates, times, phone numbers and most
+other numbers do not match. Visa's first cards had 13 digits; they were withdrawn long ago, and one in ten German and
+Japanese article numbers (EAN-13) would match, so they are not searched for.
 """
 
 import re
@@ -28,8 +28,8 @@ NETWORKS = re.compile(
     """,
     re.VERBOSE,
 )
-# From the begin of each group of digits on: up to six groups with the same separator between all of them. Cards are
-# written in groups of three to six; to look for less would make a long text of numbers expensive.
+# From the start of each group of digits: up to six groups with the same separator. Cards are written in groups of three
+# to six digits; matching shorter groups would make a long text of numbers expensive.
 GROUPS = re.compile(r"(?<![0-9])(?=([2-69][0-9]{2,18}(?:([^0-9A-Za-z])[0-9]{1,18}(?:\2[0-9]{1,18}){0,4})?)(?![0-9]))")
 ONE_BY_ONE = re.compile(r"(?<![0-9])([0-9]([^0-9A-Za-z])(?:[0-9]\2)+[0-9])(?![0-9])")
 MANY_DIGITS = re.compile(rf"[0-9](?:[^0-9A-Za-z]?[0-9]){{{SHORTEST - 1}}}")
@@ -37,7 +37,7 @@ DOUBLED = bytes(sum(divmod(2 * digit, 10)) for digit in range(10)).ljust(256)  #
 
 
 def has_card_number(text: str, shortest: int = SHORTEST) -> bool:
-    """Tell whether there is a card number of at least `shortest` digits in the text."""
+    """Return whether the text contains a card number of at least `shortest` digits."""
     text = unicodedata.normalize("NFKC", text)  # full-width digits are digits
     if MANY_DIGITS.search(text) is None:
         return False
@@ -48,7 +48,7 @@ def has_card_number(text: str, shortest: int = SHORTEST) -> bool:
 
 
 def _is_card(written: str, separator: str | None, shortest: int) -> bool:
-    """Tell whether the first groups of `written`, however many, are a card number together."""
+    """Return whether the first groups of `written`, any number of them, form a card number."""
     digits = ""
     for group in written.split(separator) if separator else (written,):
         digits += group
@@ -60,6 +60,6 @@ def _is_card(written: str, separator: str | None, shortest: int) -> bool:
 
 
 def _luhn(digits: str) -> bool:
-    """Tell whether the check digit is right (ISO/IEC 7812-1, annex B)."""
+    """Return whether the check digit is valid (ISO/IEC 7812-1, annex B)."""
     values = bytes(map(int, reversed(digits)))
     return (sum(values[::2]) + sum(values[1::2].translate(DOUBLED))) % 10 == 0

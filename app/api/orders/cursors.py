@@ -1,7 +1,7 @@
 """The cursor of a listing: a position between two orders, and nothing else. Pure.
 
-24 bytes as 32 base64url characters (RFC 4648, section 5): the form, microseconds since 1970, the order's id. No two
-cursors name one position, and every text of this form is a position: the pattern says all that is to be checked.
+24 bytes as 32 base64url characters (RFC 4648, section 5): the form, microseconds since 1970, the order's id. Each
+position has exactly one cursor, and every text that matches the pattern is a cursor, so no other check is needed.
 """
 
 import base64
@@ -12,7 +12,7 @@ from uuid import UUID
 from app.orders.queries import Position
 
 FORM = b"\x01"
-PATTERN = "^A[Q-Za-f][A-Za-z0-9_-]{30}$"  # what a first byte of 1 leaves of the first two characters
+PATTERN = "^A[Q-Za-f][A-Za-z0-9_-]{30}$"  # the first two characters encode a first byte of 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 INSTANT_BYTES = 7  # until the year 4253
@@ -25,7 +25,7 @@ def write_cursor(position: Position) -> str:
 
 
 def read_cursor(text: str) -> Position:
-    """Return the position that a cursor stands for. Raises ValueError if it is none of ours."""
+    """Return the position of a cursor. Raises ValueError if it is not a cursor of this listing."""
     if not re.fullmatch(PATTERN.strip("^$"), text):
         raise ValueError("is not a cursor of this listing")
     raw = base64.urlsafe_b64decode(text)

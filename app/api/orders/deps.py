@@ -1,4 +1,4 @@
-"""What the order routes use, and the response that shows an order."""
+"""The dependencies of the order routes, and the response that shows an order."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ KEY_PARAMETER = openapi.header_parameter(
 
 @dataclass(frozen=True, slots=True)
 class OrdersDeps:
-    """What the order routes use. `admit` raises OutboxFull while the service accepts no new orders."""
+    """The dependencies of the order routes. `admit` raises OutboxFull while the service accepts no new orders."""
 
     pool: db.Pool
     idempotency: Idempotency
@@ -40,7 +40,7 @@ class OrdersDeps:
     signals: Signals
 
     def key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
-        """Return the request's key, bound to what it asks for; `body` in normal form. Raises as `read_key` does."""
+        """Return the request's key, bound to the request; `body` is in normal form. Raises as `read_key` does."""
         key = read_key(request.headers.getlist(HEADER), required=self.key_required)
         return None if key is None else bind(tenant, key, request.method, request.url.path, request.url.query, body)
 
@@ -51,6 +51,6 @@ def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:
 
 
 def send(stored: StoredResponse) -> Response:
-    """Return the HTTP response; a replayed one says so."""
+    """Return the HTTP response, with `Idempotent-Replay` if it is a replay."""
     headers = {"Location": stored.location} | ({"Idempotent-Replay": "true"} if stored.replayed else {})
     return Response(stored.body, stored.status, headers, media_type="application/json")

@@ -1,10 +1,10 @@
-"""The JSON that goes in and out: request models with every limit, and their translation into commands."""
+"""The JSON of orders: request models with every limit, their translation into commands, and the response model."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import pycountry
 from pydantic import (
@@ -22,43 +22,22 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails
 
+from app.api.body import parse_json
 from app.api.orders import card_numbers
-from app.errors import MalformedRequest, ValidationFailed
+from app.api.params import CARD, MAX_WHOLE_NUMBER, Name, storable_text, whole_number
+from app.api.problems import mistakes
+from app.errors import ValidationFailed
 from app.orders import money
 from app.orders.model import Line, Order, Reason, Status
 from app.orders.store import PlaceOrder
 
-Model = TypeVar("Model", bound=BaseModel)
-
 MAX_ITEMS = 100
-MAX_QUANTITY = 10_000
+MAX_QUANTITY = MAX_WHOLE_NUMBER
 MAX_METADATA_DEPTH = 16
-CARD = "looks like a card number; send the token that your payment provider gave you"
 FLAT = ("sku", "quantity", "unit_price")
 COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
 PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
-MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # no token of a payment provider has that
-
-
-def parse_json(body: bytes) -> Any:
-    """Parse strictly: UTF-8, exact decimals, no NaN, no duplicate names. Raises MalformedRequest."""
-    try:
-        # Decoded here: given bytes, json.loads would guess UTF-16 and UTF-32 as well, and let half surrogates pass.
-        text = body.decode("utf-8-sig")
-        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, ArithmeticError, RecursionError) as error:
-        raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has a name twice")
-    return found
+MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # tokens of payment providers do not contain this
 
 
 def _price(value: object) -> Decimal:
@@ -69,28 +48,9 @@ def _price(value: object) -> Decimal:
     raise ValueError('must be a number or a decimal string like "9.99"')
 
 
-def whole(value: object) -> object:
-    """To JSON Schema 3.0 is an integer, and some clients have no other.
-
-    Only within the limit: 1e999999999 as an integer would keep the event loop busy for hours.
-    """
-    if isinstance(value, Decimal) and 0 <= value <= MAX_QUANTITY and value == value.to_integral_value():
-        return int(value)
-    return value
-
-
 def _token(value: str) -> str:
-    """Refuse what looks like a card number at all, mistyped ones too."""
+    """Refuse anything that looks like a card number, including mistyped ones."""
     if MANY_DIGITS.search(value):
-        raise ValueError(CARD)
-    return value
-
-
-def _text(value: str, shortest_card: int = card_numbers.SHORTEST) -> str:
-    """Refuse what Postgres cannot store, and what nobody should."""
-    if "\x00" in value:
-        raise ValueError("must not contain U+0000")
-    if card_numbers.has_card_number(value, shortest_card):
         raise ValueError(CARD)
     return value
 
@@ -107,12 +67,12 @@ def _currency(value: str) -> str:
     return value
 
 
-DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # as pydantic writes a bound of ours
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_text)]
 Sku = Annotated[
-    str, Field(min_length=1, max_length=50), AfterValidator(lambda sku: _text(sku, card_numbers.SHORTEST_IN_SKU))
+    str,
+    Field(min_length=1, max_length=50),
+    AfterValidator(lambda sku: storable_text(sku, card_numbers.SHORTEST_IN_SKU)),
 ]
-PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(_text)]
+PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(storable_text)]
 Price = Annotated[
     Decimal,
     BeforeValidator(_price),
@@ -130,7 +90,7 @@ Price = Annotated[
 
 
 class _Input(BaseModel):
-    """A request object: unknown names are refused; camelCase is accepted for each snake_case name."""
+    """A request object. Unknown names are refused; each snake_case name is also accepted in camelCase."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -149,7 +109,7 @@ class _Input(BaseModel):
 
 
 def _wrong_at(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
-    """Return `error` for one place of the body; raised as it is by a model's validator, it would be for all of it."""
+    """Return `error` with a place in the body. Raised from a model's validator as it is, it would have none."""
     details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": error})
     return ValidationError.from_exception_data("PlaceOrderRequest", [details])
 
@@ -162,11 +122,11 @@ def _snake_case(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return renamed
 
 
-class Item(_Input):
+class ItemRequest(_Input):
     """One line of an order."""
 
     sku: Sku
-    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(whole)]
+    quantity: Annotated[StrictInt, Field(ge=1, le=MAX_QUANTITY), BeforeValidator(whole_number)]
     unit_price: Price
 
 
@@ -189,7 +149,7 @@ class Address(_Input):
 class PlaceOrderRequest(_Input):
     """The body of `POST /orders`. A one-item order may be written flat: `{"sku", "quantity", "unit_price"}`."""
 
-    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[list[ItemRequest], Field(min_length=1, max_length=MAX_ITEMS)]
     currency: Annotated[
         str,
         AfterValidator(_currency),
@@ -239,7 +199,7 @@ class PlaceOrderRequest(_Input):
         )
 
     def command(self, tenant: str) -> PlaceOrder:
-        """Translate into the service's command."""
+        """Translate into the command of the store."""
         return PlaceOrder(
             tenant=tenant,
             currency=self.currency,
@@ -251,14 +211,14 @@ class PlaceOrderRequest(_Input):
         )
 
     def normal_form(self) -> dict[str, Any]:
-        """Return what the request says, however it was written: prices in minor units, defaults left out."""
+        """Return the same value for every way to write the request: prices in minor units, without defaults."""
         form = self.model_dump(exclude_defaults=True)
         form["items"] = [[line.sku, line.quantity, line.unit_price_minor] for line in self.lines()]
         return form
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Return JSON that Postgres can store and that reads back the same."""
+    """Return JSON that Postgres can store, and that is the same when read back."""
     if depth < 0:
         raise ValueError("is nested too deeply")
     match value:
@@ -272,8 +232,8 @@ def _plain(value: Any, depth: int) -> Any:
                 raise ValueError("has a number that is too large")
             return _plain(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
         case str():
-            value.encode()  # UnicodeEncodeError is a ValueError: half of a surrogate pair
-            return _text(value)
+            value.encode()  # UnicodeEncodeError (a lone surrogate) is a ValueError
+            return storable_text(value)
         case int() if card_numbers.has_card_number(str(value)):
             raise ValueError(CARD)
         case _:
@@ -282,40 +242,21 @@ def _plain(value: Any, depth: int) -> Any:
 
 def read_place_order(body: bytes) -> PlaceOrderRequest:
     """Parse and validate the body. Raises MalformedRequest, ValidationFailed."""
-    return validated(PlaceOrderRequest, parse_json(body), "the body is not a valid order")
-
-
-def validated(kind: type[Model], value: object, complaint: str, *above: str) -> Model:
-    """Return the value as a model. Raises ValidationFailed with what is wrong and where, the pointers below `above`."""
+    value = parse_json(body)
     try:
-        return kind.model_validate(value)
+        return PlaceOrderRequest.model_validate(value)
     except ValidationError as error:
-        raise ValidationFailed(complaint, _mistakes(error, *above)) from error
-
-
-def _mistakes(error: ValidationError, *above: str) -> list[dict[str, str]]:
-    """Return what is wrong, and where: `{"pointer", "detail"}` each, the pointers below `above`."""
-    return [
-        {
-            "pointer": "".join(f"/{_escaped(str(part))}" for part in (*above, *each["loc"])),
-            "detail": DECIMAL.sub(r"\1", each["msg"].removeprefix("Value error, ")),
-        }
-        for each in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-
-
-def _escaped(part: str) -> str:
-    """Escape for a JSON Pointer (RFC 6901, section 3); a name that is a card number is not said again."""
-    return "card-number" if card_numbers.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        raise ValidationFailed("the body is not a valid order", mistakes(details)) from error
 
 
 def order_json(order: Order) -> bytes:
-    """Return the order as the body of an answer; the same bytes wherever it is answered."""
+    """Return the order as the body of a response: the same bytes from every route."""
     return json.dumps(order.representation(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class ItemAnswer(BaseModel):
-    """One line of an order, as answered."""
+    """One line of an order, in a response."""
 
     sku: str
     quantity: int
@@ -324,7 +265,7 @@ class ItemAnswer(BaseModel):
 
 
 class OrderAnswer(BaseModel):
-    """An order, as answered. Amounts are decimal strings with all of the currency's decimals."""
+    """An order, in a response. Amounts are decimal strings with all of the currency's decimals."""
 
     id: str
     status: Status
@@ -337,14 +278,3 @@ class OrderAnswer(BaseModel):
     updated_at: str
     version: int
     tracking_id: str | None
-
-
-class Problem(BaseModel):
-    """RFC 9457 problem details, with a stable `code`."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    errors: list[Mapping[str, str]] | None = None

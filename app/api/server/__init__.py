@@ -1,1 +1,1 @@
-"""The HTTP server below ASGI: our listening socket, deadlines and bounds for connections."""
+"""The HTTP server below ASGI: the listening socket, and deadlines and limits for connections."""

@@ -1,12 +1,12 @@
-"""Read the requests of one connection: the next one when the one before has its answer, and no other protocol.
+"""Read the requests of one connection one after the other, and ignore offers of other protocols.
 
-uvicorn parses all that has arrived and queues every request it finds. A client that sends requests without waiting for
-answers (RFC 9112, section 9.3.2) would fill the memory, so here the parser is fed up to the end of one request. The
-bytes after it wait, and while any wait, nothing more is read from the socket: at most one read of them is kept. A
-connection without such bytes goes on being read, so that a client that hangs up is noticed while it is answered.
+uvicorn parses all bytes that have arrived, and queues every request it finds. A client that sends requests without
+waiting for responses (RFC 9112, section 9.3.2) would fill the memory, so this module feeds the parser only up to the
+end of one request. The bytes after it wait. While bytes wait, the socket is not read, so at most one read of them is
+kept. While no bytes wait, the socket is read, so a client that disconnects is noticed while its request is handled.
 
-httptools cannot be stopped at the end of a request. Its input is cut there instead: after `Content-Length` bytes of a
-body, or after an empty line, since without a `Content-Length` no request ends anywhere else.
+httptools cannot stop at the end of a request. Its input is cut there instead: after `Content-Length` bytes of a body,
+or after an empty line, since a request without a `Content-Length` can only end there.
 """
 
 import re
@@ -16,13 +16,13 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-PIECE_BYTES = 4 * 1024  # fed to the parser at a time at most
-# A run of them is one cut: no second request ends within it, and a body full of line feeds costs few cuts.
+PIECE_BYTES = 4 * 1024  # the most that the parser is fed at a time
+# A run of empty lines is one cut: no second request ends within it, and a body full of line feeds causes few cuts.
 EMPTY_LINES = re.compile(rb"^(?:\r?\n)+", re.MULTILINE)
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control. A route that waits for its body resumes reading; not while bytes are held back."""
+    """uvicorn's flow control, except that a route that waits for its body cannot resume reading while bytes wait."""
 
     _holding = False
 
@@ -41,42 +41,42 @@ class _Flow(FlowControl):
 
 
 class SequentialProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with one request at a time, which ignores every offer to upgrade.
+    """uvicorn's protocol with one request at a time. It ignores every offer to upgrade.
 
-    A subclass refuses CONNECT: to httptools it is an upgrade with any head.
+    A subclass refuses CONNECT, which httptools treats as an upgrade whatever the head says.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._unparsed = b""
-        self._at = 0  # what comes before it is parsed
-        self._body_left = 0  # bytes of a body with a Content-Length
+        self._at = 0  # everything before this position is parsed
+        self._body_left = 0  # remaining bytes of a body with a Content-Length
         self._awaiting_head = True
-        self._over = False  # nothing that arrives counts any more
+        self._over = False  # all further bytes are ignored
 
     def connection_made(self, transport: Any) -> None:
-        """Take the connection."""
+        """Start with a new connection."""
         super().connection_made(transport)
         self.flow = self._reading = _Flow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection, and what it sent last."""
+        """Drop the connection and its unparsed bytes."""
         super().connection_lost(exc)
         self._unparsed = b""
 
     def data_received(self, data: bytes) -> None:
-        """Parse what is due."""
+        """Parse up to the end of the current request."""
         self._unparsed = self._unparsed[self._at :] + data
         self._at = 0
         self._parse()
 
     def on_response_complete(self) -> None:
-        """Parse the next request, if it is here."""
+        """Parse the next request, if it has arrived."""
         super().on_response_complete()
         self._parse()
 
     def _parse(self) -> None:
-        """Feed the parser to the end of a request that has no answer yet, and hold back what comes after it."""
+        """Feed the parser up to the end of the request that is being answered, and hold back the bytes after it."""
         while self._at < len(self._unparsed) and not self._is_deaf():
             if self._awaiting_head and self._is_answering():
                 self._reading.hold()
@@ -96,12 +96,12 @@ class SequentialProtocol(HttpToolsProtocol):
 
     @property
     def _cycle(self) -> RequestResponseCycle | None:
-        return self.cycle  # None before the first request, whatever uvicorn's annotation says
+        return self.cycle  # None before the first request, despite uvicorn's annotation
 
     def _piece_end(self) -> int:
         if self._body_left:
             return self._at + min(self._body_left, PIECE_BYTES)
-        # Search a copy: `^` matches at its start, and the CR of an empty line may be the end of the piece before.
+        # Search a copy: `^` must match at its start, since the CR of an empty line may have ended the previous piece.
         piece = self._unparsed[self._at : self._at + PIECE_BYTES]
         cut = EMPTY_LINES.search(piece)
         return self._at + (cut.end() if cut else len(piece))
@@ -119,7 +119,7 @@ class SequentialProtocol(HttpToolsProtocol):
     def _parse_again(self, rest: bytes) -> None:
         """Parse the head without its `Upgrade`, then `rest`.
 
-        After a head that offers another protocol (RFC 9110, section 7.8) httptools takes all that follows for that
+        After a head that offers another protocol (RFC 9110, section 7.8) httptools treats all following bytes as that
         protocol: it drops the request's body, and would read the body's bytes as the next request.
         """
         request_line = b"%b %b HTTP/%b\r\n" % (
@@ -133,7 +133,7 @@ class SequentialProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"".join((request_line, *fields, b"\r\n", rest)))
 
     def on_headers_complete(self) -> None:
-        """Hand the request over, unless its head will be parsed again."""
+        """Start the request, unless its head will be parsed again."""
         if self.parser.should_upgrade():
             return
         self._awaiting_head = False
@@ -141,12 +141,12 @@ class SequentialProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Receive a part of the body."""
         self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Be ready for the next request."""
+        """Prepare for the next request."""
         if self.parser.should_upgrade():
             return
         self._awaiting_head = True

@@ -1,9 +1,9 @@
-"""What has to be refused before there is a request: below ASGI, while bytes arrive.
+"""Limits below ASGI, which apply while bytes arrive and before there is a request.
 
-A head is counted as it comes in and has a deadline; bytes that belong to no body (chunk extensions, trailers, blank
-lines) are counted too, since the parser keeps some of them; the number of connections is bounded. At the bound the
-connection that has waited longest without a request makes room, so that many silent clients are in each other's
-way and not in anybody else's. Wherever an answer is possible it is a problem with an `X-Request-ID`.
+A head has a size limit and a deadline. Bytes outside of bodies (chunk extensions, trailers, blank lines) are counted
+too, since the parser keeps some of them. The number of connections is limited: at the limit a new connection replaces
+the one that has waited longest without a request, so many silent clients only disturb each other. Where a response is
+possible, it is a problem with an `X-Request-ID`.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ log = structlog.get_logger(__name__)
 
 MAX_TARGET_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 16 * 1024
-# Bytes outside of bodies are counted a piece at a time.
+# Bytes outside of bodies are counted in pieces.
 MAX_STRAY_BYTES = MAX_TARGET_BYTES + MAX_HEADER_BYTES + 2 * PIECE_BYTES
 HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")  # a host and its port (RFC 3986, section 3.2)
 LINGER_SECONDS = 2.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close by RST
-UNREAD_BODY_SECONDS = 5.0  # for the rest of a body that was answered without being read
+UNREAD_BODY_SECONDS = 5.0  # for the rest of a body whose request was answered before it was read
 
 MALFORMED = problems.problem(HTTPStatus.BAD_REQUEST, "malformed-request", "this is not HTTP/1.1 (RFC 9112)")
 HOST_NEEDED = problems.problem(
@@ -41,7 +41,7 @@ HOST_NEEDED = problems.problem(
 NO_TUNNEL = problems.problem(
     HTTPStatus.METHOD_NOT_ALLOWED,
     "method-not-allowed",
-    "the service is no proxy: it opens no tunnel",
+    "the service is not a proxy and opens no tunnels",
     headers={"Allow": "GET, HEAD, POST"},
 )
 TARGET_TOO_LONG = problems.problem(
@@ -58,17 +58,17 @@ HEAD_TIMEOUT = problems.problem(
 TOO_MANY_CONNECTIONS = problems.problem(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "too-many-connections",
-    "the service has no connection to spare; try again with the same Idempotency-Key",
+    "the service has no free connection; try again with the same Idempotency-Key",
     headers={"Retry-After": str(problems.RETRY_AFTER_SECONDS)},
 )
 
 
 class _Refused(Exception):
-    """Stops the parser; what to answer is in the protocol."""
+    """Stops the parser. The protocol holds the response."""
 
 
 class GuardedProtocol(SequentialProtocol):
-    """HTTP/1.1 with deadlines and bounds."""
+    """HTTP/1.1 with deadlines and limits."""
 
     def __init__(
         self,
@@ -84,45 +84,49 @@ class GuardedProtocol(SequentialProtocol):
         self._max_connections = max_connections
         self._deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
-        self._unsent = 0  # when the write deadline began
-        self._begun = False  # of the head that is awaited, something has come
-        self._stray_bytes = 0  # since the last piece of a body, or the begin of a message
+        self._unsent = 0  # at the start of the write deadline
+        self._begun = False  # some bytes of the awaited head have arrived
+        self._stray_bytes = 0  # since the last part of a body, or the start of a message
         self._header_bytes = 0
         self._answer = MALFORMED
-        self._of_use = False
+        self._has_served = False
         self._waiting_since = self.loop.time()
 
     # The connection
 
     def connection_made(self, transport: Any) -> None:
-        """Take the connection, or make room for it, or refuse it."""
+        """Accept the connection, if need be in place of another, or refuse it."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # every unsent byte is noticed, see pause_writing
+        transport.set_write_buffer_limits(high=0)  # report every unsent byte, see pause_writing
         self._start_deadline(self._header_timeout_seconds)
         if len(self.connections) > self._max_connections and not self._make_room():
             self._refuse(TOO_MANY_CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection. uvicorn's own timer would keep all of it until it ends."""
+        """Drop the connection and its timers. uvicorn's own timer would keep the object alive until it fires."""
         self._unset_keepalive_if_required()
         self._stop_deadline()
         self._stop_write_deadline()
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
-        idle = [each for each in self.connections if isinstance(each, GuardedProtocol) and each.is_idle(self)]
+        idle = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, GuardedProtocol) and connection.is_idle(self)
+        ]
         if not idle:
             return False
-        min(idle, key=lambda each: each.merit).transport.abort()
+        min(idle, key=lambda connection: connection.merit).transport.abort()
         return True
 
     @property
     def merit(self) -> tuple[bool, float]:
-        """What makes a connection the last to go: to have been of use, and to have been so lately."""
-        return self._of_use, self._waiting_since
+        """The order in which connections are replaced: first those without a request, then by the last response."""
+        return self._has_served, self._waiting_since
 
     def is_idle(self, newcomer: "GuardedProtocol") -> bool:
-        """Whether nothing is lost to a client when this connection ends to make room for another."""
+        """Return whether no client loses a response when this connection is closed for the newcomer."""
         busy = self._is_answering() or self.transport.get_write_buffer_size()
         return self is not newcomer and not busy and not self.transport.is_closing()
 
@@ -141,19 +145,19 @@ class GuardedProtocol(SequentialProtocol):
             self._start_deadline(self._header_timeout_seconds)
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Reset the counters at the first byte of a request."""
         super().on_message_begin()
         self._stray_bytes = self._header_bytes = 0
         self._begun = True
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the target."""
+        """Receive a part of the target."""
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
             self._stop_parsing(TARGET_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header. One that comes after the body (a trailer) is dropped: nobody asked for it."""
+        """Receive one header. Drop one after the body (a trailer): no route reads trailers."""
         if not self._awaiting_head:
             return
         self._header_bytes += len(name) + len(value) + len(b": \r\n")
@@ -162,49 +166,51 @@ class GuardedProtocol(SequentialProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request over."""
+        """Start the request."""
         self._check_head()
         self._stop_deadline()
         super().on_headers_complete()
 
     def _check_head(self) -> None:
-        if self.parser.get_method() == b"CONNECT":  # what follows is the tunnel's, whatever the head says of a body
+        if (
+            self.parser.get_method() == b"CONNECT"
+        ):  # the following bytes belong to the tunnel, even if the head announces a body
             self._stop_parsing(NO_TUNNEL)
         hosts = [value for name, value in self.headers if name == b"host"]
-        # HTTP/1.0 has no Host: HAProxy's health checks, for one, send none.
+        # HTTP/1.0 needs no Host: HAProxy's health checks, for example, send none.
         needed = self.parser.get_http_version() not in {"0.9", "1.0"}
         if len(hosts) > 1 or (needed and not hosts) or not all(HOST.fullmatch(host) for host in hosts):
             self._stop_parsing(HOST_NEEDED)
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body. How much of it is read, and how long, is the route's to say."""
+        """Receive a part of the body. The route limits its size and time."""
         self._stray_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Be ready for the next request."""
+        """Prepare for the next request."""
         if self.parser.should_upgrade():
-            return  # its head is parsed again
+            return  # its head will be parsed again
         self._stop_deadline()
         self._begun = False
         self._stray_bytes = 0
         super().on_message_complete()
         if not self._is_answering() and not self.transport.is_closing():
-            # The answer came before the rest of the body, which has stopped uvicorn's timer.
+            # The response was sent before the rest of the body arrived, which stopped uvicorn's timer.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of this one: not for ever."""
-        self._of_use = True
+        """Wait for the next request, or for the rest of this one, with a deadline."""
+        self._has_served = True
         self._waiting_since = self.loop.time()
         super().on_response_complete()
         if self._is_answered_early() and self._deadline is None and not self.transport.is_closing():
             self._start_deadline(UNREAD_BODY_SECONDS)
 
     def _is_answered_early(self) -> bool:
-        """Tell whether the request whose body is arriving has had its answer."""
+        """Return whether the request whose body is arriving was answered already."""
         return not (self._awaiting_head or self._is_answering())
 
     # Deadlines
@@ -224,17 +230,17 @@ class GuardedProtocol(SequentialProtocol):
         elif self._awaiting_head and self._begun:
             self._refuse(HEAD_TIMEOUT)
         elif not self._is_answering():
-            self._over = True  # it never said anything, or would not end: there is nothing to answer
+            self._over = True  # the client sent nothing, or no end of its body: there is nothing to answer
             self.transport.close()
             self._start_deadline(LINGER_SECONDS)
 
     def pause_writing(self) -> None:
-        """Something is unsent: the client must read, or it holds an answer, and its connection, for ever."""
+        """Start a deadline for unsent bytes: a client that reads nothing would hold its connection for ever."""
         super().pause_writing()
         self._start_write_deadline()
 
     def resume_writing(self) -> None:
-        """All is sent."""
+        """Stop the deadline: all bytes are sent."""
         self._stop_write_deadline()
         super().resume_writing()
 
@@ -249,28 +255,28 @@ class GuardedProtocol(SequentialProtocol):
             self._write_deadline = None
 
     def _unread(self) -> None:
-        """Cut a client that took nothing; one that reads slowly may go on."""
+        """Abort the connection of a client that has read nothing; one that reads slowly may continue."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_write_deadline()
         else:
             self._write_deadline = None
-            # Otherwise the kernel would keep what is unsent, for as long as the client stays.
+            # Otherwise the kernel would keep the unsent bytes as long as the client stays connected.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.transport.abort()
 
     # Refusals
 
     def _stop_parsing(self, answer: Response) -> None:
-        """Have the parser stop; uvicorn then calls `send_400_response`."""
+        """Stop the parser; uvicorn then calls `send_400_response`."""
         self._answer = answer
         raise _Refused
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
-        """Answer what the parser could not go on with."""
+        """Refuse the request that stopped the parser."""
         self._refuse(self._answer)
 
     def _refuse(self, answer: Response) -> None:
-        """Answer, then close: but read on for a moment, since closing on unread bytes would lose the answer."""
+        """Respond, then close after a moment of reading: closing with unread bytes would lose the response."""
         self._over = True
         self._stop_deadline()
         self._unset_keepalive_if_required()
@@ -278,12 +284,12 @@ class GuardedProtocol(SequentialProtocol):
             return
         if self._is_answering():
             if self.cycle.response_started:
-                self.cycle.keep_alive = False  # the answer goes on, and ends the connection
+                self.cycle.keep_alive = False  # the response continues, then the connection closes
                 return
-            # It is this request's own body that is broken: its route must not wait for the rest, nor answer.
+            # The body of this request is malformed: its route must neither wait for the rest nor respond.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not self._is_answered_early():  # a second answer would be taken for that of the next request
+        if not self._is_answered_early():  # the client would take a second response for that of its next request
             request_id = str(uuid4())
             log.info("http.cut_off", request_id=request_id, status=answer.status_code)
             self.transport.write(self._render(answer, request_id))
@@ -300,7 +306,7 @@ class GuardedProtocol(SequentialProtocol):
 
 
 def protocol(header_timeout_seconds: float, answer_timeout_seconds: float, max_connections: int) -> Any:
-    """Return what `uvicorn.Config(http=...)` needs."""
+    """Return a protocol factory for `uvicorn.Config(http=...)`."""
     return partial(
         GuardedProtocol,
         header_timeout_seconds=header_timeout_seconds,

@@ -1,6 +1,6 @@
-"""`orders saga`: the sagas that have not ended, one with its log; one's pause ended, one turned back.
+"""`orders saga`: list unfinished sagas, show one with its log, retry it, compensate it.
 
-A change needs a reason, which is kept with what was done. Each command may be killed at any instant, and run again.
+A change needs a reason, which is recorded with it. Each command may be killed at any time, and run again.
 """
 
 import asyncio
@@ -20,28 +20,30 @@ from app.operations.saga_views import ListedSaga, SagaAnswer, SagaChanged, Sagas
 from app.operations.sagas import ActionOutcome, SagaAction
 from app.orders.model import Status
 
-app = typer.Typer(help="What drives orders to their end.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Show, retry and compensate sagas.", no_args_is_help=True, rich_markup_mode=None)
 
 DEFAULT_SAGAS = 20
 
-Id = Annotated[UUID, typer.Argument(metavar="ID")]
-Reason = Annotated[str, typer.Option(help="Why; it is kept with what was done.")]
+SagaId = Annotated[UUID, typer.Argument(metavar="ID")]
+RequiredReason = Annotated[str, typer.Option(help="The reason, recorded with the action.")]
 
 
 @app.command(name="list")
 def list_sagas(
     *,
-    status: Annotated[str | None, typer.Option(help="Only of orders of this status: pending, compensating.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only sagas whose orders have this status: pending, compensating.")
+    ] = None,
     stuck: Annotated[
-        bool, typer.Option("--stuck", help="Only those that need a look: late, or due and taken by nobody.")
+        bool, typer.Option("--stuck", help="Only sagas that need attention: late, or due and not claimed.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Sagas at most.")] = DEFAULT_SAGAS,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number of sagas.")] = DEFAULT_SAGAS,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the sagas that have not ended: first those that need a look, and of each the oldest first.
+    """Print unfinished sagas: those that need attention first, then the oldest first.
 
-    Beside them, the orders that cannot start: their event is a dead letter, or was purged.
+    Also print the orders that cannot start, because their event is a dead letter or was purged.
     """
     answer = asyncio.run(_list(data_dir, limit, _status(status), stuck=stuck))
     if as_json:
@@ -57,30 +59,30 @@ def list_sagas(
 
 
 @app.command()
-def show(saga_id: Id, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Print an order's saga, every call to a partner with what came of it, and what operators did."""
+def show(saga_id: SagaId, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Print an order's saga, every call to a partner with its outcome, and the actions of operators."""
     answer = asyncio.run(_show(data_dir, saga_id))
-    typer.echo(answer.model_dump_json(indent=2) if as_json else _story(answer))
+    typer.echo(answer.model_dump_json(indent=2) if as_json else _details(answer))
 
 
 @app.command()
-def retry(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Have a saga that waits taken on at once; one that a process is at is left alone."""
-    who = actor(reason)
+def retry(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Make a waiting saga due now. A saga that a process is running is not changed."""
+    acting = actor(reason)
 
     async def act(pool: db.Pool) -> ActionOutcome:
-        return await sagas.retry(pool, saga_id, who)
+        return await sagas.retry(pool, saga_id, acting)
 
     _change(saga_id, SagaAction.RETRY, act, data_dir, as_json=as_json)
 
 
 @app.command()
-def compensate(saga_id: Id, *, reason: Reason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Turn a saga back: all is undone, and its order never confirmed. With the limits of a customer's cancel."""
-    who = actor(reason)
+def compensate(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Compensate a saga: undo every step, and never confirm its order. A confirmed order is refused."""
+    acting = actor(reason)
 
     async def act(pool: db.Pool) -> ActionOutcome:
-        return await sagas.compensate(pool, saga_id, who, {})
+        return await sagas.compensate(pool, saga_id, acting, {})
 
     _change(saga_id, SagaAction.COMPENSATE, act, data_dir, as_json=as_json)
 
@@ -140,7 +142,7 @@ def _unstarted(order: UnstartedOrder) -> str:
     )
 
 
-def _story(answer: SagaAnswer) -> str:
+def _details(answer: SagaAnswer) -> str:
     reason = answer.status_reason if answer.saga is None else answer.saga.reason
     order = f"{_with(answer.status, reason)}, version {answer.version}"
     lines = [f"{answer.order_id}  {order}, placed {answer.placed_at}"]
@@ -156,8 +158,8 @@ def _story(answer: SagaAnswer) -> str:
     if answer.operator_actions:
         lines.append("\noperators")
     lines += [
-        f"  {each.at}  {each.actor}  {each.action}: {_with(each.outcome, each.reason)}"
-        for each in answer.operator_actions
+        f"  {action.at}  {action.actor}  {action.action}: {_with(action.outcome, action.reason)}"
+        for action in answer.operator_actions
     ]
     return "\n".join(lines)
 
