@@ -81,7 +81,9 @@ async def build(
     cache = _open_cache(stack, settings)
     patience = settings.outbox_publish_timeout_seconds
     broker = make_broker(settings.rabbitmq_url.get_secret_value(), relay_pool, signals, patience, specs)
-    stack.push_async_callback(broker.close)
+    if settings.roles & LEASING_ROLES:
+        stack.push_async_callback(lease.release, relay_pool)
+    stack.push_async_callback(broker.close)  # before the lease is released
 
     workers = await build_workers(stack, settings, signals, lease, broker, work_pool, relay_pool, consumers)
     backlog, waiters = Backpressure(relay_pool, settings.outbox_max_pending), Waiters(request_pool)

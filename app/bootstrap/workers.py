@@ -80,7 +80,6 @@ async def build(
     if settings.roles & LEASING_ROLES:
         renew = partial(lease.renew, relay_pool)
         workers.tasks.append(BackgroundTask.loop("transport", renew, RENEW_PERIOD_SECONDS))
-        stack.push_async_callback(lease.release, relay_pool)
     if "consumer" in settings.roles:
         workers.gateway = await open_gateway(stack, settings, signals)
         orchestrator = Orchestrator(work_pool, workers.gateway, _saga_config(settings), signals)

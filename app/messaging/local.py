@@ -42,6 +42,8 @@ class LocalTransport:
         return results
 
     async def _deliver(self, envelope: Envelope) -> Refusal | None:
+        """Deliver to every consumer, also after one has failed. The row is parked if any of them gave up."""
+        refusals: list[Refusal] = []
         for consumer in self.consumers:
             if envelope.type not in consumer.handlers:
                 continue
@@ -49,11 +51,11 @@ class LocalTransport:
                 case Handled():
                     pass
                 case Retry(reason=reason):
-                    return Refusal(reason)
+                    refusals.append(Refusal(reason))
                 case Dead(reason=reason, attempts=attempts):
                     consumer.signals.emit(MessageDeadLettered(str(envelope.id), reason, attempts))
-                    return Refusal(reason, final=True)
-        return None
+                    refusals.append(Refusal(reason, final=True))
+        return max(refusals, key=lambda refusal: refusal.final, default=None)
 
 
 class LocalBroker:

@@ -122,7 +122,7 @@ class Relay:
         try:
             await self._transport.publish([row.envelope for row in rows], seconds, results)
         except asyncio.CancelledError:  # this process is ending: another relay need not wait for the lease
-            await self._record(token, rows, results)
+            await self._record_quickly(token, rows, results)
             raise
         except Unavailable:
             self._signals.emit(BatchFailed(len(rows)))
@@ -132,12 +132,30 @@ class Relay:
         await self._record(token, rows, results)
         return len(rows)
 
-    async def _record(self, token: UUID, rows: Sequence[outbox.Claimed], results: Sequence[PublishResult]) -> None:
-        """Record what is known of each row, and release the others."""
+    async def _record_quickly(
+        self, token: UUID, rows: Sequence[outbox.Claimed], results: Sequence[PublishResult]
+    ) -> None:
+        """Record as `_record` does, but do not wait long for a connection, and never raise."""
+        try:
+            await self._record(token, rows, results, RELEASE_WAIT_SECONDS)
+        except DatabaseUnavailable as error:
+            log.warning("relay.not_released", error=str(error), until="the lease ends")
+
+    async def _record(
+        self,
+        token: UUID,
+        rows: Sequence[outbox.Claimed],
+        results: Sequence[PublishResult],
+        wait_seconds: float | None = None,
+    ) -> None:
+        """Record what is known of each row, and release the others. `wait_seconds`: for a connection; None: the pool's.
+
+        Raises DatabaseUnavailable.
+        """
         known = [(row, result) for row, result in zip(rows, results, strict=True) if result is not UNCONFIRMED]
         if known:
             records = [self._record_of(row, result) for row, result in known]
-            async with db.connection(self._pool, RELEASE_WAIT_SECONDS) as conn:
+            async with db.connection(self._pool, wait_seconds) as conn:
                 ours = await outbox.record_results(conn, token, records)
             for (row, result), record in zip(known, records, strict=True):
                 self._report(row, result, record, is_ours=record.id in ours)

@@ -51,15 +51,16 @@ class Resender:
         started_at = time.monotonic()
         async with db.connection(self._pool) as conn:
             unstarted, after = await maintenance.unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
-        self._found += len(unstarted)
+        looked_for = time.monotonic() - started_at
         if unstarted and await self._may_resend():
             await self._resend(unstarted)
+        self._found += len(unstarted)  # last: after an error this batch is read again
         if after is None:
             self._signals.emit(UnstartedMeasured(self._found))
             self._after, self._found = maintenance.FIRST, 0
             return 0
         self._after = after
-        await asyncio.sleep((time.monotonic() - started_at) * DUTY_FACTOR)
+        await asyncio.sleep(looked_for * DUTY_FACTOR)
         return 1
 
     async def _may_resend(self) -> bool:
