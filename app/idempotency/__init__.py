@@ -117,7 +117,8 @@ class Idempotency:
     ) -> StoredResponse:
         """Run while no other request of this key runs in this process; share the result of the one before."""
         deadline = time.monotonic() + self._config.wait_seconds
-        async with self._single_flight.join(key, self._config.wait_seconds) as inflight:
+        inflight = await self._single_flight.join(key, self._config.wait_seconds)
+        try:
             if inflight.result is not None and inflight.result[0] == key:
                 return replace(inflight.result[1], replayed=True)
             async with self._limit.slot(deadline - time.monotonic()):
@@ -126,6 +127,8 @@ class Idempotency:
             inflight.result = (key, result)
             self._leave_copy(key, result, result.remaining_seconds - (time.monotonic() - started_at))
             return result
+        finally:
+            inflight.leave()
 
     async def _execute(
         self,

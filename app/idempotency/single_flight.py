@@ -4,8 +4,6 @@ Without it, a retry storm on one key would fill the connection pool with transac
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from weakref import WeakValueDictionary
 
 from app.errors import RequestInProgress
@@ -20,6 +18,10 @@ class InFlight:
         self.lock = asyncio.Lock()
         self.result: tuple[IdempotencyKey, StoredResponse] | None = None
 
+    def leave(self) -> None:
+        """Let the next request run."""
+        self.lock.release()
+
 
 class SingleFlight:
     """Lets one request per key through at a time."""
@@ -28,16 +30,15 @@ class SingleFlight:
         # Weak: an entry lives exactly as long as some request holds it.
         self._inflight: WeakValueDictionary[tuple[str, str], InFlight] = WeakValueDictionary()
 
-    @contextlib.asynccontextmanager
-    async def join(self, key: IdempotencyKey, wait_seconds: float) -> AsyncIterator[InFlight]:
-        """Wait until no other request of this key runs here. Raises RequestInProgress after `wait_seconds`."""
+    async def join(self, key: IdempotencyKey, wait_seconds: float) -> InFlight:
+        """Wait until no other request of this key runs here, and keep others out until `InFlight.leave`.
+
+        Raises RequestInProgress after `wait_seconds`.
+        """
         inflight = self._inflight.setdefault((key.tenant, key.key), InFlight())
         try:
             async with asyncio.timeout(wait_seconds):
                 await inflight.lock.acquire()
         except TimeoutError as error:
             raise RequestInProgress(f"the first request with this {HEADER} is still running") from error
-        try:
-            yield inflight
-        finally:
-            inflight.lock.release()
+        return inflight

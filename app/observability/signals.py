@@ -9,6 +9,8 @@ process or raises there; nothing else is ever at a crash point. No setting can i
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -53,7 +55,7 @@ class Signals:
     def emit(self, fact: Fact) -> None:
         """Log the fact if its type says so, and call its subscribers. Never raises."""
         if fact.level is not None:
-            getattr(structlog.get_logger(type(fact).__module__), fact.level)(fact.event, **_loggable(fact))
+            _log(fact, fact.level)
         for handler in self._handlers.get(type(fact), ()):
             try:
                 handler(fact)
@@ -61,6 +63,15 @@ class Signals:
                 log.exception("signals.handler_failed", fact=type(fact).__name__)
 
 
-def _loggable(fact: Fact) -> dict[str, Any]:
-    values = {field.name: getattr(fact, field.name) for field in dataclasses.fields(fact)}
-    return {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
+def _log(fact: Fact, level: str) -> None:
+    """Log under the name of the fact's module. The level is checked first: most of the cost is in what it saves."""
+    module = type(fact).__module__
+    if logging.getLogger(module).isEnabledFor(logging.getLevelNamesMapping()[level.upper()]):
+        values = {field.name: getattr(fact, field.name) for field in dataclasses.fields(fact)}
+        plain = {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
+        getattr(_logger(module), level)(fact.event, **plain)
+
+
+@functools.cache
+def _logger(name: str) -> Any:
+    return structlog.get_logger(name)
