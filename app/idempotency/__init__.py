@@ -32,6 +32,7 @@ from app.idempotency.transaction import Write
 from app.observability.signals import Signals
 
 Row = TypeVar("Row")
+Prepare = Callable[[], tuple[Write, StoredResponse | None]]  # the response is None if only the write knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +63,33 @@ class Idempotency:
         self,
         key: IdempotencyKey | None,
         write: Callable[[db.Connection, Sequence[Row]], Awaitable[None]],
-        row: Row,
-        response: StoredResponse,
+        make: Callable[[], tuple[Row, StoredResponse]],
         admit: Callable[[], None] = _admit,
     ) -> StoredResponse:
-        """Write `row` and store `response` under the key, or return the response that the key already has.
+        """Write a row and store its response under the key, or return the response that the key already has.
 
-        `row` and `response` are made before, so `write` is a function of rows that may run again with the same ones; it
-        raises AlreadyCommitted if it finds them written. `admit` may raise OutboxFull to refuse a new write.
+        `make` returns both. It is called once, before the transaction, and not for a replay, which would take a fifth
+        longer. So `write` is a function of rows that may run again with the same ones; it raises AlreadyCommitted if it
+        finds them written. `admit` may raise OutboxFull to refuse a new write.
 
         Raises IdempotencyKeyReused (the key stands for another request), RequestInProgress (the first request with the
         key is still running), OutboxFull, Overloaded, DatabaseUnavailable.
         """
 
-        async def write_row(conn: db.Connection) -> StoredResponse:
-            await write(conn, [row])
-            return response
+        def prepare() -> tuple[Write, StoredResponse]:
+            row, response = make()
 
-        return await self._run(key, write_row, response, admit)
+            async def write_row(conn: db.Connection) -> StoredResponse:
+                await write(conn, [row])
+                return response
+
+            return write_row, response
+
+        return await self._run(key, prepare, admit)
 
     async def run_single(self, key: IdempotencyKey | None, write: Write) -> StoredResponse:
         """Run a write that makes its response inside its transaction. Raises as `run` does, and what `write` raises."""
-        return await self._run(key, write, None, _admit)
+        return await self._run(key, lambda: (write, None), _admit)
 
     async def find(self, tenant: str, key: str) -> KeyRecord:
         """Return what a key stands for. Raises IdempotencyKeyNotFound, for an expired or another tenant's key too."""
@@ -93,17 +99,15 @@ class Idempotency:
             raise IdempotencyKeyNotFound("no finished write has this key; one that is still under way may")
         return record
 
-    async def _run(
-        self, key: IdempotencyKey | None, write: Write, response: StoredResponse | None, admit: Callable[[], None]
-    ) -> StoredResponse:
+    async def _run(self, key: IdempotencyKey | None, prepare: Prepare, admit: Callable[[], None]) -> StoredResponse:
         if key is None:
             async with self._limit.slot(self._config.wait_seconds):
-                return await self._execute(None, write, response, admit, self._config.wait_seconds)
+                return await self._execute(None, prepare, admit, self._config.wait_seconds)
         if copy := await self._read_copy(key):
             self._signals.emit(ResponseReplayed(Source.REDIS))
             return copy
         try:
-            result = await self._run_alone(key, write, response, admit)
+            result = await self._run_alone(key, prepare, admit)
         except (IdempotencyKeyReused, RequestInProgress) as error:
             is_reused = isinstance(error, IdempotencyKeyReused)
             self._signals.emit(KeyConflicted(Conflict.REUSED if is_reused else Conflict.IN_PROGRESS))
@@ -112,9 +116,7 @@ class Idempotency:
             self._signals.emit(ResponseReplayed(Source.POSTGRES))
         return result
 
-    async def _run_alone(
-        self, key: IdempotencyKey, write: Write, response: StoredResponse | None, admit: Callable[[], None]
-    ) -> StoredResponse:
+    async def _run_alone(self, key: IdempotencyKey, prepare: Prepare, admit: Callable[[], None]) -> StoredResponse:
         """Run while no other request of this key runs in this process; share the result of the one before."""
         deadline = time.monotonic() + self._config.wait_seconds
         inflight = await self._single_flight.join(key, self._config.wait_seconds)
@@ -123,7 +125,7 @@ class Idempotency:
                 return replace(inflight.result[1], replayed=True)
             async with self._limit.slot(deadline - time.monotonic()):
                 started_at = time.monotonic()
-                result = await self._execute(key, write, response, admit, deadline - started_at)
+                result = await self._execute(key, prepare, admit, deadline - started_at)
             inflight.result = (key, result)
             self._leave_copy(key, result, result.remaining_seconds - (time.monotonic() - started_at))
             return result
@@ -131,12 +133,7 @@ class Idempotency:
             inflight.leave()
 
     async def _execute(
-        self,
-        key: IdempotencyKey | None,
-        write: Write,
-        response: StoredResponse | None,
-        admit: Callable[[], None],
-        wait_seconds: float,
+        self, key: IdempotencyKey | None, prepare: Prepare, admit: Callable[[], None], wait_seconds: float
     ) -> StoredResponse:
         try:
             admit()
@@ -144,6 +141,7 @@ class Idempotency:
             if key is None or (stored := await transaction.replay(self._pool, key)) is None:
                 raise
             return stored  # a replay writes nothing
+        write, response = prepare()
         return await transaction.execute(
             self._pool, key, write, response, ttl_seconds=self._config.ttl_seconds, wait_seconds=wait_seconds
         )

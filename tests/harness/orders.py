@@ -46,7 +46,7 @@ async def place(
     config = IdempotencyConfig(ttl_seconds, wait_seconds, concurrency=10)
     row = order_store.new_order(command(**changes), trace or {})
     response = stored_response(row.order, HTTPStatus.CREATED)
-    return await Idempotency(pool, None, config, Signals()).run(key, order_store.insert, row, response)
+    return await Idempotency(pool, None, config, Signals()).run(key, order_store.insert, lambda: (row, response))
 
 
 async def placed(pool: Pool, **changes: Any) -> Order:

@@ -11,10 +11,9 @@ import pytest
 
 from app.api.orders.schemas import read_place_order
 from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
-from app.idempotency import Idempotency, IdempotencyConfig, replay_cache
+from app.idempotency import Idempotency, IdempotencyConfig, Prepare, replay_cache
 from app.idempotency.key import IdempotencyKey, bind, fingerprint, read_key
 from app.idempotency.store import StoredResponse
-from app.idempotency.transaction import Write
 from tests.harness.observed import Observed
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -156,12 +155,12 @@ class WithoutPostgres(Idempotency):
     async def _execute(
         self,
         key: IdempotencyKey | None,  # noqa: ARG002 - of the method that is replaced
-        write: Write,
-        response: StoredResponse | None,  # noqa: ARG002
+        prepare: Prepare,
         admit: Callable[[], None],  # noqa: ARG002
         wait_seconds: float,
     ) -> StoredResponse:
         assert 0 < wait_seconds <= AMPLE_SECONDS
+        write, _ = prepare()
         return await write(cast("Any", None))
 
 
