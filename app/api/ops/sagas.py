@@ -180,7 +180,7 @@ async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     openapi_extra=EXAMPLE,
 )
 async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
-    """Make the saga due now, in its present direction. A saga that a process is running is not changed.
+    """Make the saga due now, in its current direction. A saga that a process is running is not changed.
 
     No Idempotency-Key is needed: making a due saga due again changes nothing.
     """
