@@ -51,7 +51,7 @@ class OperatorRoute(APIRoute):
         body, has_query = self.body_field, bool(self.dependant.query_params)
 
         async def guarded(request: Request) -> Response:
-            operator = await guards.operator(request)
+            operator = await guards.authenticate_operator(request)
             request.state.operator = operator
             if has_query:
                 await refuse_repeated_names(request)

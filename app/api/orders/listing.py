@@ -12,7 +12,7 @@ from app.api.orders.cursors import PATTERN, read_cursor, write_cursor
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.schemas import OrderAnswer
 from app.api.params import DEFAULT_LIMIT, Instant, Limit, Name, StrictModel, refuse_repeated_names
-from app.auth.guards import Caller, caller
+from app.auth.guards import Caller, authenticate_caller
 from app.orders import queries
 from app.orders.model import Status
 from app.orders.queries import Listing, Position
@@ -63,8 +63,8 @@ class OrdersAnswer(BaseModel):
 
 
 async def reader(request: Request) -> Caller:
-    """Return the caller, who may read orders. Raises as `caller` does."""
-    return await caller(request, "orders:read")
+    """Return the caller, who may read orders. Raises the errors of `authenticate_caller`."""
+    return await authenticate_caller(request, "orders:read")
 
 
 @router.get(

@@ -16,7 +16,7 @@ from app.api import openapi
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.headers import none_match_fails, preferred_wait
 from app.api.orders.schemas import OrderAnswer, order_json
-from app.auth.guards import caller
+from app.auth.guards import authenticate_caller
 from app.idempotency.key import read_key
 from app.orders import store
 from app.orders.model import FINAL, Order, rfc3339
@@ -54,7 +54,7 @@ async def read_key_record(
 ) -> KeyAnswer:
     """Return the response to the key's first request. A 404 does not prove that no request is in progress."""
     deps: OrdersDeps = request.state.orders
-    tenant = (await caller(request, "orders:read")).tenant
+    tenant = (await authenticate_caller(request, "orders:read")).tenant
     name = read_key([key], required=True) or ""
     record = await deps.idempotency.find(tenant, name)
     return KeyAnswer(
@@ -100,7 +100,7 @@ async def read(request: Request, order_id: UUID) -> Response:
     `If-None-Match` is evaluated after the wait, against the order that would be returned.
     """
     deps: OrdersDeps = request.state.orders
-    tenant = (await caller(request, "orders:read")).tenant
+    tenant = (await authenticate_caller(request, "orders:read")).tenant
     preferred_seconds = preferred_wait(request.headers.getlist("prefer"))
     if preferred_seconds is None:
         return _answered(request, await store.get(deps.pool, tenant, order_id), {})
