@@ -173,7 +173,7 @@ def _queue(name: str) -> QueueSpec:
 
 def _selection(since: str | None, letter_id: str | None, limit: int | None) -> Selection:
     try:
-        selected = None if letter_id is None else params.letter_id(letter_id)
+        selected = None if letter_id is None else params.parse_letter_id(letter_id)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--id") from error
     return Selection(selected, None if since is None else duration(since, "--since"), limit)

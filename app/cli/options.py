@@ -56,7 +56,7 @@ def actor(reason: str | None) -> AuditActor:
     except KeyError:  # a container may run as a user without a name
         name = str(user)
     try:
-        return AuditActor(f"cli:{name}", "" if reason is None else params.reason(reason))
+        return AuditActor(f"cli:{name}", "" if reason is None else params.parse_reason(reason))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--reason") from error
 
@@ -64,6 +64,6 @@ def actor(reason: str | None) -> AuditActor:
 def duration(text: str, option: str) -> float:
     """Parse seconds, or a number followed by s, m, h or d. Raises typer.BadParameter."""
     try:
-        return params.seconds(text)
+        return params.parse_seconds(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

@@ -119,7 +119,7 @@ def _change(
 
 def _status(text: str | None) -> Status | None:
     try:
-        return None if text is None else params.unfinished(text)
+        return None if text is None else params.parse_unfinished(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--status") from error
 

@@ -48,7 +48,7 @@ async def cancel(request: Request, order_id: UUID) -> Response:
     deps: OrdersDeps = request.state.orders
     sender = await authenticate_caller(request, "orders:write")
     await _require_no_body(request, deps.bodies, sender.source)
-    key = deps.key(request, sender.tenant, {})
+    key = deps.bind_key(request, sender.tenant, {})
     ended_now = False
 
     async def write(conn: db.Connection) -> StoredResponse:
@@ -68,7 +68,7 @@ async def cancel(request: Request, order_id: UUID) -> Response:
 
 
 async def _require_no_body(request: Request, bodies: Bodies, source: str) -> None:
-    """Read a body that must be absent, empty or `{}`. Raises ValidationFailed, and as `Bodies.read` does."""
+    """Read a body that must be absent, empty or `{}`. Raises ValidationFailed and the errors of `Bodies.read`."""
     if not has_body(request):
         return  # ignore its Content-Type: some clients send one without a body
     body = await bodies.read(request, source)

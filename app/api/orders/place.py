@@ -34,9 +34,9 @@ async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; replay the first response for a known Idempotency-Key."""
     deps: OrdersDeps = request.state.orders
     sender = await authenticate_caller(request, "orders:write")
-    asked = read_place_order(await deps.bodies.read(request, sender.source))
-    key = deps.key(request, sender.tenant, asked.normal_form())
-    row = store.new_order(asked.command(sender.tenant), trace_headers())
+    body = read_place_order(await deps.bodies.read(request, sender.source))
+    key = deps.bind_key(request, sender.tenant, body.normal_form())
+    row = store.new_order(body.command(sender.tenant), trace_headers())
     response = stored_response(row.order, HTTPStatus.CREATED)
     result = await deps.idempotency.run(key, store.insert, row, response, deps.admit)
     if result.replayed:
