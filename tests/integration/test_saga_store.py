@@ -141,7 +141,7 @@ async def test_claim_returns_what_the_runner_needs(pool: db.Pool) -> None:
 async def test_hold_time_is_the_same_at_every_attempt(
     pool: db.Pool, deadline_seconds: float, hold_seconds: int | None, held_seconds: int
 ) -> None:
-    """It is longer than the saga may take."""
+    """The hold time is longer than the saga may take."""
     order = await placed(pool)
     async with pool.acquire() as conn, conn.transaction():
         await saga_start.handle_order_placed(conn, event_of(order), deadline_seconds, hold_seconds)

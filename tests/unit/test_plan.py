@@ -159,7 +159,7 @@ def test_compensating_saga_keeps_its_reason(call: str, reason: Reason) -> None:
 
 @pytest.mark.parametrize(("reason", "status"), FINAL_STATUSES.items())
 def test_final_status_after_compensation(reason: Reason, status: Status) -> None:
-    """Cancelled if the customer asked for it, otherwise rejected."""
+    """An order ends cancelled if its customer cancelled it, otherwise rejected."""
     last = replace(state("undo reserve_inventory", 1), reason=reason)
     assert plan.decide(plan.advance(last, Done())) == Finish(status)
 
