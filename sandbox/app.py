@@ -61,26 +61,26 @@ CurrentLedger = Annotated[Ledger, Depends(current_ledger)]
 @partners.post("/v1/inventory/hold", status_code=201)
 async def hold(request: Request, body: inventory.Hold, key: KeyHeader = None) -> Response:
     """Reserve all items for `ttl_seconds`, or none."""
-    return await deliver(request, PartnerCall.checked(inventory.HOLD, key, body), inventory.hold)
+    return await deliver(request, PartnerCall.from_request(inventory.HOLD, key, body), inventory.hold)
 
 
 @partners.post("/v1/inventory/commit")
 async def commit(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Sell the held items."""
-    return await deliver(request, PartnerCall.checked(inventory.COMMIT, key, body), inventory.commit)
+    return await deliver(request, PartnerCall.from_request(inventory.COMMIT, key, body), inventory.commit)
 
 
 @partners.post("/v1/inventory/release")
 async def release(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Return held or sold items to free stock, and block any later hold or commit."""
-    return await deliver(request, PartnerCall.checked(inventory.RELEASE, key, body), inventory.release)
+    return await deliver(request, PartnerCall.from_request(inventory.RELEASE, key, body), inventory.release)
 
 
 @partners.get("/v1/inventory/holds/{saga_id}")
 async def hold_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
     """Show the state of a hold: `held`, `committed`, `released` or `expired`."""
     with ledger.transaction() as db:
-        return _state_body(saga_id, inventory.state_of(db, saga_id))
+        return _make_state_body(saga_id, inventory.state_of(db, saga_id))
 
 
 @partners.get("/v1/inventory/stock/{item_id:path}")
@@ -93,39 +93,39 @@ async def stock(item_id: ItemId, ledger: CurrentLedger) -> dict[str, int]:
 @partners.post("/v1/payments/charge", status_code=201)
 async def charge(request: Request, body: payment.Charge, key: KeyHeader = None) -> Response:
     """Charge a saga once."""
-    return await deliver(request, PartnerCall.checked(payment.CHARGE, key, body), payment.charge)
+    return await deliver(request, PartnerCall.from_request(payment.CHARGE, key, body), payment.charge)
 
 
 @partners.post("/v1/payments/refund")
 async def refund(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Refund the saga's charge, if any, and block any later charge."""
-    return await deliver(request, PartnerCall.checked(payment.REFUND, key, body), payment.refund)
+    return await deliver(request, PartnerCall.from_request(payment.REFUND, key, body), payment.refund)
 
 
 @partners.get("/v1/payments/{saga_id}")
 async def payment_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
     """Show the state of a payment: `charged`, `declined` or `refunded`."""
     with ledger.transaction() as db:
-        return _state_body(saga_id, payment.state_of(db, saga_id))
+        return _make_state_body(saga_id, payment.state_of(db, saga_id))
 
 
 @partners.post("/v1/shipments", status_code=201)
 async def create_shipment(request: Request, body: shipping.Shipment, key: KeyHeader = None) -> Response:
     """Create a saga's shipment once."""
-    return await deliver(request, PartnerCall.checked(shipping.CREATE, key, body), shipping.create)
+    return await deliver(request, PartnerCall.from_request(shipping.CREATE, key, body), shipping.create)
 
 
 @partners.post("/v1/shipments/cancel")
 async def cancel_shipment(request: Request, body: Body, key: KeyHeader = None) -> Response:
     """Cancel the saga's shipment, if any, and block any later shipment."""
-    return await deliver(request, PartnerCall.checked(shipping.CANCEL, key, body), shipping.cancel)
+    return await deliver(request, PartnerCall.from_request(shipping.CANCEL, key, body), shipping.cancel)
 
 
 @partners.get("/v1/shipments/{saga_id}")
 async def shipment_state(saga_id: SagaId, ledger: CurrentLedger) -> dict[str, str]:
     """Show the state of a shipment: `created`, `refused` or `cancelled`."""
     with ledger.transaction() as db:
-        return _state_body(saga_id, shipping.state_of(db, saga_id))
+        return _make_state_body(saga_id, shipping.state_of(db, saga_id))
 
 
 @simulator.get("/ledger")
@@ -166,22 +166,22 @@ async def set_stock(item_id: ItemId, shelf: Shelf, ledger: CurrentLedger) -> dic
 async def list_faults(ledger: CurrentLedger) -> list[Rule]:
     """List the fault rules in order, each with its remaining `times`."""
     with ledger.transaction() as db:
-        return faults.current(db)
+        return faults.load_rules(db)
 
 
 @simulator.put("/faults")
 async def replace_faults(rules: list[Rule], ledger: CurrentLedger) -> list[Rule]:
     """Replace all fault rules."""
     with ledger.transaction() as db:
-        faults.replace(db, rules)
-        return faults.current(db)
+        faults.replace_rules(db, rules)
+        return faults.load_rules(db)
 
 
 @simulator.delete("/faults", status_code=204)
 async def clear_faults(ledger: CurrentLedger) -> None:
     """Delete all fault rules, so that every call succeeds."""
     with ledger.transaction() as db:
-        faults.replace(db, [])
+        faults.replace_rules(db, [])
 
 
 @simulator.get("/livez")
@@ -208,7 +208,7 @@ def create_app(ledger_path: Path | None) -> FastAPI:
     app = FastAPI(
         title="Partner sandbox",
         docs_url=None,  # `pages` serves it from local files
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=_make_operation_id,
         redoc_url=None,
         lifespan=lifespan,
         exception_handlers={
@@ -223,13 +223,13 @@ def create_app(ledger_path: Path | None) -> FastAPI:
     return app
 
 
-def _operation_id(route: APIRoute) -> str:
+def _make_operation_id(route: APIRoute) -> str:
     """Name an operation after its function: `set_stock` → `setStock`."""
     first, *others = route.name.split("_")
     return first + "".join(word.capitalize() for word in others)
 
 
-def _state_body(saga_id: str, state: str | None) -> dict[str, str]:
+def _make_state_body(saga_id: str, state: str | None) -> dict[str, str]:
     if state is None:
         raise ProblemError(404, "not-found", "The partner has no record of this saga.")
     return {"saga_id": saga_id, "state": state}

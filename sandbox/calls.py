@@ -1,7 +1,7 @@
 """Decide each partner call once: the same idempotency key always gets the same decision and the same answer.
 
 Decisions run one at a time: each is a synchronous transaction on one event loop, and SQLite's lock separates
-processes. So concurrent calls with the same key all get the answer of the first.
+processes. Concurrent calls with the same key therefore all get the answer of the first.
 """
 
 import json
@@ -62,7 +62,7 @@ class PartnerCall(Generic[B]):
     refuse: bool = False
 
     @classmethod
-    def checked(cls, operation: Operation, key: str | None, body: B) -> Self:
+    def from_request(cls, operation: Operation, key: str | None, body: B) -> Self:
         """Return the call. Raise ProblemError (400) if the key is missing or belongs to another saga or step."""
         call = cls(operation, body)
         if key is None:
@@ -103,7 +103,7 @@ def decide_once(ledger_file: Ledger, call: PartnerCall[B], decider: Decider[B]) 
     """Return the earlier decision for this key, or make one; record it and commit before returning."""
     request = json.dumps(call.body.model_dump(mode="json"), sort_keys=True)
     with ledger_file.transaction() as db:
-        decision = _earlier_decision(db, call, request) or decider(db, call)
+        decision = _find_earlier_decision(db, call, request) or decider(db, call)
         if decision.remembered:
             db.execute(
                 "INSERT INTO answers (key, request, status, body) VALUES (?, ?, ?, ?)",
@@ -143,14 +143,16 @@ def refuse(operation: Operation) -> PartnerDecision:
     return PartnerDecision("refused", status, problem(status, code, "The partner refused."), detail=code)
 
 
-def _earlier_decision(db: sqlite3.Connection, call: PartnerCall[B], request: str) -> PartnerDecision | None:
-    stored = _stored_answer(db, call.key)
+def _find_earlier_decision(db: sqlite3.Connection, call: PartnerCall[B], request: str) -> PartnerDecision | None:
+    stored = _find_stored_answer(db, call.key)
     if stored is not None and stored["request"] != request:
         body = problem(422, "idempotency-key-reused", "This key was used before with another body.")
         return PartnerDecision("error", 422, body, detail=body["code"], remembered=False)
     # The undo's stored answer is the tombstone. Check it before the do's own answer: after the undo, a late
     # retry of the charge must not be answered "charged".
-    if call.operation.undone_by is not None and _stored_answer(db, f"{call.body.saga_id}:{call.operation.undone_by}"):
+    if call.operation.undone_by is not None and _find_stored_answer(
+        db, f"{call.body.saga_id}:{call.operation.undone_by}"
+    ):
         return PartnerDecision(
             "undone", 409, problem(409, "undone", "An undo has blocked this operation permanently."), remembered=False
         )
@@ -159,6 +161,6 @@ def _earlier_decision(db: sqlite3.Connection, call: PartnerCall[B], request: str
     return None
 
 
-def _stored_answer(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
+def _find_stored_answer(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
     row: sqlite3.Row | None = db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
     return row

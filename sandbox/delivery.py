@@ -23,32 +23,32 @@ async def deliver(request: Request, call: PartnerCall[B], decider: Decider[B]) -
     """Decide and answer the call, or fail as the first matching fault rule says."""
     ledger: Ledger = request.state.ledger
     with ledger.transaction() as db:
-        rule = faults.choose(db, call.operation.name, call.body.model_dump(mode="json"))
+        rule = faults.choose_rule(db, call.operation.name, call.body.model_dump(mode="json"))
     if rule is None:
-        return _response(calls.decide_once(ledger, call, decider))
+        return _make_response(calls.decide_once(ledger, call, decider))
     connection: ClientConnection = request.state.connection
     if not rule.kind.startswith("timeout"):
         await connection.pause(rule.delay_seconds)
     if rule.kind in FAIL_BEFORE:
         calls.record_failure(ledger, call, rule.kind)
-        return _fault_response(rule)
+        return _make_fault_response(rule)
     decision = calls.decide_once(ledger, replace(call, refuse=rule.kind == "refuse"), decider)
     if rule.kind == "duplicate":
         # Decisions run one at a time, so concurrent deliveries would give the same result.
         calls.decide_once(ledger, call, decider)
     if rule.kind == "garbage":
         return Response(TRUNCATED_JSON, decision.status, media_type="application/json")
-    return _fault_response(rule) if rule.kind in ANSWER_LOST else _response(decision)
+    return _make_fault_response(rule) if rule.kind in ANSWER_LOST else _make_response(decision)
 
 
-def _response(decision: PartnerDecision) -> Response:
+def _make_response(decision: PartnerDecision) -> Response:
     if decision.silent:
         return NoAnswer(SILENCE_SECONDS, reset=False)
     media_type = MEDIA_TYPE if decision.status >= HTTPStatus.BAD_REQUEST else "application/json"
     return JSONResponse(dict(decision.body), decision.status, media_type=media_type)
 
 
-def _fault_response(rule: Rule) -> Response:
+def _make_fault_response(rule: Rule) -> Response:
     if rule.kind == "error":
         return respond(problem(500, "partner-error", "The partner failed and did nothing."))
     if rule.kind == "unavailable":

@@ -58,7 +58,7 @@ class Rule(BaseModel):
     match: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
-    def _only_a_do_is_refused(self) -> Self:
+    def _forbid_refusing_undos(self) -> Self:
         if self.kind == "refuse" and self.target in UNDO_TARGETS:
             raise ValueError(f"{self.target} is an undo, and an undo cannot be refused")
         return self
@@ -69,7 +69,7 @@ class Rule(BaseModel):
         return self.target == target and self.times != 0 and body_matches
 
 
-def choose(db: sqlite3.Connection, target: str, body: Mapping[str, Any]) -> Rule | None:
+def choose_rule(db: sqlite3.Connection, target: str, body: Mapping[str, Any]) -> Rule | None:
     """Return the rule that applies to this call and decrement its `times`; None if no rule applies."""
     for row in db.execute("SELECT position, rule FROM faults ORDER BY position").fetchall():
         rule = Rule.model_validate_json(row["rule"])
@@ -79,13 +79,13 @@ def choose(db: sqlite3.Connection, target: str, body: Mapping[str, Any]) -> Rule
     return None
 
 
-def replace(db: sqlite3.Connection, rules: Sequence[Rule]) -> None:
+def replace_rules(db: sqlite3.Connection, rules: Sequence[Rule]) -> None:
     """Replace all rules with these, in this order."""
     db.execute("DELETE FROM faults")
     db.executemany("INSERT INTO faults (rule) VALUES (?)", [(rule.model_dump_json(),) for rule in rules])
 
 
-def current(db: sqlite3.Connection) -> list[Rule]:
+def load_rules(db: sqlite3.Connection) -> list[Rule]:
     """Return the rules in order, each with its remaining `times`."""
     rows = db.execute("SELECT rule FROM faults ORDER BY position")
     return [Rule.model_validate_json(row["rule"]) for row in rows]

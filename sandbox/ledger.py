@@ -73,9 +73,9 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
         self._db.row_factory = sqlite3.Row
-        # A commit returns after the kernel has the data, so killing this process loses nothing. Only a power
-        # failure can lose the last commits. SQLite then syncs once per checkpoint instead of once per call, which
-        # allows thousands of calls per second.
+        # A commit returns once the kernel has the data, so killing this process loses nothing; only a power failure
+        # can lose the last commits. SQLite syncs once per checkpoint instead of once per call, which allows
+        # thousands of calls per second.
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(SCHEMA)
@@ -92,7 +92,7 @@ class Ledger:
             yield self._db
 
     def entries(self, saga_id: str | None, after: int, limit: int | None) -> list[dict[str, Any]]:
-        """Return the entries with a `seq` greater than `after`, in order. None means every saga, or no limit."""
+        """Return the entries with a `seq` greater than `after`, in order. None selects every saga, or sets no limit."""
         rows = self._db.execute(
             "SELECT * FROM ledger WHERE seq > ? AND (? IS NULL OR saga_id = ?) ORDER BY seq LIMIT ?",
             (after, saga_id, saga_id, -1 if limit is None else limit),

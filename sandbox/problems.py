@@ -37,7 +37,7 @@ def respond(body: dict[str, Any], headers: dict[str, str] | None = None) -> JSON
 
 
 async def on_problem(_: Request, error: Exception) -> JSONResponse:
-    """Answer an error that the sandbox raised."""
+    """Answer a ProblemError."""
     assert isinstance(error, ProblemError)  # noqa: S101 - the handler is registered for this type only
     return respond(error.body)
 

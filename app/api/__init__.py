@@ -1,1 +1,1 @@
-"""HTTP: translates requests into commands and results into answers. Decides nothing about orders."""
+"""The HTTP API. It translates requests into commands and results into responses, and decides nothing about orders."""

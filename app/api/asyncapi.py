@@ -18,7 +18,7 @@ from app.orders.model import Reason, Status
 Json = dict[str, Any]
 
 BINDING_VERSION = "0.3.0"
-TENSES: Mapping[Status, str] = {
+SUMMARIES: Mapping[Status, str] = {
     Status.PENDING: "An order was placed. It is durable, and its saga is about to start.",
     Status.CONFIRMED: "An order is complete: stock sold, card charged, shipment created.",
     Status.REJECTED: "An order failed for the reason in `status_reason`, and every step is undone.",
@@ -53,25 +53,27 @@ def document(queues: Sequence[QueueSpec]) -> Json:
                 "variables": {"broker": {"default": "localhost:5672"}},
             }
         },
-        "channels": {name: _event_channel(status) for status, name in kinds.items()} | _queues(queues),
+        "channels": {name: _describe_event_channel(status) for status, name in kinds.items()}
+        | _describe_queues(queues),
         "operations": {
-            **{f"tell_{name}": _operation("send", name, name) for name in kinds.values()},
-            **_consuming(queues),
+            **{f"tell_{name}": _describe_operation("send", name, name) for name in kinds.values()},
+            **_describe_consuming(queues),
         },
         "components": {
-            "messages": {name: _event(status) for status, name in kinds.items()} | {"dead_letter": _dead_letter()},
+            "messages": {name: _describe_event(status) for status, name in kinds.items()}
+            | {"dead_letter": _describe_dead_letter()},
             "schemas": {"order": openapi.self_contained_schema(OrderAnswer)},
         },
     }
 
 
-def _consuming(queues: Sequence[QueueSpec]) -> Json:
+def _describe_consuming(queues: Sequence[QueueSpec]) -> Json:
     operations = {}
     for queue in queues:
         suffix = "" if queue == queues[0] else f"_{queue.consumer}"
         names = [_name(event_type) for event_type in queue.event_types]
-        operations[f"start_{queue.consumer}"] = _operation("receive", queue.consumer, *names)
-        operations[f"set_aside{suffix}"] = _operation("send", _dead_letters(queue, queues), "dead_letter")
+        operations[f"start_{queue.consumer}"] = _describe_operation("receive", queue.consumer, *names)
+        operations[f"set_aside{suffix}"] = _describe_operation("send", _name_dead_letters(queue, queues), "dead_letter")
     return operations
 
 
@@ -84,8 +86,8 @@ def _routing_key(status: Status) -> str:
     return routing_key(TYPES[status])
 
 
-def _event_channel(status: Status) -> Json:
-    return _channel(
+def _describe_event_channel(status: Status) -> Json:
+    return _describe_channel(
         _routing_key(status),
         [_name(TYPES[status])],
         f"Bind a queue of your own to the exchange `{EXCHANGE}` with this routing key.",
@@ -93,22 +95,22 @@ def _event_channel(status: Status) -> Json:
     )
 
 
-MANDATORY = {"order_placed", "dead_letter"}  # returned unless a queue takes them
+MANDATORY = {"order_placed", "dead_letter"}  # the broker returns these if no queue takes them
 
 
-def _queues(queues: Sequence[QueueSpec]) -> Json:
+def _describe_queues(queues: Sequence[QueueSpec]) -> Json:
     durable = {"durable": True, "exclusive": False, "autoDelete": False}
     channels = {}
     for queue in queues:
         keys = ", ".join(f"`{key}`" for key in queue.routing_keys)
-        channels[queue.consumer] = _channel(
+        channels[queue.consumer] = _describe_channel(
             queue.name,
             [_name(event_type) for event_type in queue.event_types],
             f"The service's own queue: a quorum queue, bound to `{EXCHANGE}` with {keys}."
             f" After {DELIVERY_LIMIT} deliveries without an acknowledgement the broker itself dead-letters a message.",
             {"is": "queue", "queue": {"name": queue.name, **durable}},
         )
-        channels[_dead_letters(queue, queues)] = _channel(
+        channels[_name_dead_letters(queue, queues)] = _describe_channel(
             queue.dead_letter_queue,
             ["dead_letter"],
             "Messages that could not be handled wait here for an operator: a quorum queue, bound to the direct exchange"
@@ -118,12 +120,12 @@ def _queues(queues: Sequence[QueueSpec]) -> Json:
     return channels
 
 
-def _dead_letters(queue: QueueSpec, queues: Sequence[QueueSpec]) -> str:
+def _name_dead_letters(queue: QueueSpec, queues: Sequence[QueueSpec]) -> str:
     """Return the name of the channel of a queue's dead letters."""
     return "dead_letters" if queue == queues[0] else f"{queue.consumer}_dead_letters"
 
 
-def _channel(address: str, messages: Sequence[str], description: str, binding: Json) -> Json:
+def _describe_channel(address: str, messages: Sequence[str], description: str, binding: Json) -> Json:
     return {
         "address": address,
         "description": description,
@@ -132,7 +134,7 @@ def _channel(address: str, messages: Sequence[str], description: str, binding: J
     }
 
 
-def _operation(action: str, channel: str, *messages: str) -> Json:
+def _describe_operation(action: str, channel: str, *messages: str) -> Json:
     is_mandatory = not MANDATORY.isdisjoint(messages)
     binding = {"deliveryMode": 2, "mandatory": is_mandatory} if action == "send" else {"ack": True}
     return {
@@ -143,22 +145,22 @@ def _operation(action: str, channel: str, *messages: str) -> Json:
     }
 
 
-def _event(status: Status) -> Json:
+def _describe_event(status: Status) -> Json:
     return {
         "name": TYPES[status],
         "title": _routing_key(status),
-        "summary": TENSES[status],
+        "summary": SUMMARIES[status],
         "contentType": CONTENT_TYPE,
-        "headers": _headers(TYPES[status]),
+        "headers": _describe_headers(TYPES[status]),
         "payload": {
             "allOf": [{"$ref": "#/components/schemas/order"}, {"properties": {"status": {"const": status.value}}}]
         },
         "bindings": {"amqp": {"messageType": TYPES[status], "bindingVersion": BINDING_VERSION}},
-        "examples": [_example(status)],
+        "examples": [_make_example(status)],
     }
 
 
-def _headers(kind: str) -> Json:
+def _describe_headers(kind: str) -> Json:
     attributes: dict[str, Json] = {
         "specversion": {"type": "string", "const": SPEC_VERSION},
         "id": {"type": "string", "format": "uuid", "description": "the same for every delivery; also the `message_id`"},
@@ -177,7 +179,7 @@ def _headers(kind: str) -> Json:
     return {"type": "object", "required": list(named), "properties": named | trace}
 
 
-def _dead_letter() -> Json:
+def _describe_dead_letter() -> Json:
     instant = {"type": "string", "format": "date-time"}
     reasons: dict[str, Json] = {
         "x-reason": {"type": "string", "description": "the reason, in one line"},
@@ -203,7 +205,7 @@ def _dead_letter() -> Json:
     }
 
 
-def _example(status: Status) -> Json:
+def _make_example(status: Status) -> Json:
     order = openapi.ORDER
     unfinished = {"version": 1, "updated_at": order["placed_at"], "tracking_id": None}
     changes: Mapping[Status, Json] = {

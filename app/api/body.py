@@ -1,7 +1,7 @@
-"""Read a request's body: count and time it while it arrives, and bound how many arrive at a time.
+"""Read a request's body: limit its size and its time, and how many bodies arrive at a time.
 
 While its body arrives a request holds no `ConcurrencySlot`, so slow bodies cannot use up the slots. The number of
-bodies that arrive at a time is bounded per source: a tenant or, without tokens, a peer address. At the bound a new body
+bodies that arrive at a time is limited per source: a tenant or, without tokens, a peer address. At the limit a new body
 replaces the one that has been arriving longest. Slow senders therefore only disturb each other, and a prompt sender
 gets through, even when all of them come through one proxy and share an address.
 """
@@ -52,7 +52,7 @@ class Bodies:
     async def _receive(self, request: Request, source: str) -> bytes:
         body, size = bytearray(), 0
         try:
-            async with self._arrival(source):
+            async with self._register_arrival(source):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size <= MAX_BODY_BYTES:
@@ -69,7 +69,7 @@ class Bodies:
         return bytes(body)
 
     @contextlib.asynccontextmanager
-    async def _arrival(self, source: str) -> AsyncIterator[None]:
+    async def _register_arrival(self, source: str) -> AsyncIterator[None]:
         """Register one body while it arrives. Raises TimeoutError at its deadline, Overloaded when it is replaced."""
         deadline = asyncio.timeout(self._timeout_seconds)
         try:
@@ -79,7 +79,7 @@ class Bodies:
                 yield
         except TimeoutError as error:
             if deadline not in self._arriving.get(source, {}):
-                raise Overloaded("too many request bodies of one source arrive at the same time") from error
+                raise Overloaded("too many request bodies from one source are arriving at the same time") from error
             raise
         finally:
             self._forget(source, deadline)
@@ -118,17 +118,19 @@ def parse_json(body: bytes) -> Any:
     try:
         # Decode first: given bytes, json.loads would also accept UTF-16 and UTF-32, and lone surrogates.
         text = body.decode("utf-8-sig")
-        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique)
+        return json.loads(
+            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
+        )
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("an object has a name twice")
+        raise ValueError("an object has a duplicate name")
     return value

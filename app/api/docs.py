@@ -17,9 +17,9 @@ from app.api.openapi import VERSION
 
 router = APIRouter(include_in_schema=False)
 
-NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-LANDING_POLICY = NOTHING + "style-src 'self'; img-src 'self'"
-DOCS_POLICY = NOTHING + "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+DENY_ALL = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+LANDING_POLICY = DENY_ALL + "style-src 'self'; img-src 'self'"
+DOCS_POLICY = DENY_ALL + "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
 CACHED = {"Cache-Control": "public, max-age=3600"}
 SWAGGER_UI = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -29,14 +29,14 @@ SWAGGER_UI = {
 
 
 @functools.cache
-def _file(package: str, name: str) -> bytes:
+def _read_file(package: str, name: str) -> bytes:
     return resources.files(package).joinpath(name).read_bytes()
 
 
 @router.get("/")
 async def landing(request: Request) -> Response:
     """Return the landing page. Its examples use the address of the request."""
-    page = Template(_file("app.api", "page/landing.html").decode())
+    page = Template(_read_file("app.api", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     return Response(
         page.substitute(address=address, version=VERSION),
@@ -48,7 +48,7 @@ async def landing(request: Request) -> Response:
 @router.get("/page.css")
 async def style() -> Response:
     """Return the landing page's style."""
-    return Response(_file("app.api", "page/page.css"), headers=CACHED, media_type="text/css")
+    return Response(_read_file("app.api", "page/page.css"), headers=CACHED, media_type="text/css")
 
 
 @router.get("/docs")
@@ -76,4 +76,4 @@ async def swagger_ui(name: str) -> Response:
     """Return one of Swagger UI's own files."""
     if name not in SWAGGER_UI:
         raise HTTPException(HTTPStatus.NOT_FOUND)
-    return Response(_file("fastapi_swagger", f"resources/{name}"), headers=CACHED, media_type=SWAGGER_UI[name])
+    return Response(_read_file("fastapi_swagger", f"resources/{name}"), headers=CACHED, media_type=SWAGGER_UI[name])

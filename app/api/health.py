@@ -1,6 +1,6 @@
-"""`/livez`, `/readyz` and `/metrics`, served by every process whatever its roles.
+"""`/livez`, `/readyz` and `/metrics`, served by every process, with any roles.
 
-Each dependency is checked at most once a second for all callers, over connections reserved for that.
+Each dependency is checked at most once a second for all callers, over connections reserved for checks.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
 
 CHECK_SECONDS = 2.0
-PROBES_A_TURN = 2  # answered in each iteration of the event loop
-FRESH_SECONDS = 1.0  # how long a result answers further callers
+PROBES_PER_TURN = 2  # answered in each iteration of the event loop
+FRESH_SECONDS = 1.0  # how long further callers get the same result
 COUNTING_SHARE = 0.05  # the share of time that may be spent on counting rows for gauges
 COUNTED_SECONDS = 10.0  # the longest pause between counts, since alerts use these gauges
-COUNTING_SECONDS = 10.0  # for one statement: a million rows on a busy disk
+COUNTING_SECONDS = 10.0  # the limit for one statement; enough for a million rows on a busy disk
 
 Check = Callable[[], Awaitable[str]]
 CheckStatus = Literal["ok", "degraded", "down"]
@@ -49,20 +49,20 @@ class Readiness(BaseModel):
 
 
 class SharedCall(Generic[T]):
-    """Runs `look` once for all callers that wait for it, and for those within `FRESH_SECONDS` after it.
+    """Runs `call` once for all callers that wait for it, and for those that come within `fresh_seconds` after it.
 
-    A look is a task of its own: cancelling a caller cancels neither the look nor the other callers. `share` is the
-    share of time that looks may take: the result of a slow look is reused for longer, up to `COUNTED_SECONDS`.
+    Each run is a separate task, so cancelling a caller cancels neither the run nor the other callers. `share` is the
+    share of time that runs may take: the result of a slow run is reused for longer, up to `COUNTED_SECONDS`.
     """
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[T]],
+        call: Callable[[], Awaitable[T]],
         share: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
-        self._look = look
+        self._call = call
         self._share = share
         self._fresh_seconds = fresh_seconds
         self._clock = clock
@@ -70,7 +70,7 @@ class SharedCall(Generic[T]):
         self._fresh_until = 0.0
 
     async def __call__(self) -> T:
-        """Return the result of the running look, or of a fresh one; raise its error."""
+        """Return the result of the current run, or the last one while it is fresh. Raises the error of that run."""
         if self._task is None or (self._task.done() and self._clock() >= self._fresh_until):
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(_retrieve)
@@ -79,21 +79,21 @@ class SharedCall(Generic[T]):
     async def _run(self) -> T:
         started_at = self._clock()
         try:
-            return await self._look()
+            return await self._call()
         finally:
-            ended = self._clock()
-            rest = (ended - started_at) / self._share
-            self._fresh_until = ended + max(self._fresh_seconds, min(rest, COUNTED_SECONDS))
+            ended_at = self._clock()
+            pause = (ended_at - started_at) / self._share
+            self._fresh_until = ended_at + max(self._fresh_seconds, min(pause, COUNTED_SECONDS))
 
     async def close(self) -> None:
-        """Cancel a look that is running."""
+        """Cancel a run that has not ended."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
 
 def _retrieve(task: "asyncio.Task[Any]") -> None:
-    """Retrieve the error of a look whose callers have left, so that asyncio does not report it."""
+    """Retrieve the error of a run whose callers have left, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()
 
@@ -101,8 +101,8 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
 class Health:
     """The state behind `/readyz` and `/metrics`.
 
-    `checks`: by name, a function that returns a detail or raises Unavailable. Without a check in `decisive` the process
-    cannot do its work (503); the others only make it slower (200). `count`: sets the gauges that Postgres is asked for.
+    `checks`: by name, a function that returns a detail or raises Unavailable. If a check in `decisive` fails, the
+    process cannot do its work (503); the others only make it slower (200). `count` sets the gauges read from Postgres.
     """
 
     def __init__(
@@ -112,57 +112,57 @@ class Health:
         registry: CollectorRegistry,
         count: Callable[[], Awaitable[None]],
     ) -> None:
-        # A check that takes longer than its caller waits goes on: cut off, it would lose its connection, and never end
-        # over a slow link.
+        # A check continues after its caller has stopped waiting. Cancelling it would close its connection, so over a
+        # slow link no check would ever finish.
         self._checks = {name: SharedCall(check, fresh_seconds=0) for name, check in checks.items()}
         self._decisive = decisive
         self._registry = registry
         self._count = SharedCall(count, COUNTING_SHARE)
         self._readiness = SharedCall(self._check_all)
         self._exposition = SharedCall(self._expose)
-        self._turns = asyncio.Semaphore(PROBES_A_TURN)
+        self._turns = asyncio.Semaphore(PROBES_PER_TURN)
 
     async def readiness(self) -> Readiness:
         """Check every dependency, or return the last result."""
-        found = await self._readiness()
-        await self.turn()
-        return found
+        readiness = await self._readiness()
+        await self.wait_turn()
+        return readiness
 
     async def exposition(self) -> bytes:
-        """Render every metric, or return what was rendered last."""
-        found = await self._exposition()
-        await self.turn()
-        return found
+        """Render every metric, or return the last result."""
+        exposition = await self._exposition()
+        await self.wait_turn()
+        return exposition
 
-    async def turn(self) -> None:
-        """Wait for a free iteration: an order takes many of them, and many probes must not fill any."""
+    async def wait_turn(self) -> None:
+        """Wait for an iteration with few probes. An order takes many iterations, so probes must not fill them."""
         async with self._turns:
             await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """Cancel what is running."""
-        flights: list[SharedCall[Any]] = [self._readiness, self._exposition, self._count, *self._checks.values()]
-        for flight in flights:
-            await flight.close()
+        """Cancel the checks and counts that are running."""
+        calls: list[SharedCall[Any]] = [self._readiness, self._exposition, self._count, *self._checks.values()]
+        for call in calls:
+            await call.close()
 
     async def _check_all(self) -> Readiness:
         rows = await asyncio.gather(*(self._check(name, check) for name, check in self._checks.items()))
-        worst = {row.status for row in rows}
+        statuses = {row.status for row in rows}
         return Readiness(
-            status="down" if "down" in worst else "degraded" if "degraded" in worst else "ok", checks=list(rows)
+            status="down" if "down" in statuses else "degraded" if "degraded" in statuses else "ok", checks=list(rows)
         )
 
     async def _check(self, name: str, check: SharedCall[str]) -> CheckRow:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 return CheckRow(name=name, status="ok", detail=await check())
-        except Exception as error:  # noqa: BLE001 - whatever it is, readiness shows that the check has failed
+        except Exception as error:  # noqa: BLE001 - any error means that the check has failed
             log.warning("health.failed", check=name, error=str(error) or type(error).__name__)
             detail = (error.public if isinstance(error, Unavailable) else None) or f"{name} is out of reach"
             return CheckRow(name=name, status="down" if name in self._decisive else "degraded", detail=detail)
 
     async def _expose(self) -> bytes:
-        """Render every metric. A count that takes too long goes on, and its gauges keep their last values meanwhile."""
+        """Render every metric. A count that takes too long continues; its gauges keep their last values until then."""
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 await self._count()
@@ -176,7 +176,7 @@ class Health:
 async def livez(request: Request) -> dict[str, str]:
     """Check no dependency: a process that answers is alive, and restarting it would not fix a dependency."""
     health: Health = request.state.health
-    await health.turn()
+    await health.wait_turn()
     return {"status": "ok"}
 
 

@@ -61,7 +61,7 @@ class ConcurrencySlot:
     def acquire(self) -> None:
         """Acquire a slot. Raises Overloaded when none is free."""
         if not self._slots.free:
-            raise Overloaded("the process is serving as many requests as it may at a time")
+            raise Overloaded("the process is already serving its maximum number of requests")
         self._slots.free -= 1
         self._taken = True
 
@@ -72,7 +72,7 @@ class ConcurrencySlot:
 
 
 class RequestMiddleware:
-    """ASGI middleware: the first and the last of our code that a request passes."""
+    """ASGI middleware around every route: the first and the last of our code to handle a request."""
 
     def __init__(self, app: ASGIApp, signals: Signals, max_in_flight: int) -> None:
         self._app = app
@@ -100,9 +100,9 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answered = MutableHeaders(scope=message)
-                answered[REQUEST_ID] = request_id
-                answered.update(scope.get("state", {}).get("answer_headers", {}))
+                response_headers = MutableHeaders(scope=message)
+                response_headers[REQUEST_ID] = request_id
+                response_headers.update(scope.get("state", {}).get("answer_headers", {}))
                 protect(message["headers"])
             await send(message)
 
@@ -119,17 +119,17 @@ class RequestMiddleware:
             except ClientDisconnect:
                 # The client disconnected before its body was complete: nothing was done, and no response is possible.
                 status = CLIENT_GONE
-                log.info("http.client_gone", method=method, route=_route(scope))
+                log.info("http.client_gone", method=method, route=_find_route(scope))
             except Exception:
-                log.exception("http.failed", method=method, route=_route(scope))
+                log.exception("http.failed", method=method, route=_find_route(scope))
                 if status:
                     raise  # the response has started: the server can only close the connection
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
                 slot.release()
-                self._signals.emit(RequestServed(method, _route(scope), status, time.perf_counter() - started_at))
+                self._signals.emit(RequestServed(method, _find_route(scope), status, time.perf_counter() - started_at))
 
 
-def _route(scope: Scope) -> str:
+def _find_route(scope: Scope) -> str:
     """Return the matched route's path template. A path may contain an idempotency key, which must not be logged."""
     return str(getattr(scope.get("route"), "path", "unmatched"))

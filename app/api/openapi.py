@@ -24,7 +24,7 @@ REFERENCE = "#/components/schemas/"
 
 
 def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
-    """Add what FastAPI's document lacks, and remove what it has in excess.
+    """Add what FastAPI's document lacks, and remove what does not apply.
 
     The document does not list HEAD: every GET route answers HEAD too (RFC 9110, section 9.3.2).
     """
@@ -40,8 +40,8 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
                     parameter["schema"] = _without_null(parameter["schema"])
                 if "requestBody" in operation:
                     operation["requestBody"].setdefault("required", False)
-                for response in operation["responses"].values():
-                    for content in response.get("content", {}).values():
+                for described in operation["responses"].values():
+                    for content in described.get("content", {}).values():
                         if isinstance(content.get("example"), str):
                             content["example"] = json.loads(content["example"])
         components = document.setdefault("components", {})
@@ -56,7 +56,7 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a parameter that may be left out: the model's null is the absence of the parameter."""
+    """Return the schema of an optional parameter without null: in the model, null means that it is absent."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     if len(choices) != 1:
         return schema
@@ -99,16 +99,16 @@ def self_contained_schema(model: type[BaseModel]) -> dict[str, Any]:
     schema = model.model_json_schema()
     parts = schema.pop("$defs", {})
 
-    def resolved(value: Any) -> Any:
+    def resolve(value: Any) -> Any:
         if isinstance(value, list):
-            return [resolved(part) for part in value]
+            return [resolve(part) for part in value]
         if not isinstance(value, dict):
             return value
         if "$ref" in value:
-            return resolved(parts[value["$ref"].rpartition("/")[2]])
-        return {name: resolved(part) for name, part in value.items()}
+            return resolve(parts[value["$ref"].rpartition("/")[2]])
+        return {name: resolve(part) for name, part in value.items()}
 
-    return {name: resolved(part) for name, part in schema.items()}
+    return {name: resolve(part) for name, part in schema.items()}
 
 
 # The code and detail of each example.
@@ -126,7 +126,7 @@ CODES: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: ("internal-error", "something went wrong on our side"),
     HTTPStatus.SERVICE_UNAVAILABLE: ("database-unavailable", "the service cannot take this request right now"),
 }
-# How any request with a body may be refused.
+# The errors of any request with a body.
 BODY_REFUSALS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_TIMEOUT,
@@ -171,7 +171,7 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def answered(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def response(model: type[BaseModel], description: str, example: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Describe a response by its model, an example and its headers.
 
     The example is text until `install` parses it: FastAPI drops every null of the document, and examples have some.

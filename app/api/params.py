@@ -1,4 +1,4 @@
-"""Field types that several routes and commands share, each with every limit.
+"""Field types that several routes and commands share, each with all its limits.
 
 A value that is unknown, malformed or given twice is refused, never ignored.
 """
@@ -27,9 +27,9 @@ UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_LINE_CHARACTERS = 500
 # No control character, no other line separator, nothing that reverses text on a terminal.
 UNPRINTABLE = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
-SURROGATE = r"[\ud800-\udfff]"  # UTF-8 has none, but Python decodes bytes of a command line that are not UTF-8 to it
+SURROGATE = r"[\ud800-\udfff]"  # what Python makes of command-line bytes that are not UTF-8; UTF-8 cannot encode it
 LETTER_ID = f"^[^{UNPRINTABLE}]+$"
-REASON = f"^ *[^ {UNPRINTABLE}][^{UNPRINTABLE}]*$"  # not spaces alone
+REASON = f"^ *[^ {UNPRINTABLE}][^{UNPRINTABLE}]*$"  # not only spaces
 UNFINISHED = tuple(sorted(set(Status) - FINAL))
 
 
@@ -58,7 +58,7 @@ def whole_number(value: object) -> object:
     return value
 
 
-def seconds(text: object) -> float:
+def parse_seconds(text: object) -> float:
     """Parse a duration: seconds, or a number followed by s, m, h or d. Raises ValueError."""
     match = re.fullmatch(DURATION, text) if isinstance(text, str) else None
     if match is None:
@@ -67,37 +67,37 @@ def seconds(text: object) -> float:
     return float(int(number) * UNIT_SECONDS[match[0][len(number) :]])
 
 
-def unfinished(text: str) -> Status:
+def parse_unfinished(text: str) -> Status:
     """Parse a status that is not final. Raises ValueError."""
     if text not in UNFINISHED:
         raise ValueError(f"must be {' or '.join(UNFINISHED)}")
     return Status(text)
 
 
-def reason(text: object) -> str:
+def parse_reason(text: object) -> str:
     """Return an operator's reason: one line without surrounding spaces. Raises ValueError."""
-    return _line(text, REASON).strip(" ")
+    return _parse_line(text, REASON).strip(" ")
 
 
-def letter_id(text: object) -> str:
+def parse_letter_id(text: object) -> str:
     """Return the id of a dead letter, as it is shown: one line. Raises ValueError."""
-    return _line(text, LETTER_ID)
+    return _parse_line(text, LETTER_ID)
 
 
-def _line(text: object, pattern: str) -> str:
+def _parse_line(text: object, pattern: str) -> str:
     is_line = isinstance(text, str) and len(text) <= MAX_LINE_CHARACTERS and re.fullmatch(pattern, text)
     if not is_line or re.search(SURROGATE, str(text)):
         raise ValueError(f"must be one line of 1 to {MAX_LINE_CHARACTERS} printable characters")
     return str(text)
 
 
-def _limit(value: object) -> int:
+def _parse_limit(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= MAX_LIMIT:
         raise ValueError(f"must be a whole number from 1 to {MAX_LIMIT}")
     return int(value)
 
 
-def _instant(value: object) -> datetime:
+def _parse_instant(value: object) -> datetime:
     """Parse an RFC 3339 time (section 5.6). Digits beyond microseconds are ignored."""
     if not isinstance(value, str) or not RFC3339.fullmatch(value):
         raise ValueError("must be an RFC 3339 time with its offset; write the + of an offset as %2B in a query")
@@ -110,13 +110,15 @@ def _instant(value: object) -> datetime:
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable_text)]
 Limit = Annotated[
     int,
-    BeforeValidator(_limit),
+    BeforeValidator(_parse_limit),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
 ]
-Instant = Annotated[datetime, BeforeValidator(_instant), WithJsonSchema({"type": "string", "format": "date-time"})]
+Instant = Annotated[
+    datetime, BeforeValidator(_parse_instant), WithJsonSchema({"type": "string", "format": "date-time"})
+]
 ReasonText = Annotated[
     str,
-    BeforeValidator(reason),
+    BeforeValidator(parse_reason),
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": REASON}),
 ]
 

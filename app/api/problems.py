@@ -111,12 +111,12 @@ def internal_error() -> Response:
 
 def install(app: FastAPI) -> None:
     """Register handlers that turn every error into a problem, including the framework's own."""
-    app.add_exception_handler(OrdersError, _orders_error)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(OrdersError, _handle_orders_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
 
 
-async def _orders_error(_: Request, error: Exception) -> Response:
+async def _handle_orders_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OrdersError)  # noqa: S101 - registered for it
     return answer_to(error)
 
@@ -140,12 +140,12 @@ def answer_to(error: OrdersError) -> Response:
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized | InsufficientScope):
-        headers["WWW-Authenticate"] = _challenge(error)
+        headers["WWW-Authenticate"] = _make_challenge(error)
     errors = error.errors if isinstance(error, ValidationFailed) else ()
     return problem(status, error.code, detail, errors=errors, headers=headers)
 
 
-def _challenge(error: Unauthorized | InsufficientScope) -> str:
+def _make_challenge(error: Unauthorized | InsufficientScope) -> str:
     """Return the challenge of RFC 6750, section 3: without `error` when the request had no token."""
     challenge = 'Bearer realm="orders"'
     if isinstance(error, InsufficientScope):
@@ -153,30 +153,30 @@ def _challenge(error: Unauthorized | InsufficientScope) -> str:
     return challenge if error.error is None else f'{challenge}, error="{error.error}", error_description="{error}"'
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     status = HTTPStatus(error.status_code)
     code = status.phrase.lower().replace(" ", "-")
     headers = {**(error.headers or {})}
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = _allowed(request)
+        headers["Allow"] = _list_allowed_methods(request)
     return problem(status, code, str(error.detail), headers=headers)
 
 
-def _routes(app: FastAPI) -> Iterator[BaseRoute]:
+def _list_routes(app: FastAPI) -> Iterator[BaseRoute]:
     """Return every route. FastAPI keeps an included router as one entry that contains its routes."""
     for entry in app.routes:
         yield from getattr(getattr(entry, "original_router", None), "routes", (entry,))
 
 
-def _allowed(request: Request) -> str:
+def _list_allowed_methods(request: Request) -> str:
     """Return the methods of all routes of this path. The framework would return those of the first one."""
-    matching = (route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE)
+    matching = (route for route in _list_routes(request.app) if route.matches(request.scope)[0] is not Match.NONE)
     methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
+async def _handle_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
     errors = error.errors()
     places = {mistake["loc"][0] for mistake in errors}
@@ -192,13 +192,13 @@ def mistakes(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Translate pydantic's errors into `{"pointer", "detail"}` each: where the mistake is, and what it is."""
     return [
         {
-            "pointer": "".join(f"/{_escaped(str(part))}" for part in error["loc"]),
+            "pointer": "".join(f"/{_escape(str(part))}" for part in error["loc"]),
             "detail": DECIMAL.sub(r"\1", error["msg"].removeprefix("Value error, ")),
         }
         for error in errors
     ]
 
 
-def _escaped(part: str) -> str:
+def _escape(part: str) -> str:
     """Escape for a JSON Pointer (RFC 6901, section 3). A name that is a card number is not repeated."""
     return "card-number" if card_numbers.has_card_number(part) else part.replace("~", "~0").replace("/", "~1")

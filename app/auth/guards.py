@@ -24,7 +24,7 @@ BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6
 class Caller:
     """The sender of a request. `tenant` owns every row that the request reads or writes.
 
-    `source`: the key of bounds that the caller shares: its tenant or, where all callers are one tenant, its address.
+    `source`: the key of the limits that the caller shares: its tenant or, if all callers are one tenant, its address.
     """
 
     tenant: str
@@ -39,13 +39,13 @@ class CurrentOperator:
 
     @property
     def source(self) -> str:
-        """The key of bounds that the operator shares. No tenant can have such a name: it contains a line feed."""
+        """The key of the operator's limits. No tenant can have this name, because it contains a line feed."""
         return f"operator\n{self.subject}"
 
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What the guards need. `tokens` None: all callers are one tenant. `admin_token` empty: no admin token exists."""
+    """What the guards need. Without `tokens`, all callers are one tenant. An empty `admin_token` is never accepted."""
 
     tokens: Tokens | None = None
     tenant_claim: str = "tenant"
@@ -53,7 +53,7 @@ class Security:
     rate_limit: RateLimit | None = None
 
 
-async def caller(request: Request, scope: Scope) -> Caller:
+async def authenticate_caller(request: Request, scope: Scope) -> Caller:
     """Return the caller, if it has `scope` and is within its rate limit.
 
     Raises Unauthorized, InsufficientScope, TooManyRequests; IssuerUnavailable when tokens cannot be verified.
@@ -61,61 +61,61 @@ async def caller(request: Request, scope: Scope) -> Caller:
     security: Security = request.state.security
     claims: Mapping[str, Any] | None = None
     if security.tokens is not None:
-        claims = await security.tokens.verify(_bearer(request))
-    tenant = DEFAULT_TENANT if claims is None else _tenant(claims, security.tenant_claim)
+        claims = await security.tokens.verify(_read_token(request))
+    tenant = DEFAULT_TENANT if claims is None else _read_tenant(claims, security.tenant_claim)
     if security.rate_limit is not None:
         # Count before checking the scope, so that requests without the scope count too.
         state = await security.rate_limit.count(tenant)
         request.state.answer_headers = state.headers()
         state.check()
     if claims is not None:
-        _require(claims, scope)
+        _require_scope(claims, scope)
     peer = request.client.host if request.client else ""
     return Caller(tenant, f"peer\n{peer}" if claims is None else tenant)
 
 
-async def operator(request: Request) -> CurrentOperator:
+async def authenticate_operator(request: Request) -> CurrentOperator:
     """Return the operator, by the admin token or by a token with the scope `orders:operate`.
 
-    Raises NotOffered where neither is configured, otherwise as `caller` does.
+    Raises NotOffered if neither is configured, otherwise the errors of `authenticate_caller`.
     """
     security: Security = request.state.security
     if security.tokens is None and not security.admin_token:
         raise NotOffered("Not Found")
-    token = _bearer(request)
-    if security.admin_token and _same(token, security.admin_token):
+    token = _read_token(request)
+    if security.admin_token and _equal(token, security.admin_token):
         return CurrentOperator("admin-token")
     if security.tokens is None:
         raise Unauthorized("the token is not the admin token", "invalid_token")
     claims = await security.tokens.verify(token)
-    _require(claims, "orders:operate")
+    _require_scope(claims, "orders:operate")
     subject = claims.get("sub")
     return CurrentOperator(subject if isinstance(subject, str) and subject.isprintable() else "unnamed")
 
 
-def _bearer(request: Request) -> str:
-    given = request.headers.getlist("authorization")
-    if not given:
+def _read_token(request: Request) -> str:
+    values = request.headers.getlist("authorization")
+    if not values:
         raise Unauthorized("this request needs a bearer token")
-    match = BEARER.fullmatch(given[0]) if len(given) == 1 else None
+    match = BEARER.fullmatch(values[0]) if len(values) == 1 else None
     if match is None:
         raise Unauthorized("the Authorization header is not one bearer token", "invalid_token")
     return match[1]
 
 
-def _same(given: str, expected: str) -> bool:
+def _equal(given: str, expected: str) -> bool:
     """Compare in constant time. Hashing first hides the length of the secret too."""
     return hmac.compare_digest(*(hashlib.sha256(token.encode()).digest() for token in (given, expected)))
 
 
-def _tenant(claims: Mapping[str, Any], name: str) -> str:
+def _read_tenant(claims: Mapping[str, Any], name: str) -> str:
     tenant = claims.get(name)
     if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT_CHARACTERS or not tenant.isprintable():
         raise Unauthorized("the token names no tenant", "invalid_token")
     return tenant
 
 
-def _require(claims: Mapping[str, Any], scope: Scope) -> None:
+def _require_scope(claims: Mapping[str, Any], scope: Scope) -> None:
     if scope not in scopes(claims):
         raise InsufficientScope(f"this needs the scope {scope}", scope)
 

@@ -1,4 +1,4 @@
-"""The issuer's public keys (RFC 7517), fetched when needed and never twice at the same time.
+"""The issuer's public keys (RFC 7517), fetched when needed, by one request at a time.
 
 An unknown key id triggers another fetch, at most once in `cooldown_seconds`, so invented key ids cannot put load on the
 issuer. While the issuer is unavailable, known keys stay valid for `MAX_AGE_SECONDS`. After that, and for an unknown
@@ -66,10 +66,10 @@ class KeySet:
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK:
         """Return the key with this id for this algorithm; without an id, the only key for it."""
-        key = self._known(key_id, algorithm)
+        key = self._find_known(key_id, algorithm)
         if key is None or (self._age() > self._fresh_seconds and not self._fetching.locked()):
             await self._refresh(key_id, algorithm)
-            key = self._known(key_id, algorithm)
+            key = self._find_known(key_id, algorithm)
         if key is not None:
             return key
         if self._fetched_at < self._tried_at or self._age() > self._max_age_seconds:
@@ -79,16 +79,16 @@ class KeySet:
     def _age(self) -> float:
         return time.monotonic() - self._fetched_at
 
-    def _known(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
+    def _find_known(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
         if self._age() > self._max_age_seconds:
             return None
         if found := self._parsed.get((key_id, algorithm)):
             return found
-        suitable = [key for key in self._keys if _suits(key, key_id, algorithm)]
-        if len(suitable) != 1:
+        candidates = [key for key in self._keys if _suits(key, key_id, algorithm)]
+        if len(candidates) != 1:
             return None
         try:
-            found = jwt.PyJWK(dict(suitable[0]), algorithm)
+            found = jwt.PyJWK(dict(candidates[0]), algorithm)
         except UNREADABLE:
             return None
         return self._parsed.setdefault((key_id, algorithm), found)
@@ -96,7 +96,7 @@ class KeySet:
     async def _refresh(self, key_id: str | None, algorithm: str) -> None:
         async with self._fetching:
             stale = self._age() > self._fresh_seconds
-            if not stale and self._known(key_id, algorithm):
+            if not stale and self._find_known(key_id, algorithm):
                 return  # another request fetched it while this one waited for the lock
             if time.monotonic() - self._tried_at < self._cooldown_seconds:
                 return
@@ -127,7 +127,7 @@ class KeySet:
 
 def _suits(key: Mapping[str, Any], key_id: str | None, algorithm: str) -> bool:
     return (
-        key.get("kty") in ("RSA", "EC", "OKP")  # a tuple: values from an issuer may not be hashable
+        key.get("kty") in ("RSA", "EC", "OKP")  # a tuple, not a set: values from an issuer may not be hashable
         and key.get("use", "sig") == "sig"
         and key.get("alg", algorithm) == algorithm
         and key_id in (None, key.get("kid"))

@@ -1,8 +1,8 @@
-"""Limit the request rate of each tenant: counted in Redis for all processes together, or per process without Redis.
+"""Limit the request rate of each tenant: counted in Redis across all processes, or per process without Redis.
 
 Windows are fixed and begin at round times (UTC). A request therefore costs one call to Redis, and every process knows
-from its clock when a quota resets. The price: around the boundary of two windows a client may send two quotas in the
-time of one window. If Redis is down, slow or emptied, only the precision of the limit suffers.
+from its clock when a quota resets. The price: around a window boundary, a client may send two quotas within the length
+of one window. If Redis is down, slow or emptied, only the precision of the limit suffers.
 """
 
 import math
@@ -46,7 +46,7 @@ class Quota:
 
 
 class RateLimit:
-    """A quota like `200/second` for each tenant. `cache` None: this process counts alone."""
+    """A quota like `200/second` for each tenant. Without a `cache`, this process counts only its own requests."""
 
     def __init__(self, limit: str, cache: Cache | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._item = limits.parse(limit)

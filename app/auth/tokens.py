@@ -1,6 +1,6 @@
 """Verify bearer tokens (RFC 7519, RFC 8725) with a shared secret, or with the issuer's public keys.
 
-The kind of key decides which algorithms are accepted, never the token. `exp` is required, without leeway; `nbf` is
+The kind of key, never the token, decides which algorithms are accepted. `exp` is required, without leeway; `nbf` is
 checked if present, `iss` and `aud` if configured. No claim is used before the signature is verified.
 """
 
@@ -17,7 +17,7 @@ PUBLIC_KEY_ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
 
-# PyJWT raises some of Python's own errors too, for headers and claims of unexpected types and values.
+# For headers and claims of unexpected types and values, PyJWT also lets some of Python's own errors through.
 UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -29,7 +29,7 @@ class Keys(Protocol):
         """The algorithms that a token may be signed with."""
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | bytes:
-        """Return the key. Raises Unauthorized if it does not exist, IssuerUnavailable if that is unknown."""
+        """Return the key. Raises Unauthorized if it does not exist, IssuerUnavailable if the issuer cannot be asked."""
 
 
 class SharedSecret:
@@ -46,7 +46,7 @@ class SharedSecret:
 
 
 class Tokens:
-    """Verifies tokens. `issuer` and `audience` empty: not checked."""
+    """Verifies tokens. An empty `issuer` or `audience` is not checked."""
 
     def __init__(self, keys: Keys, issuer: str = "", audience: str = "") -> None:
         self._keys = keys
@@ -61,14 +61,14 @@ class Tokens:
         except UNREADABLE as error:
             raise Unauthorized("the token cannot be read", "invalid_token") from error
         if algorithm not in self._keys.algorithms:
-            raise Unauthorized("the token is signed by an algorithm that is not accepted", "invalid_token")
+            raise Unauthorized("the token is signed with an algorithm that is not accepted", "invalid_token")
         key = await self._keys.find(key_id, algorithm)
         try:
-            return self._claims(token, key, algorithm)
+            return self._decode(token, key, algorithm)
         except UNREADABLE as error:
-            raise Unauthorized(_reason(error), "invalid_token") from error
+            raise Unauthorized(_explain(error), "invalid_token") from error
 
-    def _claims(self, token: str, key: jwt.PyJWK | bytes, algorithm: str) -> Mapping[str, Any]:
+    def _decode(self, token: str, key: jwt.PyJWK | bytes, algorithm: str) -> Mapping[str, Any]:
         required = ["exp", *(["iss"] if self._issuer else []), *(["aud"] if self._audience else [])]
         claims: Mapping[str, Any] = jwt.decode(
             token,
@@ -87,7 +87,7 @@ class Tokens:
         return claims
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     match error:
         case jwt.ExpiredSignatureError():
             return "the token has expired"

@@ -1,6 +1,6 @@
 """`orders dlq`: show dead letters with their reasons, replay them, purge them.
 
-Each command scans the dead letters that exist when it starts. It may be killed at any time, and run again.
+Each command scans the dead letters that exist when it starts. It may be killed at any time and run again.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import typer
 from app.api import params
 from app.bootstrap.brokers import make_broker
 from app.bootstrap.consumers import CONSUMERS, queues
-from app.cli.options import AsJson, DataDir, MaybeReason, actor, duration, open_pool, servers
+from app.cli.options import AsJson, DataDir, MaybeReason, identify_actor, open_pool, parse_duration, servers
 from app.errors import OrdersError
 from app.messaging.topology import QueueSpec
 from app.observability.signals import Signals
@@ -26,7 +26,7 @@ app = typer.Typer(help="Show, replay and purge dead letters.", no_args_is_help=T
 DEFAULT_PEEKED = 20
 DONE = {DeadLetterAction.REPLAY: "replayed", DeadLetterAction.PURGE: "purged"}
 
-QueueOption = Annotated[str, typer.Option(help="The queue whose dead letters are meant, or its dead-letter queue.")]
+QueueOption = Annotated[str, typer.Option(help="The name of a queue, or of its dead-letter queue.")]
 SinceOption = Annotated[
     str | None, typer.Option(help="Only dead letters that failed within this time: 90, 15m, 12h or 7d.")
 ]
@@ -47,7 +47,7 @@ def peek(
     as_json: AsJson = False,
 ) -> None:
     """Print dead letters: the reason, the state in the inbox, and what a replay would do."""
-    spec, selection = _queue(queue), _selection(since, letter_id, limit)
+    spec, selection = _find_queue(queue), _parse_selection(since, letter_id, limit)
     summary, findings = asyncio.run(_scan(data_dir, DeadLetterAction.PEEK, spec, selection, None, keep=True))
     answer = DeadLettersAnswer.of(spec.name, summary, findings)
     if as_json:
@@ -55,7 +55,7 @@ def peek(
         return
     typer.echo(f"{summary.depth} dead letters of {spec.name}, {summary.matched} shown")
     for view in answer.dead_letters:
-        typer.echo(_block(view))
+        typer.echo(_format_letter(view))
     _report_rest(selection, summary)
 
 
@@ -72,8 +72,11 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters to their queue again, with all attempts left; none takes effect twice."""
-    selection, acting = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
-    _act(DeadLetterAction.REPLAY, _queue(queue), selection, acting, data_dir, as_json=as_json)
+    selection, audit_actor = (
+        _parse_selection(since, letter_id, limit),
+        _identify_unless_dry_run(reason, dry_run=dry_run),
+    )
+    _act(DeadLetterAction.REPLAY, _find_queue(queue), selection, audit_actor, data_dir, as_json=as_json)
 
 
 @app.command()
@@ -89,21 +92,24 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Remove dead letters permanently. `orders saga list` shows an order that waits for one as purged."""
-    selection, acting = _selection(since, letter_id, limit), _actor(reason, dry_run=dry_run)
-    _act(DeadLetterAction.PURGE, _queue(queue), selection, acting, data_dir, as_json=as_json)
+    selection, audit_actor = (
+        _parse_selection(since, letter_id, limit),
+        _identify_unless_dry_run(reason, dry_run=dry_run),
+    )
+    _act(DeadLetterAction.PURGE, _find_queue(queue), selection, audit_actor, data_dir, as_json=as_json)
 
 
 def _act(
     action: DeadLetterAction,
     queue: QueueSpec,
     selection: Selection,
-    acting: AuditActor | None,
+    audit_actor: AuditActor | None,
     data_dir: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    dry_run = acting is None
-    summary, findings = asyncio.run(_scan(data_dir, action, queue, selection, acting, keep=dry_run or as_json))
+    dry_run = audit_actor is None
+    summary, findings = asyncio.run(_scan(data_dir, action, queue, selection, audit_actor, keep=dry_run or as_json))
     if as_json:
         answer = TreatedAnswer.of_scan(queue.name, summary, findings, dry_run=dry_run)
         typer.echo(answer.model_dump_json(indent=2))
@@ -111,7 +117,7 @@ def _act(
         would = "would be " if dry_run else ""
         typer.echo(f"{would}{DONE[action]}: {summary.matched} of {summary.depth} dead letters of {queue.name}")
         for finding in findings if dry_run else ():
-            typer.echo(_block(DeadLetterView.of(finding)))
+            typer.echo(_format_letter(DeadLetterView.of(finding)))
         if summary.from_outbox:
             typer.echo(f"{would}sent again from the outbox: {selection.id}, whose order has not started")
     _report_rest(selection, summary)
@@ -126,7 +132,7 @@ async def _scan(
     action: DeadLetterAction,
     queue: QueueSpec,
     selection: Selection,
-    acting: AuditActor | None,
+    audit_actor: AuditActor | None,
     *,
     keep: bool,
 ) -> tuple[Summary, list[Finding]]:
@@ -134,7 +140,7 @@ async def _scan(
     findings: list[Finding] = []
     done = 0
 
-    def found(finding: Finding) -> None:
+    def collect(finding: Finding) -> None:
         nonlocal done
         done += 1
         if keep:
@@ -150,20 +156,20 @@ async def _scan(
 
             letters = DeadLetters(pool, queue, make_broker(broker_url, pool, Signals()).dead_letters(queue, pool))
             try:
-                return await letters.scan(action, selection, found, actor=acting, progress=progress), findings
+                return await letters.scan(action, selection, collect, actor=audit_actor, progress=progress), findings
             except OrdersError:
-                if done and acting is not None:
+                if done and audit_actor is not None:
                     typer.echo(f"orders: {done} {DONE[action]} before this error; run the command again", err=True)
                 raise
 
 
-def _actor(reason: str | None, *, dry_run: bool) -> AuditActor | None:
-    """Return the user and the reason; None for a dry run, which also refuses a bad reason."""
-    named = actor(reason)
+def _identify_unless_dry_run(reason: str | None, *, dry_run: bool) -> AuditActor | None:
+    """Return the user and the reason; None for a dry run. A bad reason always raises typer.BadParameter."""
+    named = identify_actor(reason)
     return None if dry_run else named
 
 
-def _queue(name: str) -> QueueSpec:
+def _find_queue(name: str) -> QueueSpec:
     for queue in queues():
         if name in {queue.name, queue.dead_letter_queue}:
             return queue
@@ -171,21 +177,21 @@ def _queue(name: str) -> QueueSpec:
     raise typer.BadParameter(f"must be {names}: no other queue has dead letters", param_hint="--queue")
 
 
-def _selection(since: str | None, letter_id: str | None, limit: int | None) -> Selection:
+def _parse_selection(since: str | None, letter_id: str | None, limit: int | None) -> Selection:
     try:
-        selected = None if letter_id is None else params.letter_id(letter_id)
+        selected = None if letter_id is None else params.parse_letter_id(letter_id)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--id") from error
-    return Selection(selected, None if since is None else duration(since, "--since"), limit)
+    return Selection(selected, None if since is None else parse_duration(since, "--since"), limit)
 
 
 def _report_rest(selection: Selection, summary: Summary) -> None:
-    """Report when a scan stopped early, because it cannot hold more dead letters at a time."""
+    """Report that a scan stopped early, because it cannot hold more dead letters at a time."""
     if summary.looked_at < summary.depth and summary.matched != selection.limit:
         typer.echo(f"examined only the first {summary.looked_at} of {summary.depth}", err=True)
 
 
-def _block(view: DeadLetterView) -> str:
+def _format_letter(view: DeadLetterView) -> str:
     times = [time for time in (view.first_failure_at, view.last_failure_at) if time]
     details = [] if view.attempts is None else ["1 attempt" if view.attempts == 1 else f"{view.attempts} attempts"]
     details += [" to ".join(dict.fromkeys(times))] if times else []

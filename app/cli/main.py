@@ -1,4 +1,4 @@
-"""The `orders` command: its groups, and its exit codes.
+"""The `orders` command: its groups and its exit codes.
 
 0: done. 1: the request failed, or a check found something. 2: usage or configuration. 3: could not check, because a
 server is unavailable.
@@ -13,7 +13,7 @@ from app.cli import demo, dlq, documents, migrate, outbox, sagas, serve, token
 from app.errors import ConfigurationError, RequestError, Unavailable
 
 app = typer.Typer(
-    help="An orders service that never loses an order, never charges twice and never gets stuck in silence.",
+    help="An orders service that never loses an order, never charges twice and never gets stuck silently.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""`orders migrate` and `orders prune`: the schema of the database, and rows past their retention."""
+"""`orders migrate` and `orders prune`: upgrade the schema, and delete rows past their retention."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from app.observability import logs
 
 def migrate(
     *,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 when the schema is behind.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if the schema is behind.")] = False,
 ) -> None:
     """Upgrade the database schema to this release."""
     url = settings.load(settings.Database).database_url.get_secret_value()
@@ -35,7 +35,7 @@ def prune(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Delete rows past their retention, in one pass. The role janitor does the same at intervals.
+    """Delete rows past their retention, in one pass. The janitor role does the same at intervals.
 
     Exit 1 when a table could not be pruned, and 3 when Postgres was unavailable for all of them.
     """

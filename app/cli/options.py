@@ -1,4 +1,4 @@
-"""Options that operators' commands share, the servers they use, and a connection pool for one command."""
+"""The options that operators' commands share, the servers they use, and a connection pool for one command."""
 
 import contextlib
 import logging
@@ -25,9 +25,9 @@ POOL_SIZE = 2
 
 
 def servers(data_dir: Path | None) -> tuple[str, str]:
-    """Return the URLs of database and broker (empty: no broker). Raises ConfigurationError, Unavailable."""
+    """Return the URLs of the database and the broker (empty: no broker). Raises ConfigurationError, Unavailable."""
     logs.configure_logging("console", "WARNING")
-    logging.getLogger("aiormq").setLevel("CRITICAL")  # our own line has the error
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # the command reports the error itself
     if data_dir is not None:
         try:
             return embedded_postgres.running_url(data_dir), ""
@@ -39,13 +39,13 @@ def servers(data_dir: Path | None) -> tuple[str, str]:
 
 @contextlib.asynccontextmanager
 async def open_pool(url: str) -> AsyncIterator[db.Pool]:
-    """Lend connections to a database with this release's schema. Raises ConfigurationError, DatabaseUnavailable."""
+    """Open a pool to a database with this release's schema. Raises ConfigurationError, DatabaseUnavailable."""
     await db.check(url)
     async with db.open_pool(url, POOL_SIZE) as pool:
         yield pool
 
 
-def actor(reason: str | None) -> AuditActor:
+def identify_actor(reason: str | None) -> AuditActor:
     """Return the user who runs the command, from the system and not from the environment, and the reason.
 
     Raises typer.BadParameter.
@@ -56,14 +56,14 @@ def actor(reason: str | None) -> AuditActor:
     except KeyError:  # a container may run as a user without a name
         name = str(user)
     try:
-        return AuditActor(f"cli:{name}", "" if reason is None else params.reason(reason))
+        return AuditActor(f"cli:{name}", "" if reason is None else params.parse_reason(reason))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--reason") from error
 
 
-def duration(text: str, option: str) -> float:
+def parse_duration(text: str, option: str) -> float:
     """Parse seconds, or a number followed by s, m, h or d. Raises typer.BadParameter."""
     try:
-        return params.seconds(text)
+        return params.parse_seconds(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

@@ -1,6 +1,6 @@
 """`orders saga`: list unfinished sagas, show one with its log, retry it, compensate it.
 
-A change needs a reason, which is recorded with it. Each command may be killed at any time, and run again.
+A change needs a reason, which is recorded with it. Each command may be killed at any time and run again.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import typer
 from app import db
 from app.api import params
 from app.bootstrap.consumers import CONSUMERS
-from app.cli.options import AsJson, DataDir, actor, open_pool, servers
+from app.cli.options import AsJson, DataDir, identify_actor, open_pool, servers
 from app.operations import saga_views, sagas
 from app.operations.saga_views import ListedSaga, SagaAnswer, SagaChanged, SagasAnswer, SagaView, UnstartedOrder
 from app.operations.sagas import ActionOutcome, SagaAction
@@ -45,33 +45,33 @@ def list_sagas(
 
     Also print the orders that cannot start, because their event is a dead letter or was purged.
     """
-    answer = asyncio.run(_list(data_dir, limit, _status(status), stuck=stuck))
+    answer = asyncio.run(_list(data_dir, limit, _parse_status(status), stuck=stuck))
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
         return
     typer.echo(f"{len(answer.sagas)} unfinished sagas shown")
     for saga in answer.sagas:
-        typer.echo(_listed(saga))
+        typer.echo(_format_listed(saga))
     if answer.unstarted:
-        typer.echo(f"\n{len(answer.unstarted)} orders that cannot start shown")
+        typer.echo(f"\n{len(answer.unstarted)} orders shown that cannot start")
     for order in answer.unstarted:
-        typer.echo(_unstarted(order))
+        typer.echo(_format_unstarted(order))
 
 
 @app.command()
 def show(saga_id: SagaId, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Print an order's saga, every call to a partner with its outcome, and the actions of operators."""
     answer = asyncio.run(_show(data_dir, saga_id))
-    typer.echo(answer.model_dump_json(indent=2) if as_json else _details(answer))
+    typer.echo(answer.model_dump_json(indent=2) if as_json else _format_details(answer))
 
 
 @app.command()
 def retry(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Make a waiting saga due now. A saga that a process is running is not changed."""
-    acting = actor(reason)
+    audit_actor = identify_actor(reason)
 
     async def act(pool: db.Pool) -> ActionOutcome:
-        return await sagas.retry(pool, saga_id, acting)
+        return await sagas.retry(pool, saga_id, audit_actor)
 
     _change(saga_id, SagaAction.RETRY, act, data_dir, as_json=as_json)
 
@@ -79,10 +79,10 @@ def retry(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, 
 @app.command()
 def compensate(saga_id: SagaId, *, reason: RequiredReason, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Compensate a saga: undo every step, and never confirm its order. A confirmed order is refused."""
-    acting = actor(reason)
+    audit_actor = identify_actor(reason)
 
     async def act(pool: db.Pool) -> ActionOutcome:
-        return await sagas.compensate(pool, saga_id, acting, {})
+        return await sagas.compensate(pool, saga_id, audit_actor, {})
 
     _change(saga_id, SagaAction.COMPENSATE, act, data_dir, as_json=as_json)
 
@@ -117,20 +117,22 @@ def _change(
     typer.echo(changed.model_dump_json(indent=2) if as_json else changed.message)
 
 
-def _status(text: str | None) -> Status | None:
+def _parse_status(text: str | None) -> Status | None:
     try:
-        return None if text is None else params.unfinished(text)
+        return None if text is None else params.parse_unfinished(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--status") from error
 
 
-def _listed(saga: ListedSaga) -> str:
-    last = saga.last_outcome or "nothing was asked yet"
-    status = _with(saga.status, saga.reason)
-    return "\n".join([f"\n{saga.order_id}  {status}", *_lines(saga), f"  last    {_with(last, saga.last_detail)}"])
+def _format_listed(saga: ListedSaga) -> str:
+    last = saga.last_outcome or "no call yet"
+    status = _add_detail(saga.status, saga.reason)
+    return "\n".join(
+        [f"\n{saga.order_id}  {status}", *_format_saga(saga), f"  last    {_add_detail(last, saga.last_detail)}"]
+    )
 
 
-def _unstarted(order: UnstartedOrder) -> str:
+def _format_unstarted(order: UnstartedOrder) -> str:
     event = "was purged" if order.event == "purged" else "is a dead letter"
     return "\n".join(
         [
@@ -142,45 +144,49 @@ def _unstarted(order: UnstartedOrder) -> str:
     )
 
 
-def _details(answer: SagaAnswer) -> str:
+def _format_details(answer: SagaAnswer) -> str:
     reason = answer.status_reason if answer.saga is None else answer.saga.reason
-    order = f"{_with(answer.status, reason)}, version {answer.version}"
+    order = f"{_add_detail(answer.status, reason)}, version {answer.version}"
     lines = [f"{answer.order_id}  {order}, placed {answer.placed_at}"]
     if answer.saga is None:
         lines.append("  saga    none: it has not started, or was removed after its retention")
     else:
-        lines += _lines(answer.saga)
+        lines += _format_saga(answer.saga)
     if answer.log:
         lines.append("\ncalls")
     for line in answer.log:
-        call = f"  {line.at}  {line.action:<4} {line.step:<17} {line.attempt:>3}  {_with(line.outcome, line.detail)}"
+        call = (
+            f"  {line.at}  {line.action:<4} {line.step:<17} {line.attempt:>3}  {_add_detail(line.outcome, line.detail)}"
+        )
         lines.append("  ".join([call, *(f"{name} {value}" for name, value in (line.reply or {}).items())]))
     if answer.operator_actions:
         lines.append("\noperators")
     lines += [
-        f"  {action.at}  {action.actor}  {action.action}: {_with(action.outcome, action.reason)}"
+        f"  {action.at}  {action.actor}  {action.action}: {_add_detail(action.outcome, action.reason)}"
         for action in answer.operator_actions
     ]
     return "\n".join(lines)
 
 
-def _lines(saga: SagaView) -> list[str]:
+def _format_saga(saga: SagaView) -> list[str]:
     step = "nothing left to do" if saga.step is None else f"{saga.step}, {saga.attempts} attempts"
     return [
         f"  age     {saga.age_seconds:.1f} s, deadline {saga.deadline_at}{', stuck' if saga.stuck else ''}",
         f"  step    {saga.direction}: {step}",
-        f"  next    {_next(saga)}",
+        f"  next    {_format_next(saga)}",
     ]
 
 
-def _next(saga: SagaView) -> str:
+def _format_next(saga: SagaView) -> str:
     seconds = saga.next_attempt_in_seconds
     if seconds is None:
         return "it has ended"
     if seconds <= 0:
-        return f"due for {-seconds:.1f} s" + (f", left by {saga.lease_owner}" if saga.lease_owner else "")
-    return f"under way at {saga.lease_owner}, lease for {seconds:.1f} s" if saga.lease_owner else f"in {seconds:.1f} s"
+        return f"due for {-seconds:.1f} s" + (f", abandoned by {saga.lease_owner}" if saga.lease_owner else "")
+    return (
+        f"running on {saga.lease_owner}, lease ends in {seconds:.1f} s" if saga.lease_owner else f"in {seconds:.1f} s"
+    )
 
 
-def _with(text: str, detail: str | None) -> str:
+def _add_detail(text: str, detail: str | None) -> str:
     return f"{text} ({detail})" if detail else text

@@ -6,14 +6,14 @@ import typer
 
 from app import settings
 from app.auth import tokens
-from app.cli.options import duration
+from app.cli.options import parse_duration
 from app.errors import ConfigurationError
 
 
 def token(
     *,
-    tenant: Annotated[str, typer.Option(help="The tenant whose orders it may use.")] = "default",
-    subject: Annotated[str, typer.Option(help="The name of its bearer.")] = "developer",
+    tenant: Annotated[str, typer.Option(help="The tenant whose orders the caller may use.")] = "default",
+    subject: Annotated[str, typer.Option(help="The name of the caller (`sub`).")] = "developer",
     scope: Annotated[
         list[str] | None, typer.Option(help="A scope; repeat it for more. Default: orders:read orders:write.")
     ] = None,
@@ -32,4 +32,4 @@ def token(
         "aud": configured.auth_audience,
     }
     given = {name: value for name, value in claims.items() if value}
-    typer.echo(tokens.sign(secret, given, duration(expires_in, "--expires-in")))
+    typer.echo(tokens.sign(secret, given, parse_duration(expires_in, "--expires-in")))

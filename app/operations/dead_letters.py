@@ -180,7 +180,7 @@ class DeadLetters:
         """Return the events that their orders still wait for: the purge of these is recorded as a decision."""
         events = {UUID(letter.event_id) for letter in letters if letter.event_id is not None}
         async with db.connection(self.pool) as conn:
-            return {str(order_id) for order_id in await queries.not_started(conn, events)}
+            return {str(order_id) for order_id in await queries.find_unstarted(conn, events)}
 
     async def _replay_from_outbox(self, selection: Selection, *, dry_run: bool) -> bool:
         """Make the event pending again with all its attempts, if its order has not started."""
@@ -188,7 +188,7 @@ class DeadLetters:
         if order_id is None or selection.since_seconds is not None:
             return False  # not an order's id, or the dead letter may be older than `since`
         async with db.transaction(self.pool) as conn:
-            unstarted = await queries.not_started(conn, [order_id])
+            unstarted = await queries.find_unstarted(conn, [order_id])
             found = bool(unstarted) and await outbox_admin.exists(conn, order_id)
             if found and not dry_run:
                 await inbox.reset_attempts(conn, self.queue.consumer, [str(order_id)])

@@ -177,7 +177,7 @@ class SagaChanged(BaseModel):
 async def read_unfinished(pool: db.Pool, consumer: str, limit: int, status: str | None, *, stuck: bool) -> SagasAnswer:
     """Return unfinished sagas and orders that cannot start. `consumer`: the inbox name of the saga's consumer."""
     async with db.connection(pool) as conn:
-        found = await queries.unfinished(conn, limit, status, stuck=stuck)
+        found = await queries.list_unfinished(conn, limit, status, stuck=stuck)
         given_up = [] if status == Status.COMPENSATING else await unstarted.list_blocked(conn, consumer, limit)
     return SagasAnswer(
         sagas=[ListedSaga.of(row.saga, last_outcome=row.outcome, last_detail=row.detail) for row in found],
@@ -192,7 +192,7 @@ async def read_one(pool: db.Pool, order_id: UUID) -> SagaAnswer:
         if order is None:
             raise OrderNotFound(f"there is no order {order_id}")
         saga = await queries.find(conn, order_id)
-        entries = await queries.log(conn, order_id)
+        entries = await queries.read_log(conn, order_id)
         actions = await audit.of_order(conn, order_id)
     return SagaAnswer(
         order_id=str(order.id),

@@ -44,7 +44,7 @@ async def read(pool: db.Pool, pools: Mapping[str, db.Pool]) -> StatsAnswer:
     """Return the counts and the use of `pools`. Raises DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         unfinished = await order_queries.unfinished(conn)
-        sagas = await saga_queries.stats(conn)
+        sagas = await saga_queries.measure(conn)
         counts = await outbox.count(conn)
     return StatsAnswer(
         orders={status.value: number for status, number in unfinished.items()},
@@ -62,7 +62,7 @@ async def measure(pool: db.Pool, signals: Signals) -> None:
     """Measure what waits in Postgres, for the gauges. Raises DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         pending, age, parked = await outbox_admin.stats(conn)
-        sagas = await saga_queries.stats(conn)
+        sagas = await saga_queries.measure(conn)
     signals.emit(OutboxMeasured(pending, age, parked))
     signals.emit(SagasMeasured(sagas.in_flight, sagas.oldest_age_seconds, sagas.needs_operator))
 

@@ -1,4 +1,4 @@
-"""A circuit breaker: pauses calls to a partner that keeps failing, and finds out when it works again.
+"""A circuit breaker pauses calls to a partner that keeps failing, and finds out when it works again.
 
     closed     calls go through; `failures` failed calls in a row open the circuit
     open       for `open_seconds` no call is admitted
@@ -19,7 +19,7 @@ from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, U
 
 
 class CircuitState(IntEnum):
-    """How far a circuit is open. The values are those of the metric `partner_circuit_state`."""
+    """Whether a circuit is open. The values are those of the metric `partner_circuit_state`."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -42,7 +42,7 @@ class Circuit:
 
     @property
     def state(self) -> CircuitState:
-        """Return the present state."""
+        """Return the current state, which depends on the clock."""
         if self._open_until is None:
             return CircuitState.CLOSED
         if (late := self._clock() - self._open_until) < 0:
@@ -66,7 +66,7 @@ class Circuit:
         self._probe, self._open_until, self._failures = None, None, 0
 
     def record(self, permit: "Permit", outcome: Outcome) -> None:
-        """Count the outcome of a call. While the circuit is not closed, of all failures only the probe's counts."""
+        """Count the outcome of a call. While the circuit is not closed, only a failure of the probe counts."""
         if not is_failure(outcome):
             self.close()
         elif self._open_until is None:
@@ -77,7 +77,7 @@ class Circuit:
             self._open()
 
     def release(self, permit: "Permit") -> None:
-        """Let another call be the probe, if this permit is the probe's."""
+        """Let another call be the probe, if this permit belongs to the probe."""
         if self._probe is permit:
             self._probe = None
 
@@ -95,11 +95,11 @@ class Permit:
         self._circuit = circuit
 
     def record(self, outcome: Outcome) -> None:
-        """Tell the circuit the outcome of the call."""
+        """Report the outcome of the call to the circuit."""
         self._circuit.record(self, outcome)
 
     def release(self) -> None:
-        """Give up the right to call. Releasing twice, or after `record`, changes nothing."""
+        """Give up the right to call. A second release, or one after `record`, changes nothing."""
         self._circuit.release(self)
 
     def __enter__(self) -> Self:

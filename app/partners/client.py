@@ -1,4 +1,4 @@
-"""Send one HTTP request to a partner and return its outcome. Nothing that a partner or the network does raises.
+"""Send one HTTP request to a partner and return its outcome. No failure of a partner or of the network raises.
 
 Only a request that provably never left (no connection) is `NotSent`; only the agreed answers are `Done` and `Refused`.
 Everything else is `Unknown`. That is always safe, because every call can be repeated with its key.
@@ -21,7 +21,7 @@ MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT_CHARACTERS = 200
 MAX_RETRY_AFTER_SECONDS = 300.0  # a longer value is probably a partner's mistake, and would delay an undo for too long
 
-# The 4xx that say nothing about the request: the partner is overloaded, or is still processing it.
+# The 4xx statuses that do not blame the request: the partner is overloaded, or is still processing it.
 NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 NEVER_LEFT = (
@@ -46,7 +46,7 @@ class Agreement:
     reply: tuple[str, ...] = ()
     refusals: Collection[tuple[int, str]] = ()
 
-    def done_by(self, status: int) -> bool:
+    def means_done(self, status: int) -> bool:
         """Return whether the status means that the operation was done."""
         if self.status is None:
             return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
@@ -64,15 +64,15 @@ class Answer:
     @property
     def retry_after_seconds(self) -> float | None:
         """Return how long the partner asks us to wait; None if it does not say."""
-        return _retry_after(self.headers.get("Retry-After"))
+        return _parse_retry_after(self.headers.get("Retry-After"))
 
     @property
     def health(self) -> PartnerHealth:
         """Return what an answer outside the contract says about the partner."""
         if HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES:
             return PartnerHealth.BROKEN
-        at_fault = HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
-        return PartnerHealth.WORKING if at_fault and self.status not in NOT_NOW else PartnerHealth.FAILING
+        blames_us = HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        return PartnerHealth.WORKING if blames_us and self.status not in NOT_NOW else PartnerHealth.FAILING
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -112,7 +112,7 @@ class PartnerClient:
     async def call(self, path: str, key: str, body: Mapping[str, Any], agreed: Agreement) -> Outcome:
         """Send `body` once with its Idempotency-Key. aiohttp may repeat a GET on its own, but never a POST."""
         answer = await self.attempt("POST", path, {"Idempotency-Key": key}, json=body)
-        return _outcome(answer, agreed) if isinstance(answer, Answer) else answer
+        return _interpret(answer, agreed) if isinstance(answer, Answer) else answer
 
     async def state(self, path: str, states: Collection[str]) -> str | Unknown | None:
         """Return the partner's state of a saga: one of `states`, None if it never saw it, Unknown if it did not say."""
@@ -122,7 +122,7 @@ class PartnerClient:
         state = (answer.body or {}).get("state")
         if answer.status == HTTPStatus.OK and isinstance(state, str) and state in states:
             return state
-        return None if answer.status == HTTPStatus.NOT_FOUND else _unknown(answer)
+        return None if answer.status == HTTPStatus.NOT_FOUND else _make_unknown(answer)
 
     async def attempt(
         self,
@@ -138,13 +138,13 @@ class PartnerClient:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._exchange(method, path, headers, json, form)
         except NEVER_LEFT as error:
-            return NotSent(_described(error))
+            return NotSent(_describe(error))
         except TimeoutError:
             return Unknown(f"no answer within {self._timeout_seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            return Unknown(_described(error))
+            return Unknown(_describe(error))
         except Exception as error:  # noqa: BLE001 - a recorded attempt needs an outcome, even after a defect
-            return Unknown(_described(error), our_fault=True)
+            return Unknown(_describe(error), our_fault=True)
 
     async def _exchange(
         self,
@@ -169,29 +169,28 @@ class PartnerClient:
                 if len(raw) > MAX_REPLY_BYTES:
                     break
             # An undo or a commit may be answered without a body; a body must be valid.
-            body_of_answer = _json_object(raw) if raw else {}
-            return Answer(response.status, response.headers, body_of_answer)
+            body = _parse_object(raw) if raw else {}
+            return Answer(response.status, response.headers, body)
 
 
-def _outcome(answer: Answer, agreed: Agreement) -> Outcome:
+def _interpret(answer: Answer, agreed: Agreement) -> Outcome:
     body = answer.body
     if body is None:
-        return _unknown(answer)
-    if agreed.done_by(answer.status) and all(is_text(body.get(name)) for name in agreed.reply):
+        return _make_unknown(answer)
+    if agreed.means_done(answer.status) and all(is_text(body.get(name)) for name in agreed.reply):
         return Done({name: body[name] for name in agreed.reply})
     code = body.get("code")
     if isinstance(code, str) and (answer.status, code) in agreed.refusals:
         return Refused(code)
-    return _unknown(answer)
+    return _make_unknown(answer)
 
 
-def _unknown(answer: Answer) -> Unknown:
+def _make_unknown(answer: Answer) -> Unknown:
     code = (answer.body or {}).get("code")
-    what = "unreadable answer" if answer.body is None else code if is_text(code) else "unexpected answer"
-    # A conflict is about the saga's state. Other errors are about our credentials, address or body; a retry cannot fix
-    # those.
+    reason = "unreadable answer" if answer.body is None else code if is_text(code) else "unexpected answer"
+    # A 409 is about the saga's state. Other errors are about our credentials, address or body, so no retry can succeed.
     our_fault = answer.health is PartnerHealth.WORKING and answer.status != HTTPStatus.CONFLICT
-    return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, our_fault, answer.health)
+    return Unknown(f"{answer.status} {reason}", answer.retry_after_seconds, our_fault, answer.health)
 
 
 def is_text(value: Any) -> bool:
@@ -199,7 +198,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()
 
 
-def _json_object(raw: bytearray) -> Mapping[str, Any] | None:
+def _parse_object(raw: bytearray) -> Mapping[str, Any] | None:
     if len(raw) > MAX_REPLY_BYTES:
         return None
     try:
@@ -209,7 +208,7 @@ def _json_object(raw: bytearray) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _retry_after(value: str | None) -> float | None:
+def _parse_retry_after(value: str | None) -> float | None:
     """Parse Retry-After: seconds or a date (RFC 9110, section 10.2.3). Return None if it is neither."""
     if value is None:
         return None
@@ -223,6 +222,6 @@ def _retry_after(value: str | None) -> float | None:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def _described(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"[:MAX_TEXT_CHARACTERS]
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -38,5 +38,5 @@ class HttpInventory:
         return await self._client.call("/v1/inventory/release", f"{saga_id}:reserve_inventory:undo", body, RELEASE)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """Return `held`, `committed`, `released` or `expired`; None (never seen) proves nothing."""
+        """Return `held`, `committed`, `released` or `expired`; None if it was never seen (a call may be in flight)."""
         return await self._client.state(f"/v1/inventory/holds/{saga_id}", STATES)

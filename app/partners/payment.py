@@ -32,5 +32,5 @@ class HttpPayment:
         return await self._client.call("/v1/payments/refund", f"{charge.saga_id}:charge_payment:undo", body, REFUND)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """Return `charged`, `declined` or `refunded`; None (never seen) proves nothing."""
+        """Return `charged`, `declined` or `refunded`; None if it was never seen (a call may be in flight)."""
         return await self._client.state(f"/v1/payments/{saga_id}", STATES)

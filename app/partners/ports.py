@@ -38,7 +38,7 @@ class PartnerHealth(StrEnum):
 
     FAILING = "failing"  # no answer, or a temporary error (5xx, 408, 425, 429)
     BROKEN = "broken"  # an answer that reports success but breaks the contract
-    WORKING = "working"  # a deliberate answer: no to this request, or not yet
+    WORKING = "working"  # a deliberate answer, such as "wrong request" or "not yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class PartnerItem:
 class ChargeRequest:
     """The money of a saga: an amount in the smallest unit of ISO 4217, to be charged once and, if necessary, refunded.
 
-    `started_at`: when the saga started, so no charge of it is older. Some providers forget keys after a time.
+    `started_at`: when the saga started; no charge of it is older. Some providers forget keys after a time.
     `payment_id`: the provider's id of the charge, if its answer was recorded; only the refund needs it.
     """
 

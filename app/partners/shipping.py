@@ -33,5 +33,5 @@ class HttpShipping:
         return await self._client.call("/v1/shipments/cancel", f"{saga_id}:create_shipment:undo", body, CANCEL)
 
     async def state(self, saga_id: UUID) -> str | Unknown | None:
-        """Return `created`, `refused` or `cancelled`; None (never seen) proves nothing."""
+        """Return `created`, `refused` or `cancelled`; None if it was never seen (a call may be in flight)."""
         return await self._client.state(f"/v1/shipments/{saga_id}", STATES)

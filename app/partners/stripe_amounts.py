@@ -32,8 +32,8 @@ def is_known(currency: str) -> bool:
 def stripe_amount(amount_minor: int, currency: str) -> int | None:
     """Convert from the smallest unit of ISO 4217. Return None if Stripe cannot charge the exact amount; never round.
 
-    Of three decimals, the last must be 0, because Stripe's own partners accept two. An unknown currency is treated as
-    one with two decimals: earlier releases charged it like that, and undoing such a charge needs the same amount.
+    With three decimals, the last must be 0, because Stripe's own partners accept only two. An unknown currency is
+    treated as one with two decimals: earlier releases charged it like that, and an undo needs the same amount.
     """
     decimals = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
     exponent = iso4217.Currency(currency).exponent

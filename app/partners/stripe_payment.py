@@ -7,14 +7,14 @@ Only a confirmed intent moves money. Each saga confirms at most one intent. Stri
 never charges a cancelled one; so a cancelled intent blocks a charge that arrives after its undo.
 
 A charge whose answer was recorded is undone by the id of its intent, at any age. If the account does not know the id,
-or it is not the id of an intent, the money is with another account or provider than the configured one. Then nothing
-is undone, and an operator must look.
+or it is not the id of an intent, the money is at an account or provider other than the configured one. Then nothing is
+undone, and an operator must act.
 
 A charge whose answer was never recorded has to be found. The undo creates the intent again with the same key, which
-returns the same intent. If there was none, there is one now, and a create request that arrives late gets this intent,
-cancelled. Stripe keeps a key for at least 24 hours. The undo of an older saga searches for the saga's id instead. The
-search index may be an hour behind, so charging stops hours before undos switch to the search. Neither way can detect
-that another account was used: change the account only while no saga is unfinished.
+returns the same intent. If there was none, the undo has made one, and a create request that arrives late gets this
+cancelled intent. Stripe keeps a key for at least 24 hours. The undo of an older saga searches for the saga's id
+instead. The search index may be an hour behind, so charging stops hours before undos switch to the search. Neither way
+can detect that another account was used: change the account only while no saga is unfinished.
 
 The rest of an undo needs no key and may take days: the state of the intent says what is left to do.
 """
@@ -82,17 +82,17 @@ class StripePayment:
     async def _charge(self, charge: ChargeRequest) -> Outcome:
         if not is_known(charge.currency):
             return _decline(charge, "Stripe's number of decimals is not known for this currency")
-        if (fields := _fields(charge)) is None:
+        if (fields := _build_fields(charge)) is None:
             return _decline(charge, "Stripe cannot charge this amount exactly")
         if charge.payment_method is None:
             return _decline(charge, "the order names no payment method")
         answer = await self._create(charge, fields)
-        if isinstance(answer, Answer) and (intent := _created(answer)):
+        if isinstance(answer, Answer) and (intent := _read_created(answer)):
             # Check the age only now: a process that was frozen for a day may have got another intent than before.
             if _age(charge) > CHARGED_WITHIN:
                 return NotSent("too late to be charged: Stripe may have forgotten the key")
             return await self._confirm(charge.saga_id, intent, charge.payment_method)
-        return _outcome(answer) if isinstance(answer, Answer) else answer
+        return _interpret(answer) if isinstance(answer, Answer) else answer
 
     async def _create(self, charge: ChargeRequest, fields: Mapping[str, str]) -> Reply:
         return await self._post(INTENTS, fields, f"{charge.saga_id}:charge_payment")
@@ -106,11 +106,11 @@ class StripePayment:
         answer = await self._post(f"{INTENTS}/{intent}/confirm", fields, f"{saga_id}:charge_payment:confirm")
         if not isinstance(answer, Answer):
             return answer
-        outcome = _outcome(answer)
+        outcome = _interpret(answer)
         unclear = answer.status == HTTPStatus.OK or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        if isinstance(outcome, Unknown) and (unclear or _code(answer) == UNEXPECTED_STATE):
+        if isinstance(outcome, Unknown) and (unclear or _read_code(answer) == UNEXPECTED_STATE):
             seen = await self._get(f"{INTENTS}/{intent}")
-            if isinstance(seen, Answer) and isinstance(clear := _outcome(seen), Done | Refused):
+            if isinstance(seen, Answer) and isinstance(clear := _interpret(seen), Done | Refused):
                 return clear
         return outcome
 
@@ -123,7 +123,7 @@ class StripePayment:
 
     async def _undo_unrecorded(self, charge: ChargeRequest) -> Outcome:
         """Undo a charge whose answer was never recorded, so that it may or may not have happened."""
-        fields = _fields(charge)
+        fields = _build_fields(charge)
         if fields is None:
             return Done()  # nothing was ever sent
         by_key = _age(charge) < FOUND_BY_KEY_WITHIN
@@ -140,43 +140,43 @@ class StripePayment:
         answer = await self._create(charge, fields)
         if not isinstance(answer, Answer):
             return answer
-        if intent := _created(answer):
+        if intent := _read_created(answer):
             return [intent]
-        return [] if _proves_no_intent(answer) else _unknown(answer)
+        return [] if _proves_no_intent(answer) else _make_unknown(answer)
 
     async def _find_by_search(self, charge: ChargeRequest) -> list[str] | NotSent | Unknown:
         query = urlencode({"query": f"metadata['saga_id']:'{charge.saga_id}'", "limit": 10})  # there is at most one
         answer = await self._get(f"{INTENTS}/search?{query}")
         if not isinstance(answer, Answer):
             return answer
-        found = _list(answer)
-        intents = [intent for item in found or () if (intent := _id(item))]
-        return intents if found is not None and len(intents) == len(found) else _unknown(answer)
+        found = _read_list(answer)
+        intents = [intent for item in found or () if (intent := _read_id(item))]
+        return intents if found is not None and len(intents) == len(found) else _make_unknown(answer)
 
     async def _settle(self, intent: str) -> Outcome:
         """Cancel the intent, or refund it if it was charged: a charged intent cannot be cancelled."""
         answer = await self._get(f"{INTENTS}/{intent}")
-        status = _status(answer) if isinstance(answer, Answer) else None
+        status = _read_status(answer) if isinstance(answer, Answer) else None
         if status == "succeeded":
             return await self._refund_intent(intent)
         if status not in (None, "canceled"):
             answer = await self._post(f"{INTENTS}/{intent}/cancel", {})
         if not isinstance(answer, Answer):
             return answer
-        return Done() if _status(answer) == "canceled" else _unknown(answer)
+        return Done() if _read_status(answer) == "canceled" else _make_unknown(answer)
 
     async def _refund_intent(self, intent: str) -> Outcome:
         """Refund the whole charge. Stripe never refunds more than it charged, so this needs no key."""
         answer = await self._post("/v1/refunds", {"payment_intent": intent})
-        if isinstance(answer, Answer) and _code(answer) == "charge_already_refunded":
+        if isinstance(answer, Answer) and _read_code(answer) == "charge_already_refunded":
             answer = await self._get(f"/v1/refunds?{urlencode({'payment_intent': intent, 'limit': 10})}")
         if not isinstance(answer, Answer):
             return answer
-        refunds = [answer.body] if (listed := _list(answer)) is None else listed
-        states = {_text(_object(refund).get("status")) for refund in refunds}
+        refunds = [answer.body] if (listed := _read_list(answer)) is None else listed
+        states = {_as_text(_as_object(refund).get("status")) for refund in refunds}
         if states & UNDECIDED_REFUNDS:
             return Unknown("the refund is pending", health=PartnerHealth.WORKING)
-        return Done() if answer.status == HTTPStatus.OK and "succeeded" in states else _unknown(answer)
+        return Done() if answer.status == HTTPStatus.OK and "succeeded" in states else _make_unknown(answer)
 
     async def _post(self, path: str, fields: Mapping[str, str], key: str | None = None) -> Reply:
         headers = self._headers if key is None else {**self._headers, "Idempotency-Key": key}
@@ -192,7 +192,7 @@ def _decline(charge: ChargeRequest, reason: str) -> Refused:
     return DECLINED
 
 
-def _fields(charge: ChargeRequest) -> Mapping[str, str] | None:
+def _build_fields(charge: ChargeRequest) -> Mapping[str, str] | None:
     """Return the fields of an intent; None for an amount that Stripe cannot charge.
 
     They must be the same for every attempt, in every release: Stripe rejects a key that is repeated with other fields.
@@ -212,72 +212,72 @@ def _age(charge: ChargeRequest) -> timedelta:
     return datetime.now(UTC) - charge.started_at
 
 
-def _outcome(answer: Answer) -> Outcome:
+def _interpret(answer: Answer) -> Outcome:
     """Return the outcome of a charge. An intent that waits for the customer is declined: no customer is present."""
-    error, intent = _error(answer), _id(answer.body)
-    match answer.status, _status(answer):
+    error, intent = _read_error(answer), _read_id(answer.body)
+    match answer.status, _read_status(answer):
         case HTTPStatus.OK, "succeeded" if intent:
             return Done({"payment_id": intent})
         case HTTPStatus.OK, "requires_action":
             return DECLINED
-        case HTTPStatus.OK, "requires_payment_method" if _object(answer.body).get("last_payment_error"):
+        case HTTPStatus.OK, "requires_payment_method" if _as_object(answer.body).get("last_payment_error"):
             return DECLINED
         case HTTPStatus.PAYMENT_REQUIRED, _ if error.get("type") == "card_error":
             return DECLINED
-        case HTTPStatus.BAD_REQUEST, _ if error.get("param") == "payment_method" or _code(answer) in IMPOSSIBLE:
+        case HTTPStatus.BAD_REQUEST, _ if error.get("param") == "payment_method" or _read_code(answer) in IMPOSSIBLE:
             return DECLINED
-    return _unknown(answer)
+    return _make_unknown(answer)
 
 
-def _unknown(answer: Answer) -> Unknown:
-    stated = _code(answer) or _text(_error(answer).get("type")) or _status(answer)
-    what = stated or ("unreadable answer" if answer.body is None else "unexpected answer")
-    our_fault = answer.status in OUR_FAULT and what != UNEXPECTED_STATE
+def _make_unknown(answer: Answer) -> Unknown:
+    stated = _read_code(answer) or _as_text(_read_error(answer).get("type")) or _read_status(answer)
+    reason = stated or ("unreadable answer" if answer.body is None else "unexpected answer")
+    our_fault = answer.status in OUR_FAULT and reason != UNEXPECTED_STATE
     health = PartnerHealth.WORKING if answer.status == HTTPStatus.OK and stated else answer.health
-    return Unknown(f"{answer.status} {what}", answer.retry_after_seconds, our_fault, health)
+    return Unknown(f"{answer.status} {reason}", answer.retry_after_seconds, our_fault, health)
 
 
-def _created(answer: Answer) -> str | None:
-    return _id(answer.body) if answer.status == HTTPStatus.OK else None
+def _read_created(answer: Answer) -> str | None:
+    return _read_id(answer.body) if answer.status == HTTPStatus.OK else None
 
 
 def _proves_no_intent(answer: Answer) -> bool:
-    """Return whether an answer proves that Stripe never returned an intent for this key, so that none can be confirmed.
+    """Return whether the answer proves that Stripe never returned an intent for this key, so none can be confirmed.
 
     If Stripe replays a failure, every request with this key got that failure. If it rejects the amount or the currency,
     it checked them, which it does not do for a key that already has an intent.
     """
-    repeated = answer.headers.get("Idempotent-Replayed") == "true" and answer.status >= HTTPStatus.BAD_REQUEST
-    not_taken = answer.status == HTTPStatus.BAD_REQUEST and _error(answer).get("param") in ("amount", "currency")
-    return repeated or not_taken
+    replayed = answer.headers.get("Idempotent-Replayed") == "true" and answer.status >= HTTPStatus.BAD_REQUEST
+    rejected = answer.status == HTTPStatus.BAD_REQUEST and _read_error(answer).get("param") in ("amount", "currency")
+    return replayed or rejected
 
 
-def _status(answer: Answer) -> str | None:
+def _read_status(answer: Answer) -> str | None:
     """Return the state of the intent or the refund in the answer."""
-    return _text(_object(answer.body).get("status")) if answer.status == HTTPStatus.OK else None
+    return _as_text(_as_object(answer.body).get("status")) if answer.status == HTTPStatus.OK else None
 
 
-def _error(answer: Answer) -> Mapping[str, Any]:
-    return _object(_object(answer.body).get("error"))
+def _read_error(answer: Answer) -> Mapping[str, Any]:
+    return _as_object(_as_object(answer.body).get("error"))
 
 
-def _code(answer: Answer) -> str | None:
-    return _text(_error(answer).get("code"))
+def _read_code(answer: Answer) -> str | None:
+    return _as_text(_read_error(answer).get("code"))
 
 
-def _list(answer: Answer) -> list[Any] | None:
-    data = _object(answer.body).get("data") if answer.status == HTTPStatus.OK else None
+def _read_list(answer: Answer) -> list[Any] | None:
+    data = _as_object(answer.body).get("data") if answer.status == HTTPStatus.OK else None
     return data if isinstance(data, list) else None
 
 
-def _id(value: Any) -> str | None:
-    found = _object(value).get("id")
+def _read_id(value: Any) -> str | None:
+    found = _as_object(value).get("id")
     return found if isinstance(found, str) and INTENT_ID.fullmatch(found) else None
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def _as_object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(value: Any) -> str | None:
+def _as_text(value: Any) -> str | None:
     return value if is_text(value) else None

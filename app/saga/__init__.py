@@ -1,4 +1,4 @@
-"""The saga: takes a placed order to confirmed, or undoes everything that was attempted for it.
+"""The saga takes a placed order to `confirmed`, or undoes everything that it attempted.
 
 In reading order: `steps` (the rows) → `plan` (pure functions) → `start`, `cancel` → `store` (the tables) → `runner`
 (one saga) → `orchestrator` (many) → `gateway` (calls to partners). Beside them: `facts` (metrics), `queries` (for

@@ -1,4 +1,4 @@
-"""Cancel an order, for its customer or for an operator: at once if its saga has not started, else through its saga.
+"""Cancel an order for its customer or an operator: at once if its saga has not started, otherwise through the saga.
 
 The order's row decides. Three transactions lock it first, so each sees what the others committed: starting the saga,
 cancelling, and recording the saga's last step (which also records `confirmed`).
@@ -6,7 +6,7 @@ cancelling, and recording the saga's last step (which also records `confirmed`).
 - Cancelled before the start: the order ends here, and the consumer starts no saga for it.
 - Started before the cancel: the request is recorded, and from then on no transaction confirms the order. The runner
   sees the request with its next write, a waiting saga becomes due at once, and every attempted step is undone.
-- Confirmed before the cancel: too late.
+- Confirmed before the cancel: the cancel is refused.
 
 Locks are taken in one order everywhere: key, order, saga, outbox.
 """

@@ -18,7 +18,7 @@ SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 90
 
 @dataclass(frozen=True, slots=True)
 class PartnerCalled(Fact):
-    """A partner call has an outcome."""
+    """A partner call has ended. `seconds`: how long it took."""
 
     step: str
     action: Action
@@ -33,7 +33,7 @@ class HoldExpired(Fact):
 
 @dataclass(frozen=True, slots=True)
 class SagaFinished(Fact):
-    """A saga has ended, and that is committed. `seconds`: since its start."""
+    """A saga has ended, and its end is committed. `seconds`: the time since its start."""
 
     level = "info"
     event = "saga.finished"
@@ -57,7 +57,7 @@ class SagasMeasured(Fact):
 
 
 def install_metrics(signals: Signals, registry: CollectorRegistry, plans: Plans = PLANS) -> None:
-    """Create the metrics, every series of these plans at zero, and subscribe them."""
+    """Create the metrics, with every series of these plans at zero, and subscribe them to the facts."""
     in_flight = Gauge("saga_in_flight", "Unfinished sagas, by their order's status", ["status"], registry=registry)
     unfinished = sorted(set(Status) - FINAL)
     for status in unfinished:
@@ -70,13 +70,13 @@ def install_metrics(signals: Signals, registry: CollectorRegistry, plans: Plans 
     )
     duration = Histogram("saga_duration_seconds", "Start of a saga to its end", buckets=SAGA_SECONDS, registry=registry)
 
-    def measured(fact: SagasMeasured) -> None:
+    def set_gauges(fact: SagasMeasured) -> None:
         for status in unfinished:
             in_flight.labels(status).set(fact.in_flight.get(status, 0))
         oldest_age.set(fact.oldest_age_seconds)
         needs_operator.set(fact.needs_operator)
 
-    signals.subscribe(SagasMeasured, measured)
+    signals.subscribe(SagasMeasured, set_gauges)
     signals.subscribe(SagaFinished, lambda fact: duration.observe(fact.seconds))
     _install_calls(signals, registry, plans)
 
@@ -104,17 +104,17 @@ def _install_calls(signals: Signals, registry: CollectorRegistry, plans: Plans) 
         if spec.undo is not None:
             compensation_failed.labels(spec.step)
 
-    def called(fact: PartnerCalled) -> None:
+    def observe_call(fact: PartnerCalled) -> None:
         call_duration.labels(fact.step, fact.action, fact.outcome).observe(fact.seconds)
         if fact.action is Action.UNDO and fact.outcome != "done":
             compensation_failed.labels(fact.step).inc()
 
-    signals.subscribe(PartnerCalled, called)
+    signals.subscribe(PartnerCalled, observe_call)
     signals.subscribe(HoldExpired, lambda _: holds_expired.inc())
 
 
 def watch_circuits(registry: CollectorRegistry, state: Callable[[str], int] | None, plans: Plans = PLANS) -> None:
-    """Show how far each partner's circuit is open; `state` None: this process calls no partner."""
+    """Export the state of each partner's circuit. `state` is None if this process calls no partner."""
     gauge = Gauge(
         "partner_circuit_state",
         "Whether this process pauses calls to a partner: 0 closed, 1 half-open, 2 open",

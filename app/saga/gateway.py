@@ -1,8 +1,8 @@
 """Make the calls of the plan's steps to the partners' ports: measured, logged, and each behind a circuit.
 
 A partner has separate circuits for dos and undos, and for first calls and retries. With a single circuit, a thousand
-failing refunds would block new charges until their orders are late, even if the partner accepts charges; and so would
-the retries of a few orders that the partner always fails.
+failing refunds would block new charges until their orders are late, even if the partner accepts charges. The retries of
+a few orders that the partner always fails would do the same.
 """
 
 import time
@@ -24,8 +24,8 @@ from app.saga.steps import PLANS, Action, Plans, StepRequest, StepSpec, partners
 
 log = structlog.get_logger(__name__)
 
-FIRST, AGAIN = False, True
-VISITS_PER_SECOND = 100.0  # at most, by sagas that wait for a circuit: each visit costs a claim and a transaction
+FIRST, RETRY = False, True
+VISITS_PER_SECOND = 100.0  # the maximum, for sagas that wait for a circuit: each visit costs a claim and a transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class PartnerGateway:
         self._plans = plans
         self._open_seconds = config.open_seconds
         self._clock = clock
-        self._last_visit = clock()  # the latest time that was given to a waiting saga
+        self._last_visit = clock()  # the latest visit that a waiting saga was given
         self._circuits = {
             key: Circuit(config.failures, config.open_seconds, clock)
-            for key in product(partners(plans), Action, (FIRST, AGAIN))
+            for key in product(partners(plans), Action, (FIRST, RETRY))
         }
 
     def admit(self, state: SagaState) -> Permit | float:
-        """Return a permit for the present call of the saga, or the seconds until it should ask again.
+        """Return a permit for the current call of the saga, or the seconds until it should ask again.
 
         Waiting sagas are spread out so that they cannot overload Postgres, no matter how many there are.
         """
@@ -72,7 +72,7 @@ class PartnerGateway:
         return self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds)
 
     async def call(self, state: SagaState, permit: Permit, request: StepRequest) -> Outcome:
-        """Make the present call of the saga, after its attempt was recorded, and release the permit."""
+        """Make the current call of the saga, whose attempt has been recorded, and release the permit."""
         spec, action = self._call_of(state)
         started_at = time.perf_counter()
         with permit:
@@ -94,8 +94,8 @@ class PartnerGateway:
         return plan.spec_of(state, self._plans), call.action
 
     def _record_outcome(self, partner: str, action: Action, again: bool, permit: Permit, outcome: Outcome) -> None:
-        """Count a failure for the call's own circuit; a success closes both, because the partner answers."""
-        pair = {repeated: self._circuits[partner, action, repeated] for repeated in (FIRST, AGAIN)}
+        """Count a failure for the call's own circuit. A success closes both circuits, because the partner answers."""
+        pair = {repeated: self._circuits[partner, action, repeated] for repeated in (FIRST, RETRY)}
         before = {repeated: circuit.state for repeated, circuit in pair.items()}
         permit.record(outcome)
         if not is_failure(outcome):
@@ -119,7 +119,7 @@ class PartnerGateway:
         )
 
     def circuit_state(self, partner: str) -> CircuitState:
-        """Return the state of the most open of the partner's circuits."""
+        """Return the state of the partner's circuit that is most open."""
         return max(circuit.state for (name, _, _), circuit in self._circuits.items() if name == partner)
 
 

@@ -8,20 +8,20 @@ from app import db
 from app.orders.model import FINAL
 from app.saga.queries import MAX_STEPS
 
-Place = tuple[str, datetime, UUID]  # tenant, placed_at and id of the last order that was scanned
+Place = tuple[str, datetime, UUID]  # tenant, placed_at and id of the last scanned order
 FIRST: Place = ("", datetime.min.replace(tzinfo=UTC), UUID(int=0))
 # The sagas to prune. The time is a parameter, so that one statement counts the same rows that the next one deletes.
 ENDED = "finished_at <= $3 AND (SELECT status FROM orders WHERE orders.id = sagas.id) = ANY($4)"
 
 
-async def unstarted(
+async def scan_unstarted(
     conn: db.Connection, after: Place, limit: int, age_seconds: float
 ) -> tuple[list[UUID], Place | None]:
     """Scan the next `limit` pending orders after this place.
 
-    Return the orders that were placed at least `age_seconds` ago and have no saga, and the place to continue from; None
-    at the end. An order is as old as its event's row in the outbox, because `placed_at` comes from the clock of the
-    process that accepted the order. An event that was resent was old enough before.
+    Return the orders that are at least `age_seconds` old and have no saga, and the place to continue from; None at the
+    end. The age is that of the event's outbox row, because `placed_at` comes from the clock of the process that
+    accepted the order. An event that was resent before is always old enough.
     """
     rows = await conn.fetch(
         f"""
@@ -79,7 +79,7 @@ async def prune(
 
 
 async def _delete(conn: db.Connection, after: UUID, last: UUID, ended_before: datetime) -> int:
-    """Delete the ended sagas among these with their logs, except those locked by another janitor. Return how many."""
+    """Delete ended sagas in this range with their logs, except those locked by another janitor. Return how many."""
     deleted: int = await conn.fetchval(
         f"""
         WITH deleted AS (

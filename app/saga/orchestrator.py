@@ -1,4 +1,4 @@
-"""The orchestrator: claims due sagas and runs up to `concurrency` of them at a time. See `runner` for one saga."""
+"""The orchestrator claims due sagas and runs up to `concurrency` of them at a time. See `runner` for one saga."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ class Orchestrator:
         self._loop.wake()
 
     async def run(self) -> None:
-        """Run sagas until `stop`; then wait until each running saga has finished its call and is given back."""
+        """Run sagas until `stop`; then wait until each running saga has finished its call and is released."""
         await self._loop.run()
         if self._running:
             await asyncio.wait(self._running)
@@ -51,12 +51,12 @@ class Orchestrator:
         for saga in claimed:
             task = asyncio.create_task(self._run(saga))
             self._running.add(task)
-            task.add_done_callback(self._done)
+            task.add_done_callback(self._discard)
         return len(claimed)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _discard(self, task: asyncio.Task[None]) -> None:
         if len(self._running) >= self._config.concurrency:
-            self._loop.wake()  # there was no free place: more sagas may be due
+            self._loop.wake()  # every slot was taken, so more sagas may be due
         self._running.discard(task)
 
     async def _claim(self) -> list[Saga]:

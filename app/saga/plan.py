@@ -18,7 +18,7 @@ from app.saga.steps import NEWEST, PLANS, Action, Plans, StepSpec
 
 
 class SagaDirection(StrEnum):
-    """Which way a saga goes. It changes at most once, from forward to backward."""
+    """The direction of a saga. It changes at most once, from forward to backward."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -26,7 +26,7 @@ class SagaDirection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SagaState:
-    """Where a saga is: at `step`, which has had `attempts` attempts in this direction. `step` None: nothing is left.
+    """Where a saga is: at `step`, which has had `attempts` attempts in this direction. No step means that none is left.
 
     `reason`: why it compensates.
     """
@@ -62,7 +62,7 @@ def begin(plan_version: int = NEWEST, plans: Plans = PLANS) -> SagaState:
 
 
 def decide(state: SagaState) -> Decision:
-    """Return what to do in this state."""
+    """Return the call to make in this state, or the status that the order ends with."""
     if state.step is not None:
         return Call(state.step, Action.DO if state.direction is SagaDirection.FORWARD else Action.UNDO)
     if state.direction is SagaDirection.FORWARD:
@@ -70,13 +70,13 @@ def decide(state: SagaState) -> Decision:
     return Finish(Status.CANCELLED if state.reason is Reason.CANCELLED_BY_CUSTOMER else Status.REJECTED)
 
 
-def attempted(state: SagaState) -> SagaState:
+def count_attempt(state: SagaState) -> SagaState:
     """Count an attempt of the call. It is recorded before the call; from then on, compensating includes the step."""
     return replace(state, attempts=state.attempts + 1)
 
 
 def advance(state: SagaState, outcome: Outcome, plans: Plans = PLANS) -> SagaState:
-    """Return the state after an outcome of the present call. An unchanged state means: retry the call later."""
+    """Return the state after an outcome of the current call. An unchanged state means: retry the call later."""
     match state.direction, outcome:
         case SagaDirection.FORWARD, Done():
             return _step_forward(state, plans)
@@ -90,24 +90,24 @@ def advance(state: SagaState, outcome: Outcome, plans: Plans = PLANS) -> SagaSta
 
 
 def compensate(state: SagaState, reason: Reason, plans: Plans = PLANS) -> SagaState:
-    """Start compensating: undo all attempted steps, from the present one if it was attempted.
+    """Start compensating: undo all attempted steps, starting with the current one if it was attempted.
 
-    A saga that already compensates does not change. A saga that has done every step does not time out, even if that is
-    recorded late; a cancel before the record still makes it undo all of them.
+    A saga that already compensates does not change. A saga that has done every step does not time out, even if its last
+    success is recorded late. A cancel that comes before that record still makes it undo every step.
     """
     if state.direction is SagaDirection.BACKWARD or (state.step is None and reason is Reason.TIMED_OUT):
         return state
     backward = replace(state, direction=SagaDirection.BACKWARD, reason=reason)
     if state.step is None:
         return _step_back(backward, len(plans[state.plan_version]) - 1, plans)
-    present = _index(state, plans)
-    return _step_back(backward, present if state.attempts else present - 1, plans)
+    current = _index(state, plans)
+    return _step_back(backward, current if state.attempts else current - 1, plans)
 
 
 def interrupt(state: SagaState, *, cancelled: Reason | None, late: bool, plans: Plans = PLANS) -> SagaState:
     """Make a forward saga compensate if it was cancelled (for that reason) or is late. A cancel takes precedence.
 
-    Do not call this once the saga's end is recorded: a confirmed order stays confirmed.
+    Do not call this after the saga's end is recorded: a confirmed order stays confirmed.
     """
     if cancelled is not None:
         state = compensate(state, cancelled, plans)
@@ -115,17 +115,17 @@ def interrupt(state: SagaState, *, cancelled: Reason | None, late: bool, plans: 
 
 
 def spec_of(state: SagaState, plans: Plans = PLANS) -> StepSpec:
-    """Return the row of the present step."""
+    """Return the row of the current step."""
     return plans[state.plan_version][_index(state, plans)]
 
 
 def _step_forward(state: SagaState, plans: Plans) -> SagaState:
-    steps, following = plans[state.plan_version], _index(state, plans) + 1
-    return replace(state, step=steps[following].step if following < len(steps) else None, attempts=0)
+    steps, next_index = plans[state.plan_version], _index(state, plans) + 1
+    return replace(state, step=steps[next_index].step if next_index < len(steps) else None, attempts=0)
 
 
 def _step_back(state: SagaState, last: int, plans: Plans) -> SagaState:
-    """Go to the latest step, at index `last` or before, that has an undo of its own."""
+    """Go to the latest step, at index `last` or before, that has its own undo."""
     undoable = [spec.step for spec in plans[state.plan_version][: last + 1] if spec.undo is not None]
     return replace(state, step=undoable[-1] if undoable else None, attempts=0)
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from app import db
 
 GRACE_SECONDS = 60.0  # after its deadline or its due time, a saga counts as stuck
-MAX_STEPS = 1000  # entries of one saga's log that are read: an undo may have been retried for weeks
+MAX_STEPS = 1000  # the most log entries read for one saga: an undo may have been retried for weeks
 
 # Stuck sagas come first in a listing; a listing of `stuck` sagas has no others.
 STUCK = f"""(
@@ -31,7 +31,7 @@ COLUMNS = f"""
 class SagaRow:
     """A saga as it is now.
 
-    `next_attempt_in_seconds`: until it is due, or until the lease of `lease_owner` ends; negative: since then.
+    `next_attempt_in_seconds`: until it is due, or until the lease of `lease_owner` ends; negative once that has passed.
     `reason`: why it compensates, or is about to. `stuck`: it needs an operator, or has been late or due for more than
     `GRACE_SECONDS`.
     """
@@ -55,7 +55,7 @@ class SagaRow:
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedSaga:
-    """A saga in a listing. `outcome` and `detail`: of its last call; None: it has made no call yet."""
+    """A saga in a listing. `outcome` and `detail` are those of its last call, or None before its first call."""
 
     saga: SagaRow
     outcome: str | None
@@ -75,10 +75,10 @@ class StepLogRow:
     reply: Mapping[str, Any] | None
 
 
-async def unfinished(conn: db.Connection, limit: int, status: str | None, *, stuck: bool) -> list[UnfinishedSaga]:
+async def list_unfinished(conn: db.Connection, limit: int, status: str | None, *, stuck: bool) -> list[UnfinishedSaga]:
     """Return up to `limit` unfinished sagas: the stuck ones first, and the oldest first within each group.
 
-    `status`: of their orders. Only the logs of the returned sagas are read.
+    `status` selects by the status of their orders. Only the logs of the returned sagas are read.
     """
     rows = await conn.fetch(
         f"""
@@ -97,7 +97,7 @@ async def unfinished(conn: db.Connection, limit: int, status: str | None, *, stu
         stuck,
         limit,
     )
-    return [UnfinishedSaga(_saga(row), row["outcome"], row["detail"]) for row in rows]
+    return [UnfinishedSaga(_parse_saga(row), row["outcome"], row["detail"]) for row in rows]
 
 
 async def find(conn: db.Connection, saga_id: UUID) -> SagaRow | None:
@@ -106,10 +106,10 @@ async def find(conn: db.Connection, saga_id: UUID) -> SagaRow | None:
         f"SELECT {COLUMNS} FROM sagas s JOIN orders o USING (id) WHERE s.id = $1",  # noqa: S608 - constants
         saga_id,
     )
-    return None if row is None else _saga(row)
+    return None if row is None else _parse_saga(row)
 
 
-async def log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
+async def read_log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
     """Return the last `MAX_STEPS` rows of a saga's log, in order."""
     rows = await conn.fetch(
         f"""
@@ -122,7 +122,7 @@ async def log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
     return [StepLogRow(**line) for line in reversed(lines)]
 
 
-def _saga(row: Any) -> SagaRow:
+def _parse_saga(row: Any) -> SagaRow:
     values = {name: row[name] for name in SagaRow.__slots__}
     return SagaRow(**values | {"id": UUID(int=row["id"].int)})
 
@@ -135,7 +135,7 @@ class Stats(NamedTuple):
     needs_operator: int
 
 
-async def stats(conn: db.Connection) -> Stats:
+async def measure(conn: db.Connection) -> Stats:
     """Measure the unfinished sagas."""
     rows = await conn.fetch(
         """
@@ -152,7 +152,7 @@ async def stats(conn: db.Connection) -> Stats:
     )
 
 
-async def not_started(conn: db.Connection, order_ids: Collection[UUID]) -> set[UUID]:
+async def find_unstarted(conn: db.Connection, order_ids: Collection[UUID]) -> set[UUID]:
     """Return which of these orders are pending and have no saga: their `order.placed` has not been handled."""
     rows = await conn.fetch(
         """

@@ -1,4 +1,4 @@
-"""The runner: runs one saga from its claim until it has ended or must wait.
+"""The runner runs one saga from its claim until it has ended or must wait.
 
     load the order → record *attempted* → call the partner (outside any transaction) → record the outcome → …
 
@@ -7,12 +7,12 @@ order's status, its event and the saga's row commit in one transaction.
 
 Where the process may die, and who recovers:
 
-- before an attempt is recorded: nothing was asked of a partner;
+- before an attempt is recorded: no partner was called;
 - after the attempt is recorded, whether or not the call was made: the lease expires, any process claims the saga and
   makes the same call with the same idempotency key, and the partner answers as before;
 - after the outcome is recorded: the next process continues from there;
-- frozen past its lease and resumed: the saga's version has changed, so the write changes nothing (StaleLease). The
-  call it made meanwhile is the one that the new runner made too.
+- frozen past its lease and resumed: the saga's version has changed, so the write changes nothing (StaleLease). Its last
+  call was the same as the new runner's, with the same idempotency key.
 
 An unclear answer is never guessed at. Forward, the call is retried until the deadline, then the saga compensates;
 backward, it is retried until it succeeds. A saga waits in `next_attempt_at`, never in a sleeping task. While a circuit
@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The saga must wait before its present call. `alarming`: because of an answer that retrying cannot fix."""
+    """The saga must wait before its current call. `alarming`: because of an answer that retrying cannot fix."""
 
     seconds: float
     alarming: bool = False
@@ -61,7 +61,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a saga has reached since its last write: its state, the log entry for that, and a wait if it must retry."""
+    """What has happened to a saga since its last write: its new state, log entries, and a wait before a retry."""
 
     state: SagaState
     entries: Sequence[StepLogEntry] = ()
@@ -72,7 +72,7 @@ class Progress:
 class Run:
     """One saga in this process. `deadline`: on `time.monotonic`. `permit`: for its next call.
 
-    `due_in_seconds`: when the saga is due again, once it has been left to wait.
+    `due_in_seconds`: when the saga is due again, once it waits.
     """
 
     saga: Saga
@@ -91,7 +91,7 @@ class Run:
         return self.remaining_seconds == 0.0
 
     def release_permit(self) -> None:
-        """Give up the permit, if there is one."""
+        """Release the permit, if there is one."""
         if self.permit is not None:
             self.permit.release()
             self.permit = None
@@ -126,7 +126,7 @@ class Runner:
         self._stopping = False
 
     def stop(self) -> None:
-        """Start no more calls: each saga finishes its present call and is given back."""
+        """Start no more calls: each saga finishes its current call and is released."""
         self._stopping = True
 
     async def run(self, saga: Saga) -> float | None:
@@ -158,7 +158,7 @@ class Runner:
         while await self._record(run, progress):
             state = run.saga.state
             if run.saga.must_compensate:
-                progress = Progress(state)  # the partner has not been called yet, and need not be
+                progress = Progress(state)  # the attempt was recorded, but its call is no longer needed
                 continue
             progress = await self._call(run, order)
 
@@ -171,20 +171,20 @@ class Runner:
         request = StepRequest(order, saga.started_at, saga.hold_seconds, saga.do_reply)
         outcome = await self._partners.call(state, run.permit, request)
         self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
-        following = plan.advance(state, outcome, self._plans)
-        wait = self._wait(state.attempts, outcome) if following == state else None
-        return Progress(following, [_log_entry(call, state.attempts, outcome)], wait)
+        new_state = plan.advance(state, outcome, self._plans)
+        wait = self._wait(state.attempts, outcome) if new_state == state else None
+        return Progress(new_state, [_log_entry(call, state.attempts, outcome)], wait)
 
     async def _record(self, run: Run, progress: Progress) -> bool:
-        """Write the progress and the attempt that follows. Return false if the saga has ended or was given back.
+        """Write the progress and the attempt that follows. Return false if the saga has ended or was released.
 
-        Only a step from one call to the next in the same direction is written without the order. Any other write
-        locks the order first, and so knows for certain whether it was cancelled. Raises StaleLease.
+        Only the progress from one call to the next in the same direction is written without locking the order. Any
+        other write locks the order first, and so knows for certain whether it was cancelled. Raises StaleLease.
         """
         before = run.saga
-        state = self._interrupted(run, progress, before.cancelled)
+        state = self._interrupt(run, progress, before.cancelled)
         pause = self._pause(run, state, progress.wait)
-        if state.direction is before.state.direction and self._goes_on(run):
+        if state.direction is before.state.direction and self._may_call(run):
             async with db.connection(self._pool) as conn:
                 run.saga = await self._attempt(conn, before, state, progress.entries)
             _log_needs_operator(before, run.saga)
@@ -192,28 +192,28 @@ class Runner:
         async with db.transaction(self._pool) as conn:
             order = await order_store.load(conn, before.id, lock=True)
             assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
-            known = self._interrupted(run, progress, order.cancel_reason)
-            if known != state:
-                state, pause = known, self._pause(run, known, progress.wait)
-            if goes_on := self._goes_on(run):
+            locked_state = self._interrupt(run, progress, order.cancel_reason)
+            if locked_state != state:
+                state, pause = locked_state, self._pause(run, locked_state, progress.wait)
+            if continues := self._may_call(run):
                 saga = await self._attempt(conn, before, state, progress.entries)
             else:
-                saga = await self._give_back(conn, before, state, progress.entries, pause)
+                saga = await self._release(conn, before, state, progress.entries, pause)
             if state.direction is not before.state.direction:
                 order = await order_store.change_status(conn, order, Status.COMPENSATING, state.reason, before.trace)
             if isinstance(end := plan.decide(state), Finish):
-                tracking_id = _tracking_id(progress.entries)
+                tracking_id = _find_tracking_id(progress.entries)
                 order = await order_store.change_status(
                     conn, order, end.status, state.reason, before.trace, tracking_id
                 )
         run.saga = saga
         if isinstance(end, Finish):
-            self._finished(saga, order)
+            self._emit_finished(saga, order)
         _log_needs_operator(before, saga)
         run.due_in_seconds = None if pause is None else pause.seconds
-        return goes_on
+        return continues
 
-    def _interrupted(self, run: Run, progress: Progress, cancelled: Reason | None) -> SagaState:
+    def _interrupt(self, run: Run, progress: Progress, cancelled: Reason | None) -> SagaState:
         return plan.interrupt(progress.state, cancelled=cancelled, late=run.late, plans=self._plans)
 
     def _pause(self, run: Run, state: SagaState, wait: Wait | None) -> Wait | None:
@@ -222,7 +222,7 @@ class Runner:
         A saga that starts compensating does not wait for the retry of its last call. Forward, no pause is longer than
         the time to the deadline.
         """
-        run.release_permit()  # of the last call, or of one that will not be made
+        run.release_permit()  # it belongs to the last call, or to one that will not be made
         pause = wait if state.direction is run.saga.state.direction else None
         if pause is None and isinstance(plan.decide(state), Call) and not self._stopping:
             admitted = self._partners.admit(state)
@@ -234,7 +234,7 @@ class Runner:
             return pause
         return replace(pause, seconds=min(pause.seconds, run.remaining_seconds))
 
-    def _goes_on(self, run: Run) -> bool:
+    def _may_call(self, run: Run) -> bool:
         return run.permit is not None and not self._stopping
 
     async def _attempt(
@@ -243,17 +243,17 @@ class Runner:
         """Write the state and, before the call is made, its attempt. Renews the lease."""
         call = plan.decide(state)
         assert isinstance(call, Call)  # noqa: S101 - bug: only a call gets a permit
-        state = plan.attempted(state)
+        state = plan.count_attempt(state)
         entries = [*entries, StepLogEntry(call.step, call.action, state.attempts, "attempted")]
         written = await store.save(
             conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
         )
         reads_reply = call.action is Action.UNDO and plan.spec_of(state, self._plans).undo_reads_reply
-        # Read after the write, which may have been the one that recorded the reply.
-        reply = await store.do_reply(conn, saga.id, call.step) if reads_reply else None
+        # Read after the write: that write may have recorded the reply.
+        reply = await store.read_do_reply(conn, saga.id, call.step) if reads_reply else None
         return replace(written, do_reply=reply)
 
-    async def _give_back(
+    async def _release(
         self,
         conn: db.Connection,
         saga: Saga,
@@ -266,12 +266,12 @@ class Runner:
         An undo needs an operator `needs_operator_seconds` after it first had to wait, or at once if retrying cannot
         fix the error.
         """
-        patience = None
+        operator_in_seconds = None
         if pause is not None and (pause.alarming or state.direction is SagaDirection.BACKWARD):
-            patience = 0.0 if pause.alarming else self._config.needs_operator_seconds
+            operator_in_seconds = 0.0 if pause.alarming else self._config.needs_operator_seconds
         seconds = 0.0 if pause is None else pause.seconds
         return await store.save(
-            conn, saga, state, entries, due_in_seconds=seconds, owner=None, operator_in_seconds=patience
+            conn, saga, state, entries, due_in_seconds=seconds, owner=None, operator_in_seconds=operator_in_seconds
         )
 
     def _wait(self, attempts: int, outcome: Outcome) -> Wait:
@@ -281,14 +281,14 @@ class Runner:
             return Wait((outcome.retry_after_seconds or 0.0) + jitter, outcome.alarming)
         return Wait(jitter)
 
-    def _finished(self, saga: Saga, order: Order) -> None:
+    def _emit_finished(self, saga: Saga, order: Order) -> None:
         self._signals.crash_point("saga.finished")
         self._signals.emit(OrderFinished(order.id, order.status, order.status_reason))
         self._signals.emit(SagaFinished(order.status, order.status_reason, max(0.0, saga.age_seconds)))
 
 
 def _log_needs_operator(before: Saga, saga: Saga) -> None:
-    """Log it once: with the first write after which the saga needs an operator."""
+    """Log once, after the first write that returns the saga as needing an operator."""
     if saga.needs_operator and not before.needs_operator:
         state = saga.state
         log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
@@ -299,7 +299,7 @@ def _log_entry(call: Call, attempt: int, outcome: Outcome) -> StepLogEntry:
     return StepLogEntry(call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply)
 
 
-def _tracking_id(entries: Sequence[StepLogEntry]) -> str | None:
+def _find_tracking_id(entries: Sequence[StepLogEntry]) -> str | None:
     return next(
         (entry.reply["tracking_id"] for entry in entries if entry.reply and "tracking_id" in entry.reply),
         None,

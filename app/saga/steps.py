@@ -1,4 +1,4 @@
-"""The steps of the saga: one row per step, with its partner, its do, its undo and the refusals that it accepts.
+"""The steps of the saga: one row per step, with its partner, its do, its undo and its refusals.
 
 Everything that depends on the steps is derived from these rows: the order of calls (`plan`), the calls themselves
 (`gateway`), circuits, metric labels, crash points and the tests that sweep over them.
@@ -32,9 +32,9 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """What a call may depend on: the order, and what the saga's row and log say. It is the same at every attempt.
+    """The input of a call: the order, and values from the saga's row and log. It is the same for every attempt.
 
-    `do_reply`: the recorded reply of the step's do, for an undo that asks for it; None: no reply is on record.
+    `do_reply`: the recorded reply of the step's do, for an undo that reads it; None if no reply was recorded.
     """
 
     order: Order

@@ -4,8 +4,8 @@ From `next_attempt_at` on, any process may claim the saga. A claim, and every wr
 the end of the lease. `version` is the fencing token: every claim and every write increments it, and a write with an
 older version changes nothing.
 
-`needs_operator_at` is the time from which an operator must look at the saga: its present call has failed for too long
-by then, or it got an answer that retrying cannot fix. The next call clears it. It is shown, and changes nothing else.
+`needs_operator_at` is the time from which an operator must look at the saga: by then its current call has failed for
+too long, or it got an answer that retrying cannot fix. The next call clears it. It is only shown; no code acts on it.
 
 `deadline_at` and `hold_seconds` are fixed when the saga starts, even if the settings change later: every attempt to
 hold stock must ask for the same time, and for longer than the saga may take. `hold_seconds` is NULL in sagas that an
@@ -97,7 +97,7 @@ class Saga:
     id: UUID
     version: int
     state: plan.SagaState
-    remaining_seconds: float  # from the claim until the deadline
+    remaining_seconds: float  # from the claim to the deadline
     started_at: datetime
     hold_seconds: int
     traceparent: str | None
@@ -105,11 +105,11 @@ class Saga:
     needs_operator: bool = False  # as of its last write
     age_seconds: float = 0.0  # as of its last write
     cancelled: Reason | None = None  # why it must compensate, as of its last write
-    do_reply: Mapping[str, Any] | None = None  # of the step that is about to be undone, if its undo reads it
+    do_reply: Mapping[str, Any] | None = None  # of the step to undo next, if its undo reads it
 
     @property
     def must_compensate(self) -> bool:
-        """Return whether it was cancelled and still goes forward."""
+        """Return whether the saga was cancelled and still goes forward."""
         return self.cancelled is not None and self.state.direction is plan.SagaDirection.FORWARD
 
     @property
@@ -165,7 +165,7 @@ async def claim(
         lease_seconds,
         HOLD_MARGIN_SECONDS,
     )
-    return [_saga(row) for row in rows]
+    return [_parse_saga(row) for row in rows]
 
 
 SAVE = """
@@ -208,7 +208,7 @@ async def save(
     """Write the new state and append to the log, in one statement. Return the saga as it is now.
 
     With an `owner`, the lease is renewed until `due_in_seconds` from now. Without one, the lease ends and the saga is
-    due at that time. `operator_in_seconds`: the present call must wait, and needs an operator after so many
+    due at that time. `operator_in_seconds`: the current call must wait, and needs an operator after this many
     seconds, unless an earlier time is already recorded.
 
     The statement also returns whether the order was cancelled when the statement started. A caller that must know for
@@ -239,7 +239,7 @@ async def save(
     return replace(saga, state=state, cancelled=cancelled, **written)
 
 
-async def do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str, Any] | None:
+async def read_do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str, Any] | None:
     """Return the partner's recorded reply to the step's do; None if no reply was ever recorded."""
     query = """
         SELECT reply FROM saga_steps WHERE saga_id = $1 AND step = $2 AND action = $3 AND outcome = 'done' LIMIT 1
@@ -274,7 +274,7 @@ async def make_due(conn: db.Connection, saga_id: UUID) -> bool:
     return await conn.fetchval(query, saga_id) is True
 
 
-def _saga(row: Any) -> Saga:
+def _parse_saga(row: Any) -> Saga:
     state = plan.SagaState(
         plan_version=row["plan_version"],
         direction=plan.SagaDirection(row["direction"]),

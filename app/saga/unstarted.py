@@ -35,7 +35,7 @@ class BlockedOrder:
 
 
 async def list_blocked(conn: db.Connection, consumer: str, limit: int) -> list[BlockedOrder]:
-    """Return up to `limit` of these orders, the one that has been dead longest first."""
+    """Return up to `limit` blocked orders, the one whose message has been dead longest first."""
     rows = await conn.fetch(
         f"""
         SELECT orders.id AS order_id, orders.tenant, inbox.purged_at IS NOT NULL AS purged,
@@ -52,7 +52,7 @@ async def list_blocked(conn: db.Connection, consumer: str, limit: int) -> list[B
 async def list_lost(
     conn: db.Connection, consumer: str, waiting: Collection[str], after_seconds: float, limit: int
 ) -> list[UUID]:
-    """Return up to `limit` of these orders whose dead letter is not among the ids in `waiting`.
+    """Return up to `limit` blocked orders whose dead letter is not among the ids in `waiting`.
 
     Skip events that an operator purged, that were dead-lettered less than `after_seconds` ago (the dead letter may
     still be on its way), or that are not due for a resend (see `outbox.republish`). Locks the inbox rows until the

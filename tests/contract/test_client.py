@@ -130,7 +130,7 @@ async def test_reply_has_only_the_agreed_fields(charge: Pay) -> None:
     ids=lambda _: "",
 )
 async def test_other_answers_are_unknown(charge: Pay, script: Iterable[bytes]) -> None:
-    """Their description is text that Postgres can store."""
+    """The detail of an unknown outcome is text that Postgres can store."""
     async with partner(script, closes=True) as other:
         outcome = await charge(other.url)
     assert isinstance(outcome, Unknown)

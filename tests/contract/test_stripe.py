@@ -93,7 +93,7 @@ async def test_concurrent_charges_of_a_saga_charge_once(
 
 @pytest.mark.parametrize("method", [*DECLINES, AUTHENTICATION, REDIRECT, "not-a-method", f"{SINGLE_USE}used"])
 async def test_declined_card_is_refused(payment: StripePayment, stripe: StripeFake, saga: UUID, method: str) -> None:
-    """Its undo leaves nothing that could be charged."""
+    """The undo of a declined charge leaves nothing that could be charged."""
     await payment.charge(charge_of(uuid4(), 500, "USD", f"{SINGLE_USE}used"))
     charge = charge_of(saga, 2997, "USD", method)
     assert [await payment.charge(charge) for _ in range(2)] == [DECLINED, DECLINED]
@@ -108,7 +108,7 @@ async def test_declined_card_is_refused(payment: StripePayment, stripe: StripeFa
 async def test_impossible_charge_is_refused(
     payment: StripePayment, stripe: StripeFake, saga: UUID, amount_minor: int, currency: str, method: str | None
 ) -> None:
-    """Its undo is done at once."""
+    """The undo of an impossible charge is done at once."""
     charge = charge_of(saga, amount_minor, currency, method)
     assert await payment.charge(charge) == DECLINED
     assert await payment.refund(charge) == Done()
@@ -148,7 +148,7 @@ async def test_lost_decision_on_a_card_is_repeated(
 async def test_replayed_failure_charges_nothing(
     payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
-    """Its undo is done."""
+    """The undo of a replayed failure is done."""
     stripe.fail("broken", "create")
     for _ in range(2):
         assert await payment.charge(charge) == Unknown("500 api_error")
@@ -157,7 +157,7 @@ async def test_replayed_failure_charges_nothing(
 
 
 async def test_processing_payment_is_unknown(payment: StripePayment, stripe: StripeFake, saga: UUID) -> None:
-    """Until it succeeds or fails."""
+    """A payment in processing is unknown until it succeeds or fails."""
     charge = charge_of(saga, 2997, "USD", PROCESSING)
     assert await payment.charge(charge) == Unknown("200 processing")
     assert await payment.refund(charge) == Unknown("400 payment_intent_unexpected_state")
@@ -206,7 +206,7 @@ async def test_rejected_undo_is_not_done(payment: StripePayment, stripe: StripeF
 async def test_wrong_api_key_is_our_fault(
     session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
-    """It undoes nothing."""
+    """A call with a wrong key undoes nothing."""
     wrong = StripePayment(PartnerClient(session, stripe.url, AMPLE_SECONDS), "sk_test_other", AMPLE_SECONDS)
     refused = Unknown("401 invalid_request_error", our_fault=True)
     assert await payment.charge(charge) != await wrong.charge(charge) == refused
@@ -310,7 +310,7 @@ async def test_undo_within_a_day_does_not_search(
 async def test_undo_of_a_recorded_charge_uses_its_intent(
     payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float
 ) -> None:
-    """At any age, and no other intent is looked up."""
+    """The undo uses the recorded intent at any age, and looks up no other."""
     await payment.charge(charge)
     stripe.forget_keys()
     recorded = replace(aged(charge, hours), payment_id="pi_fake0")
@@ -324,7 +324,7 @@ async def test_undo_of_a_recorded_charge_uses_its_intent(
 async def test_recorded_charge_unknown_to_the_account(
     payment: StripePayment, stripe: StripeFake, charge: ChargeRequest, hours: float, payment_id: str
 ) -> None:
-    """It is not undone, and it is our fault."""
+    """The charge is not undone, and the outcome is our fault."""
     for each in (charge, replace(charge, amount_minor=5124, currency="KWD")):  # Stripe cannot charge the second amount
         outcome = await payment.refund(replace(aged(each, hours), payment_id=payment_id))
         assert isinstance(outcome, Unknown)

@@ -31,7 +31,7 @@ async def place_and_cancel(system: System, services: list[Service], number: int,
 
 
 async def test_cancelled_orders_are_never_confirmed(system: System) -> None:
-    """Customers cancel at random times, and certainly one order without a shipment and one that has ended."""
+    """Customers cancel at random times; at least one order has no shipment yet, and at least one has ended."""
     never = {"target": "shipping.create", "kind": "unavailable", "match": {"items": [{"item_id": "RARE", "qty": 3}]}}
     slow = ({"target": each, "kind": "slow", "delay_seconds": 0.1} for each in DO)
     await system.faults(never, *slow)
@@ -53,7 +53,7 @@ async def test_cancelled_orders_are_never_confirmed(system: System) -> None:
 
 
 async def test_cancel_before_the_message_is_published(system: System) -> None:
-    """The order never starts."""
+    """The saga of the order never starts."""
     api = await system.start(roles="api")
     order_id = id_of(await system.place([api], "order", order()))
     assert (await system.cancel([api], "cancel", order_id)).status_code == httpx.codes.OK

@@ -7,7 +7,7 @@ import sys
 
 from app.bootstrap.brokers import make_broker
 from app.bootstrap.consumers import queues
-from app.cli.options import actor, open_pool, servers
+from app.cli.options import identify_actor, open_pool, servers
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetterAction, DeadLetters, Selection
 
@@ -24,7 +24,7 @@ async def treat(action: DeadLetterAction, point: str) -> None:
         [queue] = queues()
         broker = make_broker(broker_url, pool, Signals(checkpoint))
         letters = DeadLetters(pool, queue, broker.dead_letters(queue, pool))
-        await letters.scan(action, Selection(), lambda _: None, actor=actor(None))
+        await letters.scan(action, Selection(), lambda _: None, actor=identify_actor(None))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ async def placed(pool: Pool, **changes: Any) -> Order:
 
 
 def event_of(order: Order, **trace: str) -> Envelope:
-    """Return the event of the order's present status."""
+    """Return the event of the order's current status."""
     event = events.event_for(order, trace)
     assert event is not None
     return event

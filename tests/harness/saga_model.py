@@ -163,7 +163,7 @@ class Runner:
                 self._rows.status = Status.COMPENSATING
             if isinstance(decision, Finish):
                 self._rows.status = decision.status
-        self._state = plan.attempted(state) if isinstance(decision, Call) else state
+        self._state = plan.count_attempt(state) if isinstance(decision, Call) else state
         self._rows.state, self._cancelled = self._state, self._rows.cancel_requested
         self._rows.version = self._version = self._version + 1
         if isinstance(decision, Call):

@@ -27,7 +27,7 @@ UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 UNDELIVERABLE = {"lines": (Line("UNDELIVERABLE", 3, 999),)}
 
 
-async def told(pool: db.Pool) -> list[tuple[str, int]]:
+async def list_events(pool: db.Pool) -> list[tuple[str, int]]:
     """Return the events of the only order, as type and sequence."""
     rows = await pool.fetch("SELECT type, sequence FROM outbox ORDER BY sequence")
     return [(row["type"].split(".")[2], row["sequence"]) for row in rows]
@@ -53,7 +53,7 @@ async def test_unstarted_order_is_cancelled_at_once(stage: Stage) -> None:
     cancelled = await cancel(stage.pool, order.id)
     assert cancelled == await stage.order(order.id)
     assert (await stage.outcome(order.id), cancelled.version) == (CANCELLED, 2)
-    assert await told(stage.pool) == [("placed", 1), ("cancelled", 2)]
+    assert await list_events(stage.pool) == [("placed", 1), ("cancelled", 2)]
     traced = await stage.pool.fetchval("SELECT traceparent FROM outbox WHERE sequence = 2")
     assert traced == TRACE["traceparent"]
 
@@ -75,7 +75,7 @@ async def test_cancelled_before_the_first_call(stage: Stage) -> None:
     assert await stage.orchestrator().run_once() == 1
     assert await stage.outcome(saga) == CANCELLED
     assert (await stage.log(saga), await stage.ledger(saga)) == ([], [])
-    assert await told(stage.pool) == [("placed", 1), ("cancelled", 3)]
+    assert await list_events(stage.pool) == [("placed", 1), ("cancelled", 3)]
 
 
 @pytest.mark.parametrize("point", FORWARD)
@@ -89,7 +89,7 @@ async def test_cancel_during_a_step(stage: Stage, database_url: str, point: str)
     assert await stage.standing(saga) == UNDONE
     asked = asked_to_do(await stage.ledger(saga))
     assert asked == list(DO[: FORWARD.index(point) // 2 + 1])
-    assert await told(stage.pool) == [("placed", 1), ("cancelled", 3)]
+    assert await list_events(stage.pool) == [("placed", 1), ("cancelled", 3)]
     value = stage.signals.value
     assert value("orders_finished_total", {"status": "cancelled", "reason": "cancelled-by-customer"}) == 1
 
@@ -179,7 +179,7 @@ async def test_cancelled_order_compensates_until_all_is_undone(stage: Stage) -> 
         await stage.let_time_pass()
         await stage.orchestrator().run_once()
         assert (await cancel(stage.pool, saga)).status == "compensating"
-        assert await told(stage.pool) == [("placed", 1)]
+        assert await list_events(stage.pool) == [("placed", 1)]
     await set_faults(stage.http)
     await stage.drive()
     assert (await stage.outcome(saga), await stage.standing(saga)) == (CANCELLED, UNDONE)
@@ -220,7 +220,7 @@ async def test_concurrent_cancels_count_once(stage: Stage, started: bool) -> Non
     assert orders[0].status == ("pending" if started else "cancelled")
     await stage.drive()
     assert await stage.outcome(order_id) == CANCELLED
-    assert [name for name, _ in await told(stage.pool)] == ["placed", "cancelled"]
+    assert [name for name, _ in await list_events(stage.pool)] == ["placed", "cancelled"]
 
 
 async def test_start_waits_for_a_concurrent_cancel(stage: Stage) -> None:

@@ -132,7 +132,7 @@ async def test_a_trickling_head_is_a_408(database_url: str) -> None:
 async def test_an_unread_body_has_a_deadline(
     api: httpx.AsyncClient,
 ) -> None:
-    """The rest of a body that no route reads cannot hold a connection for ever."""
+    """The rest of a body that no route reads cannot hold a connection forever."""
     answer = await said(api, POST.replace(b"/orders", b"/nowhere"))
     assert answer.startswith(b"HTTP/1.1 404 ")
 

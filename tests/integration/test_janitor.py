@@ -63,7 +63,7 @@ async def sweep(pool: Pool) -> dict[str, int]:
 async def shown(pool: Pool) -> dict[UUID, list[queries.StepLogRow]]:
     """Return what operators are shown of the log of each saga."""
     async with pool.acquire() as conn:
-        return {row["id"]: await queries.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}
+        return {row["id"]: await queries.read_log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}
 
 
 async def keys(pool: Pool) -> list[str]:

@@ -22,7 +22,7 @@ UNDONE = {"kept_minor": 0, "held": False, "committed": False, "shipped": False}
 
 async def needing(stage: Stage) -> int:
     async with stage.pool.acquire() as conn:
-        return (await queries.stats(conn)).needs_operator
+        return (await queries.measure(conn)).needs_operator
 
 
 def alarms(logs: Iterable[MutableMapping[str, Any]]) -> list[str]:

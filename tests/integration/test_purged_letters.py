@@ -69,7 +69,7 @@ async def test_a_purged_event_is_listed_until_it_is_replayed(
     assert await listed(env) == await listed(env, "--stuck", "--status", "pending") == expected
     assert await listed(env, "--status", "compensating") == {}
     _, out, _ = await orders("saga", "list", **env)
-    assert out.startswith("0 unfinished sagas shown\n\n2 orders that cannot start shown\n\n")
+    assert out.startswith("0 unfinished sagas shown\n\n2 orders shown that cannot start\n\n")
     assert f"{purged}  pending\n  age     " in out
     assert "  event   was purged, since 20" in out
     assert "  event   is a dead letter, since 20" in out

@@ -79,7 +79,7 @@ async def test_an_older_version_gets_the_current_one(api: httpx.AsyncClient, poo
 
 
 async def test_a_condition_on_an_unknown_order_is_a_404(api: httpx.AsyncClient) -> None:
-    """Also with `*` and with a wait."""
+    """An unknown order is a 404, also with `*` and with a wait."""
     headers = {"If-None-Match": "*", **LONG}
     assert_problem(await api.get(f"/orders/{uuid4()}", headers=headers), 404, "order-not-found")
 
@@ -154,18 +154,18 @@ async def test_a_client_that_disconnects_ends_its_wait(api: httpx.AsyncClient, p
 
 
 async def test_a_stopping_process_answers_its_waiters(database_url: str, pool: db.Pool) -> None:
-    """They get the order as it is."""
+    """Waiting requests get the order as it is."""
     order = await placed(pool)
     async with contextlib.AsyncExitStack() as until_answered:
         async with serving(database_url, shutdown_timeout_seconds=2 * AMPLE_SECONDS) as api:
             patient = await until_answered.enter_async_context(plain_http(str(api.base_url)))
             waiting = asyncio.create_task(patient.get(f"/orders/{order.id}", headers=LONG))
-            await wait_until(lambda: somebody_polls(pool), AMPLE_SECONDS, "a poll for who waits")
+            await wait_until(lambda: has_polled(pool), AMPLE_SECONDS, "a poll for the waiters")
         answer = await waiting
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
 
 
-async def somebody_polls(pool: db.Pool) -> bool:
+async def has_polled(pool: db.Pool) -> bool:
     """Return whether the table was scanned more often than placing and reading the order needs: by polls."""
     looks = "SELECT coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'orders'"
     return bool(await pool.fetchval(looks) > 6)
@@ -207,7 +207,7 @@ async def test_all_waiters_share_one_query(pool: db.Pool, database_url: str) -> 
 
 
 async def test_an_end_in_this_process_wakes_its_waiters(stage: Stage) -> None:
-    """They do not wait for the next poll, and other waiters are not woken."""
+    """Its waiters do not wait for the next poll, and other waiters are not woken."""
     waiters = Waiters(stage.pool, poll_seconds=3600)
     saga = await start_saga(stage.pool)
     with waiters.register(saga) as ended, waiters.register(uuid4()) as other:

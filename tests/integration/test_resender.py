@@ -155,7 +155,7 @@ async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_p
     for _ in range(100):
         await placed_and_published(pool, 3600)
     for _ in range(2):
-        plans = await plans_of(pool, lambda conn: maintenance.unstarted(conn, maintenance.FIRST, BATCH, 60))
+        plans = await plans_of(pool, lambda conn: maintenance.scan_unstarted(conn, maintenance.FIRST, BATCH, 60))
         assert full_scans(plans) == set()
         assert indexes(plans) == {"orders_status_tenant_placed_at_id_idx", "sagas_pkey", "outbox_pkey"}
         await pool.execute("ANALYZE")

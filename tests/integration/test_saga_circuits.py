@@ -39,7 +39,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
+def make_orchestrator(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
     """Return a function that makes an orchestrator with default circuits and enough concurrency for all sagas."""
     return partial(
         stage.orchestrator,
@@ -50,8 +50,8 @@ def one(stage: Stage, clock: Clock) -> Callable[..., Orchestrator]:
     )
 
 
-async def asked(stage: Stage, sagas: list[UUID], operation: str) -> int:
-    """Return how often the operation was called."""
+async def count_calls(stage: Stage, sagas: list[UUID], operation: str) -> int:
+    """Return how often these sagas called the operation."""
     return sum([len(await entries(stage.http, saga, operation)) for saga in sagas])
 
 
@@ -60,13 +60,13 @@ def state(stage: Stage, partner: str) -> int:
     return stage.gateway.circuit_state(partner)
 
 
-async def look(stage: Stage, orchestrator: Orchestrator) -> None:
+async def run_due_sagas(stage: Stage, orchestrator: Orchestrator) -> None:
     """End every pause, and run the orchestrator once."""
     await stage.let_time_pass()
     await orchestrator.run_once()
 
 
-async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
+async def open_circuits(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
     """Let five sagas fail at payment twice each, which opens the circuits of first calls and of retries.
 
     All five run at once, so none of them finds the circuit open.
@@ -75,20 +75,22 @@ async def opened(stage: Stage, orchestrator: Orchestrator) -> list[UUID]:
     await set_faults(stage.http, DEAD)
     for tried in (1, 2):
         assert state(stage, "payment") == (0 if tried == 1 else 2)
-        await look(stage, orchestrator)
-        assert await asked(stage, sagas, "payment.charge") == tried * FAILURES
+        await run_due_sagas(stage, orchestrator)
+        assert await count_calls(stage, sagas, "payment.charge") == tried * FAILURES
     return sagas
 
 
-async def test_open_circuit_stops_calls(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+async def test_open_circuit_stops_calls(
+    stage: Stage, clock: Clock, make_orchestrator: Callable[..., Orchestrator]
+) -> None:
     """The partner's sagas wait without recording an attempt, and are spread out."""
-    orchestrator = one()
-    sagas = await opened(stage, orchestrator)
+    orchestrator = make_orchestrator()
+    sagas = await open_circuits(stage, orchestrator)
     others = [await start_saga(stage.pool) for _ in range(10)]
     for _ in range(3):
-        await look(stage, orchestrator)
+        await run_due_sagas(stage, orchestrator)
     assert state(stage, "payment") == 2
-    assert await asked(stage, [*sagas, *others], "payment.charge") == 2 * FAILURES
+    assert await count_calls(stage, [*sagas, *others], "payment.charge") == 2 * FAILURES
     for saga, attempts in [*((saga, 2) for saga in sagas), *((saga, 0) for saga in others)]:
         row = await stage.saga(saga)
         assert (row["step"], row["attempts"], row["lease_owner"]) == ("charge_payment", attempts, None)
@@ -103,45 +105,48 @@ async def test_open_circuit_stops_calls(stage: Stage, clock: Clock, one: Callabl
     assert state(stage, "payment") == 0
 
 
-async def test_visits_of_waiting_sagas_are_limited(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_visits_of_waiting_sagas_are_limited(
+    stage: Stage, make_orchestrator: Callable[..., Orchestrator]
+) -> None:
     """Many waiting sagas visit at no more than `VISITS_PER_SECOND`."""
-    orchestrator = one(circuit_open_seconds=SHORT_SECONDS)  # the jitter is shorter than the spreading of so many sagas
-    await opened(stage, orchestrator)
+    # The jitter is shorter than the time over which so many sagas are spread out.
+    orchestrator = make_orchestrator(circuit_open_seconds=SHORT_SECONDS)
+    await open_circuits(stage, orchestrator)
     crowd = [await start_saga(stage.pool) for _ in range(50)]
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     pauses = sorted([(await stage.saga(saga))["pause_seconds"] for saga in crowd])
     whole = (len(crowd) + FAILURES) / VISITS_PER_SECOND
     assert len(crowd) / VISITS_PER_SECOND < pauses[-1] <= whole + 2 * SHORT_SECONDS
 
 
-async def test_one_failing_saga_opens_the_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_one_failing_saga_opens_the_circuit(stage: Stage, make_orchestrator: Callable[..., Orchestrator]) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, DEAD)
-    orchestrator = one()
+    orchestrator = make_orchestrator()
     for _ in range(2 * FAILURES):
-        await look(stage, orchestrator)
+        await run_due_sagas(stage, orchestrator)
     assert state(stage, "payment") == 2
-    assert await asked(stage, [saga], "payment.charge") == 1 + FAILURES
+    assert await count_calls(stage, [saga], "payment.charge") == 1 + FAILURES
 
 
 async def test_orders_that_always_fail_block_no_others(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+    stage: Stage, clock: Clock, make_orchestrator: Callable[..., Orchestrator]
 ) -> None:
-    """They retry all the time, and outnumber the others."""
+    """Orders that always fail retry all the time, and outnumber the others."""
     await set_faults(stage.http, {**DEAD, "match": {"payment_method": "pm_unlucky"}})
-    orchestrator = one()
+    orchestrator = make_orchestrator()
     bad = [await start_saga(stage.pool, payment_method="pm_unlucky") for _ in range(FAILURES)]
     for _ in range(5):
-        await look(stage, orchestrator)
+        await run_due_sagas(stage, orchestrator)
     assert state(stage, "payment") == 2
     clock.now += OPEN_SECONDS
     first = await start_saga(stage.pool)  # the probe
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     assert await stage.outcome(first) == "confirmed"
     for _ in range(10):
         bad.append(await start_saga(stage.pool, payment_method="pm_unlucky"))
         well = await start_saga(stage.pool)
-        await look(stage, orchestrator)
+        await run_due_sagas(stage, orchestrator)
         assert await stage.outcome(well) == "confirmed"
     assert {await stage.outcome(saga) for saga in bad} == {"pending"}
     await set_faults(stage.http)
@@ -150,12 +155,14 @@ async def test_orders_that_always_fail_block_no_others(
     assert {await stage.outcome(saga) for saga in bad} == {"confirmed"}
 
 
-async def test_one_probe_and_the_others_follow(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+async def test_one_probe_and_the_others_follow(
+    stage: Stage, clock: Clock, make_orchestrator: Callable[..., Orchestrator]
+) -> None:
     """A half-open circuit admits one saga; the others continue when it succeeds."""
     payment = GatedPayment(stage.partners.payment)
     payment.gate.set()
-    orchestrator = one(payment=payment)
-    sagas = await opened(stage, orchestrator)
+    orchestrator = make_orchestrator(payment=payment)
+    sagas = await open_circuits(stage, orchestrator)
     await set_faults(stage.http)
     payment.gate.clear()
     payment.arrived.clear()
@@ -173,13 +180,13 @@ async def test_one_probe_and_the_others_follow(stage: Stage, clock: Clock, one: 
     payment.gate.set()
     await looking
     assert [await stage.outcome(saga) for saga in sagas].count("confirmed") == 1
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
 @pytest.mark.parametrize("point", ["attempted", "answered"])
 async def test_crash_of_the_probe_admits_another(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator], point: str
+    stage: Stage, clock: Clock, make_orchestrator: Callable[..., Orchestrator], point: str
 ) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
     await set_faults(stage.http, {**DEAD, "times": FAILURES})
@@ -189,24 +196,24 @@ async def test_crash_of_the_probe_admits_another(
         if clock.now > 1000 and deaths:
             dies_at(deaths[0])(passed)
 
-    orchestrator = one(checkpoint=checkpoint)
+    orchestrator = make_orchestrator(checkpoint=checkpoint)
     await orchestrator.run_once()
     assert state(stage, "payment") == 2
     clock.now += OPEN_SECONDS
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     deaths.clear()
     await stage.drive(orchestrator)
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
 async def test_cancelled_task_of_the_probe_admits_another(
-    stage: Stage, clock: Clock, one: Callable[..., Orchestrator]
+    stage: Stage, clock: Clock, make_orchestrator: Callable[..., Orchestrator]
 ) -> None:
     sagas = [await start_saga(stage.pool) for _ in range(FAILURES)]
     await set_faults(stage.http, {**DEAD, "times": FAILURES})
     payment = GatedPayment(stage.partners.payment)
     payment.gate.set()
-    orchestrator = one(payment=payment)
+    orchestrator = make_orchestrator(payment=payment)
     await orchestrator.run_once()
     payment.gate.clear()
     payment.arrived.clear()
@@ -221,48 +228,52 @@ async def test_cancelled_task_of_the_probe_admits_another(
     assert {await stage.outcome(saga) for saga in sagas} == {"confirmed"}
 
 
-async def test_saga_waiting_for_a_circuit_times_out(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_saga_waiting_for_a_circuit_times_out(
+    stage: Stage, make_orchestrator: Callable[..., Orchestrator]
+) -> None:
     """It waits no longer than its deadline, and compensates then."""
-    orchestrator = one(circuit_open_seconds=3600)
-    sagas = [*await opened(stage, orchestrator), late := await start_saga(stage.pool)]
+    orchestrator = make_orchestrator(circuit_open_seconds=3600)
+    sagas = [*await open_circuits(stage, orchestrator), late := await start_saga(stage.pool)]
     await stage.let_the_deadline_pass(in_seconds=600)
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     for saga in sagas:
         row = await stage.saga(saga)
         assert abs(row["next_attempt_at"] - row["deadline_at"]) < timedelta(seconds=60)
     await stage.let_the_deadline_pass()
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     assert state(stage, "payment") == 2
     assert {await stage.outcome(saga) for saga in sagas} == {"rejected: timed-out"}
     assert await stage.ledger(late) == ["inventory.hold done", "inventory.release done"]
 
 
-async def test_undos_have_their_own_circuit(stage: Stage, clock: Clock, one: Callable[..., Orchestrator]) -> None:
+async def test_undos_have_their_own_circuit(
+    stage: Stage, clock: Clock, make_orchestrator: Callable[..., Orchestrator]
+) -> None:
     """Failing undos wait and are retried without end, while the same partner's dos continue."""
     turned = [await start_saga(stage.pool, **UNDELIVERABLE) for _ in range(FAILURES)]
     await set_faults(stage.http, {"target": "payment.refund", "kind": "error"})
-    orchestrator = one()
+    orchestrator = make_orchestrator()
     for _ in range(4):
-        await look(stage, orchestrator)
+        await run_due_sagas(stage, orchestrator)
     assert state(stage, "payment") == 2
-    assert await asked(stage, turned, "payment.refund") == 2 * FAILURES
+    assert await count_calls(stage, turned, "payment.refund") == 2 * FAILURES
     well = await start_saga(stage.pool)
-    await look(stage, orchestrator)
+    await run_due_sagas(stage, orchestrator)
     assert await stage.outcome(well) == "confirmed"
     await stage.let_the_deadline_pass()
     for _ in range(3):
         clock.now += OPEN_SECONDS
-        await look(stage, orchestrator)
+        await run_due_sagas(stage, orchestrator)
     assert {await stage.outcome(saga) for saga in turned} == {"compensating: undeliverable"}
-    assert await asked(stage, turned, "payment.refund") == 2 * FAILURES + 3
+    assert await count_calls(stage, turned, "payment.refund") == 2 * FAILURES + 3
     clock.now += OPEN_SECONDS
     await set_faults(stage.http)
     await stage.drive(orchestrator)
     assert {await stage.outcome(saga) for saga in turned} == {"rejected: undeliverable"}
 
 
-async def test_refusals_do_not_open_a_circuit(stage: Stage, one: Callable[..., Orchestrator]) -> None:
+async def test_refusals_do_not_open_a_circuit(stage: Stage, make_orchestrator: Callable[..., Orchestrator]) -> None:
     for _ in range(2 * FAILURES):
         await start_saga(stage.pool, payment_method="pm_card_declined")
-    await stage.drive(one())
+    await stage.drive(make_orchestrator())
     assert state(stage, "payment") == 0

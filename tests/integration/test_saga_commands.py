@@ -66,7 +66,7 @@ async def test_a_listed_saga_shows_its_step_and_last_outcome(database_url: str, 
     assert await orders("saga", "list", database_url=database_url) == (0, "0 unfinished sagas shown\n", "")
     saga = await start_saga(stage.pool)
     _, out, _ = await orders("saga", "list", database_url=database_url)
-    assert "nothing was asked yet" in out
+    assert "no call yet" in out
     await set_faults(stage.http, CHARGE_FAILS)
     await stage.orchestrator("worker-1").run_once()
     await stage.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")
@@ -88,12 +88,12 @@ async def test_a_claimed_saga_shows_its_lease(database_url: str, stage: Stage) -
     lease = "UPDATE sagas SET lease_owner = 'worker-1', next_attempt_at = clock_timestamp() + make_interval(secs => $1)"
     await stage.pool.execute(lease, 600.0)
     _, out, _ = await orders("saga", "list", database_url=database_url)
-    assert "  next    under way at worker-1, lease for " in out
+    assert "  next    running on worker-1, lease ends in " in out
     code, out, _ = await orders("saga", "retry", str(saga), "--reason", WHY, database_url=database_url)
     assert (code, out) == (0, f"{saga} is under way: a process has it, and was left alone\n")
     await stage.pool.execute(lease, -900.0)
     _, out, _ = await orders("saga", "list", database_url=database_url)
-    assert re.search(r"next    due for 9\d\d\.\d s, left by worker-1\n", out)
+    assert re.search(r"next    due for 9\d\d\.\d s, abandoned by worker-1\n", out)
     assert ", stuck\n" in out
 
 

@@ -31,7 +31,7 @@ async def claim(conn: db.Connection) -> None:
     await store.claim(conn, "one", steps.PLANS, BATCH, 30)
 
 
-async def touched(pool: db.Pool) -> int:
+async def count_touched_pages(pool: db.Pool) -> int:
     """Return how many pages a claim touches. No table is scanned in full."""
     await pool.execute("VACUUM ANALYZE orders, sagas", timeout=AMPLE_SECONDS)
     plans = await plans_of(pool, claim)
@@ -50,4 +50,4 @@ async def test_waiting_sagas_are_not_read(pool: db.Pool, due: int) -> None:
     saga = await start_saga(pool)
     await add(pool, saga, WAITING, timedelta(hours=1))
     await add(pool, saga, due, timedelta())
-    assert await touched(pool) < 40 + 15 * min(due, BATCH)  # 340 more if it read the waiting sagas
+    assert await count_touched_pages(pool) < 40 + 15 * min(due, BATCH)  # 340 more if it read the waiting sagas

@@ -25,14 +25,14 @@ CHARGE_FAILS = {"target": "payment.charge", "kind": "unavailable"}
 LONG_SECONDS = 3600
 
 
-async def pause(pool: Pool) -> None:
+async def lengthen_pauses(pool: Pool) -> None:
     """Make every pause long."""
     await pool.execute(
         f"UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '{LONG_SECONDS} s'"  # noqa: S608 - a number
     )
 
 
-async def told(pool: Pool) -> list[str]:
+async def list_events(pool: Pool) -> list[str]:
     return [row["type"] for row in await pool.fetch("SELECT type FROM outbox ORDER BY sequence")]
 
 
@@ -42,7 +42,7 @@ async def told(pool: Pool) -> list[str]:
     ids=["forward", "backward"],
 )
 async def test_retry_ends_a_pause(stage: Stage, failing: str, turned: bool, end: str) -> None:
-    """In both directions."""
+    """The saga is due at once, forward and backward."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, {"target": failing, "kind": "error"}, *([CHARGE_FAILS] if turned else []))
     await stage.orchestrator().run_once()
@@ -50,7 +50,7 @@ async def test_retry_ends_a_pause(stage: Stage, failing: str, turned: bool, end:
         await stage.let_the_deadline_pass()
         await stage.let_time_pass()
         await stage.orchestrator().run_once()
-    await pause(stage.pool)
+    await lengthen_pauses(stage.pool)
     await set_faults(stage.http)
     assert await stage.orchestrator().run_once() == 0
     assert await retry(stage.pool, saga) is ActionOutcome.DUE
@@ -113,11 +113,11 @@ async def test_unknown_order_leaves_no_record(stage: Stage) -> None:
 
 
 async def test_compensating_an_unstarted_order_cancels_it(stage: Stage) -> None:
-    """At once, and an event reports it."""
+    """The order is cancelled at once, and an event reports it."""
     order = await placed(stage.pool, tenant="default")
     assert await compensate(stage.pool, order.id) is ActionOutcome.CANCELLED
     assert await stage.outcome(order.id) == "cancelled: compensated-by-operator"
-    assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "cancelled")]
+    assert await list_events(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "cancelled")]
     assert await compensate(stage.pool, order.id) is ActionOutcome.ENDED_BEFORE
     assert await stage.pool.fetchval("SELECT count(*) FROM sagas") == 0
 
@@ -130,7 +130,7 @@ async def test_compensating_during_a_step(stage: Stage, database_url: str, point
     assert await stage.orchestrator(checkpoint=checkpoint).run_once() == 1
     assert checkpoint.answer is ActionOutcome.TURNS_BACK
     assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
-    assert await told(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "rejected")]
+    assert await list_events(stage.pool) == [events.PLACED, events.PLACED.replace("placed", "rejected")]
     value = stage.signals.value
     assert value("orders_finished_total", {"status": "rejected", "reason": "compensated-by-operator"}) == 1
 
@@ -148,14 +148,14 @@ async def test_compensating_ends_a_pause(stage: Stage) -> None:
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, CHARGE_FAILS)
     await stage.orchestrator().run_once()
-    await pause(stage.pool)
+    await lengthen_pauses(stage.pool)
     assert await compensate(stage.pool, saga) is ActionOutcome.TURNS_BACK
     assert await stage.orchestrator().run_once() == 1
     assert (await stage.outcome(saga), await stage.standing(saga)) == (COMPENSATED, UNDONE)
 
 
 async def test_compensating_again_changes_nothing(stage: Stage) -> None:
-    """Before the saga compensates, meanwhile, and after its end."""
+    """A repeated command changes nothing before the saga compensates, while it does, and after its end."""
     saga = await start_saga(stage.pool)
     await set_faults(stage.http, CHARGE_FAILS, {"target": "payment.refund", "kind": "error"})
     await stage.orchestrator().run_once()

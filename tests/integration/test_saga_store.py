@@ -141,7 +141,7 @@ async def test_claim_returns_what_the_runner_needs(pool: db.Pool) -> None:
 async def test_hold_time_is_the_same_at_every_attempt(
     pool: db.Pool, deadline_seconds: float, hold_seconds: int | None, held_seconds: int
 ) -> None:
-    """It is longer than the saga may take."""
+    """The hold time is longer than the saga may take."""
     order = await placed(pool)
     async with pool.acquire() as conn, conn.transaction():
         await saga_start.handle_order_placed(conn, event_of(order), deadline_seconds, hold_seconds)
@@ -193,11 +193,11 @@ async def test_saga_with_an_expired_lease_is_claimed(pool: db.Pool) -> None:
 async def test_write_stores_state_and_log_in_order(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
-    saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], due_in_seconds=30, owner="one")
+    saga = await save(pool, saga, plan.count_attempt(saga.state), [CALLED], due_in_seconds=30, owner="one")
     stored = await row(pool, saga_id)
     assert (stored["attempts"], stored["lease_owner"], stored["version"]) == (1, "one", 3)
     assert stored["due_in_seconds"] == pytest.approx(30, abs=1)
-    following = plan.attempted(
+    following = plan.count_attempt(
         SagaState(steps.NEWEST, SagaDirection.BACKWARD, Step.CHARGE_PAYMENT, 0, Reason.TIMED_OUT)
     )
     detail = "x" * 600
@@ -221,24 +221,24 @@ async def test_stale_runner_writes_nothing(pool: db.Pool) -> None:
     [present] = await claim(pool, "other")
     before = await row(pool, saga_id)
     with pytest.raises(StaleLease):
-        await save(pool, late, plan.attempted(late.state), [CALLED], owner="one")
+        await save(pool, late, plan.count_attempt(late.state), [CALLED], owner="one")
     assert (await row(pool, saga_id), await logged(pool)) == (before, [])
-    await save(pool, present, plan.attempted(present.state), [CALLED], owner="other")
+    await save(pool, present, plan.count_attempt(present.state), [CALLED], owner="other")
 
 
 async def test_repeated_write_is_stale(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
-    await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
+    await save(pool, saga, plan.count_attempt(saga.state), [CALLED], owner="one")
     with pytest.raises(StaleLease):
-        await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
+        await save(pool, saga, plan.count_attempt(saga.state), [CALLED], owner="one")
     assert len(await logged(pool)) == 1
 
 
 async def test_write_returns_a_cancel(pool: db.Pool) -> None:
     saga_id = await start_saga(pool)
     [saga] = await claim(pool)
-    saga = await save(pool, saga, plan.attempted(saga.state), [CALLED], owner="one")
+    saga = await save(pool, saga, plan.count_attempt(saga.state), [CALLED], owner="one")
     assert not saga.cancelled
     await cancel(pool, saga_id)
     saga = await save(pool, saga, saga.state, [ANSWERED], owner="one")
@@ -252,18 +252,18 @@ async def test_recorded_reply_of_a_do(pool: db.Pool) -> None:
     unknown = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 1, "unknown", "no answer")
     saga = await save(pool, saga, saga.state, [ANSWERED, unknown], owner="one")
     async with pool.acquire() as conn:
-        assert await store.do_reply(conn, saga_id, Step.CHARGE_PAYMENT) is None
+        assert await store.read_do_reply(conn, saga_id, Step.CHARGE_PAYMENT) is None
         charged = StepLogEntry(Step.CHARGE_PAYMENT, Action.DO, 2, "done", None, {"payment_id": "pay_1"})
         await save(
             pool, saga, saga.state, [charged, StepLogEntry(Step.CHARGE_PAYMENT, Action.UNDO, 1, "done", None, {})]
         )
-        replies = [await store.do_reply(conn, each, Step.CHARGE_PAYMENT) for each in (saga_id, other)]
+        replies = [await store.read_do_reply(conn, each, Step.CHARGE_PAYMENT) for each in (saga_id, other)]
         assert replies == [{"payment_id": "pay_1"}, None]
 
 
 async def needs_operator(pool: db.Pool) -> int:
     async with pool.acquire() as conn:
-        return (await queries.stats(conn)).needs_operator
+        return (await queries.measure(conn)).needs_operator
 
 
 async def test_needs_operator_until_the_next_call(pool: db.Pool) -> None:
@@ -316,11 +316,11 @@ async def test_cancel_ends_a_pause_but_not_a_lease(pool: db.Pool) -> None:
 
 async def test_statistics_of_unfinished_sagas(pool: db.Pool) -> None:
     async with pool.acquire() as conn:
-        assert await queries.stats(conn) == ({}, 0.0, 0)
+        assert await queries.measure(conn) == ({}, 0.0, 0)
         ids = [await start_saga(pool) for _ in range(3)]
         await pool.execute("UPDATE orders SET status = 'compensating' WHERE id = $1", ids[0])
         await pool.execute("UPDATE sagas SET finished_at = clock_timestamp() WHERE id = $1", ids[1])
         await pool.execute("UPDATE sagas SET started_at = started_at - interval '1 hour' WHERE id = $1", ids[2])
-        unfinished, oldest, _ = await queries.stats(conn)
+        unfinished, oldest, _ = await queries.measure(conn)
     assert unfinished == {"compensating": 1, "pending": 1}
     assert oldest == pytest.approx(3600, abs=60)

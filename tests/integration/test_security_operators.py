@@ -24,7 +24,7 @@ def operated(guard: guards.Security) -> httpx.AsyncClient:
     @app.get("/ops/who")
     async def who(request: Request) -> str:
         request.state.security = guard
-        return (await guards.operator(request)).subject
+        return (await guards.authenticate_operator(request)).subject
 
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(RequestMiddleware(app, Observed(), max_in_flight=10)),

@@ -173,7 +173,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", ["/livez", "/", "/docs", "/openapi.json", "/nowhere", "/orders/no-uuid", "/metrics"])
 async def test_api8_2023_every_answer_carries_the_security_headers(api: httpx.AsyncClient, path: str) -> None:
-    """Also errors and pages."""
+    """Errors and pages carry the security headers too."""
     headers = (await api.get(path)).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"

@@ -96,7 +96,7 @@ async def test_without_tokens_each_address_has_its_share(open_api: httpx.AsyncCl
 
 
 async def test_a_replaced_body_is_a_503_with_retry_after(open_api: httpx.AsyncClient) -> None:
-    """Its sender may retry."""
+    """The sender of a replaced body may retry."""
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
         first = await begun(stack, open_api)
         for _ in range(2):

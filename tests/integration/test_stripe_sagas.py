@@ -185,7 +185,7 @@ async def test_replayed_failure_ends_at_the_deadline(stage: Stage, stripe: Strip
 async def test_rejected_only_after_a_certain_refund(
     stage: Stage, stripe: StripeFake, paying: Paying, reason: str, operation: str, kind: str
 ) -> None:
-    """hold-expired: the charge was retried, and its answer recorded; timed-out: no answer was recorded."""
+    """With hold-expired the charge was retried and its answer recorded; with timed-out no answer was recorded."""
     saga = await start_saga(stage.pool, **VISA)
     await set_faults(stage.http, {"target": "inventory.commit", "kind": "refuse"})
     await paying(checkpoint=dies_at("saga.charge_payment.do.answered")).run_once()

@@ -61,7 +61,7 @@ class Timed:
         return admitted
 
     def delay(self) -> float:
-        """Return how long a call must wait that must not be admitted."""
+        """Return how long a call must wait. Fails if the circuit admits it."""
         admitted = self.circuit.admit()
         assert not isinstance(admitted, Permit)
         return admitted
@@ -109,7 +109,7 @@ def test_while_open_every_call_waits_until_half_open(opened: Timed) -> None:
     assert opened.delay() == pytest.approx(OPEN_SECONDS - 4)
 
 
-def test_while_a_probe_is_out_all_other_calls_wait(half_open: Timed) -> None:
+def test_while_a_probe_runs_all_other_calls_wait(half_open: Timed) -> None:
     """A half-open circuit admits one call at a time, and another one as soon as the first has been released."""
     with half_open.admit():
         assert half_open.delay() == 0.0
@@ -125,7 +125,7 @@ def test_a_probe_that_is_out_for_long_is_not_forgotten(half_open: Timed) -> None
 
 
 def test_only_the_probe_can_release_the_probe(half_open: Timed) -> None:
-    """A permit of another call, or one that was released before, does not let a second probe out."""
+    """A permit of another call, or one that was released before, does not admit a second probe."""
     other = Timed().admit()
     former = half_open.admit()
     former.release()
@@ -145,7 +145,7 @@ def test_an_exception_releases_the_probe(half_open: Timed) -> None:
 
 
 def test_releasing_after_the_outcome_changes_nothing(half_open: Timed) -> None:
-    """The failed probe has opened the circuit again; its release neither closes it nor lets another probe out."""
+    """The failed probe has opened the circuit again; its release neither closes it nor admits another probe."""
     permit = half_open.admit()
     permit.record(FAILED)
     half_open.now += OPEN_SECONDS
@@ -171,7 +171,7 @@ def test_a_failure_of_an_earlier_call_decides_nothing() -> None:
 
 @pytest.mark.parametrize("seconds", [0, OPEN_SECONDS], ids=["open", "half-open"])
 def test_any_success_closes_it(seconds: float) -> None:
-    """Whenever the successful call was admitted: the partner answers."""
+    """A success closes the circuit, no matter when its call was admitted, because the partner answers."""
     timed = Timed()
     early = timed.admit()
     for _ in range(FAILURES):
@@ -181,7 +181,7 @@ def test_any_success_closes_it(seconds: float) -> None:
     assert timed.circuit.state is CircuitState.CLOSED
 
 
-def test_closing_admits_all_calls_while_a_probe_is_out(half_open: Timed) -> None:
+def test_closing_admits_all_calls_while_a_probe_runs(half_open: Timed) -> None:
     """A success elsewhere closes the circuit, and what the probe finds afterwards counts like any other outcome."""
     probe = half_open.admit()
     half_open.circuit.close()

@@ -96,7 +96,7 @@ def test_the_first_wait_among_the_preferences_counts(values: list[str], seconds:
 
 @given(st.integers(0, 10**9), st.sampled_from(["", "return=minimal, ", 'a="b,c";d=e , ']), st.sampled_from(["", ", x"]))
 def test_a_wait_is_found_at_any_position(seconds: int, before: str, after: str) -> None:
-    """Among any other preferences."""
+    """The wait is found among any other preferences."""
     assert preferred_wait([f"{before}wait={seconds}{after}"]) == seconds
 
 

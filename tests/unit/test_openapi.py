@@ -116,7 +116,7 @@ def test_every_operation_has_a_short_unique_id(operations: dict[str, dict[str, A
 def test_every_guarded_operation_names_its_scheme(
     document: dict[str, Any], operations: dict[str, dict[str, Any]]
 ) -> None:
-    """Orders name the tenant's token, `/ops` the operator's."""
+    """Routes for orders name the tenant's token, routes below `/ops` the operator's."""
     schemes = {
         name: [scheme for choice in operation.get("security", []) for scheme in choice]
         for name, operation in operations.items()

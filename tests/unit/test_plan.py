@@ -159,7 +159,7 @@ def test_compensating_saga_keeps_its_reason(call: str, reason: Reason) -> None:
 
 @pytest.mark.parametrize(("reason", "status"), FINAL_STATUSES.items())
 def test_final_status_after_compensation(reason: Reason, status: Status) -> None:
-    """Cancelled if the customer asked for it, otherwise rejected."""
+    """An order ends cancelled if its customer cancelled it, otherwise rejected."""
     last = replace(state("undo reserve_inventory", 1), reason=reason)
     assert plan.decide(plan.advance(last, Done())) == Finish(status)
 
@@ -169,7 +169,7 @@ def test_cancel_after_the_last_step_undoes_all_steps() -> None:
     undone = []
     while isinstance(call := plan.decide(at), Call):
         undone.append(words(call))
-        at = plan.advance(plan.attempted(at), Done())
+        at = plan.advance(plan.count_attempt(at), Done())
     assert undone == ["undo create_shipment", "undo charge_payment", "undo reserve_inventory"]
     assert call == Finish(Status.CANCELLED)
 
@@ -189,7 +189,7 @@ def test_saga_begins_with_its_first_step() -> None:
 
 
 def test_attempt_only_counts() -> None:
-    assert plan.attempted(state("do charge_payment", 2)) == state("do charge_payment", 3)
+    assert plan.count_attempt(state("do charge_payment", 2)) == state("do charge_payment", 3)
 
 
 # The runner died before it recorded an outcome; the deadline passed; the customer cancelled; the runner saw that.
@@ -222,7 +222,7 @@ def walk(happenings: list[str]) -> Walk:
                 went.at = plan.interrupt(went.at, cancelled=went.cancelled, late=happening == LATE)
             case _:
                 went.calls.append((call, happening))
-                went.at = plan.attempted(went.at)
+                went.at = plan.count_attempt(went.at)
                 went.at = went.at if happening == LOST else plan.advance(went.at, OUTCOMES[happening])
         if isinstance(plan.decide(went.at), Finish):
             went.at = plan.interrupt(went.at, cancelled=went.cancelled, late=False)

@@ -109,7 +109,7 @@ async def test_a_name_given_twice_is_refused(name: str) -> None:
 
 async def test_an_empty_query_is_the_newest_orders() -> None:
     """Without parameters a listing starts at the newest order, with the default limit."""
-    assert (await read(ListOrders, [])).listing("t") == Listing(tenant="t", limit=20)
+    assert (await read(ListOrders, [])).to_listing("t") == Listing(tenant="t", limit=20)
     assert (await read(ListOutbox, [])).limit == 20
 
 

@@ -58,7 +58,7 @@ def test_all_spellings_are_the_same_order(body: dict[str, Any]) -> None:
 
 
 def test_camel_case_is_read_at_every_level() -> None:
-    """Also in items and addresses."""
+    """Items and addresses may use camelCase too."""
     camel = {
         "items": [{"sku": "WIDGET", "quantity": 3, "unitPrice": "9.99"}],
         "customerId": "cus_1",

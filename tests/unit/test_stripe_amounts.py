@@ -35,7 +35,7 @@ def test_amounts_are_never_rounded(price: str, currency: str) -> None:
 
 @pytest.mark.parametrize("currency", EXPONENTS)
 def test_whole_units_keep_their_value(currency: str) -> None:
-    """In every currency."""
+    """Whole units have the same value at Stripe in every currency."""
     decimals = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
     assert stripe_amount(to_minor(Decimal(1234), currency), currency) == 1234 * 10**decimals
 

@@ -16,7 +16,7 @@ NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}
 
 @dataclass(frozen=True, slots=True)
 class OpsDeps:
-    """Dependencies of the operator routes. `pools`: of this process, by name. `dead_letters`: by name of the queue."""
+    """Dependencies of the operator routes. `pools`: those of this process, by name. `dead_letters`: by queue name."""
 
     pool: db.Pool
     pools: Mapping[str, db.Pool]
@@ -30,7 +30,7 @@ class OpsDeps:
         Raises ValidationFailed at `pointer`.
         """
         for letters in self.dead_letters.values():
-            # A tuple and no set: a name from a JSON body may not be hashable.
+            # A tuple, not a set: a name from a JSON body may not be hashable.
             if name in (None, letters.queue.name, letters.queue.dead_letter_queue):
                 return letters
         names = ", ".join(

@@ -1,6 +1,6 @@
 """`/ops/dlq`, for operators: show dead letters with their reasons, replay them, purge them.
 
-The writes need no Idempotency-Key: each acts on the dead letters that exist, and a second request finds none of them.
+The writes need no Idempotency-Key: each acts on the dead letters that exist, and a repeat no longer finds them.
 An interrupted replay may leave a duplicate behind, and the inbox processes only one of them.
 """
 
@@ -24,8 +24,8 @@ from app.api.params import (
     Limit,
     ReasonText,
     StrictModel,
-    letter_id,
-    seconds,
+    parse_letter_id,
+    parse_seconds,
     whole_number,
 )
 from app.auth import guards
@@ -41,26 +41,26 @@ MAX_LETTERS, DEFAULT_LETTERS = 1000, 100  # per request, which should take no lo
 
 LetterId = Annotated[
     str,
-    BeforeValidator(letter_id),
+    BeforeValidator(parse_letter_id),
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": LETTER_ID}),
 ]
-Since = Annotated[float, BeforeValidator(seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
+Since = Annotated[float, BeforeValidator(parse_seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
 
 
-def _not_null(value: object) -> object:
+def _refuse_null(value: object) -> object:
     if value is None:
         raise ValueError("must be the name of a queue")
     return value
 
 
 # `openapi.install` adds the names of the queues; `OpsDeps.dead_letters_of` checks them.
-Queue = Annotated[Any, BeforeValidator(_not_null), WithJsonSchema({"x-queue": True})]
+Queue = Annotated[Any, BeforeValidator(_refuse_null), WithJsonSchema({"x-queue": True})]
 
 
 class DeadLetterSelection(StrictModel):
     """Selects dead letters."""
 
-    queue: Queue = Field(default=None, description="the queue whose dead letters are meant, or its dead-letter queue")
+    queue: Queue = Field(default=None, description="the name of a queue, or of its dead-letter queue")
     id: LetterId | None = Field(default=None, description="only the dead letter with this id")
     since: Since | None = Field(
         default=None,
@@ -115,14 +115,14 @@ WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BU
     summary="Dead letters, and what a replay would do",
     response_model=DeadLettersAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(DeadLettersAnswer, "The first dead letters", PEEKED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(DeadLettersAnswer, "The first dead letters", PEEKED, "Cache-Control"),
         **REFUSALS,
     },
 )
-async def peek(deps: Deps, asked: Annotated[PeekDeadLetters, Query()]) -> JSONResponse:
+async def peek(deps: Deps, query: Annotated[PeekDeadLetters, Query()]) -> JSONResponse:
     """Show dead letters with their reasons and their state in the inbox. They stay in the queue, in order."""
-    letters = deps.dead_letters_of(asked.queue, "/query/queue")
-    summary, findings = await _scan(letters, DeadLetterAction.PEEK, asked, asked.limit)
+    letters = deps.dead_letters_of(query.queue, "/query/queue")
+    summary, findings = await _scan(letters, DeadLetterAction.PEEK, query, query.limit)
     answer = DeadLettersAnswer.of(letters.queue.name, summary, findings)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -133,19 +133,19 @@ async def peek(deps: Deps, asked: Annotated[PeekDeadLetters, Query()]) -> JSONRe
     summary="Send dead letters again",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(
+        HTTPStatus.OK.value: openapi.response(
             TreatedAnswer, "The dead letters were sent again", ACTED, "Cache-Control"
         ),
         **WRITE_REFUSALS,
     },
 )
-async def replay(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -> JSONResponse:
+async def replay(deps: Deps, operator: Operator, body: ActionBody, _: NoQuery) -> JSONResponse:
     """Reset each dead letter's attempts, and send it to its queue with the same id. No message takes effect twice.
 
     If no dead letter has the given `id`, the event is sent again from the outbox, unless its order has started.
     No Idempotency-Key is needed: a replayed message is not a dead letter any more, and the inbox detects duplicates.
     """
-    return await _act(deps, operator, asked, DeadLetterAction.REPLAY)
+    return await _act(deps, operator, body, DeadLetterAction.REPLAY)
 
 
 @router.post(
@@ -154,11 +154,11 @@ async def replay(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) 
     summary="Remove dead letters",
     response_model=TreatedAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(TreatedAnswer, "The dead letters were removed", ACTED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(TreatedAnswer, "The dead letters were removed", ACTED, "Cache-Control"),
         **WRITE_REFUSALS,
     },
 )
-async def purge(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -> JSONResponse:
+async def purge(deps: Deps, operator: Operator, body: ActionBody, _: NoQuery) -> JSONResponse:
     """Remove dead letters permanently.
 
     The service does not send a purged event again, even if its order waits for it: `GET /ops/sagas` lists that order as
@@ -166,17 +166,17 @@ async def purge(deps: Deps, operator: Operator, asked: ActionBody, _: NoQuery) -
 
     No Idempotency-Key is needed: a removed message cannot be removed again.
     """
-    return await _act(deps, operator, asked, DeadLetterAction.PURGE)
+    return await _act(deps, operator, body, DeadLetterAction.PURGE)
 
 
 async def _act(
-    deps: OpsDeps, operator: guards.CurrentOperator, asked: DeadLetterActionRequest, action: DeadLetterAction
+    deps: OpsDeps, operator: guards.CurrentOperator, body: DeadLetterActionRequest, action: DeadLetterAction
 ) -> JSONResponse:
-    actor = None if asked.dry_run else AuditActor(operator.subject, asked.reason or "")
-    letters = deps.dead_letters_of(asked.queue, "/queue")
-    summary, findings = await _scan(letters, action, asked, asked.limit, actor)
-    answer = TreatedAnswer.of_scan(letters.queue.name, summary, findings, dry_run=asked.dry_run)
-    if not asked.dry_run:
+    actor = None if body.dry_run else AuditActor(operator.subject, body.reason or "")
+    letters = deps.dead_letters_of(body.queue, "/queue")
+    summary, findings = await _scan(letters, action, body, body.limit, actor)
+    answer = TreatedAnswer.of_scan(letters.queue.name, summary, findings, dry_run=body.dry_run)
+    if not body.dry_run:
         deps.signals.emit(EventsPending())
         log.info("dlq.gone_over", action=action, operator=operator.subject, done=answer.done)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
@@ -185,10 +185,10 @@ async def _act(
 async def _scan(
     letters: DeadLetters,
     action: DeadLetterAction,
-    asked: DeadLetterSelection,
+    selection: DeadLetterSelection,
     limit: int,
     actor: AuditActor | None = None,
 ) -> tuple[Summary, list[Finding]]:
     findings: list[Finding] = []
-    summary = await letters.scan(action, Selection(asked.id, asked.since, limit), findings.append, actor=actor)
+    summary = await letters.scan(action, Selection(selection.id, selection.since, limit), findings.append, actor=actor)
     return summary, findings

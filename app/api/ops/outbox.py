@@ -72,16 +72,16 @@ COUNTS: Mapping[str, Any] = {"pending": 3, "oldest_pending_age_seconds": 1.25, "
     summary="Events that are not published yet, and why",
     response_model=OutboxAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(
+        HTTPStatus.OK.value: openapi.response(
             OutboxAnswer, "Counts, and the first rows", {**COUNTS, "rows": [ROW]}, "Cache-Control"
         ),
         **REFUSALS,
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-async def read_outbox(deps: Deps, asked: Annotated[ListOutbox, Query()]) -> JSONResponse:
+async def read_outbox(deps: Deps, query: Annotated[ListOutbox, Query()]) -> JSONResponse:
     """Return the numbers of pending and parked events, and `limit` of them: parked ones first, then by due time."""
-    answer = await outbox.read_rows(deps.pool, asked.limit)
+    answer = await outbox.read_rows(deps.pool, query.limit)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -95,16 +95,16 @@ async def read_outbox(deps: Deps, asked: Annotated[ListOutbox, Query()]) -> JSON
     ),
     response_model=Requeued,
     responses={
-        HTTPStatus.OK.value: openapi.answered(Requeued, "The row is pending", {"id": ROW_ID}),
+        HTTPStatus.OK.value: openapi.response(Requeued, "The row is pending", {"id": ROW_ID}),
         **openapi.problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, examples=NOT_PARKED),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY, *openapi.BODY_REFUSALS),
     },
 )
 async def requeue(
-    deps: Deps, operator: Operator, row_id: UUID, asked: Annotated[RequeueRequest, Body(default_factory=RequeueRequest)]
+    deps: Deps, operator: Operator, row_id: UUID, body: Annotated[RequeueRequest, Body(default_factory=RequeueRequest)]
 ) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
-    await outbox.requeue(deps.pool, row_id, AuditActor(operator.subject, asked.reason or ""))
+    await outbox.requeue(deps.pool, row_id, AuditActor(operator.subject, body.reason or ""))
     deps.signals.emit(EventsPending())
     log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)
     return JSONResponse(Requeued(id=str(row_id)).model_dump())

@@ -1,4 +1,4 @@
-"""The route class of operators: authenticate, then read the body within its bounds, then let FastAPI validate.
+"""The route class for operators: authenticate, then read the body within its limits, then let FastAPI validate.
 
 FastAPI reads and parses a body before it calls any dependency. Without this class a caller without a token could make
 the service read and parse bodies, and would learn from the answers what a valid request looks like.
@@ -50,22 +50,22 @@ class OperatorRoute(APIRoute):
         handle = super().get_route_handler()
         body, has_query = self.body_field, bool(self.dependant.query_params)
 
-        async def guarded(request: Request) -> Response:
-            operator = await guards.operator(request)
+        async def handle_authenticated(request: Request) -> Response:
+            operator = await guards.authenticate_operator(request)
             request.state.operator = operator
             if has_query:
                 await refuse_repeated_names(request)
             if body is not None:
-                request = await _parsed(request, operator, required=body.field_info.is_required())
+                request = await _parse(request, operator, required=body.field_info.is_required())
             return await handle(request)
 
-        return guarded
+        return handle_authenticated
 
 
-async def _parsed(request: Request, operator: guards.CurrentOperator, *, required: bool) -> Request:
-    """Read and parse the body; where it is optional, a body of spaces counts as none.
+async def _parse(request: Request, operator: guards.CurrentOperator, *, required: bool) -> Request:
+    """Read and parse the body. If it is optional, a body of only spaces counts as none.
 
-    Raises MalformedRequest, ValidationFailed, and as `Bodies.read` does.
+    Raises MalformedRequest, ValidationFailed, and the errors of `Bodies.read`.
     """
     deps: OpsDeps = request.state.ops
     if not required and not has_body(request):
@@ -91,19 +91,19 @@ def operator_router(prefix: str) -> APIRouter:
     )
 
 
-async def _operator(request: Request) -> guards.CurrentOperator:
+async def _get_operator(request: Request) -> guards.CurrentOperator:
     """Return the operator that `OperatorRoute` has authenticated."""
     operator: guards.CurrentOperator = request.state.operator
     return operator
 
 
-async def _deps(request: Request) -> OpsDeps:
+async def _get_deps(request: Request) -> OpsDeps:
     deps: OpsDeps = request.state.ops
     return deps
 
 
-Operator = Annotated[guards.CurrentOperator, Depends(_operator)]
-Deps = Annotated[OpsDeps, Depends(_deps)]
+Operator = Annotated[guards.CurrentOperator, Depends(_get_operator)]
+Deps = Annotated[OpsDeps, Depends(_get_deps)]
 
 
 class NoParameters(StrictModel):

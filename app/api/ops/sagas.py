@@ -1,6 +1,6 @@
 """`/ops/sagas`, for operators: list unfinished sagas, show one with its log, retry it, compensate it.
 
-The writes need no Idempotency-Key: a second request finds the result of the first, and reports it.
+The writes need no Idempotency-Key: a second request finds the result of the first and reports it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from app.api import openapi
 from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
 from app.api.ops.route import Deps, NoQuery, Operator, operator_router
-from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, unfinished
+from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, parse_unfinished
 from app.observability.traces import trace_headers
 from app.operations import saga_views, sagas
 from app.operations.audit import AuditActor
@@ -30,16 +30,16 @@ log = structlog.get_logger(__name__)
 router = operator_router("/ops/sagas")
 
 
-def _flag(text: object) -> bool:
+def _parse_flag(text: object) -> bool:
     if text not in ("true", "false"):
         raise ValueError("must be true or false")
     return text == "true"
 
 
 Unfinished = Annotated[
-    Status, BeforeValidator(unfinished), WithJsonSchema({"type": "string", "enum": list(UNFINISHED)})
+    Status, BeforeValidator(parse_unfinished), WithJsonSchema({"type": "string", "enum": list(UNFINISHED)})
 ]
-Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"type": "boolean", "default": False})]
+Flag = Annotated[bool, BeforeValidator(_parse_flag), WithJsonSchema({"type": "boolean", "default": False})]
 
 
 class ListSagas(StrictModel):
@@ -133,17 +133,17 @@ EXAMPLE = {"requestBody": {"content": {"application/json": {"example": {"reason"
     summary="Unfinished sagas",
     response_model=SagasAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagasAnswer, "The first sagas", LISTED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(SagasAnswer, "The first sagas", LISTED, "Cache-Control"),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, examples=NOT_OFFERED),
     },
 )
-async def list_sagas(deps: Deps, asked: Annotated[ListSagas, Query()]) -> JSONResponse:
+async def list_sagas(deps: Deps, query: Annotated[ListSagas, Query()]) -> JSONResponse:
     """Show unfinished sagas with their last outcome: those that need attention first, then the oldest first.
 
     The answer also has the orders that cannot start, because their `order.placed` is a dead letter or was purged.
     """
     consumer = next(iter(deps.dead_letters.values())).queue.consumer
-    answer = await saga_views.read_unfinished(deps.pool, consumer, asked.limit, asked.status, stuck=asked.stuck)
+    answer = await saga_views.read_unfinished(deps.pool, consumer, query.limit, query.status, stuck=query.stuck)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -153,7 +153,7 @@ async def list_sagas(deps: Deps, asked: Annotated[ListSagas, Query()]) -> JSONRe
     summary="A saga with its log",
     response_model=SagaAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(
+        HTTPStatus.OK.value: openapi.response(
             SagaAnswer, "The saga, its log, and the actions of operators", SHOWN, "Cache-Control"
         ),
         **openapi.problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -171,7 +171,7 @@ async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     summary="Retry a waiting saga at once",
     response_model=SagaChanged,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaChanged, "The outcome", RETRIED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(SagaChanged, "The outcome", RETRIED, "Cache-Control"),
         **openapi.problems(
             *WRITE_REFUSALS,
             examples={HTTPStatus.CONFLICT: ("saga-not-retriable", "the order is confirmed")},
@@ -179,14 +179,14 @@ async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     },
     openapi_extra=EXAMPLE,
 )
-async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
-    """Make the saga due now, in its present direction. A saga that a process is running is not changed.
+async def retry(deps: Deps, operator: Operator, order_id: UUID, body: ReasonBody, _: NoQuery) -> JSONResponse:
+    """Make the saga due now, in its current direction. A saga that a process is running is not changed.
 
     No Idempotency-Key is needed: making a due saga due again changes nothing.
     """
-    actor = AuditActor(operator.subject, asked.reason)
+    actor = AuditActor(operator.subject, body.reason)
     outcome = await sagas.retry(deps.pool, order_id, actor)
-    return _changed(deps, actor, order_id, SagaAction.RETRY, outcome)
+    return _answer_changed(deps, actor, order_id, SagaAction.RETRY, outcome)
 
 
 @router.post(
@@ -195,7 +195,7 @@ async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBod
     summary="Compensate a saga",
     response_model=SagaChanged,
     responses={
-        HTTPStatus.OK.value: openapi.answered(SagaChanged, "The outcome", COMPENSATED, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(SagaChanged, "The outcome", COMPENSATED, "Cache-Control"),
         **openapi.problems(
             *WRITE_REFUSALS,
             examples={HTTPStatus.CONFLICT: ("order-not-cancellable", "the order is confirmed")},
@@ -203,20 +203,20 @@ async def retry(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBod
     },
     openapi_extra=EXAMPLE,
 )
-async def compensate(deps: Deps, operator: Operator, order_id: UUID, asked: ReasonBody, _: NoQuery) -> JSONResponse:
+async def compensate(deps: Deps, operator: Operator, order_id: UUID, body: ReasonBody, _: NoQuery) -> JSONResponse:
     """Undo every step of the order. After the answer the order can never become `confirmed`.
 
     It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
     No Idempotency-Key is needed: a saga starts compensating once.
     """
-    actor = AuditActor(operator.subject, asked.reason)
+    actor = AuditActor(operator.subject, body.reason)
     outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())
     if outcome is ActionOutcome.CANCELLED:
         deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR))
-    return _changed(deps, actor, order_id, SagaAction.COMPENSATE, outcome)
+    return _answer_changed(deps, actor, order_id, SagaAction.COMPENSATE, outcome)
 
 
-def _changed(
+def _answer_changed(
     deps: OpsDeps, actor: AuditActor, order_id: UUID, action: SagaAction, outcome: ActionOutcome
 ) -> JSONResponse:
     deps.signals.emit(SagaDue())

@@ -35,7 +35,7 @@ STATS: Mapping[str, Any] = {
     summary="Counts and ages of the service's work",
     response_model=StatsAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(StatsAnswer, "Counts, ages, pools", STATS, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(StatsAnswer, "Counts, ages, pools", STATS, "Cache-Control"),
         **REFUSALS,
     },
 )

@@ -10,7 +10,7 @@ from app.api import openapi
 from app.api.body import Bodies, has_body, parse_json
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
 from app.api.orders.schemas import OrderAnswer
-from app.auth.guards import caller
+from app.auth.guards import authenticate_caller
 from app.errors import MalformedRequest, ValidationFailed
 from app.idempotency.store import StoredResponse
 from app.observability.traces import trace_headers
@@ -46,9 +46,9 @@ router = APIRouter(tags=["orders"])
 async def cancel(request: Request, order_id: UUID) -> Response:
     """Answer 200 or 202 once the cancellation is durable; replay the first response for a known key."""
     deps: OrdersDeps = request.state.orders
-    sender = await caller(request, "orders:write")
+    sender = await authenticate_caller(request, "orders:write")
     await _require_no_body(request, deps.bodies, sender.source)
-    key = deps.key(request, sender.tenant, {})
+    key = deps.bind_key(request, sender.tenant, {})
     ended_now = False
 
     async def write(conn: db.Connection) -> StoredResponse:
@@ -68,7 +68,7 @@ async def cancel(request: Request, order_id: UUID) -> Response:
 
 
 async def _require_no_body(request: Request, bodies: Bodies, source: str) -> None:
-    """Read a body that must be absent, empty or `{}`. Raises ValidationFailed, and as `Bodies.read` does."""
+    """Read a body that must be absent, empty or `{}`. Raises ValidationFailed and the errors of `Bodies.read`."""
     if not has_body(request):
         return  # ignore its Content-Type: some clients send one without a body
     body = await bodies.read(request, source)

@@ -1,6 +1,6 @@
 """The cursor of a listing: a position between two orders, and nothing else. Pure.
 
-24 bytes as 32 base64url characters (RFC 4648, section 5): the form, microseconds since 1970, the order's id. Each
+24 bytes as 32 base64url characters (RFC 4648, section 5): the format, microseconds since 1970, the order's id. Each
 position has exactly one cursor, and every text that matches the pattern is a cursor, so no other check is needed.
 """
 
@@ -11,7 +11,7 @@ from uuid import UUID
 
 from app.orders.queries import Position
 
-FORM = b"\x01"
+FORMAT = b"\x01"
 PATTERN = "^A[Q-Za-f][A-Za-z0-9_-]{30}$"  # the first two characters encode a first byte of 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -21,7 +21,7 @@ INSTANT_BYTES = 7  # until the year 4253
 def write_cursor(position: Position) -> str:
     """Return the cursor of a position. Raises OverflowError before 1970 and after 4253."""
     instant = ((position.placed_at - EPOCH) // MICROSECOND).to_bytes(INSTANT_BYTES)
-    return base64.urlsafe_b64encode(FORM + instant + position.id.bytes).decode()
+    return base64.urlsafe_b64encode(FORMAT + instant + position.id.bytes).decode()
 
 
 def read_cursor(text: str) -> Position:

@@ -39,8 +39,8 @@ class OrdersDeps:
     waiters: Waiters
     signals: Signals
 
-    def key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
-        """Return the request's key, bound to the request; `body` is in normal form. Raises as `read_key` does."""
+    def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
+        """Return the request's key, bound to the request. `body` is in normal form. Raises the errors of `read_key`."""
         key = read_key(request.headers.getlist(HEADER), required=self.key_required)
         return None if key is None else bind(tenant, key, request.method, request.url.path, request.url.query, body)
 

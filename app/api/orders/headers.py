@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-ETAG = r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*+")'  # RFC 9110, section 8.8.3; a comma may stand inside
+ETAG = r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*+")'  # RFC 9110, section 8.8.3; it may contain commas
 ETAGS = re.compile(rf"[ \t,]*+(?:{ETAG}[ \t]*+(?:,[ \t,]*+|\Z))+")
 NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 QUOTED = r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'  # without a closing quote it takes the rest: linear time for any input

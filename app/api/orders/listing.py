@@ -12,7 +12,7 @@ from app.api.orders.cursors import PATTERN, read_cursor, write_cursor
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.schemas import OrderAnswer
 from app.api.params import DEFAULT_LIMIT, Instant, Limit, Name, StrictModel, refuse_repeated_names
-from app.auth.guards import Caller, caller
+from app.auth.guards import Caller, authenticate_caller
 from app.orders import queries
 from app.orders.model import Status
 from app.orders.queries import Listing, Position
@@ -20,11 +20,11 @@ from app.orders.queries import Listing, Position
 router = APIRouter(tags=["orders"])
 
 
-def _cursor(value: object) -> Position:
+def _parse_cursor(value: object) -> Position:
     return read_cursor(str(value))
 
 
-Cursor = Annotated[Position, BeforeValidator(_cursor), WithJsonSchema({"type": "string", "pattern": PATTERN})]
+Cursor = Annotated[Position, BeforeValidator(_parse_cursor), WithJsonSchema({"type": "string", "pattern": PATTERN})]
 CustomerId = Annotated[
     Name, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[^\\u0000]+$"})
 ]
@@ -42,7 +42,7 @@ class ListOrders(StrictModel):
     limit: Limit = Field(default=DEFAULT_LIMIT, description="orders in one answer")
     cursor: Cursor | None = Field(default=None, description="`next_cursor` of the previous answer: continue after it")
 
-    def listing(self, tenant: str) -> Listing:
+    def to_listing(self, tenant: str) -> Listing:
         """Translate into the query of a page."""
         return Listing(
             tenant=tenant,
@@ -62,9 +62,9 @@ class OrdersAnswer(BaseModel):
     next_cursor: str | None
 
 
-async def reader(request: Request) -> Caller:
-    """Return the caller, who may read orders. Raises as `caller` does."""
-    return await caller(request, "orders:read")
+async def authenticate_reader(request: Request) -> Caller:
+    """Return the caller, who may read orders. Raises the errors of `authenticate_caller`."""
+    return await authenticate_caller(request, "orders:read")
 
 
 @router.get(
@@ -73,13 +73,14 @@ async def reader(request: Request) -> Caller:
     summary="List orders",
     response_model=OrdersAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(OrdersAnswer, "One page, newest first", openapi.ORDERS, "Cache-Control"),
+        HTTPStatus.OK.value: openapi.response(OrdersAnswer, "One page, newest first", openapi.ORDERS, "Cache-Control"),
         **openapi.problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     },
-    dependencies=[Depends(reader), Depends(refuse_repeated_names)],  # run in this order, before the query is validated
+    # FastAPI runs these in this order, before it validates the query.
+    dependencies=[Depends(authenticate_reader), Depends(refuse_repeated_names)],
 )
 async def list_orders(
-    request: Request, sender: Annotated[Caller, Depends(reader)], query: Annotated[ListOrders, Query()]
+    request: Request, sender: Annotated[Caller, Depends(authenticate_reader)], query: Annotated[ListOrders, Query()]
 ) -> Response:
     """Return the caller's orders, newest first, `limit` at a time; `next_cursor` leads to the older ones.
 
@@ -87,7 +88,7 @@ async def list_orders(
     orders placed meanwhile, start again without a cursor. A cursor can be combined with any filters.
     """
     deps: OrdersDeps = request.state.orders
-    orders, next_position = await queries.page(deps.pool, query.listing(sender.tenant))
+    orders, next_position = await queries.page(deps.pool, query.to_listing(sender.tenant))
     body = {
         "orders": [order.representation() for order in orders],
         "next_cursor": None if next_position is None else write_cursor(next_position),

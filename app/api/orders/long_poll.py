@@ -31,7 +31,7 @@ class Waiters:
 
     @contextlib.contextmanager
     def register(self, order_id: UUID) -> Iterator[asyncio.Event | None]:
-        """Lend an event that is set when the order has ended; None at capacity, or while the process stops."""
+        """Yield an event that is set when the order has ended; None at capacity, or while the process stops."""
         if self._is_stopping or self._count >= self._capacity:
             yield None
             return
@@ -68,12 +68,12 @@ class Waiters:
 
     async def run_once(self) -> int:
         """Poll once for all waiters. Returns 0, so that the loop always pauses before the next poll."""
-        waited_for = [
+        order_ids = [
             order_id for order_id, events in self._events.items() if not all(event.is_set() for event in events)
         ]
-        if waited_for:
+        if order_ids:
             async with db.connection(self._pool) as conn:
-                ended = await queries.ended(conn, waited_for)
+                ended = await queries.ended(conn, order_ids)
             for order_id in ended:
                 self.wake(order_id)
         return 0

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from app.api import openapi
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
 from app.api.orders.schemas import OrderAnswer, PlaceOrderRequest, read_place_order
-from app.auth.guards import caller
+from app.auth.guards import authenticate_caller
 from app.idempotency.store import StoredResponse
 from app.observability.traces import trace_headers
 from app.orders import store
@@ -36,12 +36,12 @@ router = APIRouter(tags=["orders"])
 async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; replay the first response for a known Idempotency-Key."""
     deps: OrdersDeps = request.state.orders
-    sender = await caller(request, "orders:write")
-    asked = read_place_order(await deps.bodies.read(request, sender.source))
-    key = deps.key(request, sender.tenant, asked.normal_form())
+    sender = await authenticate_caller(request, "orders:write")
+    body = read_place_order(await deps.bodies.read(request, sender.source))
+    key = deps.bind_key(request, sender.tenant, body.normal_form())
 
     def make() -> tuple[PlacedOrder, StoredResponse]:
-        row = store.new_order(asked.command(sender.tenant), trace_headers())
+        row = store.new_order(body.command(sender.tenant), trace_headers())
         return row, stored_response(row.order, HTTPStatus.CREATED)
 
     result = await deps.idempotency.run(key, store.insert, make, deps.admit)

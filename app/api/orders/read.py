@@ -16,7 +16,7 @@ from app.api import openapi
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.headers import none_match_fails, preferred_wait
 from app.api.orders.schemas import OrderAnswer, order_json
-from app.auth.guards import caller
+from app.auth.guards import authenticate_caller
 from app.idempotency.key import read_key
 from app.orders import store
 from app.orders.model import FINAL, Order, rfc3339
@@ -24,7 +24,7 @@ from app.orders.model import FINAL, Order, rfc3339
 router = APIRouter(tags=["orders"])
 
 MAX_WAIT_SECONDS = 30  # proxies between us and the caller commonly give up after 60
-FORM = 1  # of the answer; increment it when the form changes, so that no cache keeps the old one
+FORMAT = 1  # of the answer; increment it when the format changes, so that no cache keeps the old one
 CACHING = {"Cache-Control": "private, no-cache", "Vary": "Prefer"}
 
 
@@ -39,8 +39,8 @@ class KeyAnswer(BaseModel):
 
 
 def etag(order: Order) -> str:
-    """Return the order's strong entity tag, which differs for each version of the order and form of the answer."""
-    return f'"{FORM}-{order.version}"'
+    """Return the order's strong entity tag, which differs for each version of the order and format of the answer."""
+    return f'"{FORMAT}-{order.version}"'
 
 
 @router.get(
@@ -54,7 +54,7 @@ async def read_key_record(
 ) -> KeyAnswer:
     """Return the response to the key's first request. A 404 does not prove that no request is in progress."""
     deps: OrdersDeps = request.state.orders
-    tenant = (await caller(request, "orders:read")).tenant
+    tenant = (await authenticate_caller(request, "orders:read")).tenant
     name = read_key([key], required=True) or ""
     record = await deps.idempotency.find(tenant, name)
     return KeyAnswer(
@@ -72,7 +72,7 @@ async def read_key_record(
     summary="Read an order",
     response_model=OrderAnswer,
     responses={
-        HTTPStatus.OK.value: openapi.answered(
+        HTTPStatus.OK.value: openapi.response(
             OrderAnswer, "The current order", openapi.ORDER, "ETag", *CACHING, "Preference-Applied"
         ),
         HTTPStatus.NOT_MODIFIED.value: {
@@ -100,16 +100,16 @@ async def read(request: Request, order_id: UUID) -> Response:
     `If-None-Match` is evaluated after the wait, against the order that would be returned.
     """
     deps: OrdersDeps = request.state.orders
-    tenant = (await caller(request, "orders:read")).tenant
+    tenant = (await authenticate_caller(request, "orders:read")).tenant
     preferred_seconds = preferred_wait(request.headers.getlist("prefer"))
     if preferred_seconds is None:
-        return _answered(request, await store.get(deps.pool, tenant, order_id), {})
+        return _respond(request, await store.get(deps.pool, tenant, order_id), {})
     seconds = min(preferred_seconds, MAX_WAIT_SECONDS)
-    order, followed = await _read_when_ended(request, deps, tenant, order_id, seconds)
-    return _answered(request, order, {"Preference-Applied": f"wait={seconds}"} if followed else {})
+    order, could_wait = await _read_when_ended(request, deps, tenant, order_id, seconds)
+    return _respond(request, order, {"Preference-Applied": f"wait={seconds}"} if could_wait else {})
 
 
-def _answered(request: Request, order: Order, applied: dict[str, str]) -> Response:
+def _respond(request: Request, order: Order, applied: dict[str, str]) -> Response:
     """Answer 200 or 304, with the same headers (RFC 9110, section 15.4.5); the server adds Date."""
     tag = etag(order)
     headers = {"ETag": tag, **CACHING, **applied}
@@ -134,7 +134,7 @@ async def _read_when_ended(
 
 async def _wait(request: Request, ended: asyncio.Event, seconds: int) -> None:
     """Wait for the event, at most `seconds`. Raises ClientDisconnect when the client disconnects."""
-    ended_task, disconnected = asyncio.ensure_future(ended.wait()), asyncio.ensure_future(_until_disconnected(request))
+    ended_task, disconnected = asyncio.ensure_future(ended.wait()), asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({ended_task, disconnected}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if disconnected.done():
@@ -145,6 +145,6 @@ async def _wait(request: Request, ended: asyncio.Event, seconds: int) -> None:
         disconnected.cancel()
 
 
-async def _until_disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
-        pass  # skip a body: a GET has no use for one
+        pass  # skip the body: a GET needs none

@@ -1,4 +1,4 @@
-"""The JSON of orders: request models with every limit, their translation into commands, and the response model."""
+"""The JSON of orders: request models with all limits, their translation into commands, and the response model."""
 
 import json
 import re
@@ -40,7 +40,7 @@ PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
 MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # tokens of payment providers do not contain this
 
 
-def _price(value: object) -> Decimal:
+def _parse_price(value: object) -> Decimal:
     if isinstance(value, str) and PLAIN_DECIMAL.fullmatch(value):
         return Decimal(value)
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
@@ -48,20 +48,20 @@ def _price(value: object) -> Decimal:
     raise ValueError('must be a number or a decimal string like "9.99"')
 
 
-def _token(value: str) -> str:
+def _check_token(value: str) -> str:
     """Refuse anything that looks like a card number, including mistyped ones."""
     if MANY_DIGITS.search(value):
         raise ValueError(CARD)
     return value
 
 
-def _country(value: str) -> str:
+def _check_country(value: str) -> str:
     if value not in COUNTRIES:
         raise ValueError("is not an ISO 3166-1 alpha-2 code")
     return value
 
 
-def _currency(value: str) -> str:
+def _check_currency(value: str) -> str:
     if value not in money.EXPONENTS:
         raise ValueError("is not an ISO 4217 code of a currency with minor units")
     return value
@@ -75,7 +75,7 @@ Sku = Annotated[
 PostalCode = Annotated[str, Field(min_length=1, max_length=20), AfterValidator(storable_text)]
 Price = Annotated[
     Decimal,
-    BeforeValidator(_price),
+    BeforeValidator(_parse_price),
     Field(ge=0, le=money.MAX_TOTAL),
     WithJsonSchema(
         {
@@ -97,7 +97,7 @@ class _Input(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, value: object) -> object:
-        return cls._long_form(_snake_case(value, cls._names())) if isinstance(value, dict) else value
+        return cls._long_form(_rename_fields(value, cls._names())) if isinstance(value, dict) else value
 
     @classmethod
     def _names(cls) -> Iterable[str]:
@@ -108,13 +108,13 @@ class _Input(BaseModel):
         return value
 
 
-def _wrong_at(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
-    """Return `error` with a place in the body. Raised from a model's validator as it is, it would have none."""
+def _locate(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
+    """Return `error` with its place in the body, which a plain ValueError from a model's validator would not have."""
     details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": error})
     return ValidationError.from_exception_data("PlaceOrderRequest", [details])
 
 
-def _snake_case(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _rename_fields(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     snake = {to_camel(name): name for name in names}
     renamed = {snake.get(name, name): part for name, part in value.items()}
     if len(renamed) < len(value):
@@ -141,7 +141,7 @@ class Address(_Input):
     postal_code: PostalCode | None = None
     country: Annotated[
         str,
-        AfterValidator(_country),
+        AfterValidator(_check_country),
         WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "description": "ISO 3166-1 alpha-2"}),
     ]
 
@@ -152,11 +152,11 @@ class PlaceOrderRequest(_Input):
     items: Annotated[list[ItemRequest], Field(min_length=1, max_length=MAX_ITEMS)]
     currency: Annotated[
         str,
-        AfterValidator(_currency),
+        AfterValidator(_check_currency),
         WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217"}),
     ] = "USD"
     customer_id: Name | None = None
-    payment_method: Annotated[Name, AfterValidator(_token)] | None = Field(
+    payment_method: Annotated[Name, AfterValidator(_check_token)] | None = Field(
         default=None, description="a token of the payment provider; null: the customer's default"
     )
     shipping_address: Address | None = None
@@ -178,7 +178,7 @@ class PlaceOrderRequest(_Input):
     @field_validator("metadata", mode="after")
     @classmethod
     def _storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else _plain(value, MAX_METADATA_DEPTH)
+        return None if value is None else _make_storable(value, MAX_METADATA_DEPTH)
 
     @model_validator(mode="after")
     def _payable(self) -> Self:
@@ -186,10 +186,10 @@ class PlaceOrderRequest(_Input):
             try:
                 money.to_minor(item.unit_price, self.currency)
             except ValueError as error:
-                raise _wrong_at(("items", number, "unit_price"), error) from error
+                raise _locate(("items", number, "unit_price"), error) from error
         total = sum(line.total_minor for line in self.lines())
         if not 0 < total <= money.max_total_minor(self.currency):
-            raise _wrong_at(("items",), ValueError(f"the total must be more than 0 and at most {money.MAX_TOTAL}"))
+            raise _locate(("items",), ValueError(f"the total must be more than 0 and at most {money.MAX_TOTAL}"))
         return self
 
     def lines(self) -> tuple[Line, ...]:
@@ -217,20 +217,20 @@ class PlaceOrderRequest(_Input):
         return form
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _make_storable(value: Any, depth: int) -> Any:
     """Return JSON that Postgres can store, and that is the same when read back."""
     if depth < 0:
         raise ValueError("is nested too deeply")
     match value:
         case dict():
-            return {_plain(name, depth): _plain(part, depth - 1) for name, part in value.items()}
+            return {_make_storable(name, depth): _make_storable(part, depth - 1) for name, part in value.items()}
         case list():
-            return [_plain(part, depth - 1) for part in value]
+            return [_make_storable(part, depth - 1) for part in value]
         case Decimal():
             number = float(value)
             if number in {float("inf"), float("-inf")}:
                 raise ValueError("has a number that is too large")
-            return _plain(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
+            return _make_storable(int(number), depth) if number.is_integer() and abs(number) < 2**53 else number
         case str():
             value.encode()  # UnicodeEncodeError (a lone surrogate) is a ValueError
             return storable_text(value)

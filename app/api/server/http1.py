@@ -1,4 +1,4 @@
-"""Read the requests of one connection one after the other, and ignore offers of other protocols.
+"""Read the requests of one connection one after another, and ignore offers of other protocols.
 
 uvicorn parses all bytes that have arrived, and queues every request it finds. A client that sends requests without
 waiting for responses (RFC 9112, section 9.3.2) would fill the memory, so this module feeds the parser only up to the
@@ -43,7 +43,7 @@ class _Flow(FlowControl):
 class SequentialProtocol(HttpToolsProtocol):
     """uvicorn's protocol with one request at a time. It ignores every offer to upgrade.
 
-    A subclass refuses CONNECT, which httptools treats as an upgrade whatever the head says.
+    A subclass refuses CONNECT, which httptools always treats as an upgrade.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +77,7 @@ class SequentialProtocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Feed the parser up to the end of the request that is being answered, and hold back the bytes after it."""
-        while self._at < len(self._unparsed) and not self._is_deaf():
+        while self._at < len(self._unparsed) and not self._ignores_input():
             if self._awaiting_head and self._is_answering():
                 self._reading.hold()
                 return
@@ -88,7 +88,7 @@ class SequentialProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._reading.release()
 
-    def _is_deaf(self) -> bool:
+    def _ignores_input(self) -> bool:
         return self._over or self.transport.is_closing()
 
     def _is_answering(self) -> bool:

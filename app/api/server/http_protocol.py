@@ -85,7 +85,7 @@ class GuardedProtocol(SequentialProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
         self._unsent = 0  # at the start of the write deadline
-        self._begun = False  # some bytes of the awaited head have arrived
+        self._begun = False  # whether bytes of the awaited head have arrived
         self._stray_bytes = 0  # since the last part of a body, or the start of a message
         self._header_bytes = 0
         self._answer = MALFORMED
@@ -95,7 +95,7 @@ class GuardedProtocol(SequentialProtocol):
     # The connection
 
     def connection_made(self, transport: Any) -> None:
-        """Accept the connection, if need be in place of another, or refuse it."""
+        """Accept the connection, replacing another if necessary, or refuse it."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # report every unsent byte, see pause_writing
         self._start_deadline(self._header_timeout_seconds)
@@ -117,11 +117,11 @@ class GuardedProtocol(SequentialProtocol):
         ]
         if not idle:
             return False
-        min(idle, key=lambda connection: connection.merit).transport.abort()
+        min(idle, key=lambda connection: connection.replacement_order).transport.abort()
         return True
 
     @property
-    def merit(self) -> tuple[bool, float]:
+    def replacement_order(self) -> tuple[bool, float]:
         """The order in which connections are replaced: first those without a request, then by the last response."""
         return self._has_served, self._waiting_since
 
@@ -216,26 +216,26 @@ class GuardedProtocol(SequentialProtocol):
     # Deadlines
 
     def _start_deadline(self, seconds: float) -> None:
-        self._deadline = self.loop.call_later(seconds, self._too_late)
+        self._deadline = self.loop.call_later(seconds, self._on_deadline)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _too_late(self) -> None:
+    def _on_deadline(self) -> None:
         self._deadline = None
         if self._over:
             self.transport.abort()
         elif self._awaiting_head and self._begun:
             self._refuse(HEAD_TIMEOUT)
         elif not self._is_answering():
-            self._over = True  # the client sent nothing, or no end of its body: there is nothing to answer
+            self._over = True  # the client sent no request, or did not finish its body: no response is due
             self.transport.close()
             self._start_deadline(LINGER_SECONDS)
 
     def pause_writing(self) -> None:
-        """Start a deadline for unsent bytes: a client that reads nothing would hold its connection for ever."""
+        """Start a deadline for unsent bytes: a client that reads nothing would hold its connection forever."""
         super().pause_writing()
         self._start_write_deadline()
 
@@ -247,14 +247,14 @@ class GuardedProtocol(SequentialProtocol):
     def _start_write_deadline(self) -> None:
         self._stop_write_deadline()
         self._unsent = self.transport.get_write_buffer_size()
-        self._write_deadline = self.loop.call_later(self._answer_timeout_seconds, self._unread)
+        self._write_deadline = self.loop.call_later(self._answer_timeout_seconds, self._on_write_deadline)
 
     def _stop_write_deadline(self) -> None:
         if self._write_deadline is not None:
             self._write_deadline.cancel()
             self._write_deadline = None
 
-    def _unread(self) -> None:
+    def _on_write_deadline(self) -> None:
         """Abort the connection of a client that has read nothing; one that reads slowly may continue."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_write_deadline()
@@ -289,7 +289,7 @@ class GuardedProtocol(SequentialProtocol):
             # The body of this request is malformed: its route must neither wait for the rest nor respond.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not self._is_answered_early():  # the client would take a second response for that of its next request
+        if not self._is_answered_early():  # the client would mistake a second response for the one to its next request
             request_id = str(uuid4())
             log.info("http.cut_off", request_id=request_id, status=answer.status_code)
             self.transport.write(self._render(answer, request_id))

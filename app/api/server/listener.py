@@ -60,12 +60,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `run`."""
+        """Leave the signals to `until_signalled`."""
         yield
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a socket. Called before anything else starts, so that a used port is one clear line.
+    """Bind a socket. Call it before anything else starts, so that a port in use is reported in one clear line.
 
     Raises ConfigurationError.
     """

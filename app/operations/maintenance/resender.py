@@ -50,7 +50,7 @@ class Resender:
         """Look at one batch of pending orders. Returns 0 after the last one. Raises DatabaseUnavailable."""
         started_at = time.monotonic()
         async with db.connection(self._pool) as conn:
-            unstarted, after = await maintenance.unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
+            unstarted, after = await maintenance.scan_unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
         looked_for = time.monotonic() - started_at
         if unstarted and await self._may_resend():
             await self._resend(unstarted)
