@@ -215,7 +215,7 @@ async def test_what_the_broker_gave_up_by_itself_says_so(
     await holds(channel, 1)
     _, [finding] = await go_over(letters, DeadLetterAction.PEEK)
     letter = finding.letter
-    assert letter.reason == "rejected of orders.saga, as the broker says"
+    assert letter.reason == "rejected of orders.saga, by the broker"
     assert letter.last_failure_at is not None
     assert (letter.attempts, finding.inbox_state) == (None, "never seen")
     await go_over(letters, DeadLetterAction.REPLAY)
@@ -257,6 +257,6 @@ async def test_headers_that_nobody_foresaw_are_shown_all_the_same(
     assert [(each.letter.reason, each.letter.attempts, each.letter.last_failure_at) for each in findings] == [
         ("7", None, None),
         ("a [31mred ", None, None),
-        ("not told: neither x-reason nor x-death is there", None, None),
-        ("expired of , as the broker says", None, None),
+        ("unknown: the message has neither x-reason nor x-death", None, None),
+        ("expired of , by the broker", None, None),
     ]

@@ -21,7 +21,7 @@ async def claim(pool: db.Pool, limit: int = 100, token: UUID | None = None) -> l
         return ids(await outbox.claim(conn, token or uuid4(), limit, LEASE_SECONDS))
 
 
-def ids(claimed: Sequence[outbox.Claimed]) -> list[UUID]:
+def ids(claimed: Sequence[outbox.ClaimedRow]) -> list[UUID]:
     return [row.envelope.id for row in claimed]
 
 
@@ -43,7 +43,7 @@ async def test_what_is_claimed_is_what_was_added(pool: db.Pool) -> None:
     )
     await put(pool, added)
     async with db.connection(pool) as conn:
-        assert await outbox.claim(conn, uuid4(), 1, LEASE_SECONDS) == [outbox.Claimed(added, attempts=0)]
+        assert await outbox.claim(conn, uuid4(), 1, LEASE_SECONDS) == [outbox.ClaimedRow(added, attempts=0)]
 
 
 async def test_an_event_exists_only_if_the_transaction_that_wrote_it_commits(pool: db.Pool) -> None:
@@ -181,7 +181,7 @@ async def test_a_refusal_is_counted_with_its_reason_and_forgotten_when_published
     async with db.connection(pool) as conn:
         await outbox.record_results(conn, token, [PublishRecord(only.id, "r" * 10_000, 0)])
         assert (await row(pool, only.id))["last_error"] == "r" * 500
-        assert await outbox.claim(conn, token, 1, LEASE_SECONDS) == [outbox.Claimed(only, attempts=1)]
+        assert await outbox.claim(conn, token, 1, LEASE_SECONDS) == [outbox.ClaimedRow(only, attempts=1)]
         await outbox.record_results(conn, token, [PublishRecord(only.id)])
     assert (await row(pool, only.id))["last_error"] is None
 

@@ -14,7 +14,7 @@ from pamqp.header import ContentHeader
 
 from app.messaging.envelope import UNDECODABLE
 from app.messaging.rabbitmq.messages import clone_message
-from app.messaging.rabbitmq.undecodable import decodable_header, fitting
+from app.messaging.rabbitmq.undecodable import decodable_header, headers_within
 from tests.harness.raw_amqp import header, long_string, properties, short_string, table
 
 FRAME_BYTES = 128 * 1024
@@ -93,5 +93,5 @@ def test_attributes_of_an_event_are_kept_before_other_headers() -> None:
     """However small the others are; of these, the largest are left out."""
     attributes = {"cloudEvents_id": "i" * 100}
     many = {f"h{number}": None for number in range(9)}
-    assert fitting({**many, **attributes, "large": "l" * 200}, 230) == {**many, **attributes}
-    assert fitting({**many, **attributes}, 130) == attributes
+    assert headers_within({**many, **attributes, "large": "l" * 200}, 230) == {**many, **attributes}
+    assert headers_within({**many, **attributes}, 130) == attributes
