@@ -14,7 +14,7 @@ from app.idempotency.store import StoredResponse
 
 
 class InFlight:
-    """The requests of one key that are in this process now. `result`: what the last one of them returned."""
+    """The current requests of one key in this process. `result`: what the last finished one returned."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -25,12 +25,15 @@ class SingleFlight:
     """Lets one request per key through at a time."""
 
     def __init__(self) -> None:
-        # Weak: an entry lives exactly as long as some request holds it.
+        # Weak references: an entry exists exactly as long as a request holds it.
         self._inflight: WeakValueDictionary[tuple[str, str], InFlight] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def join(self, key: IdempotencyKey, wait_seconds: float) -> AsyncIterator[InFlight]:
-        """Wait until no other request of this key runs here. Raises RequestInProgress after `wait_seconds`."""
+        """Wait until no other request with this key runs in this process.
+
+        Raises RequestInProgress after `wait_seconds`.
+        """
         inflight = self._inflight.setdefault((key.tenant, key.key), InFlight())
         try:
             async with asyncio.timeout(wait_seconds):
