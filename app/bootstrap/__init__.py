@@ -1,4 +1,4 @@
-"""Builds a process from its settings, in one pass: pools, cache, broker, background tasks, what the routes use."""
+"""Build a process from its settings, in one pass: pools, cache, broker, background tasks, routes' dependencies."""
 
 import contextlib
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ RELAY_POOL_SIZE = 4  # for the relay, maintenance, and counting
 PROBE_POOL_SIZE = 2  # for readiness and for the gauges, one query each
 
 
-class State(TypedDict):
+class RequestState(TypedDict):
     """What the routes find in `request.state`."""
 
     orders: OrdersDeps
@@ -63,10 +63,10 @@ async def build(
     signals: Signals,
     lease: TransportLease,
     consumers: Sequence[ConsumerRow] = CONSUMERS,
-) -> State:
-    """Build the process, start its background tasks, and leave their end on `stack`."""
-    # Separate pools: requests must not wait for background work, nor background work for requests. The relay must not
-    # queue behind many messages and sagas, because it asks only twice for a whole batch.
+) -> RequestState:
+    """Build the process and start its background tasks; `stack` stops them."""
+    # Separate pools: requests and background work must not wait for each other. The relay must not queue behind many
+    # messages and sagas, because it needs only two statements for a whole batch.
     url, specs = settings.database_url.get_secret_value(), queues(consumers)
     limits = settings.database_statement_seconds, settings.database_pool_wait_seconds
     request_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size, *limits))
@@ -103,7 +103,7 @@ async def build(
     )
     probes = health.Health(*checks, registry, partial(stats.measure, probe_pool, signals))
     security = await _open_security(stack, settings, cache)
-    # Half of the slots for one source: room for many senders, and most connections are left to other sources.
+    # One source may use half of the slots: enough for many senders, and the rest stays free for other sources.
     bodies = Bodies(settings.http_body_timeout_seconds, max(1, settings.http_max_in_flight // 2))
     start(stack, workers.tasks, settings.shutdown_timeout_seconds / 2)
     stack.push_async_callback(probes.close)

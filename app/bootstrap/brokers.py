@@ -1,4 +1,4 @@
-"""Makes the broker that the settings name. It connects to nothing before it is used."""
+"""Make the broker that the settings name. It connects at its first use."""
 
 from collections.abc import Sequence
 
@@ -30,5 +30,5 @@ def make_broker(
 def dead_letters_by_queue(
     pool: db.Pool, broker: Broker, specs: Sequence[QueueSpec] = queues()
 ) -> dict[str, DeadLetters]:
-    """Return the dead letters of every queue, by its name."""
+    """Return the dead letters of every queue, by queue name."""
     return {queue.name: DeadLetters(pool, queue, broker.dead_letters(queue)) for queue in specs}

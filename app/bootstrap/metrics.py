@@ -1,4 +1,4 @@
-"""Creates every metric of a process, each series at zero from the start."""
+"""Create every metric of a process, with each series at zero."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ from app.saga import facts as saga_facts
 
 def install(signals: Signals, specs: Sequence[QueueSpec] = queues()) -> CollectorRegistry:
     """Create the metrics in a registry of their own, and subscribe them to `signals`."""
-    disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nothing uses
+    disable_created_metrics()  # type: ignore[no-untyped-call] # these are a second, unused series per metric
     registry = CollectorRegistry()
     api_facts.install_metrics(signals, registry)
     order_facts.install_metrics(signals, registry)
@@ -35,6 +35,6 @@ def install(signals: Signals, specs: Sequence[QueueSpec] = queues()) -> Collecto
 def install_gauges(
     registry: CollectorRegistry, circuit_state: Callable[[str], int] | None, connections_in_use: Callable[[], int]
 ) -> None:
-    """Create the gauges that read the state of a component when they are shown."""
+    """Create the gauges that read the state of a component at each scrape."""
     saga_facts.watch_circuits(registry, PARTNERS, circuit_state)
     Gauge("db_pool_in_use", "Connections lent out", registry=registry).set_function(connections_in_use)
