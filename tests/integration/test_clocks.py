@@ -1,4 +1,4 @@
-"""Ages, pauses and retention go by Postgres's clock: with a wrong one, a process does nothing too early or too late."""
+"""Ages, pauses and retention use Postgres's clock: a process with a wrong clock acts neither too early nor too late."""
 
 import json
 from datetime import timedelta
@@ -41,7 +41,8 @@ async def send_again(pool: Pool) -> tuple[float | None, float | None]:
 
 
 @SHIFTS
-async def test_the_age_of_what_waits(pool: Pool, shift: timedelta) -> None:
+async def test_the_age_of_pending_rows(pool: Pool, shift: timedelta) -> None:
+    """The age of pending rows is by Postgres's clock."""
     await placed_by_a_process_that_is_wrong(pool, shift)
     async with db.connection(pool) as conn:
         _, age, _ = await outbox_admin.stats(conn)
@@ -52,7 +53,8 @@ async def test_the_age_of_what_waits(pool: Pool, shift: timedelta) -> None:
 
 
 @SHIFTS
-async def test_when_an_event_is_sent_again(pool: Pool, shift: timedelta) -> None:
+async def test_when_an_event_is_resent(pool: Pool, shift: timedelta) -> None:
+    """Resends are due by Postgres's clock."""
     await placed_by_a_process_that_is_wrong(pool, shift)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
     assert await send_again(pool) == (0, 0)
@@ -63,7 +65,8 @@ async def test_when_an_event_is_sent_again(pool: Pool, shift: timedelta) -> None
 
 
 @OFFSETS
-async def test_what_is_pruned(pool: Pool, database_url: str, offset: str) -> None:
+async def test_which_rows_are_pruned(pool: Pool, database_url: str, offset: str) -> None:
+    """Retention is by Postgres's clock."""
     await lived_through(pool, 3, "7 days 30 minutes")
     await lived_through(pool, 2, "6 days 23 hours 30 minutes")
     code, out, err = await orders_at(offset, "prune", "--json", database_url=database_url)
@@ -72,6 +75,7 @@ async def test_what_is_pruned(pool: Pool, database_url: str, offset: str) -> Non
 
 @OFFSETS
 async def test_which_dead_letters_are_recent(pool: Pool, database_url: str, offset: str) -> None:
+    """The age of a dead letter is by Postgres's clock."""
     recent, older = [(await placed(pool)).id for _ in range(2)]
     query = "UPDATE outbox SET parked_at = clock_timestamp() - $2::interval, last_error = 'bug' WHERE id = $1"
     await pool.execute(query, recent, timedelta(minutes=5))

@@ -1,4 +1,4 @@
-"""Dead letters in RabbitMQ: looked at without a trace, sent again without acting twice, removed when told to."""
+"""Dead letters in RabbitMQ: a peek changes nothing, a replay takes effect once, a purge removes."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -50,10 +50,10 @@ def without_count(headers: HeadersType) -> HeadersType:
     return {name: value for name, value in headers.items() if name != "x-delivery-count"}
 
 
-async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and_a_replay_acts_once(
+async def test_dead_letters_have_reasons_and_replay_once(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
-    """Three unreadable messages and one that always fails, among others; each replayed twice."""
+    """Three unreadable messages and one that always fails, among others; each is replayed twice."""
     failing, fine = event(), [event() for _ in range(20)]
 
     async def handler(conn: db.Connection, envelope: Envelope) -> None:
@@ -99,9 +99,8 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
     assert sorted(await effects.committed()) == sorted(each.id for each in (*fine, failing))
 
 
-async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on_it(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
+async def test_a_replay_removes_the_dead_letter_headers(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """A replayed message is the original, without the headers that dead-lettering added."""
     sent = event(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     await set_aside(
         channel,
@@ -123,9 +122,10 @@ async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on
     assert await take(channel, DEAD_LETTER_QUEUE) is None
 
 
-async def test_a_replay_gives_all_attempts_again_unless_the_message_took_effect(
+async def test_a_replay_resets_the_attempts(
     pool: db.Pool, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
+    """A replay resets the attempts, unless the message took effect."""
     failed, done = event(), event()
     effects.failure = ValueError("no such thing")
     await effects.consumer(max_attempts=1).handle(failed)
@@ -148,10 +148,8 @@ async def test_a_replay_gives_all_attempts_again_unless_the_message_took_effect(
     assert await drained(channel, QUEUE) == [str(failed.id), str(done.id)]
 
 
-async def test_peeking_fifty_times_loses_nothing_and_keeps_the_order(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
-    """A broker of release 4 would drop a message that was given back more than twenty times, unless told otherwise."""
+async def test_fifty_peeks_keep_all_messages_in_order(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """With default limits, RabbitMQ 4 drops a message that was returned more than twenty times."""
     expected = await put_many(channel, 100)
     for number in range(50):
         assert await ids(letters, limit=100 if number % 2 else 7) == expected[: 100 if number % 2 else 7]
@@ -159,9 +157,8 @@ async def test_peeking_fifty_times_loses_nothing_and_keeps_the_order(
     assert await drained(channel) == expected
 
 
-async def test_what_is_not_meant_goes_back_in_order_and_what_is_meant_is_gone(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
+async def test_a_scan_keeps_the_order_of_the_other_letters(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """Matching letters are purged or replayed; the others return in order."""
     expected = await put_many(channel, 90)
     for number in (0, 44, 88):
         summary, _ = await go_over(letters, DeadLetterAction.PURGE, id=expected[number])
@@ -175,9 +172,10 @@ async def test_what_is_not_meant_goes_back_in_order_and_what_is_meant_is_gone(
 
 
 @pytest.mark.parametrize("action", [DeadLetterAction.REPLAY, DeadLetterAction.PURGE])
-async def test_every_one_of_many_is_done_when_all_are_meant(
+async def test_all_of_many_letters_are_handled(
     channel: AbstractChannel, letters: DeadLetters, action: DeadLetterAction
 ) -> None:
+    """Without conditions, a replay or purge handles every one of 500 dead letters."""
     expected = await put_many(channel, 500)
     summary, findings = await go_over(letters, action)
     assert (summary.depth, summary.looked_at, summary.matched) == (500, 500, 500)
@@ -188,7 +186,8 @@ async def test_every_one_of_many_is_done_when_all_are_meant(
     )
 
 
-async def test_since_means_those_that_failed_lately(channel: AbstractChannel, letters: DeadLetters) -> None:
+async def test_since_matches_recent_failures(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """`since_seconds` matches letters whose last failure is recent."""
     old, recent, silent = event(), event(), event()
     await set_aside(channel, old, minutes_ago=20)
     await set_aside(channel, recent, minutes_ago=10)
@@ -204,9 +203,10 @@ async def test_since_means_those_that_failed_lately(channel: AbstractChannel, le
     assert await drained(channel) == [str(old.id), str(silent.id)]
 
 
-async def test_what_the_broker_gave_up_by_itself_says_so(
+async def test_letters_dead_lettered_by_the_broker_say_so(
     rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
+    """Their reason comes from the broker's headers, which a replay removes."""
     sent = event()
     await send_all(channel, sent)
     async with await aio_pika.connect(rabbitmq_url) as connection:
@@ -226,6 +226,7 @@ async def test_what_the_broker_gave_up_by_itself_says_so(
 async def test_a_dry_run_changes_nothing(
     pool: db.Pool, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
+    """A dry run changes neither the queue nor the inbox."""
     failed = event()
     effects.failure = ValueError("no such thing")
     await effects.consumer(max_attempts=1).handle(failed)
@@ -241,9 +242,8 @@ async def test_a_dry_run_changes_nothing(
     assert (await drained(channel))[0] == str(failed.id)
 
 
-async def test_headers_that_nobody_foresaw_are_shown_all_the_same(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
+async def test_unexpected_headers_are_shown(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """A letter with unexpected headers is listed too."""
     odd: list[dict[str, Any]] = [
         {"x-reason": 7, "x-attempts": "many", "x-first-failure-at": "yesterday", "x-last-failure-at": 12},
         {"x-reason": "a\x1b[31mred\n", "x-last-failure-at": "2026-01-01T00:00:00"},

@@ -1,4 +1,4 @@
-"""Without a broker the parked rows of what has a handler are the dead letters, and the same operations act on them."""
+"""Without a broker, the parked rows of handled types are the dead letters, with the same operations."""
 
 import pytest
 
@@ -42,9 +42,8 @@ async def park(pool: db.Pool, effects: Effects, *events: Envelope) -> list[str]:
     return [str(each.id) for each in events]
 
 
-async def test_they_are_told_with_their_story_the_longest_parked_first(
-    pool: db.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_parked_rows_are_listed_oldest_first(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """Parked rows are listed with their failures, longest parked first."""
     expected = await park(pool, effects, *(event() for _ in range(3)))
     await put(pool, event())
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x' WHERE type = $1", CONFIRMED)
@@ -60,15 +59,15 @@ async def test_they_are_told_with_their_story_the_longest_parked_first(
     assert await ids(letters, id=expected[1]) == expected[1:2]
 
 
-async def test_since_means_those_that_were_parked_lately(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+async def test_since_matches_recently_parked_rows(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """`since_seconds` matches rows that were parked recently."""
     expected = await park(pool, effects, event(), event())
     await pool.execute("UPDATE outbox SET parked_at = parked_at - interval '20 min' WHERE id::text = $1", expected[0])
     assert await ids(letters, since_seconds=900) == expected[1:]
 
 
-async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_nothing(
-    pool: db.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_a_replayed_row_takes_effect_once(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """Each replayed row takes effect once; a second replay finds none."""
     events = [event() for _ in range(250)]
     await put(pool, *events)
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x', attempts = 10")
@@ -80,7 +79,8 @@ async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_noth
     assert await ids(letters) == []
 
 
-async def test_a_replay_gives_all_attempts_again(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+async def test_a_replay_resets_the_attempts(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """A replay resets the attempts of a row."""
     await park(pool, effects, event())
     await go_over(letters, DeadLetterAction.REPLAY)
     effects.failure = ValueError("no such thing")
@@ -94,6 +94,7 @@ async def test_a_replay_gives_all_attempts_again(pool: db.Pool, effects: Effects
 
 
 async def test_a_dry_run_changes_nothing(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """A dry run changes neither outbox nor inbox."""
     await park(pool, effects, event(), event())
     tables = ("SELECT * FROM outbox ORDER BY id", "SELECT * FROM inbox ORDER BY message_id")
     before = [await pool.fetch(table) for table in tables]
@@ -103,9 +104,8 @@ async def test_a_dry_run_changes_nothing(pool: db.Pool, effects: Effects, letter
     assert [await pool.fetch(table) for table in tables] == before
 
 
-async def test_a_purged_event_is_listed_until_it_is_replayed(
-    pool: db.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_a_purged_event_is_listed_until_replayed(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """The order of a purged event is listed until the event is replayed."""
     order = await placed(pool)
     effects.failure = ValueError("no such thing")
     await relay(pool, effects.consumer(max_attempts=1)).run_once()

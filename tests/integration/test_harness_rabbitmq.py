@@ -1,4 +1,4 @@
-"""The private RabbitMQ that fault tests use behaves as a broker that crashed and came back."""
+"""The private RabbitMQ of the fault tests behaves as a broker that crashes and restarts."""
 
 from pathlib import Path
 

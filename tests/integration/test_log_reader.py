@@ -1,4 +1,4 @@
-"""A log reader that stalls or goes away stops the log, and nothing else."""
+"""A log reader that stalls or closes stops the log, and nothing else."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def is_live(api: httpx.AsyncClient) -> bool:
 
 @pytest.mark.parametrize("goes_away", [False, True], ids=["stalls", "goes away"])
 async def test_the_service_outlives_its_log_reader(database_url: str, *, goes_away: bool) -> None:
-    """Every order is answered, and the process ends in time; a reader that comes back misses nothing."""
+    """Every order is answered, and the process ends in time; a reader that resumes misses nothing."""
     port, (read_end, write_end) = free_port(), os.pipe()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     env |= {"ORDERS_DATABASE_URL": database_url, "ORDERS_ROLES": "api", "ORDERS_PORT": str(port)}
@@ -89,6 +89,7 @@ def lines_dropped() -> float:
 
 
 async def test_lines_beyond_the_queue_are_dropped_and_counted(stalled: tuple[logging.Logger, int]) -> None:
+    """Lines that do not fit into the queue are dropped, counted, and reported."""
     logger, read_end = stalled
     before = lines_dropped()
     sent = 2 * LOG_QUEUE_LINES

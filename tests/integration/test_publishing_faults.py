@@ -1,4 +1,4 @@
-"""The broker, or what lies before it, misbehaves when events are published: every event arrives."""
+"""Faults of the broker or the network while publishing: every event arrives."""
 
 import asyncio
 import contextlib
@@ -62,9 +62,10 @@ async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
     [Eat(amqp.CONFIRM), Lose(amqp.CONFIRM), Lose(amqp.CONFIRM, silent=True)],
     ids=["eaten", "cut", "silent"],
 )
-async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spend_no_attempt(
+async def test_unconfirmed_rows_are_sent_again(
     pool: db.Pool, broker_proxy: Proxy, transport: RabbitPublisher, channel: AbstractChannel, fault: Fault
 ) -> None:
+    """Rows whose confirm is lost are sent again with their ids, and use up no attempt."""
     events = [event() for _ in range(5)]
     await put(pool, *events)
     relay = relay_over(pool, transport)
@@ -84,9 +85,10 @@ async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spen
     assert len(ids) > 5
 
 
-async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and_one_batch_waits_at_the_broker(
+async def test_a_blocked_connection_holds_one_batch(
     pool: db.Pool, broker_proxy: Proxy, transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
+    """While the broker blocks publishing, one batch waits there, no attempt is used up, and nothing hangs."""
     block, sent = Block(amqp.PUBLISHED), event()
     await put(pool, sent)
     relay = relay_over(pool, transport)
@@ -136,10 +138,10 @@ async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, t
     await wait_until(delivers, AMPLE_SECONDS, "another connection")
 
 
-async def test_readiness_says_whether_publishing_works(
+async def test_readiness_reports_whether_publishing_works(
     pool: db.Pool, database_url: str, broker_proxy: Proxy, rabbitmq_url: str
 ) -> None:
-    """Connecting works all the time, so that it alone proves nothing."""
+    """Connecting works all the time, so it proves nothing."""
     url = broker_proxy.url(rabbitmq_url)
     settings = {"rabbitmq_url": url, "outbox_publish_timeout_seconds": DEADLINE_SECONDS}
     async with serving(database_url, roles="relay", **settings) as process:
@@ -163,9 +165,10 @@ async def test_readiness_says_whether_publishing_works(
 
 
 @pytest.mark.parametrize("lost", ["binding", "queue"])
-async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_is_sent_again(
+async def test_a_return_restores_the_topology(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, lost: str
 ) -> None:
+    """After a return, the topology is declared again before the row is sent again."""
     signals, returned, fine = Observed(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
     async with publishing(rabbitmq_url) as transport:
@@ -183,9 +186,10 @@ async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_i
     assert (await next_message(channel, QUEUE)).message_id == str(returned.id)
 
 
-async def test_a_relay_that_is_cut_short_gives_its_rows_back_at_once(
+async def test_a_cancelled_relay_releases_its_rows_at_once(
     pool: db.Pool, broker_proxy: Proxy, rabbitmq_url: str, channel: AbstractChannel
 ) -> None:
+    """A cancelled relay releases its rows at once."""
     only = event()
     await put(pool, only)
     async with publishing(broker_proxy.url(rabbitmq_url)) as stuck, publishing(rabbitmq_url) as works:

@@ -1,4 +1,4 @@
-"""The way to the broker is slow or long: every event is published, and hardly any is sent twice."""
+"""A slow or long link to the broker: every event is published, and few are sent twice."""
 
 import asyncio
 import contextlib
@@ -53,10 +53,10 @@ async def test_large_events_drain_over_a_slow_link(
     assert len(ids) - len(events) <= 25  # none, unless the machine stalls: then what was unconfirmed
 
 
-async def test_a_relay_that_is_cut_short_records_what_was_confirmed(
+async def test_a_cancelled_relay_records_what_was_confirmed(
     pool: db.Pool, broker_proxy: Proxy, rabbitmq_url: str, channel: AbstractChannel
 ) -> None:
-    """Cancelled in the middle of a batch, as by a SIGTERM whose grace is over: only the rest is sent again."""
+    """It is cancelled within a batch, as after SIGTERM and its grace period: only the rest is sent again."""
     events = [event(data={"items": LINES}) for _ in range(100)]
     await put(pool, *events)
     broker_proxy.arm(Throttle(200_000))
