@@ -1,4 +1,4 @@
-"""Orders and sagas straight in the database, without HTTP and without a broker."""
+"""Make orders and sagas directly in the database, without HTTP and without a broker."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ DEADLINE_SECONDS = 900.0
 
 
 def command(**changes: Any) -> PlaceOrder:
-    """Return a customer's wish: three widgets, 29.97 USD."""
+    """Return a command to place an order: three widgets, 29.97 USD."""
     wish: dict[str, Any] = {"tenant": TENANT, "currency": "USD", "lines": (Line("WIDGET", 3, 999),)}
     return PlaceOrder(**(wish | changes))
 
@@ -55,7 +55,7 @@ async def placed(pool: Pool, **changes: Any) -> Order:
 
 
 def event_of(order: Order, **trace: str) -> Envelope:
-    """Return the event of the order's present status."""
+    """Return the event of the order's current status."""
     event = events.event_for(order, trace)
     assert event is not None
     return event
@@ -71,7 +71,7 @@ async def start_saga(pool: Pool, **changes: Any) -> UUID:
 
 @contextlib.asynccontextmanager
 async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[asyncpg.transaction.Transaction]:
-    """Hold the key as a request does that has not committed yet; a rollback unless the test commits."""
+    """Hold the key as an uncommitted request does. Rolls back unless the test commits."""
     async with pool.acquire() as conn:
         transaction = conn.transaction()
         await transaction.start()
@@ -83,6 +83,6 @@ async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[as
 
 
 async def somebody_waits(pool: Pool) -> bool:
-    """Tell whether anybody waits for a lock in this database."""
+    """Return whether a session waits for a lock in this database."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})"))

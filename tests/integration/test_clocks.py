@@ -22,7 +22,7 @@ SHIFTS = pytest.mark.parametrize("shift", [-HOUR, HOUR], ids=["behind", "ahead"]
 
 
 async def placed_by_a_process_that_is_wrong(pool: Pool, shift: timedelta) -> str:
-    """Place an order as a process does whose clock is off by so much."""
+    """Place an order as a process does whose clock is off by `shift`."""
     order = await placed(pool)
     await pool.execute("UPDATE orders SET placed_at = placed_at + $1, updated_at = updated_at + $1", shift)
     await pool.execute("UPDATE outbox SET occurred_at = occurred_at + $1", shift)
@@ -30,7 +30,7 @@ async def placed_by_a_process_that_is_wrong(pool: Pool, shift: timedelta) -> str
 
 
 async def send_again(pool: Pool) -> tuple[float | None, float | None]:
-    """Look for orders that did not start; return how many events are to be sent again, and how many orders it was."""
+    """Run the resender; return how many events are pending, and how many orders it counted."""
     signals = Observed()
 
     async def depths() -> tuple[int, int]:
@@ -81,4 +81,4 @@ async def test_which_dead_letters_are_recent(pool: Pool, database_url: str, offs
     await pool.execute(query, recent, timedelta(minutes=5))
     await pool.execute(query, older, timedelta(minutes=30))
     code, out, _ = await orders_at(offset, "dlq", "peek", "--since", "15m", "--json", database_url=database_url)
-    assert (code, [each["id"] for each in json.loads(out)["dead_letters"]]) == (0, [str(recent)])
+    assert (code, [letter["id"] for letter in json.loads(out)["dead_letters"]]) == (0, [str(recent)])

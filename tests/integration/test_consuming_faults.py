@@ -22,7 +22,7 @@ from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE, ROUTING_KEYS, SAGA_QU
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 WATCH_SECONDS = 0.2
-NEVER_SECONDS = 3600.0  # for what counts deliveries: a watch that looks amiss at a slow broker would have more made
+NEVER_SECONDS = 3600.0  # for tests that count deliveries: a watch on a slow broker could cause more of them
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ async def consume(
 
 
 async def send(rabbitmq_url: str, count: int) -> list[str]:
-    """Publish past the proxy; return the ids, sorted."""
+    """Publish without the proxy; return the ids, sorted."""
     events = [event() for _ in range(count)]
     async with publishing(rabbitmq_url) as transport:
         assert set(await transport.publish(events)) == {None}
-    return sorted(str(each.id) for each in events)
+    return sorted(str(envelope.id) for envelope in events)
 
 
 async def applied(effects: Effects) -> list[str]:
@@ -151,7 +151,7 @@ async def test_a_deleted_binding_is_restored(
         assert not await returned()
         return bool(await effects.committed())
 
-    broker_proxy.arm(Blackhole())  # until it is clear that the binding is gone, nobody restores it
+    broker_proxy.arm(Blackhole())  # until it is clear that the binding is gone, no declaration restores it
     await wait_until(nobody_takes_them, AMPLE_SECONDS, "end of the binding")
     await listen(channel)
     broker_proxy.disarm()

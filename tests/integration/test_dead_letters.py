@@ -34,8 +34,8 @@ def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
 
 
 async def send_all(channel: AbstractChannel, *events: Envelope) -> None:
-    for each in events:
-        await send(channel, each.body(), headers=dict(each.headers()), message_id=str(each.id))
+    for envelope in events:
+        await send(channel, envelope.body(), headers=dict(envelope.headers()), message_id=str(envelope.id))
 
 
 async def story(pool: db.Pool, message_id: str) -> tuple[int, bool, bool]:
@@ -46,7 +46,7 @@ async def story(pool: db.Pool, message_id: str) -> tuple[int, bool, bool]:
 
 
 def without_count(headers: HeadersType) -> HeadersType:
-    """Leave out what the broker adds to every message of a quorum queue."""
+    """Remove the header that the broker adds to every message of a quorum queue."""
     return {name: value for name, value in headers.items() if name != "x-delivery-count"}
 
 
@@ -72,16 +72,19 @@ async def test_dead_letters_have_reasons_and_replay_once(
         await send_all(channel, *fine[10:])
         await holds(channel, 4)
         await effects.arrive(len(fine))
-        assert sorted(await effects.committed()) == sorted(each.id for each in fine)
+        assert sorted(await effects.committed()) == sorted(envelope.id for envelope in fine)
         _, findings = await go_over(letters, DeadLetterAction.PEEK)
-        told = {each.letter.id: (each.letter.reason, each.letter.attempts, each.inbox_state) for each in findings}
-        assert {name: verdict for name, (_, _, verdict) in told.items()} == {
+        shown = {
+            finding.letter.id: (finding.letter.reason, finding.letter.attempts, finding.inbox_state)
+            for finding in findings
+        }
+        assert {name: state for name, (_, _, state) in shown.items()} == {
             **dict.fromkeys(("one", "two", "three"), "unreadable"),
             str(failing.id): f"failed 2 times, last error: {REASON}",
         }
-        assert told[str(failing.id)][:2] == (REASON, 2)
-        assert told["one"][0].startswith("unreadable: the body is not JSON")
-        assert told["three"][0].startswith("unreadable: its attributes")
+        assert shown[str(failing.id)][:2] == (REASON, 2)
+        assert shown["one"][0].startswith("unreadable: the body is not JSON")
+        assert shown["three"][0].startswith("unreadable: its attributes")
         await holds(channel, 4)
         repaired = True
         for name in (str(failing.id), "one", "two", "three"):
@@ -90,13 +93,13 @@ async def test_dead_letters_have_reasons_and_replay_once(
             await holds(channel, 3)
         summary, _ = await go_over(letters, DeadLetterAction.REPLAY, id=str(failing.id))
         assert summary.matched == 0
-        await send_all(channel, failing)  # the copy that a replay leaves behind when it is killed
+        await send_all(channel, failing)  # the copy that a killed replay leaves
         for name in ("one", "two", "three"):
             await go_over(letters, DeadLetterAction.REPLAY, id=name)
             await holds(channel, 3)
         await holds(channel, 0, QUEUE)
         await effects.arrive(len(fine) + 1)
-    assert sorted(await effects.committed()) == sorted(each.id for each in (*fine, failing))
+    assert sorted(await effects.committed()) == sorted(envelope.id for envelope in (*fine, failing))
 
 
 async def test_a_replay_removes_the_dead_letter_headers(channel: AbstractChannel, letters: DeadLetters) -> None:
@@ -111,7 +114,7 @@ async def test_a_replay_removes_the_dead_letter_headers(channel: AbstractChannel
         timestamp=datetime(2026, 1, 2, tzinfo=UTC),
     )
     await holds(channel, 1)
-    await ids(letters)  # so that the broker counts a delivery on it
+    await ids(letters)  # so the broker counts a delivery
     await go_over(letters, DeadLetterAction.REPLAY)
     again = await next_message(channel, QUEUE)
     assert (again.message_id, again.type, again.body) == (str(sent.id), PLACED, sent.body())
@@ -132,8 +135,8 @@ async def test_a_replay_resets_the_attempts(
     await effects.consumer(max_attempts=2).handle(done)
     effects.failure = None
     await effects.consumer(max_attempts=2).handle(done)
-    for each in (failed, done):
-        await set_aside(channel, each)
+    for envelope in (failed, done):
+        await set_aside(channel, envelope)
     await holds(channel, 2)
     assert await story(pool, str(failed.id)) == (1, True, False)
     _, (first, second) = await go_over(letters, DeadLetterAction.REPLAY)
@@ -168,7 +171,9 @@ async def test_a_scan_keeps_the_order_of_the_other_letters(channel: AbstractChan
     assert (summary.looked_at, summary.matched) == (2, 2)
     await holds(channel, 85)
     assert await drained(channel, QUEUE) == expected[1:3]
-    assert await drained(channel) == [each for each in expected[3:] if each not in {expected[44], expected[88]}]
+    assert await drained(channel) == [
+        letter_id for letter_id in expected[3:] if letter_id not in {expected[44], expected[88]}
+    ]
 
 
 @pytest.mark.parametrize("action", [DeadLetterAction.REPLAY, DeadLetterAction.PURGE])
@@ -179,7 +184,7 @@ async def test_all_of_many_letters_are_handled(
     expected = await put_many(channel, 500)
     summary, findings = await go_over(letters, action)
     assert (summary.depth, summary.looked_at, summary.matched) == (500, 500, 500)
-    assert [each.letter.id for each in findings] == expected
+    assert [finding.letter.id for finding in findings] == expected
     await holds(channel, 0)
     assert sorted(filter(None, await drained(channel, QUEUE))) == (
         sorted(expected) if action is DeadLetterAction.REPLAY else []
@@ -254,7 +259,9 @@ async def test_unexpected_headers_are_shown(channel: AbstractChannel, letters: D
         await channel.default_exchange.publish(aio_pika.Message(b"\xff", headers=headers), DEAD_LETTER_QUEUE)
     await holds(channel, 4)
     _, findings = await go_over(letters, DeadLetterAction.PEEK)
-    assert [(each.letter.reason, each.letter.attempts, each.letter.last_failure_at) for each in findings] == [
+    assert [
+        (finding.letter.reason, finding.letter.attempts, finding.letter.last_failure_at) for finding in findings
+    ] == [
         ("7", None, None),
         ("a [31mred ", None, None),
         ("unknown: the message has neither x-reason nor x-death", None, None),

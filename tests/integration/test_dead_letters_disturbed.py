@@ -60,7 +60,7 @@ async def test_an_interrupted_replay_can_be_repeated(
         await holds(channel, 0)
         await holds(channel, 0, QUEUE)
         await effects.arrive(3)
-    assert sorted(str(each) for each in await effects.committed()) == sorted(expected)
+    assert sorted(str(message_id) for message_id in await effects.committed()) == sorted(expected)
 
 
 async def test_only_one_scan_runs_at_a_time(
@@ -79,12 +79,12 @@ async def test_a_missing_message_ends_the_scan(pool: db.Pool, channel: AbstractC
     """A scan ends if a message that it counted does not arrive."""
     expected = await put_many(channel, 3)
     dlq = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
-    async with scan(pool, rabbitmq_url) as one:
-        assert len(await one.take(2)) == 2
+    async with scan(pool, rabbitmq_url) as running:
+        assert len(await running.take(2)) == 2
         await dlq.purge()
-        assert len(await one.take(2)) == 1
-        one.depth = 4
-        assert await one.take(2) == []
+        assert len(await running.take(2)) == 1
+        running.depth = 4
+        assert await running.take(2) == []
     await holds(channel, 3)
     assert await drained(channel) == expected
 
@@ -101,10 +101,10 @@ async def test_a_broker_killed_during_a_scan_loses_nothing(pool: db.Pool, server
     async with servers.rabbitmq(server_directory) as broker:
 
         async def cut_short() -> None:
-            async with scan(pool, broker.url()) as one:
-                assert len(await one.take(1)) == 1
+            async with scan(pool, broker.url()) as running:
+                assert len(await running.take(1)) == 1
                 await broker.kill()
-                while await one.take(1):
+                while await running.take(1):
                     pass
 
         async with open_channel(broker.url()) as channel:

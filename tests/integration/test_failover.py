@@ -38,7 +38,7 @@ def either(first: Postgres, second: Postgres) -> str:
 
 
 async def becomes(api: httpx.AsyncClient, *statuses: int) -> None:
-    """Wait until placing an order and readiness are answered with these."""
+    """Wait for these responses to placing an order and to the readiness check."""
 
     async def seen() -> bool:
         order, ready = await api.post("/orders", json=LINE), await api.get("/readyz")

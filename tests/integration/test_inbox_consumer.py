@@ -21,7 +21,7 @@ FAILURE = ValueError("no such thing")
 
 
 async def row(pool: db.Pool, message: Envelope) -> dict[str, Any]:
-    """Return the message's inbox row, empty where there is none."""
+    """Return the message's inbox row, empty if there is none."""
     async with db.connection(pool) as conn:
         found = await conn.fetchrow("SELECT * FROM inbox WHERE message_id = $1", str(message.id))
         return dict(found or {})
@@ -51,8 +51,8 @@ async def test_concurrent_deliveries_take_effect_once(effects: Effects) -> None:
     """Concurrent deliveries of one message take effect once."""
     message = event()
     consumers = [effects.consumer() for _ in range(8)]
-    verdicts = await asyncio.gather(*(consumer.handle(message) for consumer in consumers))
-    assert verdicts == [Handled()] * 8
+    results = await asyncio.gather(*(consumer.handle(message) for consumer in consumers))
+    assert results == [Handled()] * 8
     assert await effects.committed() == [message.id]
 
 
@@ -88,13 +88,13 @@ async def test_a_failure_leaves_only_its_count(pool: db.Pool, effects: Effects) 
     """A failing handler leaves its failure count and nothing else."""
     signals, message = Observed(), event()
     effects.failure = FAILURE
-    verdict = await effects.consumer(signals).handle(message)
-    assert isinstance(verdict, Retry)
-    assert verdict.in_seconds > 0
-    assert verdict.reason == "ValueError: no such thing"
+    result = await effects.consumer(signals).handle(message)
+    assert isinstance(result, Retry)
+    assert result.in_seconds > 0
+    assert result.reason == "ValueError: no such thing"
     assert await effects.committed() == []
     failed = await row(pool, message)
-    assert (failed["attempts"], failed["last_error"], failed["processed_at"]) == (1, verdict.reason, None)
+    assert (failed["attempts"], failed["last_error"], failed["processed_at"]) == (1, result.reason, None)
     assert counted(signals, "consumer_failed_total") == 1
     assert counted(signals, "consumer_processed_total") == 0
 
@@ -149,32 +149,32 @@ async def test_a_failure_with_any_text_is_counted(pool: db.Pool, effects: Effect
     """A failure is counted whatever characters its text has."""
     message, consumer = event(), effects.consumer(max_attempts=2)
     effects.failure = ValueError(f"cannot read {text}")
-    verdicts = [await consumer.handle(message) for _ in range(2)]
-    assert [type(verdict) for verdict in verdicts] == [Retry, Dead]
-    for verdict in verdicts:
-        assert isinstance(verdict, Retry | Dead)
-        assert verdict.reason.startswith("ValueError: cannot read")
-        assert len(verdict.reason) <= 500
-        assert verdict.reason.isprintable()
+    results = [await consumer.handle(message) for _ in range(2)]
+    assert [type(result) for result in results] == [Retry, Dead]
+    for result in results:
+        assert isinstance(result, Retry | Dead)
+        assert result.reason.startswith("ValueError: cannot read")
+        assert len(result.reason) <= 500
+        assert result.reason.isprintable()
     assert (await row(pool, message))["attempts"] == 2
 
 
 async def test_a_message_of_an_unknown_type_is_dead_at_once(pool: db.Pool, effects: Effects) -> None:
     """A message of a type without a handler is dead at once, and has an inbox row."""
     message = event(event_type=CONFIRMED)
-    verdict = await effects.consumer().handle(message)
-    assert isinstance(verdict, Dead)
-    assert (verdict.reason, verdict.attempts) == (f"unknown type {CONFIRMED}", 1)
-    assert verdict.first_failure_at == verdict.last_failure_at
+    result = await effects.consumer().handle(message)
+    assert isinstance(result, Dead)
+    assert (result.reason, result.attempts) == (f"unknown type {CONFIRMED}", 1)
+    assert result.first_failure_at == result.last_failure_at
     assert (await row(pool, message))["dead_at"]
 
 
 async def test_a_message_unreadable_to_its_handler_is_dead(effects: Effects) -> None:
     """A message that its handler cannot read is dead at once."""
     effects.failure = UnreadableMessage("no total")
-    verdict = await effects.consumer().handle(event())
-    assert isinstance(verdict, Dead)
-    assert (verdict.reason, verdict.attempts) == ("unreadable: no total", 1)
+    result = await effects.consumer().handle(event())
+    assert isinstance(result, Dead)
+    assert (result.reason, result.attempts) == ("unreadable: no total", 1)
     assert await effects.committed() == []
 
 

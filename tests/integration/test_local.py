@@ -14,7 +14,7 @@ from app.observability.signals import Signals
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, put
 from tests.harness.relays import local_transport, make_relay
 
-YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
+YEAR_SECONDS = 31_536_000.0  # full jitter makes pauses of any length up to this, so few are short
 
 
 def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
@@ -50,7 +50,7 @@ async def test_a_handled_message_is_confirmed(effects: Effects) -> None:
     """A message with a handler takes effect and is confirmed."""
     messages = [event(), event()]
     assert await publish(effects, *messages) == [None, None]
-    assert await effects.committed() == [each.id for each in messages]
+    assert await effects.committed() == [message.id for message in messages]
 
 
 async def test_messages_without_time_are_unconfirmed(effects: Effects) -> None:
@@ -95,12 +95,12 @@ async def test_a_row_whose_handler_keeps_failing_is_parked(pool: db.Pool, effect
     """After the last attempt, the row is parked with the reason."""
     effects.failure, message = ValueError("no such thing"), event()
     await put(pool, message)
-    one = relay(pool, effects.consumer(max_attempts=2))
+    publisher = relay(pool, effects.consumer(max_attempts=2))
     for _ in range(2):
         assert await parked(pool) == []
-        assert await one.run_once() == 1
+        assert await publisher.run_once() == 1
         await make_due(pool)
-    assert await one.run_once() == 0
+    assert await publisher.run_once() == 0
     assert await parked(pool) == [(message.id, "ValueError: no such thing")]
     assert await effects.committed() == []
 
@@ -126,11 +126,11 @@ async def test_an_outage_within_a_batch_releases_all_rows(pool: db.Pool, effects
     messages = [event() for _ in range(3)]
     await put(pool, *messages)
     consumer = Consumer(pool, "effects", {PLACED: second_time_unlucky}, 1, Signals())
-    one = relay(pool, consumer)
+    publisher = relay(pool, consumer)
     with pytest.raises(DatabaseUnavailable):
-        await one.run_once()
+        await publisher.run_once()
     assert len(await effects.committed()) == 1
     assert await published(pool) == 0
-    assert await one.run_once() == 3
+    assert await publisher.run_once() == 3
     assert await published(pool) == 3
-    assert sorted(await effects.committed()) == sorted(each.id for each in messages)
+    assert sorted(await effects.committed()) == sorted(message.id for message in messages)

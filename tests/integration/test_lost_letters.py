@@ -51,14 +51,14 @@ class Counting:
     @contextlib.asynccontextmanager
     async def scan(self) -> AsyncIterator[DeadLetterScan]:
         self.passes += 1
-        async with self._source.scan() as one:
-            yield Blind(one) if self._blind else one
+        async with self._source.scan() as scan:
+            yield Blind(scan) if self._blind else scan
 
 
 class Blind:
-    def __init__(self, one: DeadLetterScan) -> None:
-        self.depth = one.depth
-        self.replay, self.purge = one.replay, one.purge
+    def __init__(self, scan: DeadLetterScan) -> None:
+        self.depth = scan.depth
+        self.replay, self.purge = scan.replay, scan.purge
 
     async def take(self, _: int) -> list[DeadLetter]:
         return []
@@ -69,10 +69,10 @@ def searching(letters: DeadLetters, pause_seconds: float = 0, signals: Observed 
 
 
 async def look(letters: DeadLetters, times: int = 3) -> None:
-    """Look so many times without a pause."""
-    one = searching(letters)
+    """Scan `times` times without a pause."""
+    search = searching(letters)
     for _ in range(times):
-        await one.run_once()
+        await search.run_once()
 
 
 async def confirmed(pool: db.Pool, ids: Sequence[UUID]) -> bool:
@@ -104,8 +104,8 @@ async def test_only_lost_dead_letters_are_resent(
     await purge_by_hand(channel)
     [waiting] = await dead_lettered(pool, rabbitmq_url, channel)
     signals = Observed()
-    one = searching(letters, signals=signals)
-    assert [await one.run_once() for _ in range(2)] == [0, 1]
+    search = searching(letters, signals=signals)
+    assert [await search.run_once() for _ in range(2)] == [0, 1]
     assert await pending(pool) == {lost}
     assert counted(signals, "outbox_resent_total") == 1
     records = {row["message_id"]: row["dead_at"] for row in await pool.fetch("SELECT * FROM inbox")}
@@ -182,7 +182,7 @@ async def test_no_scan_runs_while_no_event_is_due(
     patient = searching(counting, pause_seconds=3600)
     for _ in range(3):
         await patient.run_once()
-    assert place.passes == 1  # and none before the pause is over
+    assert place.passes == 1  # no other scan before the pause is over
     await look(counting)
     assert place.passes == 4
     async with db.connection(pool) as conn:

@@ -33,7 +33,7 @@ ENDS: dict[Status, tuple[Status | None, Reason | None]] = {
 
 
 async def event_at(pool: db.Pool, status: Status) -> Envelope:
-    """Bring a new order to this status; return the event that tells of it."""
+    """Bring a new order to this status; return the event of it."""
     order = await placed(pool, customer_id="Zoë ✓")
     before, reason = ENDS[status]
     async with db.transaction(pool) as conn:
@@ -44,7 +44,7 @@ async def event_at(pool: db.Pool, status: Status) -> Envelope:
 
 
 async def sent(url: str, event: Envelope) -> AbstractIncomingMessage:
-    """Publish as the relay does; return the message as a listener of its own gets it."""
+    """Publish as the relay does; return the message that a listener receives."""
     async with open_channel(url) as channel, publishing(url) as transport:
         queue = await listen(channel, event.routing_key)
         assert await transport.publish([event]) == [None]

@@ -13,7 +13,7 @@ from app.messaging import outbox, outbox_admin
 from app.messaging.outbox import PublishRecord
 from tests.harness.events import event, put
 
-LEASE_SECONDS = 3600.0  # no test lives to see its end: where a lease ends, the test ended it
+LEASE_SECONDS = 3600.0  # longer than any test; a test that needs the end of a lease ends it
 
 
 async def claim(pool: db.Pool, limit: int = 100, token: UUID | None = None) -> list[UUID]:
@@ -100,17 +100,17 @@ async def test_a_parked_event_blocks_its_subject(pool: db.Pool) -> None:
 async def test_the_oldest_events_are_claimed_first(pool: db.Pool) -> None:
     """A claim takes the events that waited longest, and no more than its limit."""
     events = [event() for _ in range(9)]
-    for each in events:
-        await put(pool, each)
+    for envelope in events:
+        await put(pool, envelope)
     for batch in (events[:3], events[3:6], events[6:]):
-        assert sorted(await claim(pool, limit=3)) == sorted(each.id for each in batch)
+        assert sorted(await claim(pool, limit=3)) == sorted(envelope.id for envelope in batch)
 
 
 async def test_concurrent_claims_do_not_overlap(pool: db.Pool) -> None:
     """Two relays that claim at once get different rows, and neither waits for the other."""
     await put(pool, *(event() for _ in range(20)))
-    async with db.transaction(pool) as one, db.transaction(pool) as other:
-        first = ids(await outbox.claim(one, uuid4(), 12, LEASE_SECONDS))
+    async with db.transaction(pool) as first_conn, db.transaction(pool) as other:
+        first = ids(await outbox.claim(first_conn, uuid4(), 12, LEASE_SECONDS))
         second = ids(await outbox.claim(other, uuid4(), 20, LEASE_SECONDS))
     assert (len(first), len(second)) == (12, 8)
     assert set(first).isdisjoint(second)
@@ -122,9 +122,9 @@ async def test_many_relays_claim_every_row_once(pool: db.Pool) -> None:
     await put(pool, *events)
     batches = await asyncio.gather(*(claim(pool, limit=20) for _ in range(10)))
     taken = [row_id for batch in batches for row_id in batch]
-    while rest := await claim(pool):  # what a claim skipped was in another's hands just then
+    while rest := await claim(pool):  # a claim skips rows that another claim has just locked
         taken += rest
-    assert sorted(taken) == sorted(each.id for each in events)
+    assert sorted(taken) == sorted(envelope.id for envelope in events)
 
 
 async def test_a_claimed_row_is_free_after_its_lease(pool: db.Pool) -> None:

@@ -37,7 +37,7 @@ async def claim_and_settle(conn: db.Connection) -> None:
 
 @pytest.fixture
 async def first_day(pool: db.Pool) -> int:
-    """Pages that a batch touches in a table that has hardly more rows than it."""
+    """Return the pages that a batch touches in a table with hardly any other rows."""
     await add(pool, BATCH * 2, published=False)
     return buffers(await plans_of(pool, claim_and_settle))
 
@@ -51,9 +51,9 @@ async def cost(pool: db.Pool) -> tuple[list[Plan], int]:
 
 
 async def test_a_batch_costs_the_same_after_a_long_history(pool: db.Pool, first_day: int) -> None:
-    """A batch touches no more pages after a long history."""
+    """A batch touches less than twice as many pages after a long history."""
     await add(pool, HISTORY, published=True)
-    for _ in range(2):  # the deeper tree of the primary key is all that it may notice
+    for _ in range(2):  # only the deeper tree of the primary key may cost more
         _, touched = await cost(pool)
         assert touched < first_day * 2
         await pool.execute("ANALYZE outbox")
@@ -63,7 +63,7 @@ async def test_a_batch_costs_the_same_with_old_statistics(pool: db.Pool, first_d
     """In an outage, the statistics still describe a nearly empty table."""
     await add(pool, HISTORY, published=True)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
-    await pool.execute("ANALYZE outbox")  # there is nothing pending, it says
+    await pool.execute("ANALYZE outbox")  # the statistics say that no row is pending
     await add(pool, BACKLOG, published=False)
     _, touched = await cost(pool)
     assert touched < first_day * 2
@@ -78,7 +78,7 @@ async def test_rows_that_are_not_due_are_not_read(pool: db.Pool) -> None:
 
 
 async def test_the_generic_plan_is_the_same(pool: db.Pool, first_day: int) -> None:
-    """The generic plan costs the same as a custom plan."""
+    """The generic plan costs less than twice as much as a custom plan for few rows."""
     await add(pool, HISTORY, published=True)
     await add(pool, BACKLOG, published=False)
     await pool.execute("ANALYZE outbox")
@@ -122,20 +122,20 @@ async def test_the_backlog_is_counted_only_when_needed(
         async with db.connection(narrow) as conn:
             conn.add_query_logger(lambda query: statements.append(query.query))
         await add(pool, 100, published=False)
-        one = Backpressure(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
+        backlog = Backpressure(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
         for _ in range(100):
-            await one.run_once()
+            await backlog.run_once()
         assert len(statements) == looks
-        one.require_room()
+        backlog.require_room()
 
 
 async def test_a_backlog_over_its_limit_is_noticed(pool: db.Pool) -> None:
     """A backlog over its limit is noticed even if there was room before."""
     await add(pool, 100, published=False)
-    one = Backpressure(pool, 100, clock=lambda: 0.0)
-    await one.run_once()
-    one.require_room()
+    backlog = Backpressure(pool, 100, clock=lambda: 0.0)
+    await backlog.run_once()
+    backlog.require_room()
     await add(pool, 1, published=False)
-    await one.run_once()
+    await backlog.run_once()
     with pytest.raises(OutboxFull):
-        one.require_room()
+        backlog.require_room()

@@ -43,9 +43,9 @@ async def test_orders_are_placed_through_a_session_pooler(pooled_url: str) -> No
 
 async def test_every_session_has_our_settings(pooled_url: str) -> None:
     """Every session has the service's settings, and leaves none to the pooler's other clients."""
-    for _ in range(2):  # the second one is lent the server's session of the first
+    for _ in range(2):  # the second pool gets the server's session of the first
         async with patient_pool(pooled_url, 1) as pool:
-            for _ in range(2):  # for the next user of the connection too
+            for _ in range(2):  # the next user of the connection has them too
                 async with db.connection(pool) as conn:
                     assert await shown(conn) == OURS
     stranger = await asyncpg.connect(pooled_url)

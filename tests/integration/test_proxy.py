@@ -39,13 +39,13 @@ async def test_concurrent_connections_do_not_mix(proxied: Proxied) -> None:
 
     async def note(number: int) -> None:
         async with client_of(proxied.url) as conn:
-            for each in range(10):
+            for round_ in range(10):
                 async with conn.transaction():
-                    await conn.execute("INSERT INTO notes VALUES ($1)", f"{number:02} {each}")
+                    await conn.execute("INSERT INTO notes VALUES ($1)", f"{number:02} {round_}")
                 assert await conn.fetchval("SELECT $1::int", number) == number
 
     await asyncio.gather(*map(note, range(40)))
-    assert await proxied.notes() == [f"{number:02} {each}" for number in range(40) for each in range(10)]
+    assert await proxied.notes() == [f"{number:02} {round_}" for number in range(40) for round_ in range(10)]
 
 
 @pytest.mark.parametrize("mode", ["disable", "prefer"])
@@ -139,7 +139,7 @@ async def test_a_sender_waits_while_much_is_queued(proxied: Proxied) -> None:
     proxied.proxy.arm(Delay(NEVER_SECONDS, Direction.DOWN, times=1))
     task = asyncio.create_task(proxied.client.execute("SELECT repeat('x', 1000) FROM generate_series(1, 30000)"))
     await proxied.server_waits("ClientWrite")
-    for _ in range(200):  # round trips: time enough for the proxy to take all of it
+    for _ in range(200):  # round trips: enough time for the proxy to read everything
         await proxied.notes()
     await proxied.server_waits("ClientWrite")
     proxied.proxy.cut()
@@ -185,7 +185,7 @@ async def test_a_reset_ends_open_and_new_connections(proxied: Proxied) -> None:
     assert proxied.proxy.struck == {reset: 2}
     writer.close()
     with pytest.raises(ConnectionResetError):
-        await asyncpg.connect(proxied.url, ssl=False)  # which it would try once more without SSL, otherwise
+        await asyncpg.connect(proxied.url, ssl=False)  # otherwise it would retry without SSL
     assert proxied.proxy.struck == {reset: 3}
 
 

@@ -32,7 +32,7 @@ CONFIRM, ACKNOWLEDGEMENT = Eat(amqp.CONFIRM), Eat(amqp.ACKNOWLEDGEMENT)
 
 @dataclass
 class Proxied:
-    """A client behind the proxy, which consumes on demand, and a witness who talks to the broker itself."""
+    """A client behind the proxy, and a witness with a direct connection to the broker."""
 
     proxy: Proxy
     connection: AbstractConnection
@@ -54,12 +54,12 @@ class Proxied:
         await (await self.channel.get_queue(QUEUE, ensure=False)).consume(take_in)
 
     async def receives(self, *bodies: bytes) -> None:
-        """Wait until so many messages have come, and compare."""
+        """Wait for these messages, and compare their order."""
         await wait_until(lambda: len(self.received) >= len(bodies), AMPLE_SECONDS, f"{len(bodies)} messages")
         assert [message.body for message in self.received] == list(bodies)
 
     async def works(self) -> None:
-        """Make a round trip: whatever was sent before has arrived by then, and nothing is broken."""
+        """Make a round trip, after which everything sent before has arrived."""
         await self.channel.declare_queue(QUEUE, passive=True)
 
 
@@ -174,12 +174,12 @@ async def test_an_eaten_cancel_never_arrives(proxied: Proxied) -> None:
     cancellation = Eat(amqp.CANCELLATION)
     proxied.proxy.arm(cancellation)
     await proxied.consume()
-    told = asyncio.Event()
-    (await proxied.channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: told.set())
+    cancelled = asyncio.Event()
+    (await proxied.channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: cancelled.set())
     await proxied.witness.queue_delete(QUEUE)
     await wait_until(lambda: proxied.proxy.struck[cancellation], AMPLE_SECONDS, "notice")
     await proxied.channel.declare_exchange("orders.events", passive=True)  # a round trip
-    assert not told.is_set()
+    assert not cancelled.is_set()
 
 
 async def test_a_block_notifies_the_publisher(
@@ -202,7 +202,7 @@ async def test_a_block_notifies_the_publisher(
 
 
 async def is_left_waiting(what: object) -> bool:
-    """Tell whether it does not return at once."""
+    """Return whether the call does not return at once."""
     assert callable(what)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0):
@@ -257,14 +257,14 @@ def test_chunk_boundaries_do_not_matter(cuts: set[int]) -> None:
         assert [piece.data for piece in pieces if piece.frame] == named
 
 
-@pytest.mark.parametrize(("announced", "told"), [(True, True), (False, False)])
-def test_only_capable_clients_are_notified_of_a_block(announced: bool, told: bool) -> None:
+@pytest.mark.parametrize(("announced", "notified"), [(True, True), (False, False)])
+def test_only_capable_clients_are_notified_of_a_block(announced: bool, notified: bool) -> None:
     """Only a client that announced `connection.blocked` is notified."""
     watcher = amqp.requests()
     stream = ProtocolHeader().marshal() + start_ok(connection_blocked=announced) + b"".join(PUBLISHED)
     last = list(watcher.feed(stream))[-1]
-    assert (bool(last.blocked), bool(last.unblocked)) == (told, told)
-    if told:
+    assert (bool(last.blocked), bool(last.unblocked)) == (notified, notified)
+    if notified:
         assert isinstance(pamqp.frame.unmarshal(last.blocked)[2], commands.Connection.Blocked)
         assert isinstance(pamqp.frame.unmarshal(last.unblocked)[2], commands.Connection.Unblocked)
 

@@ -127,7 +127,7 @@ def frame(kind: bytes, body: bytes) -> bytes:
 
 
 class Crumbs(Watcher):
-    """A protocol whose every byte is a segment of its own."""
+    """A protocol that forwards every byte alone."""
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
         return (Piece(chunk[at : at + 1]) for at in range(len(chunk)))
@@ -139,7 +139,7 @@ class Crumbs(Watcher):
 
 
 class Pipeline(Crumbs):
-    """A protocol that sends an INSERT's frames in one segment with the COMMIT's."""
+    """A protocol that forwards the frames of INSERT and COMMIT in one chunk."""
 
     PARSE = frame(b"P", b"\0INSERT INTO notes VALUES ('piped')\0\0\0")
     FRAMES = PARSE + frame(b"B", bytes(8)) + frame(b"E", bytes(5))
@@ -150,7 +150,7 @@ class Pipeline(Crumbs):
 
 @contextlib.asynccontextmanager
 async def client_through(frames: Frames, proxied: Proxied) -> AsyncIterator[asyncpg.Connection]:
-    """A client whose bytes a first proxy arranges in its own way before the other proxy sees them."""
+    """A client behind a first proxy, which rearranges the chunks for the second one."""
     async with (
         Proxy("127.0.0.1", proxied.proxy.port, frames=frames) as first,
         client_of(first.url(proxied.url)) as conn,

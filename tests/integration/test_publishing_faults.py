@@ -26,7 +26,7 @@ from tests.harness.queues import QUEUE
 from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-DEADLINE_SECONDS = 0.5  # of a batch's confirms: short, so that a test need not wait long for it to pass
+DEADLINE_SECONDS = 0.5  # for a batch's confirms: short, so that tests are fast
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def relay_over(pool: db.Pool, transport: RabbitPublisher, signals: Observed | No
 
 
 async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
-    """Return of each row that is not out: how many attempts it spent, and whether any relay may claim it now."""
+    """Return, for each unpublished row, its attempts, and whether a relay may claim it now."""
     query = """
         SELECT attempts, claim_token IS NULL AND parked_at IS NULL AND next_attempt_at <= clock_timestamp() AS due
         FROM outbox WHERE published_at IS NULL
@@ -81,7 +81,7 @@ async def test_unconfirmed_rows_are_sent_again(
     broker_proxy.disarm()
     await wait_until(lambda: drains(pool, relay), AMPLE_SECONDS, "a connection that works")
     ids = await drained(channel, QUEUE)
-    assert set(ids) == {str(each.id) for each in events}
+    assert set(ids) == {str(envelope.id) for envelope in events}
     assert len(ids) > 5
 
 
@@ -94,7 +94,7 @@ async def test_a_blocked_connection_holds_one_batch(
     relay = relay_over(pool, transport)
     broker_proxy.arm(block)
     await wait_until(lambda: keeps_waiting(relay.run_once, transport), AMPLE_SECONDS, "notice of being blocked")
-    waiting = broker_proxy.struck[block]  # one, unless its deadline passed before the notice came
+    waiting = broker_proxy.struck[block]  # one, unless its deadline passed before the notice arrived
     for _ in range(2):
         with pytest.raises(BrokerUnavailable):
             await relay.run_once()
@@ -110,14 +110,14 @@ async def test_a_blocked_connection_holds_one_batch(
 
 
 async def keeps_waiting(publish: Callable[[], Awaitable[object]], transport: RabbitPublisher) -> bool:
-    """Publish in vain; tell whether the transport keeps its connection, as it does once it knows that it is blocked."""
+    """Publish without success; return whether the transport keeps its connection, as it does while blocked."""
     with pytest.raises(BrokerUnavailable):
         await publish()
     return transport.connected
 
 
 async def drains(pool: db.Pool, relay: Relay) -> bool:
-    """Carry a batch; tell whether everything is published."""
+    """Publish a batch; return whether everything is published."""
     with contextlib.suppress(BrokerUnavailable):
         await relay.run_once()
     return await unpublished(pool) == []

@@ -32,7 +32,7 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
 
 
 async def sent_again(pool: Pool, rabbitmq_url: str) -> set[UUID]:
-    """Let everything that may send an event again look for an hour; return the events that are to be sent."""
+    """Run everything that resends events for an hour; return the pending events."""
     await age(pool)
     lost = LostLetters(in_queue(pool, rabbitmq_url, CONSUMER), Observed(), pause_seconds=0)
     for _ in range(3):
@@ -42,7 +42,7 @@ async def sent_again(pool: Pool, rabbitmq_url: str) -> set[UUID]:
 
 
 async def unstarted(pool: Pool) -> float | None:
-    """Let the resender look, and return what it counted."""
+    """Run the resender; return how many unstarted orders it counted."""
 
     async def depths() -> tuple[int, int]:
         return 0, 0
@@ -54,7 +54,7 @@ async def unstarted(pool: Pool) -> float | None:
 
 async def listed(env: dict[str, str], *args: str) -> dict[str, str]:
     _, out, _ = await orders("saga", "list", "--json", *args, **env)
-    return {each.order_id: each.event for each in SagasAnswer.model_validate_json(out).unstarted}
+    return {order.order_id: order.event for order in SagasAnswer.model_validate_json(out).unstarted}
 
 
 async def test_a_purged_event_is_listed_until_replayed(
@@ -62,8 +62,8 @@ async def test_a_purged_event_is_listed_until_replayed(
 ) -> None:
     """The order of a purged event is listed until the event is replayed."""
     purged, waiting = await dead_lettered(pool, env["rabbitmq_url"], channel, 2)
-    one = ("--id", str(purged).upper())  # any spelling of an id names it
-    assert (await orders("dlq", "purge", *one, **env))[:2] == (0, "purged: 1 of 2 dead letters of orders.saga\n")
+    selected = ("--id", str(purged).upper())  # ids are case-insensitive
+    assert (await orders("dlq", "purge", *selected, **env))[:2] == (0, "purged: 1 of 2 dead letters of orders.saga\n")
     assert await sent_again(pool, env["rabbitmq_url"]) == set()
     assert await unstarted(pool) == 2
     expected = {str(purged): "purged", str(waiting): "dead-letter"}
@@ -76,14 +76,14 @@ async def test_a_purged_event_is_listed_until_replayed(
     assert "  event   is a dead letter, since 20" in out
     assert f", 1 attempts\n  reason  {FAILURE}\n" in out
 
-    code, out, _ = await orders("dlq", "replay", *one, "--dry-run", **env)
+    code, out, _ = await orders("dlq", "replay", *selected, "--dry-run", **env)
     assert (code, out.splitlines()[1]) == (
         0,
-        f"would be sent again from the outbox: {one[1]}, whose order has not started",
+        f"would be sent again from the outbox: {selected[1]}, whose order has not started",
     )
     assert await pending(pool) == set()
-    sent = f"sent again from the outbox: {one[1]}, whose order has not started\n"
-    assert await orders("dlq", "replay", *one, **env) == (
+    sent = f"sent again from the outbox: {selected[1]}, whose order has not started\n"
+    assert await orders("dlq", "replay", *selected, **env) == (
         0,
         f"replayed: 0 of 1 dead letters of orders.saga\n{sent}",
         "",
@@ -119,7 +119,7 @@ async def test_a_letter_without_an_inbox_row_can_be_purged(
     """The broker itself may dead-letter a message. The event of another order is not affected."""
     order = await placed(pool)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
-    for _ in range(2):  # a replay that was cut off leaves two copies
+    for _ in range(2):  # an interrupted replay leaves two copies
         await set_aside(channel, event_of(order))
     await holds(channel, 2)
     assert (await orders("dlq", "purge", **env))[:2] == (0, "purged: 2 of 2 dead letters of orders.saga\n")

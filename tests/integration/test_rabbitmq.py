@@ -70,7 +70,7 @@ async def test_a_large_batch_is_confirmed(transport: RabbitPublisher, channel: A
     """Every message of a large batch is confirmed."""
     heard, batch = await listen(channel), [event() for _ in range(500)]
     assert await transport.publish(batch) == [None] * 500
-    assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(each.id) for each in batch}
+    assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(envelope.id) for envelope in batch}
 
 
 async def test_a_batch_needs_few_iterations_of_the_event_loop(transport: RabbitPublisher, rabbitmq_url: str) -> None:
@@ -91,7 +91,7 @@ async def arrived(url: str, number: int) -> None:
 
 
 async def unbind(url: str, transport: RabbitPublisher) -> None:
-    """Take the queue's binding away, once the transport has declared it."""
+    """Remove the queue's binding after the transport has declared it."""
     await transport.ready()
     async with await aio_pika.connect(url) as connection:
         queue = await (await connection.channel()).get_queue(QUEUE)

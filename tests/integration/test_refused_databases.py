@@ -21,7 +21,7 @@ OLDER = "UPDATE alembic_version SET version_num = '0005'; ALTER TABLE sagas DROP
 
 @contextlib.asynccontextmanager
 async def role(pool: Pool, url: str, grants: str) -> AsyncIterator[str]:
-    """Lend the URL of the pool's database for a role of its own with these rights, `{}` being its name."""
+    """Lend the URL of the pool's database for a new role with these grants; `{}` is its name."""
     name = f"service_{uuid.uuid4().hex[:12]}"
     await pool.execute(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE ROLE {name} LOGIN PASSWORD 'secret'")
     try:
@@ -33,7 +33,7 @@ async def role(pool: Pool, url: str, grants: str) -> AsyncIterator[str]:
 
 
 async def assert_refused(url: str, command: str, *reasons: str) -> None:
-    """Assert that the command exits with 2 and one line on stderr that names the variable and these."""
+    """Assert exit code 2 and one line on stderr, with the variable and the `reasons`."""
     code, out, err = await orders(command, database_url=url, roles="api")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     for reason in ("ORDERS_DATABASE_URL", *reasons):

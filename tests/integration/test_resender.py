@@ -31,7 +31,7 @@ def resender(pool: db.Pool, signals: Observed | None = None, waiting: int = 0) -
 
 
 async def placed_and_published(pool: db.Pool, seconds_ago: float, resends: int = 0) -> UUID:
-    """Place an order whose event a broker confirmed then, and whose saga has not started."""
+    """Place an order whose event was published `seconds_ago`, and whose saga has not started."""
     order = await placed(pool)
     await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 day' WHERE id = $1", order.id)
     await pool.execute(
@@ -52,9 +52,9 @@ async def pending(pool: db.Pool) -> list[UUID]:
 
 
 async def look(pool: db.Pool) -> list[UUID]:
-    """Look at all pending orders; return the events that are to be sent again."""
-    one = resender(pool)
-    while await one.run_once():
+    """Check all pending orders; return the pending events."""
+    resends = resender(pool)
+    while await resends.run_once():
         pass
     return await pending(pool)
 
@@ -75,9 +75,9 @@ async def test_a_pending_resend_is_not_repeated(pool: db.Pool) -> None:
     """A resent event is not resent again before it is published."""
     signals = Observed()
     order_id = await placed_and_published(pool, 3600)
-    one = resender(pool, signals)
+    resends = resender(pool, signals)
     for _ in range(3):
-        await one.run_once()
+        await resends.run_once()
         assert await pending(pool) == [order_id]
     assert await pool.fetchval("SELECT resends FROM outbox") == 1
     assert counted(signals, "outbox_resent_total") == 1
@@ -121,8 +121,8 @@ async def test_nothing_is_resent_while_the_consumer_is_behind(
 ) -> None:
     """Unstarted orders are still counted."""
     signals, order_id = Observed(), await placed_and_published(pool, 3600)
-    one = resender(pool, signals, waiting=FEW_WAITING + 1)
-    assert await one.run_once() == 0
+    resends = resender(pool, signals, waiting=FEW_WAITING + 1)
+    assert await resends.run_once() == 0
     assert await pending(pool) == []
     assert signals.value("orders_unstarted") == 1
     await resender(pool, signals, waiting=FEW_WAITING).run_once()
@@ -139,9 +139,9 @@ async def test_an_outage_counts_no_order_twice(pool: db.Pool) -> None:
 
     outages, signals = [True, True, False], Observed()
     await placed_and_published(pool, 3600)
-    one = Resender(pool, CONSUMER, depths, signals)
+    resends = Resender(pool, CONSUMER, depths, signals)
     while outages:
-        await one.run_once()
+        await resends.run_once()
         assert counted(signals, "orders_unstarted") == 1
     assert counted(signals, "outbox_resent_total") == 1
 

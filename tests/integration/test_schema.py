@@ -41,7 +41,7 @@ async def revision(url: str) -> str | None:
 
 
 async def differences(url: str) -> list[object]:
-    """Return what Alembic would have to change to make the database equal the metadata."""
+    """Return the changes that Alembic would make to match the metadata."""
 
     def compare(connection: sqlalchemy.Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
@@ -110,7 +110,7 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     arguments = (sys.executable, "-m", "app", "migrate")
     witness, holder = await asyncpg.connect(empty_url), await asyncpg.connect(empty_url)
     async with holder.transaction():
-        await holder.execute("CREATE TABLE alembic_version ()")  # whoever is about to create it waits
+        await holder.execute("CREATE TABLE alembic_version ()")  # another migration waits before it creates the table
         processes = [await asyncio.create_subprocess_exec(*arguments, cwd=REPOSITORY, env=env) for _ in range(3)]
         await wait_until(all_wait, 60, "three processes that wait")
         await holder.execute("DROP TABLE alembic_version")

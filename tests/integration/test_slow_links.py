@@ -28,7 +28,7 @@ def relay_over(pool: db.Pool, transport: RabbitPublisher, lease_seconds: float) 
 
 
 async def is_drained(pool: db.Pool, relay: Relay) -> bool:
-    """Carry one batch; tell whether every event is published."""
+    """Publish one batch; return whether every event is published."""
     with contextlib.suppress(BrokerUnavailable):
         await relay.run_once()
     return bool(await pool.fetchval("SELECT bool_and(published_at IS NOT NULL) FROM outbox"))
@@ -49,8 +49,8 @@ async def test_large_events_drain_over_a_slow_link(
         await wait_until(lambda: is_drained(pool, relay), AMPLE_SECONDS, "the last event")
     assert await pool.fetchval("SELECT count(*) FROM outbox WHERE attempts > 0") == 0
     ids = await drained(channel, QUEUE)
-    assert set(ids) == {str(each.id) for each in events}
-    assert len(ids) - len(events) <= 25  # none, unless the machine stalls: then what was unconfirmed
+    assert set(ids) == {str(envelope.id) for envelope in events}
+    assert len(ids) - len(events) <= 25  # no duplicates, unless the machine stalls: then the unconfirmed ones
 
 
 async def test_a_cancelled_relay_records_what_was_confirmed(
@@ -67,7 +67,7 @@ async def test_a_cancelled_relay_records_what_was_confirmed(
             return (await channel.declare_queue(QUEUE, passive=True)).declaration_result.message_count or 0
 
         await wait_until(arrived, AMPLE_SECONDS, "the first messages")
-        await asyncio.sleep(1)  # their confirms come back
+        await asyncio.sleep(1)  # their confirms arrive
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -26,7 +26,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Held:
-    """A handler that has its effect when it `may_end`; `begun`: how many messages it was given."""
+    """A handler that waits for `may_end`, then has its effect. `begun`: how many messages it got."""
 
     def __init__(self, effects: Effects) -> None:
         self.begun = 0
@@ -41,7 +41,7 @@ class Held:
 
 @contextlib.asynccontextmanager
 async def consuming(url: str, consumer: Consumer, prefetch: int = 10) -> AsyncIterator[RabbitSubscription]:
-    """Run a subscription; afterwards it is stopped, and what it has not acknowledged is in the queue again."""
+    """Run a subscription, then stop it, which returns unacknowledged messages to the queue."""
     subscription = RabbitSubscription(url, consumer, SAGA_QUEUE, prefetch)
     task = asyncio.create_task(subscription.run())
     try:
@@ -58,8 +58,8 @@ async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitPublisher]:
 
 
 async def applied(effects: Effects, *messages: Envelope) -> None:
-    """Wait until exactly these have taken effect, each once."""
-    expected = sorted(each.id for each in messages)
+    """Wait until exactly these messages have taken effect, once each."""
+    expected = sorted(message.id for message in messages)
 
     async def done() -> bool:
         return len(await effects.committed()) >= len(expected)
@@ -305,7 +305,7 @@ async def test_a_killed_broker_loses_nothing(server_directory: Path, effects: Ef
 
 
 async def transport_works(transport: RabbitPublisher, message: Envelope) -> None:
-    """Publish as the relay would: again and again, until it is confirmed."""
+    """Publish repeatedly until it is confirmed, as the relay does."""
 
     async def confirmed() -> bool:
         with contextlib.suppress(BrokerUnavailable):

@@ -26,7 +26,7 @@ async def rabbitmq_row(process: httpx.AsyncClient) -> tuple[int, dict[str, Any]]
 
 
 async def becomes(process: httpx.AsyncClient, code: int, status: str, detail: str) -> None:
-    """Wait until readiness has this code, and the row this status and a detail that begins so."""
+    """Wait until readiness has this code, and its broker check this status and start of its detail."""
 
     async def difference() -> tuple[int, dict[str, Any]] | None:
         seen_code, row = await rabbitmq_row(process)

@@ -37,11 +37,11 @@ async def test_one_of_two_concurrent_transports_is_refused(pool: db.Pool) -> Non
     leases = [lease(RABBITMQ), lease(IN_PROCESS)]
     async with pool.acquire() as holder, holder.transaction():
         await holder.execute("LOCK TABLE transport_leases IN ACCESS EXCLUSIVE MODE")
-        taking = [asyncio.create_task(each.renew(pool)) for each in leases]
+        taking = [asyncio.create_task(holder.renew(pool)) for holder in leases]
         await wait_until(both_wait, AMPLE_SECONDS, "two that want a lease")
     results = await asyncio.gather(*taking, return_exceptions=True)
     assert {type(result) for result in results} == {int, ConfigurationError}
-    assert len({each.seconds_left() > 0 for each in leases}) == 2
+    assert len({holder.seconds_left() > 0 for holder in leases}) == 2
     assert await pool.fetchval("SELECT count(*) FROM transport_leases") == 1
 
 
@@ -77,7 +77,7 @@ async def test_a_lease_expires_unless_renewed(pool: db.Pool) -> None:
     short, other = lease(RABBITMQ, seconds=0.001), lease(IN_PROCESS)
     await short.renew(pool)
     await wait_until(is_over, AMPLE_SECONDS, "end of the lease")
-    assert short.seconds_left() <= 0  # never later than in Postgres
+    assert short.seconds_left() <= 0  # our clock ends the lease no later than Postgres
     await other.renew(pool)
     await other.renew(pool)
     with pytest.raises(ConfigurationError):

@@ -22,10 +22,12 @@ RAW: dict[str, dict[str, bytes]] = {
     "message_id": {"message_id": short_string(b"r\xe9f-1")},
     "headers": {"headers": table((b"name", long_string(b"Ren\xe9")))},
 }
-# What arrives, and yet cannot be sent on as it is; the broker's frames hold 128 KiB.
+# Messages that arrive, but cannot be sent again unchanged. The broker's frames hold 128 KiB.
 UNSENDABLE: dict[str, dict[str, bytes]] = {
-    "full frame": {"headers": table(*[(b"h%d" % each, long_string(b"e" * 490)) for each in range(262)])},
-    "grows when repaired": {"headers": table(*[(b"h%d" % each, long_string(b"\xe9" * 490)) for each in range(240)])},
+    "full frame": {"headers": table(*[(b"h%d" % number, long_string(b"e" * 490)) for number in range(262)])},
+    "grows when repaired": {
+        "headers": table(*[(b"h%d" % number, long_string(b"\xe9" * 490)) for number in range(240)])
+    },
     "asks for other queues": {"headers": table((b"CC", array(long_string(b"\xe9"))))},
 }
 TOKEN = "a-token-of-the-operators"

@@ -111,7 +111,7 @@ def test_a_missing_attribute_is_named(name: str, replacement: str | None) -> Non
         ("sequence", "first"),
         ("sequence", "9" * 5000),
         ("time", "yesterday"),
-        ("time", "2026-03-01T12:30:15"),  # RFC 3339 wants an offset; without one nobody knows when it was
+        ("time", "2026-03-01T12:30:15"),  # RFC 3339 requires an offset; without one the time is ambiguous
         ("subject", b"\xff"),
     ],
 )

@@ -159,7 +159,7 @@ def answered(name: str) -> StoredResponse:
 
 
 class WithoutPostgres(Idempotency):
-    """What comes before Postgres; the write itself runs at once."""
+    """The layers before Postgres; the write itself runs at once."""
 
     async def _execute(
         self,
@@ -174,7 +174,7 @@ class WithoutPostgres(Idempotency):
 
 
 class Crowd:
-    """Requests that each take as long as `leave` is not set, and are answered with their name."""
+    """Requests that run until `leave` is set, and return their name."""
 
     def __init__(self, wait_seconds: float = AMPLE_SECONDS) -> None:
         self.signals = Observed()
@@ -229,7 +229,7 @@ async def test_another_request_does_not_share_the_response() -> None:
     other = bind("t", "k", "POST", "/orders", "", {"other": 1})
     tasks = [crowd.send("first", key()), crowd.send("other", other)]
     crowd.leave.set()
-    assert [each.body for each in await asyncio.gather(*tasks)] == [b"first", b"other"]
+    assert [response.body for response in await asyncio.gather(*tasks)] == [b"first", b"other"]
 
 
 async def test_waiting_for_the_first_request_is_limited() -> None:
@@ -277,7 +277,7 @@ async def test_unused_entries_are_removed() -> None:
     for number in range(100):
         await crowd.enter(str(number), key(str(number)))
     gc.collect()
-    assert sum(isinstance(each, asyncio.Lock) for each in gc.get_objects()) < 100
+    assert sum(isinstance(thing, asyncio.Lock) for thing in gc.get_objects()) < 100
 
 
 def test_a_copy_is_decoded_unchanged() -> None:

@@ -10,11 +10,11 @@ from app.errors import BrokerUnavailable
 from app.loops import Loop, full_jitter
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-NEVER_SECONDS = 3600.0  # a poll that no test lives to see: whatever happens, something else made it happen
+NEVER_SECONDS = 3600.0  # longer than any test, so that no poll can cause what a test observes
 
 
 class Work:
-    """Does what the script says, one entry a call; then there is nothing more to do."""
+    """Follows the script, one entry per call; then it has no work."""
 
     def __init__(self, *script: int | BaseException) -> None:
         self.calls = 0
@@ -140,7 +140,7 @@ async def test_wake_ups_do_not_end_the_pause_after_an_error() -> None:
         while work.calls < 4:
             loop.wake()
             wake_ups += 1
-            await asyncio.sleep(0)  # one turn of the event loop
+            await asyncio.sleep(0)  # one iteration of the event loop
     assert wake_ups > 100
 
 

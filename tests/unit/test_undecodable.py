@@ -22,7 +22,7 @@ MICROSECONDS = struct.pack(">Q", 1_772_000_000_000_000)
 
 
 def received(payload: bytes) -> IncomingMessage:
-    """Return the message as aio-pika makes it of a content header."""
+    """Return the message that aio-pika makes from a content header."""
     read = ContentHeader()
     read.unmarshal(decodable_header(payload))
     delivery = Basic.Deliver("tag", 1, False, "exchange", "key")  # noqa: FBT003 - pamqp's order
@@ -37,7 +37,7 @@ def test_a_decodable_header_stays_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "kept", "told"),
+    ("raw", "kept", "named"),
     [
         ({"timestamp": MICROSECONDS}, {"timestamp": None}, "timestamp: year 5"),
         ({"timestamp": b"\xff" * 8}, {"timestamp": None}, "timestamp: "),
@@ -55,11 +55,11 @@ def test_a_decodable_header_stays_unchanged() -> None:
         ({"app_id": short_string(b"\xff" * 255)}, {"app_id": "?" * 255}, "app_id: 'utf-8' codec"),
     ],
 )
-def test_undecodable_properties_are_named(raw: dict[str, bytes], kept: dict[str, Any], told: str) -> None:
+def test_undecodable_properties_are_named(raw: dict[str, bytes], kept: dict[str, Any], named: str) -> None:
     """Undecodable properties are named, and the others kept."""
     message = received(header(properties({"message_type": short_string(b"kept"), **raw})))
     assert message.type == "kept"
-    assert str(message.headers.pop(UNDECODABLE)).startswith(told)
+    assert str(message.headers.pop(UNDECODABLE)).startswith(named)
     assert {name: getattr(message, name) for name in kept} == kept
 
 

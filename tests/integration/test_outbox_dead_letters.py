@@ -33,13 +33,13 @@ def relay(pool: db.Pool, consumer: Consumer) -> Relay:
 
 
 async def park(pool: db.Pool, effects: Effects, *events: Envelope) -> list[str]:
-    """Have each fail for good, one after the other."""
+    """Park the rows of these events, one after the other."""
     effects.failure = ValueError("no such thing")
-    for each in events:
-        await put(pool, each)
+    for envelope in events:
+        await put(pool, envelope)
         await relay(pool, effects.consumer(max_attempts=1)).run_once()
     effects.failure = None
-    return [str(each.id) for each in events]
+    return [str(envelope.id) for envelope in events]
 
 
 async def test_parked_rows_are_listed_oldest_first(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
@@ -48,7 +48,7 @@ async def test_parked_rows_are_listed_oldest_first(pool: db.Pool, effects: Effec
     await put(pool, event())
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x' WHERE type = $1", CONFIRMED)
     summary, findings = await go_over(letters, DeadLetterAction.PEEK)
-    assert (summary.depth, [each.letter.id for each in findings]) == (3, expected)
+    assert (summary.depth, [finding.letter.id for finding in findings]) == (3, expected)
     letter = findings[0].letter
     assert (letter.reason, letter.attempts, letter.type, letter.tenant) == (REASON, 1, PLACED, "default")
     assert letter.first_failure_at is not None
@@ -75,7 +75,7 @@ async def test_a_replayed_row_takes_effect_once(pool: db.Pool, effects: Effects,
         summary, _ = await go_over(letters, DeadLetterAction.REPLAY)
         assert (summary.depth, summary.matched) == (meant, meant)
     await relay(pool, effects.consumer(max_attempts=2)).run_once()
-    assert sorted(await effects.committed()) == sorted(each.id for each in events)
+    assert sorted(await effects.committed()) == sorted(envelope.id for envelope in events)
     assert await ids(letters) == []
 
 
@@ -112,7 +112,7 @@ async def test_a_purged_event_is_listed_until_replayed(pool: db.Pool, effects: E
     [nobodys] = await park(pool, effects, event())
     waiting = str(event_of(order).id)
     summary, findings = await go_over(letters, DeadLetterAction.PURGE)
-    assert (summary.matched, {each.letter.id for each in findings}) == (2, {waiting, nobodys})
+    assert (summary.matched, {finding.letter.id for finding in findings}) == (2, {waiting, nobodys})
     assert await ids(letters) == []
     async with db.connection(pool) as conn:
         [listed] = await unstarted.given_up(conn, letters.queue.consumer, 10)

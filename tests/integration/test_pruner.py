@@ -34,7 +34,7 @@ LOGGED = """
 """
 
 
-def janitor(pool: Pool, signals: Observed | None = None, retention_seconds: float | None = None) -> Pruner:
+def make_pruner(pool: Pool, signals: Observed | None = None, retention_seconds: float | None = None) -> Pruner:
     week, quarter = 7 * DAY_SECONDS, 90 * DAY_SECONDS
     config = PrunerConfig(
         consumer=CONSUMER,
@@ -52,15 +52,15 @@ def consumer_of(pool: Pool, signals: Observed) -> Consumer:
 
 
 async def sweep(pool: Pool) -> dict[str, int]:
-    """Make one pass; return what was removed, by table."""
+    """Sweep once; return how many rows were deleted, by table."""
     removed: dict[str, int] = {}
-    async for batch in janitor(pool).sweep():
+    async for batch in make_pruner(pool).sweep():
         removed[batch.table] = removed.get(batch.table, 0) + batch.removed
     return removed
 
 
 async def shown(pool: Pool) -> dict[UUID, list[queries.Line]]:
-    """Return what operators are shown of the log of each saga."""
+    """Return the log of each saga as operators see it."""
     async with pool.acquire() as conn:
         return {row["id"]: await queries.log(conn, row["id"]) for row in await conn.fetch("SELECT id FROM sagas")}
 
@@ -126,14 +126,14 @@ async def test_a_sweep_runs_in_batches(pool: Pool) -> None:
     """`run_once` prunes one batch, and returns 0 at the end of a sweep."""
     await lived_through(pool, BATCH + 1, "8 days")
     signals, left = Observed(), []
-    one = janitor(pool, signals)
-    while await one.run_once():
+    pruner = make_pruner(pool, signals)
+    while await pruner.run_once():
         left.append((await rows(pool))["outbox"])
     assert left[:2] == [1, 0]
     assert (await rows(pool))["inbox"] == 0
     assert signals.value("janitor_pruned_total", {"table": "outbox"}) == BATCH + 1
     await lived_through(pool, 1, "8 days")
-    assert await one.run_once()  # the next pass begins
+    assert await pruner.run_once()  # the next sweep begins
     assert (await rows(pool))["outbox"] == 0
 
 
@@ -151,7 +151,7 @@ async def test_a_late_redelivery_starts_nothing(stage: Stage, forgotten: tuple[s
         assert len(await stage.log(order.id)) == (0 if times == 2 and "sagas" in forgotten else 8)
         for table in forgotten:
             async with stage.pool.acquire() as conn:
-                at_once = janitor(stage.pool, retention_seconds=0)
+                at_once = make_pruner(stage.pool, retention_seconds=0)
                 assert (await at_once.prunes[table](conn, START, END))[0] == (
                     1 if times == 1 or table == "inbox" else 0
                 )
@@ -176,7 +176,7 @@ async def test_a_batch_is_limited_by_saga_steps(pool: Pool, sagas: int, lines: i
     await lived_through(pool, sagas, "91 days")
     await pool.execute(LOGGED, lines)
     before, left = await shown(pool), (await rows(pool))["saga_steps"]
-    async for batch in janitor(pool).sweep():
+    async for batch in make_pruner(pool).sweep():
         assert batch.error is None
         now = await shown(pool)
         assert now == {saga: log for saga, log in before.items() if saga in now}
@@ -190,15 +190,15 @@ async def test_an_error_in_one_table_stops_no_other(pool: Pool) -> None:
     await lived_through(pool, 3, "91 days")
     await pool.execute("ALTER TABLE outbox RENAME TO elsewhere")
     signals = Observed()
-    one = janitor(pool, signals)
-    while await one.run_once():
+    pruner = make_pruner(pool, signals)
+    while await pruner.run_once():
         pass
-    failures = [signals.value("janitor_failures_total", {"table": each}) for each in TABLES]
+    failures = [signals.value("janitor_failures_total", {"table": table}) for table in TABLES]
     assert dict(zip(TABLES, failures, strict=True)) == {**dict.fromkeys(TABLES, 0), "outbox": 1}
     await pool.execute("ALTER TABLE elsewhere RENAME TO outbox")
     left = dict.fromkeys(("inbox", "sagas", "saga_steps"), 0)
     assert await rows(pool) == KEPT | left
-    while await one.run_once():
+    while await pruner.run_once():
         pass
     assert await rows(pool) == KEPT | left | {"outbox": 0}
 
@@ -224,8 +224,8 @@ async def test_unexpired_keys_are_not_read(pool: Pool) -> None:
     await pool.execute(KEYS, 20_000)
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '1 day'")
     await pool.execute("VACUUM ANALYZE idempotency_keys")
-    one = janitor(pool)
-    plans = await plans_of(pool, lambda conn: one.prunes["idempotency_keys"](conn, START, END))
+    pruner = make_pruner(pool)
+    plans = await plans_of(pool, lambda conn: pruner.prunes["idempotency_keys"](conn, START, END))
     assert len(plans) == 1
     assert buffers(plans) < 20
 
@@ -253,9 +253,9 @@ async def test_old_rows_are_found_by_an_index(pool: Pool, table: str) -> None:
     """Pruning reads no table from end to end, with any statistics."""
     await lived_through(pool, 20_000, "1 day")
     await lived_through(pool, 2_000, "100 days")
-    one = janitor(pool)
+    pruner = make_pruner(pool)
     for _ in range(2):
-        plans = await plans_of(pool, lambda conn: one.prunes[table](conn, START, END))
+        plans = await plans_of(pool, lambda conn: pruner.prunes[table](conn, START, END))
         assert table not in full_scans(plans)
         assert f"{table}_pkey" in indexes(plans)
         await pool.execute("ANALYZE")

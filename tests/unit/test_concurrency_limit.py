@@ -10,16 +10,16 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Crowd:
-    """Writes that each last until `leave` is set; `failure` is what they then come to."""
+    """Writes that last until `leave` is set, then raise `failure` if it is set."""
 
-    def __init__(self, places: int) -> None:
-        self.admission = ConcurrencyLimit(places)
+    def __init__(self, slots: int) -> None:
+        self.limit = ConcurrencyLimit(slots)
         self.admitted: list[int] = []
         self.leave = asyncio.Event()
         self.failure: Exception | None = None
 
     async def enter(self, number: int, wait_seconds: float = AMPLE_SECONDS) -> None:
-        async with self.admission.slot(wait_seconds):
+        async with self.limit.slot(wait_seconds):
             self.admitted.append(number)
             await self.leave.wait()
             if self.failure:
@@ -58,9 +58,9 @@ async def test_an_outage_fails_all_waiting_writes() -> None:
     crowd = Crowd(1)
     tasks = [crowd.send(number) for number in range(3)]
     await crowd.until_admitted(0)
-    crowd.failure = DatabaseUnavailable("out")
+    crowd.failure = DatabaseUnavailable("down")
     crowd.leave.set()
-    assert [type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == [DatabaseUnavailable] * 3
+    assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [DatabaseUnavailable] * 3
     assert crowd.admitted == [0]
     crowd.failure = None
     await crowd.enter(3)

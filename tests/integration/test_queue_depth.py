@@ -70,8 +70,8 @@ async def test_relays_and_consumers_show_the_depths(database_url: str, rabbitmq_
             await channel.default_exchange.publish(aio_pika.Message(b"{}"), queue)
         async with serving(database_url, roles="relay", rabbitmq_url=rabbitmq_url) as process:
 
-            async def told() -> bool:
+            async def depths_are_shown() -> bool:
                 lines = (await process.get("/metrics")).text.splitlines()
                 return {'queue_depth{queue="orders.saga"} 2.0', "dlq_depth 1.0"} <= set(lines)
 
-            await wait_until(told, AMPLE_SECONDS, "the depths in the metrics")
+            await wait_until(depths_are_shown, AMPLE_SECONDS, "the depths in the metrics")
