@@ -1,8 +1,8 @@
-"""The only way to Redis: concurrent calls share one round trip; none fails, and none waits long.
+"""The only access to Redis: concurrent calls share one round trip; no call fails or waits long.
 
-Redis holds copies and counts, which decide nothing, so whatever is wrong with it looks like an absent copy. A round
-trip that is not answered in time opens the breaker: for PAUSE_SECONDS no call asks Redis, then one round trip tries
-again. redis-py's own retries are off: with them a frozen Redis would cost a caller seconds.
+Redis holds only copies and counts, so any problem with it looks like a missing copy. A round trip that is not answered
+in time opens the breaker: for PAUSE_SECONDS no call asks Redis, then one round trip tries again. redis-py's own retries
+are off: with them, a frozen Redis would cost a caller seconds.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from app.errors import CacheUnavailable
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = 2.0
-MAX_WRITES_WAITING = 10_000  # beyond, copies are dropped: a copy is never owed
-# What a URL may say besides host, port, user, password and database. redis-py lets a URL override its arguments, and
-# `decode_responses`, `protocol` or `retry_on_timeout` would change what comes back, or how long it takes.
+MAX_WRITES_WAITING = 10_000  # further copies are dropped: no caller depends on a copy
+# The options that a URL may have. redis-py lets a URL override its arguments, and `decode_responses`, `protocol` or
+# `retry_on_timeout` would change the form of a reply, or how long it takes.
 URL_OPTIONS = frozenset(
     {"db", "username", "password"}
     | {f"ssl_{what}" for what in ("ca_certs", "cert_reqs", "certfile", "check_hostname", "keyfile", "keyfile_password")}
@@ -64,24 +64,24 @@ class Cache:
         self._closed_until = 0.0  # of the event loop's clock: the breaker is open until then
 
     async def get(self, name: str) -> bytes | None:
-        """Return the copy, None if there is none or Redis is out."""
+        """Return the copy, None if there is none or Redis is unavailable."""
         if self._is_open():
             return None
         answer = self._reads.get(name)
         if answer is None:
             answer = self._reads[name] = asyncio.get_running_loop().create_future()
             self._carry()
-        return await asyncio.shield(answer)  # others may be waiting for the same one
+        return await asyncio.shield(answer)  # other callers may wait for the same answer
 
     def put(self, name: str, value: bytes, ttl_seconds: float) -> None:
-        """Leave a copy behind, at most for `ttl_seconds`; nobody waits for it, and it may be lost."""
+        """Store a copy for at most `ttl_seconds`. Returns before it is stored; the copy may be lost."""
         milliseconds = int(ttl_seconds * 1000)
         if milliseconds > 0 and not self._is_open() and len(self._writes) < MAX_WRITES_WAITING:
             self._writes.append(_Write(name, value, milliseconds))
             self._carry()
 
     async def count(self, name: str, ttl_seconds: int) -> int | None:
-        """Add one, and return the sum since `ttl_seconds` ago at most; None if Redis is out."""
+        """Add one to a count that expires after `ttl_seconds`, and return it; None if Redis is unavailable."""
         if self._is_open():
             return None
         count = _Count(name, ttl_seconds, asyncio.get_running_loop().create_future())
@@ -90,7 +90,7 @@ class Cache:
         return await count.answer
 
     async def check(self) -> None:
-        """Ask Redis itself, whatever the breaker says. Raises CacheUnavailable."""
+        """Ping Redis, even while the breaker is open. Raises CacheUnavailable."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._redis.ping()
@@ -98,7 +98,7 @@ class Cache:
             raise CacheUnavailable(f"redis: {type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
-        """Carry what waits, then close the connections."""
+        """Send what waits, then close the connections."""
         if self._carrier is not None:
             await self._carrier
         await self._redis.aclose()
@@ -111,14 +111,14 @@ class Cache:
             self._carrier = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        """Take round trips until nothing waits; what comes in during one goes together with the next."""
+        """Make round trips until nothing waits. Calls that arrive during one are sent with the next."""
         while self._reads or self._counts or self._writes:
             reads, self._reads = self._reads, {}
             counts, self._counts = self._counts, []
             writes, self._writes = self._writes, []
             try:
                 await self._round_trip(reads, counts, writes)
-            except Exception as error:  # noqa: BLE001 - connecting raises more than RedisError, and nothing may get out
+            except Exception as error:  # noqa: BLE001 - connecting raises more than RedisError, and callers get None
                 self._closed_until = asyncio.get_running_loop().time() + self._pause_seconds
                 log.warning("redis.out", error=repr(error), pause_seconds=self._pause_seconds)
             _settle(reads.values(), [None] * len(reads))
@@ -136,16 +136,16 @@ class Cache:
             if reads:
                 pipeline.mget(list(reads))
             answers = await pipeline.execute(raise_on_error=False)
-        sums = answers[len(writes) : len(answers) - bool(reads)][1::2]
-        _settle([count.answer for count in counts], [each if isinstance(each, int) else None for each in sums])
+        totals = answers[len(writes) : len(answers) - bool(reads)][1::2]
+        _settle([count.answer for count in counts], [total if isinstance(total, int) else None for total in totals])
         if reads and isinstance(answers[-1], list):
             _settle(reads.values(), [copy if isinstance(copy, bytes) else None for copy in answers[-1]])
         if refusal := next((answer for answer in answers if isinstance(answer, Exception)), None):
-            raise refusal  # such as a write to a full Redis; what else was answered counts
+            raise refusal  # such as a write to a full Redis; the other answers are valid
 
 
 def _settle(futures: Collection[asyncio.Future[Any]], values: Sequence[Any]) -> None:
-    """Answer those who still wait; a caller that gave up has cancelled its own."""
+    """Answer the callers that still wait; a caller that stopped waiting has cancelled its future."""
     for future, value in zip(futures, values, strict=True):
         if not future.done():
             future.set_result(value)

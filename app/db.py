@@ -1,7 +1,7 @@
 """Postgres: the schema's metadata, connection pools that fail fast, transactions, migrations.
 
-Hot writes are hand-written SQL on asyncpg; SQLAlchemy describes the schema, so that a test can hold the migrations to
-it. Whatever says that Postgres is out, slow, full or read-only leaves this module as DatabaseUnavailable.
+Queries are hand-written SQL on asyncpg. SQLAlchemy describes the schema, so a test can compare the migrations with it.
+Every error that means "Postgres is down, slow, full or read-only" leaves this module as DatabaseUnavailable.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 Connection = asyncpg.Connection | PoolConnectionProxy
 Opening = asyncio.Task[asyncpg.Connection]
 
-IDLE_SECONDS = 300.0  # an idle connection is closed after; asyncpg's default
-POOL_WAIT_SECONDS = 5.0  # where nobody waits for an answer; requests have a setting
-MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each waits 2 s for a lock (migrations/env.py)
-COMMAND_TIMEOUT_SECONDS = 5.0  # no statement of ours takes a second; a server that does not answer is out
+IDLE_SECONDS = 300.0  # after which an idle connection is closed; asyncpg's default
+POOL_WAIT_SECONDS = 5.0  # for background work; requests have a setting
+MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each try waits 2 s for a lock (migrations/env.py)
+COMMAND_TIMEOUT_SECONDS = 5.0  # our statements take less than a second; a server that does not answer is down
 
 MIGRATING_ROLE = "migrate as a role that owns the tables and has USAGE and CREATE on their schema"
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -44,10 +44,10 @@ metadata = MetaData(
 
 
 class Pool(asyncpg.Pool):
-    """Connections, and how long a caller waits for a free one unless it says otherwise.
+    """A pool of connections. `wait_seconds`: how long a caller waits for a free one by default.
 
-    Each connection is opened in a task, which goes on when its waiter has left, and serves the next one. Cancelled with
-    its waiter, a connection that takes longer to open than callers wait would never be opened.
+    Each connection is opened in a task. When its waiter leaves, the task continues and serves the next waiter.
+    Otherwise, a connection that takes longer to open than callers wait would never be opened.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class Pool(asyncpg.Pool):
             loop=None,
             connect=self._open_or_take_over,
             command_timeout=command_seconds,
-            reset=_leave_no_transaction,
+            reset=_check_no_transaction,
         )
         self.wait_seconds = wait_seconds
         self.siblings: tuple[Pool, ...] = (self,)  # the pools of this process on the same server
-        self._openings: set[Opening] = set()  # those whose connections the pool does not have yet
-        self._left: list[Opening] = []  # those of them that have no waiter, the oldest first
+        self._openings: set[Opening] = set()  # connections that the pool does not have yet
+        self._abandoned: list[Opening] = []  # openings without a waiter, oldest first
 
     async def _open_or_take_over(self, *url: Any, **options: Any) -> asyncpg.Connection:
-        """Open a connection. Where a waiter left an opening, take it over, so that there are no more than the size."""
+        """Open a connection, or take over an abandoned opening, so that there are never more than the pool's size."""
         opening = self._take_over() or asyncio.create_task(self._open(*url, **options))
         self._openings.add(opening)
         try:
             await asyncio.wait([opening])
         except asyncio.CancelledError:
-            self._leave(opening)
+            self._abandon(opening)
             raise
         self._openings.discard(opening)
         if opening.cancelled():
@@ -93,38 +93,38 @@ class Pool(asyncpg.Pool):
     async def _open(self, url: str, **options: Any) -> asyncpg.Connection:
         try:
             return await connect(url, max(self.wait_seconds, open_seconds(url)), **options)
-        except ConfigurationError as error:  # a running process goes on when that is put right
+        except ConfigurationError as error:  # a running process continues once the operator has fixed it
             raise DatabaseUnavailable(str(error)) from error
 
-    def _leave(self, opening: Opening) -> None:
-        """Keep an opening for the next waiter, as long as the pool keeps an idle connection."""
-        self._left.append(opening)
-        asyncio.get_running_loop().call_later(0 if self.is_closing() else IDLE_SECONDS, self._give_up, opening)
+    def _abandon(self, opening: Opening) -> None:
+        """Keep an opening for the next waiter, for as long as the pool keeps an idle connection."""
+        self._abandoned.append(opening)
+        asyncio.get_running_loop().call_later(0 if self.is_closing() else IDLE_SECONDS, self._drop, opening)
 
     def _take_over(self) -> Opening | None:
-        while self._left:
-            opening = self._left.pop(0)
+        while self._abandoned:
+            opening = self._abandoned.pop(0)
             if not opening.done() or _is_open(opening):
                 return opening
             self._openings.discard(opening)
         return None
 
-    def _give_up(self, opening: Opening) -> None:
-        if opening in self._left:
-            self._left.remove(opening)
+    def _drop(self, opening: Opening) -> None:
+        if opening in self._abandoned:
+            self._abandoned.remove(opening)
             self._openings.discard(opening)
             _discard(opening)
 
     async def expire_connections(self) -> None:
-        """Lend none of the connections again that were opened by now."""
+        """Never lend the present connections again."""
         await super().expire_connections()
-        for opening in tuple(self._left):
-            self._give_up(opening)
+        for opening in tuple(self._abandoned):
+            self._drop(opening)
 
     async def end(self) -> None:
-        """Cut every connection, those that are being opened too.
+        """Terminate every connection, also those that are being opened.
 
-        Not asyncpg's `close`: it waits for the server, and a silent one must not hold an exit up.
+        asyncpg's `close` would wait for the server, and a silent server must not delay the exit.
         """
         self.terminate()
         for opening in self._openings:
@@ -133,7 +133,7 @@ class Pool(asyncpg.Pool):
 
 
 def _is_open(opening: Opening) -> bool:
-    """Tell whether an opening that is done has led to a connection that is still there."""
+    """Return whether a finished opening led to a connection that is still open."""
     return not opening.cancelled() and opening.exception() is None and not opening.result().is_closed()
 
 
@@ -150,7 +150,7 @@ async def open_pool(
     wait_seconds: float = POOL_WAIT_SECONDS,
     connection_class: type[asyncpg.Connection] = asyncpg.Connection,
 ) -> AsyncIterator[Pool]:
-    """Lend a pool of up to `size` connections; connects when first used, so Postgres may still be on its way up."""
+    """Open a pool of up to `size` connections. It connects at its first use, so Postgres may still be starting."""
     pool = Pool(url, size, command_seconds, wait_seconds, connection_class)
     await pool
     try:
@@ -160,33 +160,33 @@ async def open_pool(
 
 
 def join_pools(*pools: Pool) -> None:
-    """Let what one of these pools learns about the server count for all: a demoted server is left by every session."""
+    """Link pools on one server: when one of them finds the server demoted, all of them drop their connections."""
     for pool in pools:
         pool.siblings = pools
 
 
-async def _leave_no_transaction(conn: Connection) -> None:
-    """Make a returned connection fit for its next user; asyncpg's own way costs a round trip each time.
+async def _check_no_transaction(conn: Connection) -> None:
+    """Check a returned connection. asyncpg's own reset would cost a round trip each time.
 
-    It would end what nothing here begins: cursors, listening, session settings, session locks.
+    That reset ends cursors, listening, session settings and session locks, which this service does not use.
     """
     if conn.is_in_transaction():
-        raise AssertionError("bug: a connection was given back inside a transaction")
+        raise AssertionError("bug: a connection was returned inside a transaction")
 
 
 @contextlib.asynccontextmanager
 async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIterator[Connection]:
-    """Lend one connection. Raises DatabaseUnavailable when none is to be had within `wait_seconds` (the pool's)."""
+    """Lend one connection. Raises DatabaseUnavailable when none is available within `wait_seconds` (the pool's)."""
     try:
         conn = await pool.acquire(timeout=pool.wait_seconds if wait_seconds is None else wait_seconds)
         try:
             yield conn
         except (TimeoutError, asyncio.CancelledError):
-            # What was being asked may still be under way, and so may its cancellation: nobody must inherit them.
+            # The statement, or its cancellation, may still be running: no other caller may get this connection.
             conn.terminate()
             raise
         except asyncpg.ReadOnlySQLTransactionError:
-            # The server was demoted, and every session of this process is on it: none of them is lent again.
+            # The server was demoted, and every session of this process is on it: never lend them again.
             conn.terminate()
             for sibling in pool.siblings:
                 await sibling.expire_connections()
@@ -201,22 +201,22 @@ async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIter
 
 
 def _withhold_values(error: asyncpg.PostgresError) -> None:
-    """Remove from an error what it quotes of a row, since its text goes to logs, inbox rows and dead letters.
+    """Remove quoted row values from an error, because its text goes to logs, inbox rows and dead letters.
 
-    DETAIL quotes rows: addresses, payment tokens. Messages of class 22 (data exceptions), and asyncpg's own of that
-    class, quote single values; no other class does.
+    DETAIL quotes rows: addresses, payment tokens. Messages of class 22 (data exceptions), Postgres's and asyncpg's,
+    quote single values; no other class does.
     """
     error.detail = None
     if isinstance(error, asyncpg.DataError):
-        error.__cause__ = None  # of a value that asyncpg itself could not encode, it quotes the value too
-        error.args = ("its message is withheld, since it quotes a value",)
+        error.__cause__ = None  # it quotes the value too, if asyncpg could not encode it
+        error.args = ("its message is withheld, because it quotes a value",)
 
 
 @contextlib.asynccontextmanager
 async def transaction(
     pool: Pool, wait_seconds: float | None = None, lock_seconds: float | None = None
 ) -> AsyncIterator[Connection]:
-    """Lend one connection inside a READ COMMITTED transaction, committed on leaving without an error.
+    """Lend one connection inside a READ COMMITTED transaction, which commits unless the block raises.
 
     With `lock_seconds`, waiting longer than that for a lock raises asyncpg.LockNotAvailableError (55P03).
     """
@@ -226,29 +226,29 @@ async def transaction(
         try:
             yield conn
         except (TimeoutError, asyncio.CancelledError):
-            raise  # a server that does not answer would not answer a ROLLBACK either: the connection goes instead
+            raise  # a server that does not answer would not answer a ROLLBACK either: `connection` terminates it
         except BaseException:
             await conn.execute("ROLLBACK")
             raise
         if (answer := await conn.execute("COMMIT")) != "COMMIT":
-            raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT did a {answer}")
+            raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT returned {answer}")
 
 
 async def now(conn: Connection) -> datetime:
-    """Return the time on Postgres's clock, the only one that ages and retention go by: a process's may be wrong."""
+    """Return the time on Postgres's clock. Ages and retention use only this clock: a process's clock may be wrong."""
     instant: datetime = await conn.fetchval("SELECT clock_timestamp()")
     return instant
 
 
 def first_id(instant: datetime) -> uuid.UUID:
-    """Return the lowest UUIDv7 of that time: ids are ordered by time, so a primary key finds the old rows by itself."""
+    """Return the lowest UUIDv7 of that time. Ids are ordered by time, so the primary key's index finds old rows."""
     return uuid.UUID(int=int(instant.timestamp() * 1000) << 80)  # RFC 9562, section 5.7
 
 
 async def writable_revision(conn: Connection) -> str | None:
-    """Return the schema's revision as `revision` does, in one round trip where it has one.
+    """Return the schema's revision as `revision` does, in one round trip if there is one.
 
-    Raises asyncpg.ReadOnlySQLTransactionError, as a write would, on a session whose server was demoted.
+    Raises asyncpg.ReadOnlySQLTransactionError, as a write would, if the session's server was demoted.
     """
     query = "SELECT current_setting('transaction_read_only') = 'on' AS read_only, version_num FROM alembic_version"
     try:
@@ -261,26 +261,26 @@ async def writable_revision(conn: Connection) -> str | None:
 
 
 async def inspect(url: str) -> str | None:
-    """Return the schema's revision, by a session like those of a pool. Raises what `connect` does."""
+    """Return the schema's revision, over a session like those of a pool. Raises what `connect` raises."""
     conn = await connect(url, command_timeout=COMMAND_TIMEOUT_SECONDS)
     try:
         with errors_of_opening():
             return await revision(conn)
     finally:
-        conn.terminate()  # not close: that waits for the server, which has answered
+        conn.terminate()  # `close` would wait for the server
 
 
 async def check(url: str) -> None:
-    """Refuse what the service must not run on: what `connect` refuses, and a schema that is behind.
+    """Check that the service can run on this database: `connect` accepts it, and its schema is not behind.
 
-    Raises ConfigurationError, or DatabaseUnavailable when Postgres cannot be asked.
+    Raises ConfigurationError if not, DatabaseUnavailable when Postgres is unavailable.
     """
     if is_behind(await inspect(url)):
         raise ConfigurationError("the database schema is behind this release: run `orders migrate`")
 
 
 async def revision(conn: Connection) -> str | None:
-    """Return the schema's Alembic revision, None where there is none."""
+    """Return the schema's Alembic revision, None if it has none."""
     if await conn.fetchval("SELECT to_regclass('alembic_version') IS NULL"):
         return None
     found: str | None = await conn.fetchval("SELECT version_num FROM alembic_version")
@@ -293,7 +293,7 @@ def affected(status: str) -> int:
 
 
 def is_behind(present: str | None) -> bool:
-    """Tell whether the schema lacks a migration of this release. A revision it does not know is a newer one: fine."""
+    """Return whether the schema lacks a migration of this release. An unknown revision is a newer one: fine."""
     if present is None:
         return True
     return present in _revisions()[1:]
@@ -301,16 +301,16 @@ def is_behind(present: str | None) -> bool:
 
 @functools.cache
 def _revisions() -> list[str]:
-    """Return the revisions of this release, the newest first: the names of their files begin with them."""
+    """Return the revisions of this release, newest first, from the names of their files."""
     return sorted((path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*_*.py")), reverse=True)
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to this release's. Safe to run from several processes at once; blocks, so not in a loop.
+    """Migrate the schema to this release. Several processes may do so at once. Blocks, so do not call in an event loop.
 
-    Raises ConfigurationError when the role may not, DatabaseUnavailable when others keep a table locked all the time.
+    Raises ConfigurationError when the role lacks a permission, DatabaseUnavailable when a table stays locked.
     """
-    # Half a second of imports (templates, colours) that no other command should pay for.
+    # These imports take half a second (templates, colours), which other commands should not pay for.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
@@ -322,13 +322,13 @@ def migrate(url: str) -> None:
         try:
             return command.upgrade(config, "head")
         except DBAPIError as error:
-            _pass_over_a_lock(error)
+            _raise_unless_locked(error)
             time.sleep(MIGRATION_PAUSE_SECONDS)
-    raise DatabaseUnavailable("somebody keeps a table locked (a vacuum, a backup?): not all is migrated, try again")
+    raise DatabaseUnavailable("a table stays locked (by a vacuum, a backup?): the migration is incomplete, try again")
 
 
-def _pass_over_a_lock(error: DBAPIError) -> None:
-    """Return if a migration may be tried again; else raise what its error means."""
+def _raise_unless_locked(error: DBAPIError) -> None:
+    """Return if a lock was the reason, so the migration can be retried; else raise what the error means."""
     match cause := error.orig and error.orig.__cause__:
         case asyncpg.LockNotAvailableError() | asyncpg.DeadlockDetectedError():
             return

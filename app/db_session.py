@@ -1,4 +1,4 @@
-"""A session on Postgres: opened in one way, whether for a pool, a check or a command, and checked when it opens."""
+"""Open and check a session on Postgres, in the same way for pools, checks and commands."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import asyncpg
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 CONNECT_SECONDS = 5.0  # for each of several hosts: a silent one must not use up all the time
-ONLY_HOST_SECONDS = 15.0  # over a link of 1 s round trip, with TLS
+ONLY_HOST_SECONDS = 15.0  # enough for TLS over a link with 1 s round trip
 
 UNAVAILABLE = (
     OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
@@ -21,21 +21,21 @@ UNAVAILABLE = (
     asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, terminated by an operator
     asyncpg.InvalidAuthorizationSpecificationError,  # class 28
     asyncpg.InvalidCatalogNameError,  # class 3D
-    asyncpg.LockNotAvailableError,  # lock_timeout: somebody keeps a row for too long
+    asyncpg.LockNotAvailableError,  # lock_timeout: another session keeps a row locked for too long
     asyncpg.ReadOnlySQLTransactionError,  # connected to a standby, as after a failover
     asyncpg.InterfaceError,  # the connection is already closed
-    asyncpg.TargetServerAttributeNotMatched,  # the URL asks for a kind of server that no host is
+    asyncpg.TargetServerAttributeNotMatched,  # no host is of the kind that the URL requires
 )
 
-# A pooler refuses start-up parameters that it does not know, so the session sets them itself, in the statement that
-# checks it. Set by `set_config` they last as long as the session: neither a ROLLBACK nor the pool undoes them.
+# A pooler refuses unknown start-up parameters, so the session sets them in the statement that checks it. What
+# `set_config` sets lasts as long as the session: neither a ROLLBACK nor the pool undoes it.
 OPEN_SESSION = """
 SELECT current_setting('transaction_read_only') = 'on' AS read_only,  -- on a standby too
        current_setting('synchronous_commit') AS synchronous_commit,
        current_setting('server_encoding') AS encoding,
-       -- Our statements are written for it. A role or database may have another default.
+       -- Our statements rely on it. A role or database may have another default.
        set_config('default_transaction_isolation', 'read committed', false),
-       -- Compiling a statement takes longer than any of ours runs, whatever the planner believes.
+       -- Compiling a statement takes longer than any of ours runs, whatever the planner estimates.
        set_config('jit', 'off', false),
        -- A process that froze inside a transaction must not hold its locks for long: sagas have leases of 30 s.
        set_config('idle_in_transaction_session_timeout', '10s', false)
@@ -45,13 +45,13 @@ SELECT current_setting('transaction_read_only') = 'on' AS read_only,  -- on a st
 async def connect(url: str, open_seconds: float = CONNECT_SECONDS, **options: Any) -> asyncpg.Connection:
     """Open a session that the service can rely on, at the first host of `url` that offers one.
 
-    Each host has `open_seconds`; `options` are asyncpg's. Raises ConfigurationError for what an operator must change,
-    DatabaseUnavailable for what may pass: no host can be reached, or those that can are read-only or in recovery.
+    Each host has `open_seconds`; `options` are asyncpg's. Raises ConfigurationError if an operator must change
+    something; DatabaseUnavailable while no host can be reached, or all that can are read-only or in recovery.
     """
     *others, last = _urls_by_host(plain_url(url))
-    for each in others:
+    for host_url in others:
         with contextlib.suppress(DatabaseUnavailable):
-            return await _connect_to(each, open_seconds, options)
+            return await _connect_to(host_url, open_seconds, options)
     return await _connect_to(last, open_seconds, options)
 
 
@@ -61,7 +61,7 @@ def open_seconds(url: str) -> float:
 
 
 def _urls_by_host(url: str) -> list[str]:
-    """Return a URL for each host of `postgresql://a:5432,b:5432/orders`: a silent one must not use up all the time."""
+    """Return a URL for each host of `postgresql://a:5432,b:5432/orders`, so that each gets its own time limit."""
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
     if "," not in hosts:
@@ -72,7 +72,7 @@ def _urls_by_host(url: str) -> list[str]:
 async def _connect_to(url: str, open_seconds: float, options: dict[str, Any]) -> asyncpg.Connection:
     with errors_of_opening():
         async with asyncio.timeout(open_seconds):
-            settings = {"application_name": "orders"}  # the one that every pooler takes
+            settings = {"application_name": "orders"}  # the only one that every pooler accepts
             conn: asyncpg.Connection = await asyncpg.connect(url, server_settings=settings, **options)
             try:
                 await _open_session(conn)
@@ -83,7 +83,7 @@ async def _connect_to(url: str, open_seconds: float, options: dict[str, Any]) ->
 
 
 async def _open_session(conn: asyncpg.Connection) -> None:
-    """Set what our statements rely on, and refuse a session that could not keep what a 201 promises."""
+    """Set what our statements rely on, and refuse a session that could lose an order after its 201."""
     [found] = await conn.fetch(OPEN_SESSION)
     if found["read_only"]:
         raise DatabaseUnavailable("postgres: the server is read-only or in recovery")
@@ -101,23 +101,23 @@ async def _open_session(conn: asyncpg.Connection) -> None:
 
 @contextlib.contextmanager
 def errors_of_opening() -> Iterator[None]:
-    """Turn asyncpg's errors on a new session into ConfigurationError or DatabaseUnavailable."""
+    """Convert asyncpg's errors on a new session to ConfigurationError or DatabaseUnavailable."""
     try:
         yield
     except asyncpg.ClientConfigurationError as error:  # an InterfaceError, but no outage
         raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
     except (*UNAVAILABLE, asyncpg.FeatureNotSupportedError) as error:  # a standby has no serializable transactions
         raise unavailable(error) from error
-    except asyncpg.PostgresError as error:  # reached, and it refused: a parameter that it does not know, no rights
+    except asyncpg.PostgresError as error:  # the server refused: an unknown parameter, a missing permission
         raise ConfigurationError(f"ORDERS_DATABASE_URL: {error}") from error
 
 
 def unavailable(error: BaseException) -> DatabaseUnavailable:
-    """Return our error for one of UNAVAILABLE."""
+    """Convert one of UNAVAILABLE to DatabaseUnavailable."""
     return DatabaseUnavailable(f"postgres: {type(error).__name__}: {error}".strip(": "))
 
 
 def plain_url(url: str) -> str:
-    """Turn any of the accepted spellings into the one that asyncpg reads; SQLAlchemy's `ssl` is libpq's `sslmode`."""
+    """Convert SQLAlchemy's form of a URL to the one that asyncpg reads; its `ssl` is libpq's `sslmode`."""
     spelling, plain = "postgresql+asyncpg://", "postgresql://"
     return re.sub(r"([?&])ssl=", r"\1sslmode=", url).replace(spelling, plain, 1) if url.startswith(spelling) else url

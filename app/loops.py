@@ -1,6 +1,6 @@
-"""How a background loop runs: work while there is some, sleep until woken or until the next poll, survive any error.
+"""Background loops: work while there is work, sleep until woken or until the next poll, survive any error.
 
-Every loop is a class with `run_once() -> int` (how much it did) that a `Loop` drives; tests call `run_once` directly.
+Every component is a class with `run_once() -> int` (how much it did). A `Loop` drives it; tests call `run_once`.
 """
 
 import asyncio
@@ -17,9 +17,10 @@ log = structlog.get_logger(__name__)
 
 
 def full_jitter(attempt: int, base_seconds: float, cap_seconds: float) -> float:
-    """Pause before attempt number `attempt` + 1: uniform in (0, min(cap, base · 2^(attempt-1))].
+    """Return the pause after failed attempt number `attempt`: uniform in (0, min(cap, base · 2^(attempt-1))].
 
-    Full jitter spreads a crowd that failed together; see the AWS Architecture Blog, "Exponential Backoff And Jitter".
+    Full jitter spreads the retries of calls that failed together; see the AWS Architecture Blog, "Exponential Backoff
+    And Jitter".
     """
     ceiling = min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 60))
     return ceiling * (1.0 - random.random())  # noqa: S311 - spreading load needs no secrecy
@@ -48,7 +49,7 @@ async def in_thread(function: Callable[..., None], *args: Any) -> None:
 
 
 class Loop:
-    """Runs `run_once` again and again until `stop`; an error only makes it pause (0.1 s doubling to 5 s, jittered)."""
+    """Runs `run_once` repeatedly until `stop`. After an error it pauses (0.1 s doubling to 5 s, jittered)."""
 
     def __init__(self, name: str, run_once: Callable[[], Awaitable[int]], poll_seconds: float) -> None:
         self.name = name
@@ -58,15 +59,15 @@ class Loop:
         self._stopping = asyncio.Event()
 
     def wake(self) -> None:
-        """Look at once instead of at the next poll. Safe to call at any time from the event loop's thread."""
+        """Run now instead of at the next poll. Call it from the event loop's thread, at any time."""
         self._woken.set()
 
     def wake_in(self, seconds: float) -> None:
-        """Wake after `seconds`: work is known to fall due then."""
+        """Wake after `seconds`, when work will be due."""
         asyncio.get_running_loop().call_later(seconds, self._woken.set)
 
     def stop(self) -> None:
-        """Let the present `run_once` finish, then end."""
+        """Let the current `run_once` finish, then end."""
         self._stopping.set()
         self._woken.set()
 
@@ -81,8 +82,8 @@ class Loop:
                 failures += 1
                 log.warning("loop.paused", loop=self.name, code=error.code, error=str(error))
             except asyncio.CancelledError:
-                # aiormq fails what waits on a connection with this when it gives the connection up. If nobody cancelled
-                # us it is an error like any other, and must not end the loop in silence.
+                # aiormq raises this in callers that wait on a connection when it drops the connection. If this task was
+                # not cancelled, it is an ordinary error, and must not end the loop silently.
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
@@ -96,7 +97,7 @@ class Loop:
                 if not done:
                     await self._sleep(self._poll_seconds)
             if failures:
-                # Not the wake-up event: while a dependency is out, every new order would cut the pause short.
+                # Do not wait on the wake-up event: while a dependency is down, every new order would end the pause.
                 await self._pause(full_jitter(failures, 0.1, 5))
 
     async def _sleep(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Settings in, a running service out: the application and its server."""
+"""Make the application and its server from settings, and serve."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings, signals: Signals | None = None, lease: TransportLease | None = None) -> FastAPI:
     """Make the application for the roles in `settings`; its lifespan starts and stops them.
 
-    The caller of a given `lease` takes it first, and ends the process when it is refused.
+    If the caller passes a `lease`, it takes it first, and ends the process when the lease is refused.
     """
     seam = signals or Signals()
 
@@ -44,7 +44,7 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
         summary="Takes orders and drives each to an end: confirmed, or everything undone.",
         lifespan=lifespan,
         openapi_url="/openapi.json",
-        docs_url=None,  # `docs` serves it, from local files and with a policy for its scripts
+        docs_url=None,  # the module `docs` serves the page, from local files and with a policy for its scripts
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -65,7 +65,7 @@ def make_server(
     signals: Signals | None = None,
     lease: TransportLease | None = None,
 ) -> listener.Server:
-    """Make the application and its server, with the limits that apply below the application."""
+    """Make the application and its server, with the server's connection limits."""
     seam = signals or Signals()
     http = http_protocol.protocol(
         settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
@@ -83,7 +83,7 @@ def make_server(
 async def serve(settings: Settings, signals: Signals | None = None) -> None:
     """Check the database, take the transport lease, then serve until cancelled.
 
-    Raises ConfigurationError, also while it serves: Postgres may be down first, and then show another transport in use.
+    Raises ConfigurationError, also while it serves: if Postgres is down at first, another transport is found later.
     """
     lease = bootstrap.transport_lease(settings)
     socket_ = listener.listen(settings.host, settings.port)
@@ -92,7 +92,7 @@ async def serve(settings: Settings, signals: Signals | None = None) -> None:
             await db.check(settings.database_url.get_secret_value())
             await take_lease(settings, lease)
         except DatabaseUnavailable as error:
-            # No reason to stay down: /readyz reports it, requests get 503, and work resumes when Postgres is back.
+            # Start anyway: /readyz reports it, requests get 503, and work resumes when Postgres is back.
             log.warning("serve.without_database", error=str(error))
         server = make_server(settings, socket_, signals, lease)
         address = "{}:{}".format(*socket_.getsockname()[:2])

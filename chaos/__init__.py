@@ -1,6 +1,5 @@
-"""Faults on purpose: a proxy between the service and a server, and what it must know to lose the worst byte.
+"""A fault-injecting proxy between the service and a server. It parses the protocol, so it can lose one chosen frame.
 
-In reading order: `faults` says what can go wrong and how often; `frames` is what the proxy asks of a protocol, and
-`postgres` and `amqp` answer that for PostgreSQL and RabbitMQ; `connection` forwards, and does the harm; `proxy` is what
-a test holds.
+In reading order: `faults` lists the faults and their frequency; `frames` is the port to a protocol, and `postgres` and
+`amqp` implement it for PostgreSQL and RabbitMQ; `connection` forwards and injects the faults; tests use `proxy`.
 """

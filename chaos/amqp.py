@@ -1,14 +1,13 @@
-"""AMQP 0-9-1's frames: confirms, deliveries, acknowledgements and notices of cancellation, each by its name.
+"""AMQP 0-9-1's frames: name confirms, deliveries, acknowledgements and cancellations, so that faults can choose them.
 
-A message is a method, a header and as many body frames as it takes; here they are one piece, which is what is lost,
-doubled or overtaken. Frames of other channels may come between them, and pass.
+A message is a method, a header and its body frames; here they are one piece, which a fault loses, doubles or delays as
+a whole. Frames of other channels may come between them, and are forwarded.
 
-A delivery that is doubled has one delivery tag, and RabbitMQ closes a channel that acknowledges a tag twice: what
-cannot happen to a client must not be what a test finds. So the first of the two acknowledgements is swallowed, and the
-broker hears of the message when both copies are done with, as if each had a tag of its own. (By `basic.ack` without
-`multiple`, the way aio-pika does it.)
+Both copies of a doubled delivery have the same delivery tag, and RabbitMQ closes a channel that acknowledges a tag
+twice. A real broker never causes that, so the proxy drops the first of the two acknowledgements: the broker sees one
+when both copies are handled. (This supports `basic.ack` without `multiple`, which aio-pika uses.)
 
-A client that is blocked is told so if it announced that it understands, when it publishes, as RabbitMQ does.
+As RabbitMQ does, the proxy notifies a blocked client when it publishes, if the client announced that it understands.
 Source: the AMQP 0-9-1 specification, sections 2.3.5 and 4.2; RabbitMQ's "Blocked Connection Notifications".
 """
 
@@ -23,31 +22,31 @@ PUBLISHED = "amqp: basic.publish with its message"
 DELIVERY = "amqp: basic.deliver with its message"
 CANCELLATION = "amqp: basic.cancel of the broker"
 
-HEADER = struct.Struct("!BHI")  # type, channel, bytes of the payload, which a byte 0xCE follows
+HEADER = struct.Struct("!BHI")  # type, channel, bytes of the payload; a byte 0xCE follows the payload
 END = 0xCE
 METHOD, CONTENT_HEADER, CONTENT_BODY, HEARTBEAT = 1, 2, 3, 8
-PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"  # from the client, first of all; from a server that wants another protocol
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"  # the client's first bytes; a server sends it to ask for another protocol
 
-METHOD_ID = struct.Struct("!HH")  # class, method: what a method's payload begins with
+METHOD_ID = struct.Struct("!HH")  # class and method, at the start of a method's payload
 START_OK, BLOCKED, UNBLOCKED = (METHOD_ID.pack(10, method) for method in (11, 60, 61))
 CANCEL, PUBLISH, DELIVER, ACK = (METHOD_ID.pack(60, method) for method in (30, 40, 60, 80))
-TAG = struct.Struct("!Q")  # what an ack's arguments begin with
+TAG = struct.Struct("!Q")  # at the start of an ack's arguments
 BODY_BYTES = struct.Struct("!4xQ")  # in a content header, after class and weight
 CAN_BE_BLOCKED = b"\x12connection.blockedt\x01"  # in a table: a name of 18 bytes, a boolean, true
 
 
 def requests() -> Watcher:
-    """Return a watcher for what one client sends."""
+    """Return a watcher for the stream from one client."""
     return _Requests()
 
 
 def answers() -> Watcher:
-    """Return a watcher for what the server sends on one connection."""
+    """Return a watcher for the stream from the server on one connection."""
     return _Frames({DELIVER: DELIVERY}, {ACK: CONFIRM, CANCEL: CANCELLATION})
 
 
 class _Message:
-    """The frames of one message, as they come."""
+    """The frames of one message, as they arrive."""
 
     def __init__(self, name: str, method: bytes) -> None:
         self.name = name
@@ -55,7 +54,7 @@ class _Message:
         self._missing: int | None = None  # bytes of the body; None: the header is missing
 
     def add(self, kind: int, frame: bytes) -> bool:
-        """Take the next frame. Returns whether the message is whole."""
+        """Add the next frame. Return whether the message is complete."""
         self.data += frame
         if kind == CONTENT_HEADER:
             (self._missing,) = BODY_BYTES.unpack_from(frame, HEADER.size)
@@ -65,13 +64,13 @@ class _Message:
 
 
 class _Frames(Watcher):
-    """Cuts a stream into whole frames, and puts together those of the `messages`. Both map methods to their names."""
+    """Cuts a stream into whole frames, and joins those of the `messages`. Both arguments map methods to names."""
 
     def __init__(self, messages: dict[bytes, str], methods: dict[bytes, str]) -> None:
         self._messages = messages
         self._methods = methods
-        self._held = b""  # the beginning of a frame
-        self._coming: dict[int, _Message] = {}  # by channel
+        self._held = b""  # the start of an incomplete frame
+        self._incomplete: dict[int, _Message] = {}  # by channel
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
         data = self._held + chunk if self._held else chunk
@@ -85,11 +84,11 @@ class _Frames(Watcher):
         kind, channel, _ = HEADER.unpack_from(frame)
         method = frame[HEADER.size : HEADER.size + METHOD_ID.size] if kind == METHOD else b""
         if method in self._messages:
-            self._coming[channel] = _Message(self._messages[method], frame)
-        elif kind in {CONTENT_HEADER, CONTENT_BODY} and channel in self._coming:
-            message = self._coming[channel]
+            self._incomplete[channel] = _Message(self._messages[method], frame)
+        elif kind in {CONTENT_HEADER, CONTENT_BODY} and channel in self._incomplete:
+            message = self._incomplete[channel]
             if message.add(kind, frame):
-                del self._coming[channel]
+                del self._incomplete[channel]
                 yield self._named(message.name, channel, message.data)
         elif method in self._methods:
             yield self._named(self._methods[method], channel, frame)
@@ -101,16 +100,16 @@ class _Frames(Watcher):
         return Piece(data, name)
 
     def _unnamed(self, method: bytes, frame: bytes) -> None:
-        """Look at a frame that no fault may name."""
+        """Inspect a frame that faults cannot choose."""
 
 
 class _Requests(_Frames):
-    """What a client sends."""
+    """The stream from a client."""
 
     def __init__(self) -> None:
         super().__init__({PUBLISH: PUBLISHED}, {ACK: ACKNOWLEDGEMENT})
         self._can_be_blocked = False
-        self._doubled: set[tuple[int, int]] = set()  # channel and tag, of deliveries
+        self._doubled: set[tuple[int, int]] = set()  # channel and tag of doubled deliveries
 
     def doubled(self, piece: Piece) -> None:
         if piece.frame == DELIVERY:
@@ -134,7 +133,7 @@ class _Requests(_Frames):
 
 
 def _end_of_frame(data: bytes, start: int) -> int:
-    """Return where the frame ends that starts there; 0 when it is not whole yet."""
+    """Return the end of the frame that begins at `start`; 0 when it is incomplete."""
     if data.startswith(PROTOCOL_HEADER[:4], start):
         end = start + len(PROTOCOL_HEADER)
         return end if end <= len(data) else 0
@@ -148,5 +147,5 @@ def _end_of_frame(data: bytes, start: int) -> int:
 
 
 def _frame(method: bytes, arguments: bytes = b"") -> bytes:
-    """Return a method of the connection itself, which is channel 0."""
+    """Return a method frame of the connection itself, which is channel 0."""
     return HEADER.pack(METHOD, 0, len(method) + len(arguments)) + method + arguments + bytes([END])

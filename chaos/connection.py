@@ -1,11 +1,10 @@
-"""One forwarded connection: two ends, the client's socket and the upstream's; what one receives goes to the other.
+"""One forwarded connection with two ends, the client's socket and the upstream's. Each end's input goes to the other.
 
-What an end receives is cut into pieces by the protocol's watcher, the faults have their chance, and what is left is
-written to the other end: at once where nothing forbids it, without a task or a copy per chunk; else through the queue
-of that other end, where it waits until it is due. There is one queue, so nothing overtakes what waits in it: neither
-later chunks nor the end of the connection, which waits in it like a chunk.
+The protocol's watcher cuts the input into pieces, and a fault may strike each of them. The rest is written to the other
+end: at once if possible, without a task or a copy per chunk; else through the queue of that end, where it waits until
+it is due. Each end has one queue, so the order is kept; the end of the connection waits in it like a chunk.
 
-An end that closes closes both directions: half-closed connections, which PostgreSQL does not use, are not kept.
+When one end closes, both directions close. Half-closed connections, which PostgreSQL does not use, are not supported.
 """
 
 import asyncio
@@ -18,39 +17,39 @@ from typing import cast
 from chaos.faults import Armed, Blackhole, Block, Direction, Double, Eat, Fault, FrameFault, Lose, Overtake
 from chaos.frames import Frames, Piece, Watcher
 
-QUEUED_BYTES = 1024 * 1024  # with more than this waiting, the sender is left to wait as well
-RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
-CLOSE = b""  # in a queue: what was said before is delivered, now close
+QUEUED_BYTES = 1024 * 1024  # with more than this in the queue, the proxy stops reading from the sender
+RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s
+CLOSE = b""  # in a queue: close after everything before it was written
 
 
 class End(asyncio.Protocol):
-    """One of a connection's two sockets, with the queue of what is on its way to it."""
+    """One of a connection's two sockets, with the queue of data for it."""
 
     def __init__(self, connection: "Connection", watcher: Watcher, direction: Direction) -> None:
         self.watcher = watcher
-        self.direction = direction  # of what it receives
-        self.held: set[type[Fault]] = set()  # by what; while there is any, nothing is written to this socket
-        self.overtaken: dict[str, bytes] = {}  # what goes to this socket after the next frame of the same name
+        self.direction = direction  # of the data that it receives
+        self.held: set[type[Fault]] = set()  # the faults that hold it; while there are any, nothing is written
+        self.overtaken: dict[str, bytes] = {}  # frames to write after the next frame of the same name
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.Event()
         self._connection = connection
-        self._queue: deque[tuple[float, bytes]] = deque()  # when it is due, by the loop's clock, and what
+        self._queue: deque[tuple[float, bytes]] = deque()  # due time by the loop's clock, and data
         self._queued_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._choked = False  # the socket takes no more for now
+        self._choked = False  # the socket's buffer is full
         self._sender_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Deliver what came before there was a socket to write it to."""
+        """Write the data that arrived before the socket was connected."""
         self.transport = cast("asyncio.Transport", transport)
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what this socket received."""
+        """Forward the data that this socket received."""
         self._connection.received(self, data)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - however it ended, it has
-        """Tell the other end, in its turn."""
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason makes no difference
+        """Close the other end after the data for it."""
         self._queue.clear()
         self._queued_bytes = 0
         self.flush()
@@ -58,17 +57,17 @@ class End(asyncio.Protocol):
         self._connection.lost(self)
 
     def pause_writing(self) -> None:
-        """Hold the sender back."""
+        """Stop reading from the sender."""
         self._choked = True
         self._adjust_sender()
 
     def resume_writing(self) -> None:
-        """Let the sender go on."""
+        """Read from the sender again."""
         self._choked = False
         self._adjust_sender()
 
     def send(self, data: bytes, delay: float = 0.0) -> None:
-        """Write to this socket in `delay` seconds, or later: after what is on its way already."""
+        """Write to this socket after `delay` seconds, and after everything that is already queued."""
         if self.transport and self.transport.is_closing():
             return
         if self.transport and data and not (delay or self._queue or self.held):
@@ -79,7 +78,7 @@ class End(asyncio.Protocol):
         self.flush()
 
     def flush(self) -> None:
-        """Write what is due."""
+        """Write the data that is due."""
         loop = asyncio.get_running_loop()
         if self._timer:
             self._timer.cancel()
@@ -98,7 +97,7 @@ class End(asyncio.Protocol):
         self._adjust_sender()
 
     def close(self, *, at_once: bool = False, reset: bool = False) -> None:
-        """Close the socket: after what is written already, or at once, with a FIN or an RST."""
+        """Close the socket: after the data already written, or at once, with a FIN or an RST."""
         if self.transport is None:
             return
         if reset and not self.transport.is_closing():
@@ -127,15 +126,15 @@ class Connection:
         self._armed = armed
         self._client = End(self, frames.requests(), Direction.UP)
         self._upstream = End(self, frames.answers(), Direction.DOWN)
-        self._unblocked: dict[End, bytes] = {}  # what to tell a sender when it may go on
+        self._unblocked: dict[End, bytes] = {}  # the notice for a blocked sender when it may continue
         if armed.strike_any(Blackhole):
             self.hold()
 
     async def run(self, client: socket.socket, upstream: tuple[str, int]) -> None:
-        """Connect, and forward until both ends are closed. Cancelled: close both at once."""
+        """Connect, and forward until both ends are closed. When cancelled, close both at once."""
         loop = asyncio.get_running_loop()
         try:
-            with contextlib.suppress(OSError):  # the upstream is out
+            with contextlib.suppress(OSError):  # the upstream is down
                 await loop.connect_accepted_socket(lambda: self._client, client)
                 await loop.create_connection(lambda: self._upstream, *upstream)
                 await self._closed()
@@ -149,11 +148,11 @@ class Connection:
                 await end.closed.wait()
 
     def other(self, end: End) -> End:
-        """Return the end to which goes what this one receives."""
+        """Return the opposite end."""
         return self._upstream if end is self._client else self._client
 
     def received(self, source: End, data: bytes) -> None:
-        """Forward what an end received, as far as no fault strikes."""
+        """Forward the data that an end received, unless a fault strikes."""
         if self._silent:
             return
         target, delay = self.other(source), self._armed.delay(source.direction, len(data))
@@ -195,15 +194,15 @@ class Connection:
                 sender.send(piece.blocked)
 
     def lost(self, end: End) -> None:
-        """Let the other end close too: after what is on its way to it, unless nothing is to reach it any more."""
+        """Close the other end too: after the data queued for it, or at once if the connection is silent."""
         if self._silent:
             self.close(at_once=True)
         else:
-            self._let_pass(self.other(end))
+            self._send_overtaken(self.other(end))
             self.other(end).send(CLOSE)
 
     def close(self, *, at_once: bool = False, reset: bool = False) -> None:
-        """Close both ends (see `End.close`), and forget what waits in their queues."""
+        """Close both ends (see `End.close`), and discard their queues."""
         self._client.close(at_once=at_once, reset=reset)
         self._upstream.close(at_once=at_once, reset=reset)
 
@@ -213,15 +212,15 @@ class Connection:
         self._upstream.held.add(Blackhole)
 
     def release(self, kind: type[Fault]) -> None:
-        """Deliver what faults of this kind held back."""
+        """Deliver the data that faults of this kind held back."""
         for end in (self._client, self._upstream):
             if kind is Overtake:
-                self._let_pass(end)
-            if kind is Block and (told := self._unblocked.pop(end, b"")):
-                end.send(told)
+                self._send_overtaken(end)
+            if kind is Block and (notice := self._unblocked.pop(end, b"")):
+                end.send(notice)
             end.held.discard(kind)
             end.flush()
 
-    def _let_pass(self, end: End) -> None:
+    def _send_overtaken(self, end: End) -> None:
         while end.overtaken:
             end.send(end.overtaken.popitem()[1])

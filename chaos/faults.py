@@ -1,20 +1,20 @@
-"""What can be made to go wrong, how often, and how often it did.
+"""The faults: what they do, how often they strike, and how often they have.
 
-Lose       a frame of the protocol never arrives, and its connection is cut or falls silent
-Eat        a frame never arrives, and all else does
-Double     a frame arrives twice
-Overtake   a frame arrives after the next one of its name
-Block      a frame and all that follows it does not arrive until the fault is disarmed, and its sender is told
-Delay      each chunk arrives later
-Throttle   all connections together carry so many bytes a second
-Blackhole  a connection stays open, and nothing arrives until the fault is disarmed
-Reset      a connection ends with a TCP RST
-Refuse     nobody listens on the port until the fault is disarmed
+Lose       drops a frame of the protocol, and closes or silences its connection
+Eat        drops a frame; everything else arrives
+Double     delivers a frame twice
+Overtake   delivers a frame after the next one of its name
+Block      holds a frame and everything after it until the fault is disarmed, and notifies the sender
+Delay      delivers each chunk later
+Throttle   limits the bytes per second of all connections together
+Blackhole  keeps a connection open, but delivers nothing until the fault is disarmed
+Reset      ends a connection with a TCP RST
+Refuse     refuses connections until the fault is disarmed
 
-Every fault takes `probability` (of each single chance to strike) and `times` (at most, counted from arming it).
-A chance to strike is one frame for those that name one, one received chunk for Delay and Throttle, one connection for
-Blackhole and Reset (each open one at arming, then each new one), and arming itself for Refuse. A frame that overtakes
-another is spared.
+Every fault has a `probability` per opportunity, and `times`, the maximum number of strikes since it was armed. An
+opportunity is one frame for faults with a `frame`, one received chunk for Delay and Throttle, one connection for
+Blackhole and Reset (each open one at arming, then each new one), and the arming itself for Refuse. No fault strikes a
+frame that overtakes another.
 """
 
 import enum
@@ -25,7 +25,7 @@ from dataclasses import KW_ONLY, dataclass
 
 
 class Direction(enum.Flag):
-    """Which way bytes go."""
+    """The direction of a stream."""
 
     UP = enum.auto()  # from the client to the server
     DOWN = enum.auto()  # from the server to the client
@@ -34,7 +34,7 @@ class Direction(enum.Flag):
 
 @dataclass(frozen=True)
 class Fault:
-    """What every fault has. Equal faults are one fault: they share their counter."""
+    """The fields of every fault. Equal faults are one fault, with one counter."""
 
     _: KW_ONLY
     probability: float = 1.0
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FrameFault(Fault):
-    """What befalls a frame; `frame` is a name that the protocol's module exports."""
+    """A fault that affects frames; `frame` is a name that the protocol's module exports."""
 
     frame: str
 
@@ -52,8 +52,7 @@ class FrameFault(Fault):
 class Lose(FrameFault):
     """Drop a frame, and everything after it in both directions.
 
-    The connection is closed; with `silent` it stays open, and its peers hear nothing more on it until one of them
-    closes it.
+    The connection is closed; with `silent` it stays open, and nothing arrives on it until one of its peers closes it.
     """
 
     _: KW_ONLY
@@ -62,7 +61,7 @@ class Lose(FrameFault):
 
 @dataclass(frozen=True)
 class Eat(FrameFault):
-    """Drop a frame, and deliver what follows it. TCP does no such thing: it stands for a peer that forgot."""
+    """Drop a frame, and deliver the next ones. TCP never does that; it simulates a peer that lost the message."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,20 @@ class Double(FrameFault):
 
 @dataclass(frozen=True)
 class Overtake(FrameFault):
-    """Keep a frame back until the next one of its name has passed it, or the fault is disarmed."""
+    """Hold a frame until the next one of its name was delivered, or the fault is disarmed."""
 
 
 @dataclass(frozen=True)
 class Block(FrameFault):
-    """Deliver a frame, and all that its sender sends after it, when disarmed; tell the sender, and when it is over.
+    """Hold a frame, and everything that its sender sends after it, until disarmed; notify the sender of start and end.
 
-    As a server that is short of memory or disk. The telling is left out where the protocol has no words for it.
+    Simulates a server that is short of memory or disk. Protocols without such notices send none.
     """
 
 
 @dataclass(frozen=True)
 class Delay(Fault):
-    """Deliver each chunk `seconds` later. Order is kept; what is on its way when disarmed keeps its delay."""
+    """Deliver each chunk `seconds` later, in order. Chunks already delayed when the fault is disarmed stay delayed."""
 
     seconds: float
     direction: Direction = Direction.BOTH
@@ -93,7 +92,7 @@ class Delay(Fault):
 
 @dataclass(frozen=True)
 class Throttle(Fault):
-    """Carry `bytes_per_second` each way, all connections together: they share one link."""
+    """Limit each direction to `bytes_per_second`, for all connections together: they share one link."""
 
     bytes_per_second: int
     direction: Direction = Direction.BOTH
@@ -101,48 +100,48 @@ class Throttle(Fault):
 
 @dataclass(frozen=True)
 class Blackhole(Fault):
-    """Hold everything back, the end of the connection too, and deliver it when disarmed.
+    """Hold all data and the end of the connection, and deliver them when disarmed.
 
-    As on a broken link that heals: a COMMIT that the client gave up long ago may still arrive.
+    Simulates a link that breaks and recovers: a COMMIT may arrive long after the client stopped waiting for it.
     """
 
 
 @dataclass(frozen=True)
 class Reset(Fault):
-    """End the connection with a TCP RST; what was under way is gone."""
+    """End the connection with a TCP RST; data in transit is lost."""
 
 
 @dataclass(frozen=True)
 class Refuse(Fault):
-    """Stop listening. Open connections live on, and the port stays ours."""
+    """Stop listening. Open connections stay, and the port stays reserved."""
 
 
 class Armed:
-    """The faults that are armed now, the dice, and the count of strikes (`struck`, kept when a fault is disarmed)."""
+    """The armed faults, the dice, and the counts of strikes (`struck`, which disarming keeps)."""
 
     def __init__(self, dice: random.Random) -> None:
         self.struck: Counter[Fault] = Counter()
         self._dice = dice
-        self._strikes: dict[Fault, int] = {}  # since it was armed
-        self._idle_at: dict[tuple[Throttle, Direction], float] = {}  # when the link has carried what it was given
+        self._strikes: dict[Fault, int] = {}  # since the fault was armed
+        self._idle_at: dict[tuple[Throttle, Direction], float] = {}  # when the link will have carried its bytes
 
     def arm(self, fault: Fault) -> None:
-        """Let it strike from now on. Armed again, it counts its `times` afresh."""
+        """Let the fault strike from now on. Arming it again restarts its `times`."""
         self._strikes[fault] = 0
 
     def disarm(self, fault: Fault | None) -> None:
-        """Let it, or all of them, strike no more. One that is not armed is no mistake."""
+        """Stop the fault, or all faults. It need not be armed."""
         if fault is None:
             self._strikes.clear()
         else:
             self._strikes.pop(fault, None)
 
     def has(self, kind: type[Fault]) -> bool:
-        """Tell whether a fault of this kind is armed."""
+        """Return whether a fault of this kind is armed."""
         return any(isinstance(fault, kind) for fault in self._strikes)
 
     def strike(self, fault: Fault) -> bool:
-        """Decide one chance of an armed fault, and count it if it strikes."""
+        """Decide whether an armed fault strikes now, and count it if so."""
         if fault.times is not None and self._strikes[fault] >= fault.times:
             return False
         if fault.probability < 1 and self._dice.random() >= fault.probability:
@@ -152,18 +151,18 @@ class Armed:
         return True
 
     def strike_any(self, kind: type[Fault]) -> bool:
-        """Decide one chance of the faults of a kind: the first that strikes is enough."""
+        """Return whether any fault of a kind strikes now; the first that does is counted."""
         return any(isinstance(fault, kind) and self.strike(fault) for fault in self._strikes)
 
     def strike_frame(self, frame: str) -> FrameFault | None:
-        """Decide about one frame: the fault that it falls to, None if it passes."""
+        """Return the fault that strikes one frame, None if none does."""
         for fault in self._strikes:
             if isinstance(fault, FrameFault) and fault.frame == frame and self.strike(fault):
                 return fault
         return None
 
     def delay(self, direction: Direction, size: int) -> float:
-        """Decide about one chunk of `size` bytes: by how many seconds it is delayed, all delays together."""
+        """Return by how many seconds a chunk of `size` bytes is delayed, all delays together."""
         return sum(
             fault.seconds if isinstance(fault, Delay) else self._carry(fault, direction, size)
             for fault in self._strikes
@@ -171,7 +170,7 @@ class Armed:
         )
 
     def _carry(self, link: Throttle, direction: Direction, size: int) -> float:
-        """Put the chunk behind what the link has to carry. Returns in how many seconds its last byte has arrived."""
+        """Queue the chunk on the link. Return in how many seconds its last byte arrives."""
         now = time.monotonic()
         begins = max(now, self._idle_at.get((link, direction), now))
         self._idle_at[link, direction] = begins + size / link.bytes_per_second

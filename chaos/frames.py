@@ -1,7 +1,7 @@
-"""What the proxy asks of a protocol: cut each direction's stream so that a frame which a fault may name stands alone.
+"""The port to a protocol: cut each direction's stream so that every frame that a fault may choose is one piece.
 
-A module is a protocol's implementation (`Proxy(host, port, frames=postgres)`): it has the functions of `Frames`, and
-exports the names of its frames as constants.
+A module implements a protocol (`Proxy(host, port, frames=postgres)`): it has the functions of `Frames`, and exports the
+names of its frames as constants.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,10 @@ from typing import NamedTuple, Protocol
 
 
 class Piece(NamedTuple):
-    """A part of a stream: `data` to be forwarded, `reply` to be sent back in the other end's place.
+    """A part of a stream: `data` to forward, `reply` to send back on behalf of the other end.
 
-    With `frame`, the piece is exactly one whole frame (or message), and this is its name; else it is any run of bytes.
-    `blocked` and `unblocked` are what the protocol lets a server say to a sender that has to wait from here on, and
-    when it may go on.
+    With `frame`, the piece is exactly one whole frame (or message) of this name; else it is any run of bytes.
+    `blocked` and `unblocked` are the server's notices to a sender that it must wait, and that it may continue.
     """
 
     data: bytes
@@ -27,25 +26,25 @@ class Watcher(Protocol):
     """Watches one direction of one connection."""
 
     def feed(self, chunk: bytes) -> Iterable[Piece]:
-        """Take the next bytes as they came; give back what may go on now.
+        """Take the next chunk of the stream; return the pieces that can be forwarded now.
 
-        Frames may be many in a chunk, or one in many chunks. Of a frame with a name, nothing goes on before it is
-        whole. Raises ValueError when the stream is not of this protocol.
+        A chunk may hold many frames, or part of one. A frame with a name is returned only when it is whole. Raises
+        ValueError when the stream is not of this protocol.
         """
         ...
 
-    def doubled(self, piece: Piece) -> None:  # noqa: ARG002 - for protocols in which it makes no difference
-        """Note that whoever sends this stream was given a piece of the other one twice, so it may answer twice."""
+    def doubled(self, piece: Piece) -> None:  # noqa: ARG002 - in some protocols it makes no difference
+        """Note that the sender of this stream received a piece twice, so it may answer twice."""
         return
 
 
 class Frames(Protocol):
-    """What a protocol's module has."""
+    """The functions of a protocol's module."""
 
     def requests(self) -> Watcher:
-        """Return a watcher for what one client sends."""
+        """Return a watcher for the stream from one client."""
         ...
 
     def answers(self) -> Watcher:
-        """Return a watcher for what the server sends on one connection."""
+        """Return a watcher for the stream from the server on one connection."""
         ...

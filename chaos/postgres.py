@@ -1,12 +1,11 @@
-"""PostgreSQL's frames, protocol 3.0: find the COMMIT in what clients send, and its answer in what servers send.
+"""PostgreSQL's frames, protocol 3.0: find the client's COMMIT and the server's answer to it.
 
-A client's COMMIT is the simple Query `COMMIT;` (what asyncpg's transactions send), a Query of several statements that
+A client's COMMIT is the simple Query `COMMIT;` (which asyncpg's transactions send), a Query of several statements that
 ends in one, or the Bind of a statement that was prepared as one. The server's answer is the CommandComplete with the
-tag COMMIT: it is sent when the transaction is durable, and only then; a COMMIT that fails, or that finds its
-transaction aborted, is answered by an ErrorResponse or by the tag ROLLBACK. A statement outside BEGIN … COMMIT commits
-without either frame.
+tag COMMIT, sent only once the transaction is durable. If COMMIT fails, or its transaction was aborted, the answer is an
+ErrorResponse or the tag ROLLBACK. A statement outside BEGIN … COMMIT commits without either frame.
 
-Encryption is declined in the server's place, or there would be no frames to see.
+The proxy declines encryption on behalf of the server; otherwise it could not read the frames.
 Source: PostgreSQL's manual, "Message Formats"; `exec_simple_query` and `exec_execute_message` in postgres.c, which
 finish the transaction before they complete the command.
 """
@@ -24,32 +23,32 @@ STARTUP = struct.Struct("!ii")  # length, which counts itself; protocol version 
 ENCRYPTION_REQUESTS = frozenset({80877103, 80877104})  # SSLRequest, GSSENCRequest
 ENCRYPTION_DECLINED = b"N"
 STARTUP_BYTES = 10_000  # the server's own limit, MAX_STARTUP_PACKET_LENGTH
-# Longer frames pass unread: a COMMIT's are short, and only a batch of statements in one Query could be this long.
+# Longer frames are forwarded unread: a COMMIT is short; only a batch of statements in one Query could be longer.
 READ_BYTES = 64 * 1024
 
 
 def requests() -> Watcher:
-    """Return a watcher for what one client sends."""
+    """Return a watcher for the stream from one client."""
     return _Requests()
 
 
 def answers() -> Watcher:
-    """Return a watcher for what the server sends on one connection."""
+    """Return a watcher for the stream from the server on one connection."""
     return _Typed(b"C", _name_of_answer)
 
 
 class _Typed(Watcher):
-    """Cuts a stream of typed frames. Those of the `read` types are held until they are whole, and named."""
+    """Cuts a stream of typed frames. Frames of the `read` types are held until they are whole, then named."""
 
     def __init__(self, read: bytes, name: Callable[[bytes], str]) -> None:
         self._read = read
         self._name = name
-        self._held = b""  # the beginning of a frame: of its header, or of a frame to be read
-        self._passing = 0  # how many bytes are still to come of a frame that goes on unread
+        self._held = b""  # the start of a frame: an incomplete header, or a frame to read
+        self._passing = 0  # remaining bytes of a frame that is forwarded unread
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
         data = self._held + chunk if self._held else chunk
-        start = 0  # of what is not yet given back
+        start = 0  # of the bytes that are not yet returned
         position = min(self._passing, len(data))
         self._passing -= position
         while len(data) - position >= HEADER.size:
@@ -81,10 +80,10 @@ def _name_of_answer(frame: bytes) -> str:
 
 
 class _Requests(Watcher):
-    """What a client sends: requests for encryption, the startup message (or a cancel request), typed frames."""
+    """The stream from a client: requests for encryption, the startup message (or a cancel request), typed frames."""
 
     def __init__(self) -> None:
-        self._starting: bytes | None = b""  # what came so far of a message without a type; None: they are over
+        self._starting: bytes | None = b""  # the start of an untyped message; None: only typed frames follow
         self._typed = _Typed(b"QPB", self._name)
         self._commits: set[bytes] = set()  # names of prepared statements that are a COMMIT
 
@@ -119,7 +118,7 @@ class _Requests(Watcher):
         return COMMIT_REQUEST if rest.split(b"\0", 1)[0] in self._commits else ""  # Bind: portal, statement, values
 
     def _prepared(self, name: bytes, query: bytes) -> None:
-        """Remember a statement. Its name may have stood for another one before, the empty name above all."""
+        """Record whether a prepared statement is a COMMIT. Its name, above all the empty one, may be reused."""
         if _ends_in_commit(query):
             self._commits.add(name)
         else:

@@ -1,4 +1,4 @@
-"""A TCP proxy that forwards faithfully, except where a fault is armed.
+"""A TCP proxy that forwards unchanged unless a fault is armed.
 
     async with Proxy("127.0.0.1", 5432, frames=postgres) as proxy:
         pool = await create_pool(proxy.url(database_url), 10)
@@ -8,12 +8,11 @@
         proxy.disarm()
         assert proxy.struck[lost]
 
-What a lost COMMIT leaves behind: where the request was lost it was never forwarded, so the server meets the end of
-the connection with the transaction open, and rolls it back; where the answer was lost it was seen whole, so the
-transaction is durable.
+Effect of a lost COMMIT: if the request was lost, it was never forwarded, so the server sees the connection end with the
+transaction open, and rolls it back. If the answer was lost, the server sent it whole, so the transaction is durable.
 
-An upstream that is out shows as a connection that is accepted and then closed. The same `dice` and the same traffic
-in the same order give the same strikes.
+If the upstream is down, the proxy accepts a connection and closes it. The same `dice` and the same traffic in the same
+order give the same strikes.
 """
 
 import asyncio
@@ -32,9 +31,9 @@ BACKLOG = 512
 
 
 class Proxy:
-    """Listens on a free port of 127.0.0.1 while it is entered, and forwards to `upstream_host`:`upstream_port`.
+    """Listens on a free port of 127.0.0.1 while entered, and forwards to `upstream_host`:`upstream_port`.
 
-    All methods are for the event loop's thread, and take effect before they return.
+    Call all methods from the event loop's thread. They take effect before they return.
     """
 
     def __init__(
@@ -61,24 +60,24 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """The port to connect to; the same all the time, also while connections are refused."""
+        """The port to connect to. It never changes, even while connections are refused."""
         if self._reservation is None:
             raise RuntimeError("bug: the proxy was not entered")
         return int(self._reservation.getsockname()[1])
 
     def url(self, of: str) -> str:
-        """Return the upstream's URL with our address in it."""
+        """Return the upstream's URL with the proxy's address."""
         parts = urlsplit(of)
         user, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}{at}{HOST}:{self.port}").geturl()
 
     @property
     def struck(self) -> Counter[Fault]:
-        """How often each fault struck, armed still or not."""
+        """How often each fault struck, including disarmed ones."""
         return self._armed.struck
 
     def arm(self, fault: Fault) -> None:
-        """Let a fault strike from now on, beside those armed already."""
+        """Let a fault strike from now on, in addition to those already armed."""
         self._armed.arm(fault)
         match fault:
             case Reset():
@@ -94,7 +93,7 @@ class Proxy:
                 self._stop_listening()
 
     def disarm(self, fault: Fault | None = None) -> None:
-        """Let a fault, or every fault, strike no more; what it held back goes on."""
+        """Stop a fault, or all faults, and deliver the data that they held back."""
         self._armed.disarm(fault)
         for kind in (Blackhole, Block, Overtake):
             if not self._armed.has(kind):
@@ -104,11 +103,11 @@ class Proxy:
             self._listen()
 
     def redirect(self, upstream_host: str, upstream_port: int) -> None:
-        """Forward new connections to another server; those that are open stay where they are."""
+        """Forward new connections to another server. Open connections stay."""
         self._upstream = (upstream_host, upstream_port)
 
     def cut(self) -> None:
-        """Close every connection at once, delivering nothing more."""
+        """Close every connection at once, and deliver nothing more."""
         for task, connection in self._connections.items():
             connection.close(at_once=True)
             task.cancel()  # it may not be connected yet
@@ -129,7 +128,7 @@ class Proxy:
         try:
             client, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # it is gone already
+            return  # the client has left
         client.settimeout(0)
         if self._armed.strike_any(Reset):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
@@ -139,17 +138,17 @@ class Proxy:
         task = asyncio.get_running_loop().create_task(connection.run(client, self._upstream))
         self._connections[task] = connection
         task.add_done_callback(self._connections.pop)
-        task.add_done_callback(lambda _: client.close())  # its transport has, unless it never came to be
+        task.add_done_callback(lambda _: client.close())  # its transport closed it, unless none was made
 
 
 def _bound(port: int) -> socket.socket:
-    """Return a socket that holds the port, alone or beside our other one.
+    """Return a socket that is bound to the port, alone or together with the proxy's other one.
 
-    As long as none of them listens, connections are refused and nobody else gets the port.
+    While neither listens, connections are refused, and no other process gets the port.
     """
     bound = socket.socket()
     bound.settimeout(0)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every connection inherits it: all goes on at once
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: forward without delay
     bound.bind((HOST, port))
     return bound

@@ -1,7 +1,7 @@
-"""Runs the migrations over asyncpg, a transaction each, one process at a time.
+"""Run the migrations over asyncpg, each in its own transaction, in one process at a time.
 
-A transaction for all of them would keep the locks of each until the last is done, and could deadlock with the traffic.
-It needs a connection of its own to the server: a pooler that lends one for a transaction would lend the lock with it.
+One transaction for all of them would keep the locks of each until the end, and could deadlock with requests. It needs a
+direct connection to the server: a transaction pooler would pass the connection, and its lock, to another client.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from app.orders import tables
 from app.saga import store
 
 TABLES = (outbox, inbox, transport_lease, tables, store, audit)  # importing them fills db.metadata
-LOCK = 6_018_743  # any number, the same in every release: only one process migrates at a time
+LOCK = 6_018_743  # arbitrary, but the same in every release: only one process migrates at a time
 
 
 def migrate(connection: Connection) -> None:
     require_rights(connection)
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})  # until the connection closes
-    # Whoever waits for a table's lock keeps all others waiting behind: better give up, and come again.
+    # While a migration waits for a table's lock, every request queues behind it. So stop waiting, and retry later.
     connection.execute(text("SET lock_timeout = '2s'"))
     connection.commit()
     context.configure(
@@ -38,7 +38,7 @@ def migrate(connection: Connection) -> None:
 
 
 def require_rights(connection: Connection) -> None:
-    """Refuse a role that may not create tables, also while there is none to create: better now than at an upgrade."""
+    """Refuse a role that may not create tables, even if there are none to create: fail now, not at the next upgrade."""
     query = "SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'CREATE')"
     user, schema, may_create = connection.execute(text(query)).one()
     if not may_create:  # None: there is no schema that the role may use
@@ -50,7 +50,7 @@ def require_rights(connection: Connection) -> None:
 
 async def main() -> None:
     url = context.config.attributes.get("url") or settings.load(settings.Database).database_url.get_secret_value()
-    # A session like those of the service: SQLAlchemy does not know `sslmode` and its like.
+    # A session like those of the service, because SQLAlchemy does not know options such as `sslmode`.
     engine = create_async_engine("postgresql+asyncpg://", async_creator=partial(connect, url), poolclass=NullPool)
     try:
         async with engine.connect() as connection:

@@ -64,7 +64,7 @@ SCHEMA = """\
 
 
 def configuration() -> str:
-    """Return the page with a row for each setting, in the order of the class."""
+    """Return the page with one row per setting, in the order of the class."""
     rows = (_row(name, field) for name, field in Settings.model_fields.items())
     return CONFIGURATION.format(rows="\n".join(rows))
 
@@ -92,7 +92,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def openapi() -> str:
-    """Return the document that a running service shows at /openapi.json."""
+    """Return the document that a running service serves at /openapi.json."""
     settings = load(Settings, database_url="postgresql://none", roles="api")
     return json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n"
 
@@ -113,7 +113,7 @@ def _statement(element: CreateTable | CreateIndex) -> str:
 
 
 def main() -> int:
-    """Write the pages, or with `--check` compare them."""
+    """Write the files, or with `--check` compare them."""
     stale = 0
     messages = json.dumps(asyncapi.document(queues()), indent=2, ensure_ascii=False) + "\n"
     pages = {

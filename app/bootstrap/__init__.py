@@ -1,4 +1,4 @@
-"""Builds a process from its settings, in one pass: pools, cache, broker, background tasks, what the routes use."""
+"""Build a process from its settings, in one pass: pools, cache, broker, background tasks, routes' dependencies."""
 
 import contextlib
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ async def build(
     )
     probes = health.Health(*checks, registry, partial(stats.measure, probe_pool, signals))
     security = await _open_security(stack, settings, cache)
-    # Half of the slots for one source: room for many senders, and most connections are left to other sources.
+    # One source may use half of the slots: enough for many senders, and the rest stays free for other sources.
     bodies = Bodies(settings.http_body_timeout_seconds, max(1, settings.http_max_in_flight // 2))
     start(stack, workers.tasks, settings.shutdown_timeout_seconds / 2)
     stack.push_async_callback(probes.close)

@@ -1,4 +1,4 @@
-"""Makes the broker that the settings name. It connects to nothing before it is used."""
+"""Make the broker that the settings name. It connects at its first use."""
 
 from collections.abc import Sequence
 

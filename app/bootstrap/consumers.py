@@ -1,4 +1,4 @@
-"""The consumers of the service: one row each. Another queue is another row, and nothing else changes.
+"""The consumers of the service: one row each. To add a queue, add a row; nothing else changes.
 
 Topology, relay, operations, metrics and the AsyncAPI document take the queues as an argument.
 """
@@ -17,7 +17,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ConsumerRow:
-    """A queue, and what is done with each of its messages. `handler` makes the handler from the settings."""
+    """A queue and the handler of its messages. `handler` makes the handler from the settings."""
 
     queue: QueueSpec
     handler: Callable[[Settings], Handler]

@@ -1,4 +1,4 @@
-"""Creates every metric of a process, each series at zero from the start."""
+"""Create every metric of a process, with each series at zero."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ from app.saga.steps import PLANS, Plans
 
 def install(signals: Signals, specs: Sequence[QueueSpec] = queues(), plans: Plans = PLANS) -> CollectorRegistry:
     """Create the metrics in a registry of their own, and subscribe them to `signals`."""
-    disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nothing uses
+    disable_created_metrics()  # type: ignore[no-untyped-call] # these are a second, unused series per metric
     registry = CollectorRegistry()
     api_facts.install_metrics(signals, registry)
     order_facts.install_metrics(signals, registry)

@@ -1,4 +1,4 @@
-"""Makes the clients of the partners that the settings name, behind one gateway."""
+"""Make the gateway to the partners that the settings name."""
 
 import contextlib
 from collections.abc import Callable

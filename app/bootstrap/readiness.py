@@ -1,4 +1,4 @@
-"""What readiness checks, and which of the checks decide it."""
+"""The readiness checks, and which of them decide."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from app.messaging.transport_lease import TransportLease
 
 @dataclass(frozen=True, slots=True)
 class Messaging:
-    """The parts of a process that publish and consume. `relay` None: it has not the role."""
+    """The parts of a process that publish and consume. `relay` None: the process does not have the role."""
 
     broker: Broker
     lease: TransportLease
@@ -29,7 +29,7 @@ class Messaging:
         return self.lease.transport
 
     async def check_broker(self) -> str:
-        """Check that relay and consumers can do their work; the relay connects before it has any."""
+        """Check that relay and consumers can work. The relay connects even when it has nothing to publish."""
         if self.relay is not None:
             self.relay.check()
             self.broker.check()
@@ -43,7 +43,8 @@ def checks(
 ) -> tuple[Mapping[str, Check], frozenset[str]]:
     """Return the checks by name, and the names of those that decide. `messaging` None: neither relay nor consumer.
 
-    A process that takes orders needs only Postgres, because the outbox outlasts the broker. The others need both.
+    A process that takes orders needs only Postgres, because the outbox keeps events while the broker is down. Other
+    processes need both.
     """
     found: dict[str, Callable[[], Awaitable[str]]] = {"postgres": partial(_check_postgres, pool)}
     if messaging is not None:

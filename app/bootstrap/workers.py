@@ -1,4 +1,4 @@
-"""The background tasks of a process: what its roles publish, consume, run and maintain."""
+"""Build, start and stop the background tasks of a process, by its roles."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ from app.settings import Retention, Settings
 
 log = structlog.get_logger(__name__)
 
-LEASING_ROLES = frozenset({"relay", "consumer"})  # they use the transport, and all must use the same one
+LEASING_ROLES = frozenset({"relay", "consumer"})  # the roles that use the transport, for which they need a lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class BackgroundTask:
 
     @classmethod
     def loop(cls, name: str, run_once: Callable[[], Awaitable[int]], period_seconds: float) -> "BackgroundTask":
-        """Return a task that calls `run_once` again and again."""
+        """Return a task that calls `run_once` repeatedly."""
         loop = Loop(name, run_once, period_seconds)
         return cls(name, loop.run, loop.stop)
 
 
 @dataclass(slots=True)
 class Workers:
-    """What runs in the background of one process. `relay`, `gateway` None: the process has not the role."""
+    """The background tasks of one process. `relay`, `gateway` None: the process does not have the role."""
 
     tasks: list[BackgroundTask] = field(default_factory=list)
     relay: Relay | None = None
@@ -75,7 +75,7 @@ async def build(
     relay_pool: db.Pool,
     consumers: Sequence[ConsumerRow],
 ) -> Workers:
-    """Build the workers of the process's roles, not yet started, in the order of the way of an order."""
+    """Build the workers of the process's roles. `start` starts them."""
     workers = Workers()
     if settings.roles & LEASING_ROLES:
         renew = partial(lease.renew, relay_pool)
@@ -128,7 +128,7 @@ def _maintenance(
         BackgroundTask.loop("resender", resends.run_once, resender.PERIOD_SECONDS),
         BackgroundTask.loop("janitor", prunes.run_once, pruner.PERIOD_SECONDS),
     ]
-    # Other processes may have a broker that this one does not know; from here, what waits in its queue would look lost.
+    # Other processes may use a broker that this one does not know; its dead letters would look lost from here.
     if broker.name == RABBITMQ or settings.roles & LEASING_ROLES:
         lost = LostLetters(DeadLetters(pool, queue, broker.dead_letters(queue, pool)), signals)
         tasks.append(BackgroundTask.loop("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
@@ -136,20 +136,20 @@ def _maintenance(
 
 
 def start(stack: contextlib.AsyncExitStack, tasks: Sequence[BackgroundTask], grace_seconds: float) -> None:
-    """Start the tasks, and leave their end on `stack`."""
+    """Start the tasks; `stack` stops them."""
     running = [asyncio.create_task(task.run(), name=task.name) for task in tasks]
     stack.push_async_callback(_stop, tasks, running, grace_seconds)
 
 
 async def _stop(tasks: Sequence[BackgroundTask], running: list[asyncio.Task[None]], grace_seconds: float) -> None:
-    """Let each task finish its current work, then cancel what is late: leases and redelivery recover it."""
+    """Let each task finish its current work, then cancel late tasks: leases and redelivery recover their work."""
     for task in tasks:
         task.stop()
     if running:
         _, late = await asyncio.wait(running, timeout=grace_seconds)
-        for each in late:
-            log.warning("role.cut_short", role=each.get_name())
-            each.cancel()
+        for late_task in late:
+            log.warning("role.cut_short", role=late_task.get_name())
+            late_task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
 

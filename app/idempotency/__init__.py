@@ -2,15 +2,15 @@
 
     replay cache (Redis) → single flight → concurrency limit → one transaction: key row, the write's rows → commit
 
-Postgres decides. The key's row commits together with what the request writes and holds the response, so key, effect
-and response are there together or not at all (`transaction`). Everything before it only spares Postgres:
+Postgres decides. The key's row holds the response and commits together with the rows of the request, so key, effect and
+response exist together or not at all (`transaction`). Everything before it only saves load on Postgres:
 
-- the replay cache holds copies of finished responses. A copy counts only if it names this very request; in any doubt
-  Postgres is asked. If Redis is lost, flushed, frozen or restored, speed changes and nothing else;
+- the replay cache holds copies of finished responses. A copy is used only if it names exactly this request; otherwise
+  Postgres is asked. If Redis is lost, flushed, frozen or restored, only speed changes;
 - single flight lets one request per key and process through; the others share its response;
-- the concurrency limit lets as many writes at Postgres as there are connections.
+- the concurrency limit admits as many writes to Postgres as there are connections.
 
-A process may die at any instant: before the commit there is neither key row nor effect, and the retry is the first
+A process may die at any point. Before the commit there is neither key row nor effect, and the retry counts as the first
 request; after it, the retry finds the row and gets the same bytes.
 """
 
@@ -92,11 +92,11 @@ class Idempotency:
         return await self._run(key, lambda: (write, None), _admit)
 
     async def find(self, tenant: str, key: str) -> KeyRecord:
-        """Return what a key stands for. Raises IdempotencyKeyNotFound, for an expired or another tenant's key too."""
+        """Return the row of a key. Raises IdempotencyKeyNotFound, also for an expired or another tenant's key."""
         async with db.connection(self._pool) as conn:
             record = await store.find(conn, tenant, key)
         if record is None:
-            raise IdempotencyKeyNotFound("no finished write has this key; one that is still under way may")
+            raise IdempotencyKeyNotFound("no finished write has this key; one that is still running may")
         return record
 
     async def _run(self, key: IdempotencyKey | None, prepare: Prepare, admit: Callable[[], None]) -> StoredResponse:
@@ -151,7 +151,7 @@ class Idempotency:
         return None if raw is None else replay_cache.decode(key, raw, time.time())
 
     def _leave_copy(self, key: IdempotencyKey, response: StoredResponse, remaining_seconds: float) -> None:
-        """Copy a committed response to Redis, which must forget it no later than Postgres does."""
+        """Copy a committed response to Redis. The copy must expire no later than the key's row in Postgres."""
         if self._cache is not None:
             value = replay_cache.encode(key, response, time.time() + remaining_seconds)
             self._cache.put(replay_cache.name(key), value, remaining_seconds)

@@ -1,7 +1,7 @@
-"""Limits the writes that are at Postgres to the number of connections; the others wait in order.
+"""Limit concurrent writes to the number of Postgres connections; further writes wait in order.
 
-Waiting here is cheap. Waiting for a connection of the pool has a short limit instead, which a burst would exceed
-although nothing is wrong. When Postgres turns out to be down, requests that were already waiting fail at once.
+Waiting here is cheap. Waiting for a connection of the pool has a short limit, which a burst would exceed although
+nothing is wrong. When one write finds Postgres down, the waiting ones fail at once.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The Idempotency-Key of a request and the fingerprint of the request it stands for. Pure."""
+"""Read the Idempotency-Key of a request, and compute the request's fingerprint. Pure."""
 
 import hashlib
 import json
@@ -42,9 +42,9 @@ class IdempotencyKey:
 def read_key(values: Sequence[str], *, required: bool) -> str | None:
     """Return the key in the header's values, None if there is none or it is blank.
 
-    `"abc"` (a structured-field string, draft-ietf-httpapi-idempotency-key-header), `"abc";v=1` (whose parameters mean
-    nothing) and `abc` are the same key. Raises IdempotencyKeyMissing if `required`, IdempotencyKeyInvalid unless it is
-    1 to 255 visible ASCII characters.
+    `"abc"` (a structured-field string, draft-ietf-httpapi-idempotency-key-header), `"abc";v=1` (parameters are ignored)
+    and `abc` are the same key. Raises IdempotencyKeyMissing if `required` and there is none, IdempotencyKeyInvalid
+    unless it is 1 to 255 visible ASCII characters.
     """
     given = [value.strip() for value in values if value.strip()]
     if not given:

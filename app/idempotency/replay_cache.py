@@ -1,11 +1,11 @@
-"""The format of the response copies in Redis. A copy names its key, its request and its expiry, and is never trusted.
+"""Encode and decode the response copies in Redis. A copy names its key, request and expiry; all three are checked.
 
     SHA-256 of the rest, in hex
     one line of JSON: {"name", "fingerprint", "fingerprint_version", "status", "location", "expires_at"}
     the body
 
-The digest detects copies that were damaged or written by another release. It does not protect against an attacker who
-can write to Redis.
+The digest detects copies that are damaged or from another release. It does not protect against an attacker who can
+write to Redis.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ LOCATION = re.compile(r"/[\x21-\x7e]*")
 
 
 def name(key: IdempotencyKey) -> str:
-    """Return the Redis key of the copy. It is hashed: keys are the tenants' own, and long."""
+    """Return the Redis key of the copy. It is hashed, because tenants choose their keys, and these may be long."""
     return PREFIX + hashlib.sha256(f"{key.tenant}\0{key.key}".encode()).hexdigest()
 
 
@@ -34,7 +34,7 @@ def encode(key: IdempotencyKey, response: StoredResponse, expires_at: float) -> 
 
 
 def decode(key: IdempotencyKey, raw: bytes, now: float) -> StoredResponse | None:
-    """Return the response if the copy is whole, of this very request, and has not ended, else None: ask Postgres."""
+    """Return the response if the copy is intact, of exactly this request, and not expired; else None: ask Postgres."""
     digest, _, content = raw.partition(b"\n")
     if digest != _digest(content):
         return None

@@ -12,7 +12,7 @@ from app.idempotency.store import StoredResponse
 
 
 class InFlight:
-    """The requests of one key that are in this process now. `result`: what the last one of them returned."""
+    """The current requests of one key in this process. `result`: what the last finished one returned."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -27,7 +27,7 @@ class SingleFlight:
     """Lets one request per key through at a time."""
 
     def __init__(self) -> None:
-        # Weak: an entry lives exactly as long as some request holds it.
+        # Weak references: an entry exists exactly as long as a request holds it.
         self._inflight: WeakValueDictionary[tuple[str, str], InFlight] = WeakValueDictionary()
 
     async def join(self, key: IdempotencyKey, wait_seconds: float) -> InFlight:

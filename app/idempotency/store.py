@@ -1,7 +1,7 @@
 """The table of idempotency keys: which request has a key, and the response that the key stands for.
 
-The row is written first in the request's own transaction. Two requests with one key meet at the primary key: the second
-waits until the first commits (then it finds the response) or rolls back (then it continues as the first).
+The row is the first write in the request's own transaction. Two requests with one key conflict at the primary key: the
+second waits until the first commits (then it finds the response) or rolls back (then it continues as the first).
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ table = Table(
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A finished response, to the byte. `remaining_seconds`: how long its key still stands for it."""
+    """A finished response, byte for byte. `remaining_seconds`: until its key expires."""
 
     status: int
     location: str
@@ -39,7 +39,7 @@ class StoredResponse:
     remaining_seconds: float = 0.0
 
 
-NOT_YET = StoredResponse(0, "", b"")  # never committed: `complete` comes before the commit
+PLACEHOLDER = StoredResponse(0, "", b"")  # never committed: `complete` replaces it first
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ async def acquire(
 ) -> bool:
     """Write the key's row, or take over an expired one. Return False when the key is in use.
 
-    Wait for another request with the key for the transaction's lock_timeout, `wait_seconds`; then 55P03 is raised.
+    Waits for another request with the key for the transaction's lock_timeout (`wait_seconds`), then raises 55P03.
     """
     return (
         await conn.fetchval(

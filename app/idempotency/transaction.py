@@ -1,16 +1,15 @@
-"""One write, committed once: the key's row and the write's rows in one transaction, whatever happens to its COMMIT.
+"""Commit one write once: the key's row and the write's rows in one transaction, even if the outcome of COMMIT is lost.
 
     acquire the key → write → commit        or, if the key is taken:        read the stored response → replay it
 
-Where the process may die, and what happens then:
+Where the process or the connection may fail, and what happens then:
 
-- before the commit: Postgres rolls back. Neither key row nor effect are there, and the next attempt is the first;
-- after it: the next attempt finds the row and gets the same bytes;
-- while the answer to COMMIT is on its way, the outcome is *unknown*. The same transaction runs again with the same key
-  and ids. If the first one committed, the key (or, without a key, the primary key of what it wrote) shows that. If it
-  is still in doubt, the index makes this one wait for it. If it was lost, this one is the first. If even that cannot be
-  found out now, the caller gets DatabaseUnavailable, and the same key tells later. A response is never sent for what is
-  not committed.
+- before the commit: Postgres rolls back. There is neither key row nor effect, and the next attempt counts as the first;
+- after the commit: the next attempt finds the row and gets the same bytes;
+- between COMMIT and its answer: the outcome is *unknown*. The same transaction runs again with the same key and ids. If
+  the first one committed, the key (or, without a key, the primary key of its rows) shows that. If it is still running,
+  the index makes the second one wait. If it was rolled back, the second one counts as the first. If the outcome stays
+  unknown, the caller gets DatabaseUnavailable, and can retry with the same key. A response is sent only for a commit.
 """
 
 from collections.abc import Awaitable, Callable
@@ -27,7 +26,7 @@ from app.idempotency.store import KeyRecord, StoredResponse
 
 log = structlog.get_logger(__name__)
 
-MAX_ATTEMPTS = 3  # the first, and two to find out what became of it; more would only keep the caller waiting
+MAX_ATTEMPTS = 3  # the first, and two to find out its outcome; more would only keep the caller waiting
 
 Write = Callable[[db.Connection], Awaitable[StoredResponse]]
 
@@ -44,19 +43,19 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class KeyTaken:
     """The key already has a response."""
 
     record: KeyRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """The key's row was there and expired between two statements, so the key is free again."""
+class KeyExpired:
+    """The key's row expired between two statements, so the key is free again."""
 
 
 class _CommitUnknown(Exception):
-    """COMMIT was sent and not answered."""
+    """COMMIT was sent, but not answered."""
 
     def __init__(self, response: StoredResponse) -> None:
         super().__init__("the outcome of COMMIT is unknown")
@@ -72,10 +71,10 @@ async def execute(
     ttl_seconds: float,
     wait_seconds: float,
 ) -> StoredResponse:
-    """Run `write` in a transaction with its key, or replay what the key stands for.
+    """Run `write` in a transaction with its key, or replay the response of the key.
 
     `response`: what `write` will return, if that is known; else it is stored after `write` has returned it. `write` may
-    run more than once and must write the same each time.
+    run more than once and must write the same rows each time.
 
     Raises IdempotencyKeyReused (the key stands for another request), RequestInProgress (the first request with the key
     is still running after `wait_seconds`), DatabaseUnavailable.
@@ -97,9 +96,9 @@ async def execute(
         match outcome:
             case Committed(response=committed):
                 return committed
-            case Taken(record=record):
+            case KeyTaken(record=record):
                 return _replayed(key, record, in_doubt)
-            case Gone():
+            case KeyExpired():
                 attempts -= 1
 
 
@@ -120,19 +119,19 @@ async def _attempt(
     response: StoredResponse | None,
     ttl_seconds: float,
     wait_seconds: float,
-) -> Committed | Taken | Gone:
+) -> Committed | KeyTaken | KeyExpired:
     written: StoredResponse | None = None
     try:
         async with db.transaction(pool, lock_seconds=wait_seconds) as conn:
             if key is not None and not await _acquire(conn, key, response, ttl_seconds, wait_seconds):
                 record = await store.find(conn, key.tenant, key.key)
-                return Gone() if record is None else Taken(record)
+                return KeyExpired() if record is None else KeyTaken(record)
             result = await write(conn)
             if key is not None and response is None:
                 await store.complete(conn, key, result)
             written = replace(result, remaining_seconds=ttl_seconds if key else 0.0)
     except AlreadyCommitted:
-        assert response is not None  # noqa: S101 - bug: only a write whose response was made before can tell
+        assert response is not None  # noqa: S101 - bug: only writes with a known response raise this
         return Committed(response)
     except DatabaseUnavailable as error:
         if written is None:
@@ -145,13 +144,13 @@ async def _acquire(
     conn: db.Connection, key: IdempotencyKey, response: StoredResponse | None, ttl_seconds: float, wait_seconds: float
 ) -> bool:
     try:
-        return await store.acquire(conn, key, response or store.NOT_YET, ttl_seconds, wait_seconds)
+        return await store.acquire(conn, key, response or store.PLACEHOLDER, ttl_seconds, wait_seconds)
     except asyncpg.LockNotAvailableError as error:
         raise RequestInProgress("the first request with this Idempotency-Key is still running") from error
 
 
 def _replayed(key: IdempotencyKey | None, record: KeyRecord, in_doubt: StoredResponse | None) -> StoredResponse:
-    """Return the stored response. For the caller whose own attempt committed it, it is the first and no replay."""
+    """Return the stored response. It is no replay if this caller's own attempt committed it."""
     assert key is not None  # noqa: S101 - bug: only a key can be taken
     if (record.fingerprint_version, record.fingerprint) != (key.fingerprint_version, key.fingerprint):
         raise IdempotencyKeyReused("this Idempotency-Key was used for another request")

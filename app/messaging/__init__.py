@@ -1,1 +1,1 @@
-"""The road from a committed row to a handled message. Knows neither orders nor sagas: handlers are injected."""
+"""Carry each event from its committed outbox row to its handler. Knows neither orders nor sagas: handlers are given."""

@@ -1,4 +1,4 @@
-"""The port to a broker. RabbitMQ is behind it (`rabbitmq.broker`), and the in-process transport (`local`)."""
+"""The port to a broker. Implemented by RabbitMQ (`rabbitmq.broker`) and by the in-process transport (`local`)."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -37,7 +37,10 @@ class Broker(Protocol):
     def subscribe(
         self, queue: QueueSpec, consumer: Consumer, prefetch: int, require: Callable[[], None]
     ) -> Subscription | None:
-        """Return a subscription that feeds the consumer; None: the transport itself does. `require` may forbid it."""
+        """Return a subscription that feeds the consumer. None: the transport feeds it.
+
+        `require` raises while this process must not consume.
+        """
 
     def dead_letters(self, queue: QueueSpec, pool: db.Pool) -> DeadLetterSource:
         """Return the dead letters of a queue. `pool`: for what a scan does in Postgres."""

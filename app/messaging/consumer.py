@@ -1,4 +1,4 @@
-"""The consumer: each message takes effect exactly once, in whatever order and however often it is delivered.
+"""The consumer: each message takes effect exactly once, in any order and with any number of deliveries.
 
     one transaction: inbox row, the handler's effect → commit → (the transport acknowledges)
 
@@ -50,7 +50,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Retrying cannot help, or was done often enough."""
+    """Retrying cannot help, or the attempts are used up."""
 
     reason: str
     attempts: int
@@ -80,7 +80,7 @@ class Consumer:
         self.signals = signals
 
     async def handle(self, envelope: Envelope) -> HandleResult:
-        """Give the message its effect, once. Raises DatabaseUnavailable only."""
+        """Run the handler, unless the message already took effect. Raises DatabaseUnavailable only."""
         handler = self.handlers.get(envelope.type)
         if handler is None:
             return await self._count_failure(envelope, f"unknown type {envelope.type}", max_attempts=1)

@@ -1,7 +1,7 @@
-"""A message as the service thinks of it: a CloudEvents 1.0 event, whatever carries it.
+"""A message, whatever transport carries it: a CloudEvents 1.0 event.
 
-`type` is `orders.<routing key>.v<version>`; `id` is the outbox row's id, the same on every re-send; `sequence` is the
-version of the thing the event is about (`subject`), so that a consumer can tell an old re-send from news.
+`type` is `orders.<routing key>.v<version>`; `id` is the outbox row's id, the same on every resend; `sequence` is the
+version of the event's `subject`, so a consumer can recognise an outdated resend.
 """
 
 import json
@@ -17,13 +17,13 @@ from app.observability.traces import limit_tracestate
 SOURCE = "/orders"
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
-LINE_LENGTH = 500  # of what is told of a message: a line to search for, not a traceback
-UNDECODABLE = "x-undecodable"  # header that stands for properties which no decoder could read, and says which
+LINE_LENGTH = 500  # characters of a reason: enough to search the logs for, too short for a traceback
+UNDECODABLE = "x-undecodable"  # header that names the properties which could not be decoded
 HEADER_PREFIX = "cloudEvents_"  # AMQP binding: attribute names get this prefix, as `cloudEvents:` is no valid JMS name
 
 
 class UnreadableMessage(ValueError):
-    """The message is not an event of ours; retrying cannot help."""
+    """The message is not one of our events; retrying cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Envelope:
 
     @property
     def routing_key(self) -> str:
-        """The routing key of its type."""
+        """The routing key of the event's type."""
         return routing_key(self.type)
 
     def body(self) -> bytes:
@@ -70,12 +70,12 @@ class Envelope:
 
 
 def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
-    """Read a message back. Raises UnreadableMessage with what is wrong with it."""
+    """Parse a message. Raises UnreadableMessage with the reason."""
     if UNDECODABLE in headers:
         raise UnreadableMessage(f"its properties cannot be decoded: {_text(headers[UNDECODABLE])}")
     try:
         data = json.loads(body)
-    except (ValueError, RecursionError) as error:  # the latter: nested too deeply for the parser
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply for the parser
         raise UnreadableMessage(f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UnreadableMessage("the body is not a JSON object")
@@ -116,5 +116,5 @@ def _text(value: object) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Make any text fit into a column, a header and a terminal, which take neither NUL, nor surrogates, nor 128 KiB."""
+    """Return a short printable line: columns, headers and terminals accept neither NUL, nor surrogates, nor 128 KiB."""
     return "".join(char if char.isprintable() else " " for char in text[:LINE_LENGTH])

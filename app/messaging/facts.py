@@ -18,7 +18,7 @@ class MessagePublished(Fact):
 
 @dataclass(frozen=True, slots=True)
 class MessageRefused(Fact):
-    """The broker refused a message; the relay retries. `returned`: no queue took it."""
+    """The broker refused a message; the relay will retry. `returned`: no queue accepted it."""
 
     level = "warning"
     event = "relay.refused"
@@ -31,7 +31,7 @@ class MessageRefused(Fact):
 
 @dataclass(frozen=True, slots=True)
 class MessageParked(MessageRefused):
-    """The broker refused a message for the last time; an operator decides about it."""
+    """The broker refused a message too often; it waits for an operator."""
 
     event = "relay.parked"
 
@@ -64,7 +64,7 @@ class MessageHandled(Fact):
 
 @dataclass(frozen=True, slots=True)
 class DuplicateHandled(Fact):
-    """A message was delivered that had taken effect before."""
+    """A message was delivered again after it had taken effect."""
 
 
 @dataclass(frozen=True, slots=True)

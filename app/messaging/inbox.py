@@ -40,9 +40,9 @@ class Failures:
 
 
 async def first_time(conn: Connection, consumer: str, message_id: str) -> bool:
-    """Claim the message's effect for the caller's transaction. Return False when it already took effect.
+    """Mark the message as processed in the caller's transaction. Return False if it already took effect.
 
-    Two transactions with the same message meet at the primary key: the second waits for the first and then finds it.
+    Two transactions with the same message conflict at the primary key: the second waits for the first to end.
     """
     return (
         await conn.fetchval(
@@ -60,7 +60,7 @@ async def first_time(conn: Connection, consumer: str, message_id: str) -> bool:
 
 
 async def count_failure(conn: Connection, consumer: str, message_id: str, error: str) -> Failures:
-    """Count a failure, in another transaction than the one that failed: its rollback would lose the count."""
+    """Count a failure. Use a new transaction: the failed one is rolled back, and the count with it."""
     row = await conn.fetchrow(
         """
         INSERT INTO inbox AS i (consumer, message_id, attempts, first_failure_at, last_failure_at, last_error)
@@ -79,7 +79,7 @@ async def count_failure(conn: Connection, consumer: str, message_id: str, error:
 
 
 async def mark_dead(conn: Connection, consumer: str, message_id: str) -> None:
-    """Record that the message is dead. The purge of an earlier dead letter no longer counts."""
+    """Record that the message is dead, and clear the record of an earlier purge."""
     await conn.execute(
         "UPDATE inbox SET dead_at = clock_timestamp(), purged_at = NULL WHERE consumer = $1 AND message_id = $2",
         consumer,
@@ -88,9 +88,9 @@ async def mark_dead(conn: Connection, consumer: str, message_id: str) -> None:
 
 
 async def mark_purged(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
-    """Record that an operator removes the dead letters of these messages. Messages that took effect stay as they are.
+    """Record that an operator purges the dead letters of these messages. Skip messages that took effect.
 
-    A message that the broker itself dead-lettered may have no row yet; one is inserted.
+    A message that the broker itself dead-lettered may have no row yet; insert one.
     """
     await conn.execute(
         """
@@ -106,7 +106,7 @@ async def mark_purged(conn: Connection, consumer: str, message_ids: Collection[s
 
 
 async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -> set[UUID]:
-    """Return which of these messages are dead, purged ones included: an operator decides about them."""
+    """Return which of these messages are dead, purged ones included."""
     rows = await conn.fetch(
         "SELECT message_id FROM inbox WHERE consumer = $1 AND message_id = ANY($2) AND dead_at IS NOT NULL",
         consumer,
@@ -118,7 +118,7 @@ async def dead_letters(conn: Connection, consumer: str, ids: Collection[UUID]) -
 async def prune(
     conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, consumer: str
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` rows between these ids, oldest first, and delete those past their retention.
+    """Scan the next `limit` rows between these ids, oldest first, and delete those past their retention.
 
     Rows of failed and dead messages stay, because their counts are still needed. Returns how many rows were deleted,
     and the id to continue after; None: there are no more rows.
@@ -164,7 +164,7 @@ class InboxRecord:
 
 
 async def look_up(conn: Connection, consumer: str, message_ids: Collection[str]) -> dict[str, InboxRecord]:
-    """Return what the inbox knows about these messages; messages never seen are missing."""
+    """Return the inbox rows of these messages, without those that were never delivered."""
     rows = await conn.fetch(
         """
         SELECT message_id, attempts, first_failure_at, last_error, processed_at, purged_at
@@ -177,7 +177,7 @@ async def look_up(conn: Connection, consumer: str, message_ids: Collection[str])
 
 
 async def reset_attempts(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:
-    """Give these messages all their attempts again. Messages that took effect stay as they are."""
+    """Reset the attempts of these messages. Skip messages that took effect."""
     await conn.execute(
         """
         UPDATE inbox SET attempts = 0, dead_at = NULL, purged_at = NULL

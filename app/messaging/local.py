@@ -1,8 +1,7 @@
 """The in-process transport: delivers the relay's messages to the consumers of the same process, without a broker.
 
-A row counts as published when its handlers' transactions have committed. Types without a handler are published at once,
-as with an exchange without a queue. When a handler has failed for the last time, the row is parked: the parked rows of
-a queue's event types are its dead letters.
+A row counts as published when its handlers' transactions have committed; without a handler, at once. When a handler has
+used up its attempts, the row is parked: the parked rows of a queue's event types are its dead letters.
 """
 
 import math
@@ -33,7 +32,7 @@ class LocalTransport:
     async def publish(
         self, envelopes: Sequence[Envelope], seconds: float = math.inf, results: list[PublishResult] | None = None
     ) -> list[PublishResult]:
-        """Deliver one message after the other for up to `seconds`. Raises DatabaseUnavailable."""
+        """Deliver the messages in order for up to `seconds`. Raises DatabaseUnavailable."""
         results = [UNCONFIRMED] * len(envelopes) if results is None else results
         ends_at = time.monotonic() + seconds
         for index, envelope in enumerate(envelopes):
@@ -74,7 +73,7 @@ class LocalBroker:
         prefetch: int,  # noqa: ARG002 - the port's
         require: Callable[[], None],  # noqa: ARG002 - the port's
     ) -> None:
-        """Have the transport deliver to this consumer."""
+        """Register the consumer with the transport."""
         self.transport.consumers.append(consumer)
 
     def dead_letters(self, queue: QueueSpec, pool: db.Pool) -> OutboxDeadLetters:

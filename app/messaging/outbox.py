@@ -1,8 +1,8 @@
 """The outbox table: events for the broker, written in the transaction of the change that they announce.
 
 A row is pending until it is published (the broker confirmed it) or parked (refused too often; an operator decides). A
-row may be claimed from `next_attempt_at` on. Claiming moves that to the end of the lease and sets a token, so a relay
-that dies delays its rows by one lease, and one that wakes up after its lease changes nothing.
+row may be claimed from `next_attempt_at` on. A claim moves `next_attempt_at` to the end of the lease and sets a token:
+a relay that dies delays its rows by one lease, and a relay that resumes after its lease changes nothing.
 """
 
 import json
@@ -16,9 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app.db import Connection, affected, metadata
 from app.messaging.envelope import Envelope
 
-Ended = Callable[
-    [Connection, Collection[str]], Awaitable[Collection[str]]
-]  # returns those of the subjects that have ended
+SelectFinished = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which subjects are finished
 
 PENDING = "published_at IS NULL AND parked_at IS NULL"
 
@@ -41,14 +39,14 @@ table = Table(
     Column("published_at", DateTime(timezone=True)),
     Column("parked_at", DateTime(timezone=True)),
     Column("resends", Integer, nullable=False, server_default=text("0")),
-    Column("pending_since", DateTime(timezone=True)),  # NULL, from an older release: since it occurred
+    Column("pending_since", DateTime(timezone=True)),  # NULL in rows of older releases: use `occurred_at`
     Index("outbox_next_attempt_at_idx", "next_attempt_at", "id", postgresql_where=text(PENDING)),
     Index("outbox_subject_sequence_idx", "subject", "sequence", postgresql_where=text("published_at IS NULL")),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class ClaimedRow:
     """A row that this relay holds until its lease ends. `attempts`: refusals so far."""
 
     envelope: Envelope
@@ -57,7 +55,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class PublishRecord:
-    """The result of one claimed row: confirmed, or refused with `error`; then it is retried, or (None) parked."""
+    """The result of one claimed row. `error` None: confirmed; else refused. `retry_in_seconds` None: parked."""
 
     id: UUID
     error: str | None = None
@@ -65,9 +63,9 @@ class PublishRecord:
 
 
 async def add(conn: Connection, envelope: Envelope) -> None:
-    """Write the event in the caller's transaction.
+    """Insert the event in the caller's transaction.
 
-    `occurred_at` is by this process's clock. `pending_since` is by Postgres's clock, and is used for the row's age.
+    `occurred_at` comes from this process's clock; `pending_since`, the start of the row's age, from Postgres's.
     """
     await conn.execute(
         """
@@ -87,18 +85,18 @@ async def add(conn: Connection, envelope: Envelope) -> None:
     )
 
 
-async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float) -> list[Claimed]:
+async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float) -> list[ClaimedRow]:
     """Claim up to `limit` due rows for `lease_seconds`.
 
     A row is not due while a row of the same subject with a lower sequence is unpublished (parked rows included), so the
-    events of one subject leave in order with any number of relays. SKIP LOCKED lets relays claim side by side; a row
-    that another relay claimed in between is checked again under its lock and dropped.
+    events of one subject leave in order with any number of relays. SKIP LOCKED lets relays claim in parallel; Postgres
+    rechecks a row that another relay claimed in between, and drops it.
 
-    The plan must not depend on statistics, because they describe a quiet time when an outage begins to fill the table.
-    With NOT EXISTS, the planner may join all waiting rows with all waiting rows; `min()` stays one index lookup per
-    row. MATERIALIZED keeps the limit: inside IN, the planner may run the subquery once per row and lock more each time.
-    The limit is a literal, so that a generic plan also knows how few rows are wanted. `clock_timestamp()` is volatile;
-    in a subselect it runs once, so Postgres can use the index.
+    The plan must not depend on statistics: when an outage fills the table, they still describe an empty one. With NOT
+    EXISTS, the planner may join all waiting rows with each other; `min()` stays one index lookup per row. MATERIALIZED
+    keeps the limit: inside IN, the planner may run the subquery once per row and lock more rows each time. The limit is
+    a literal, so a generic plan knows it too. `clock_timestamp()` is volatile; in a subselect it runs once, so Postgres
+    can use the index.
     """
     rows = await conn.fetch(
         f"""
@@ -122,7 +120,7 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
         lease_seconds,
     )
     return [
-        Claimed(
+        ClaimedRow(
             envelope=Envelope(
                 id=row["id"],
                 type=row["type"],
@@ -141,10 +139,10 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
 
 
 async def record_results(conn: Connection, token: UUID, records: Sequence[PublishRecord]) -> set[UUID]:
-    """Record the results of a batch in one statement. Return the ids of the rows that were still this relay's.
+    """Record the results of a batch in one statement. Return the ids of the rows that this relay still held.
 
-    The token is the only condition: no published or parked row has one. A condition on unpublished rows would offer
-    the planner a partial index that its statistics may show as nearly empty, although an outage has filled it.
+    The token is the only condition: no published or parked row has one. A condition on unpublished rows would let the
+    planner choose a partial index that its statistics show as nearly empty, although an outage has filled it.
     """
     rows = await conn.fetch(
         """
@@ -181,7 +179,7 @@ async def release(conn: Connection, token: UUID, ids: Sequence[UUID]) -> int:
 
 
 async def republish(conn: Connection, ids: Collection[UUID], after_seconds: float) -> list[UUID]:
-    """Make rows that were published at least `after_seconds` ago pending again: the same rows with the same ids.
+    """Make rows pending again, with the same ids, if they were published at least `after_seconds` ago.
 
     `after_seconds` doubles with each resend of a row. Returns the ids of the rows that were due.
     """
@@ -206,12 +204,12 @@ async def republish(conn: Connection, ids: Collection[UUID], after_seconds: floa
 
 
 async def prune(
-    conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, ended: Ended
+    conn: Connection, after: UUID, before: UUID, limit: int, retention_seconds: float, select_finished: SelectFinished
 ) -> tuple[int, UUID | None]:
-    """Look at the next `limit` rows between these ids, oldest first, and delete those past their retention.
+    """Scan the next `limit` rows between these ids, oldest first, and delete those past their retention.
 
-    That is: it was published at least `retention_seconds` ago, and its subject has `ended`. Returns how many rows were
-    deleted, and the id to continue after; None: there are no more rows.
+    A row may go if it was published at least `retention_seconds` ago and its subject is finished. Returns how many rows
+    were deleted, and the id to continue after; None: there are no more rows.
     """
     rows = await conn.fetch(
         f"SELECT id, subject FROM outbox WHERE id > $1 AND id < $2 ORDER BY id LIMIT {limit:d}",  # noqa: S608 - a number
@@ -232,7 +230,7 @@ async def prune(
         """,
         after,
         last,
-        await ended(conn, {row["subject"] for row in rows}),
+        await select_finished(conn, {row["subject"] for row in rows}),
         retention_seconds,
     )
     return affected(deleted), last if len(rows) == limit else None

@@ -1,4 +1,4 @@
-"""What is not out yet, as metrics count it and operators see and mend it; the relay's half of the table is `outbox`."""
+"""Queries on unpublished outbox rows, for metrics and operators. The relay's queries are in `outbox`."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from app.messaging.outbox import PENDING
 
 
 async def stats(conn: Connection) -> tuple[int, float, int]:
-    """Return how many rows are pending, the age in seconds of the oldest of them, how many are parked."""
+    """Return the number of pending rows, the age in seconds of the oldest, and the number of parked rows."""
     row = await conn.fetchrow(
         f"""
         SELECT count(*) FILTER (WHERE {PENDING}) AS pending,
@@ -28,7 +28,7 @@ async def stats(conn: Connection) -> tuple[int, float, int]:
 
 
 async def depths(conn: Connection, types: Collection[str]) -> tuple[int, int]:
-    """Return how many rows of these types are pending, and how many are parked."""
+    """Return the numbers of pending and of parked rows of these types."""
     row = await conn.fetchrow(
         f"""
         SELECT count(*) FILTER (WHERE {PENDING}) AS pending, count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked
@@ -41,8 +41,8 @@ async def depths(conn: Connection, types: Collection[str]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Unpublished:
-    """A row that is not out. `claimed`: a relay has it. `behind`: the lowest unpublished sequence before its own."""
+class UnpublishedRow:
+    """An unpublished row. `claimed`: a relay holds it. `waits_for`: the lowest unpublished sequence before its own."""
 
     id: UUID
     type: str
@@ -55,11 +55,11 @@ class Unpublished:
     next_attempt_at: datetime
     parked_at: datetime | None
     claimed: bool
-    behind: int | None
+    waits_for: int | None
 
 
-async def first(conn: Connection, limit: int) -> list[Unpublished]:
-    """Return up to `limit` rows that are not out: parked ones first, then pending ones, the longest due first."""
+async def list_unpublished(conn: Connection, limit: int) -> list[UnpublishedRow]:
+    """Return up to `limit` unpublished rows: parked ones first, then pending ones, longest due first."""
     rows = await conn.fetch(
         f"""
         SELECT id, type, subject, sequence, tenant, occurred_at, attempts, last_error, next_attempt_at, parked_at,
@@ -68,7 +68,7 @@ async def first(conn: Connection, limit: int) -> list[Unpublished]:
                    SELECT min(earlier.sequence) FROM outbox AS earlier
                    WHERE earlier.subject = first.subject AND earlier.sequence < first.sequence
                      AND earlier.published_at IS NULL
-               ) AS behind
+               ) AS waits_for
         FROM (
             (SELECT * FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL ORDER BY parked_at, id LIMIT $1)
             UNION ALL
@@ -78,12 +78,12 @@ async def first(conn: Connection, limit: int) -> list[Unpublished]:
         """,  # noqa: S608 - a constant
         limit,
     )
-    return [Unpublished(**row) for row in rows]
+    return [UnpublishedRow(**row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
-    """A parked row: why, and since when."""
+class ParkedRow:
+    """A parked row, with its last error and since when it is parked."""
 
     id: UUID
     type: str
@@ -95,7 +95,7 @@ class Parked:
 
 
 async def count_parked(conn: Connection, types: Collection[str]) -> tuple[int, datetime]:
-    """Return how many rows of these types are parked, and the instant of counting, on Postgres's clock."""
+    """Return how many rows of these types are parked, and the time of counting by Postgres's clock."""
     row = await conn.fetchrow(
         """
         SELECT count(*) AS number, clock_timestamp() AS at
@@ -109,10 +109,10 @@ async def count_parked(conn: Connection, types: Collection[str]) -> tuple[int, d
 
 async def parked(
     conn: Connection, types: Collection[str], until: datetime, after: tuple[datetime, UUID] | None, limit: int
-) -> list[Parked]:
-    """Return the next `limit` rows of these types that were parked at `until` or before, the longest parked first.
+) -> list[ParkedRow]:
+    """Return the next `limit` rows of these types that were parked at `until` or before, longest parked first.
 
-    `after`: `parked_at` and id of the row to go on behind.
+    `after`: `parked_at` and id of the last row already returned.
     """
     parked_at, row_id = after or (None, None)
     rows = await conn.fetch(
@@ -129,11 +129,11 @@ async def parked(
         row_id,
         limit,
     )
-    return [Parked(**row) for row in rows]
+    return [ParkedRow(**row) for row in rows]
 
 
 async def requeue(conn: Connection, ids: Collection[UUID]) -> list[str]:
-    """Let parked rows be published again, from the first attempt on. Returns the subjects of those that were parked.
+    """Make parked rows pending again, with all their attempts. Returns the subjects of the rows that were parked.
 
     The last error stays on the row until it is published.
     """
@@ -151,12 +151,12 @@ async def requeue(conn: Connection, ids: Collection[UUID]) -> list[str]:
 
 
 async def exists(conn: Connection, row_id: UUID) -> bool:
-    """Tell whether the outbox still has this row."""
+    """Return whether the outbox still has this row."""
     return await conn.fetchval("SELECT true FROM outbox WHERE id = $1", row_id) is True
 
 
 async def send_again(conn: Connection, row_id: UUID) -> None:
-    """Make a published or parked row pending, with all its attempts. A row that is pending already stays as it is."""
+    """Make a published or parked row pending, with all its attempts. A pending row stays unchanged."""
     await conn.execute(
         """
         UPDATE outbox
@@ -168,10 +168,10 @@ async def send_again(conn: Connection, row_id: UUID) -> None:
     )
 
 
-async def give_up(conn: Connection, ids: Collection[UUID]) -> None:
-    """Let parked rows count as published: where there is no broker, nobody is to handle them any more.
+async def discard(conn: Connection, ids: Collection[UUID]) -> None:
+    """Mark parked rows as published, so they are never sent again.
 
-    With a broker, too, a message that was given up has a published row. It goes when its order has ended.
+    The pruner deletes them once their orders are final, as it does with purged messages of a broker.
     """
     await conn.execute(
         """

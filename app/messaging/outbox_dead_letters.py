@@ -24,14 +24,14 @@ class OutboxDeadLetters:
         return True
 
     @contextlib.asynccontextmanager
-    async def scan(self) -> AsyncIterator["_Scan"]:
-        """Start a scan over the rows that are parked now."""
+    async def scan(self) -> AsyncIterator["_OutboxScan"]:
+        """Start a scan of the rows that are parked now."""
         async with db.connection(self.pool) as conn:
             depth, started_at = await outbox_admin.count_parked(conn, self.queue.event_types)
-        yield _Scan(self.pool, self.queue, depth, started_at)
+        yield _OutboxScan(self.pool, self.queue, depth, started_at)
 
 
-class _Scan:
+class _OutboxScan:
     def __init__(self, pool: db.Pool, queue: QueueSpec, depth: int, started_at: datetime) -> None:
         self.depth = depth
         self._pool = pool
@@ -41,7 +41,7 @@ class _Scan:
         self._taken = 0
 
     async def take(self, limit: int) -> list[DeadLetter]:
-        """Return the next rows, the longest parked first."""
+        """Return the next rows, longest parked first."""
         async with db.connection(self._pool) as conn:
             rows = await outbox_admin.parked(conn, self._queue.event_types, self._started_at, self._last, limit)
             records = await inbox.look_up(conn, self._queue.consumer, [str(row.id) for row in rows])
@@ -59,13 +59,13 @@ class _Scan:
             await outbox_admin.requeue(conn, [UUID(letter.id) for letter in letters])
 
     async def purge(self, letters: Sequence[DeadLetter], recorded: Collection[str]) -> None:
-        """Record these event ids as purged, and let the rows count as published."""
+        """Record these event ids as purged, and mark the rows as published."""
         async with db.transaction(self._pool) as conn:
             await inbox.mark_purged(conn, self._queue.consumer, recorded)
-            await outbox_admin.give_up(conn, [UUID(letter.id) for letter in letters])
+            await outbox_admin.discard(conn, [UUID(letter.id) for letter in letters])
 
 
-def _letter(number: int, row: outbox_admin.Parked, record: inbox.InboxRecord | None) -> DeadLetter:
+def _letter(number: int, row: outbox_admin.ParkedRow, record: inbox.InboxRecord | None) -> DeadLetter:
     return DeadLetter(
         number=number,
         id=str(row.id),

@@ -1,4 +1,4 @@
-"""Measures how many messages wait in each queue and among its dead letters."""
+"""Measure how many messages wait in each queue, and how many dead letters it has."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ PERIOD_SECONDS = 5.0
 
 
 class QueueDepth:
-    """Measures every queue now and then."""
+    """Measures every queue periodically."""
 
     def __init__(self, broker: Broker, queues: Collection[QueueSpec], signals: Signals) -> None:
         self._broker = broker

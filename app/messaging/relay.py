@@ -1,4 +1,4 @@
-"""The relay: publishes outbox rows to the broker. At least once, in order per subject, never recorded unconfirmed.
+"""The relay: publishes outbox rows to the broker, at least once and in order per subject.
 
     connect → claim (a short transaction) → publish and confirm (no transaction) → record (guarded by the claim's token)
 
@@ -6,14 +6,14 @@ Where the process may die, and who recovers:
 
 - before the claim commits: nothing happened;
 - claimed, not published: the lease ends, and any relay claims the row again;
-- published, not recorded: the same, and the message is sent twice with the same id; the inbox absorbs the second;
-- frozen past its lease and awake again: its token no longer matches, so its record changes nothing;
+- published, not recorded: the same, so the message is sent twice with the same id; the inbox drops the duplicate;
+- frozen past its lease, then resumed: its token no longer matches, so it records nothing;
 - stopped by SIGTERM: it finishes its batch, or is cancelled, records what was confirmed and releases the other rows.
 
-An outage does not spend attempts. While the broker is unavailable, the relay claims nothing and backs off. What a batch
-did not get confirmed within its share of the lease is released unchanged; the next batch is only as large as what was
-confirmed, and doubles from there. Only what the broker says about one row spends that row's attempts: a nack, or a
-return because no queue took the message. After too many, the row is parked with the reason until an operator decides.
+An outage does not use up attempts. While the broker is unavailable, the relay claims nothing and backs off. It releases
+rows that were not confirmed within its share of the lease; the next batch is only as large as the number that was
+confirmed, and doubles from there. Only a refusal of one row uses up that row's attempts: a nack, or a return because no
+queue accepted the message. After `max_attempts`, the row is parked with the reason until an operator decides.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ from app.observability.signals import Signals
 log = structlog.get_logger(__name__)
 
 LEASE_SHARE = 0.9  # of the lease is for publishing; the rest is for recording the results
-RELEASE_WAIT_SECONDS = 1.0  # for a connection; without one, the rows come back when their lease ends
+RELEASE_WAIT_SECONDS = 1.0  # for a connection; without one, the rows stay claimed until their lease ends
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the broker said about one message. `returned`: no queue took it. `final`: retrying cannot help."""
+    """The broker refused one message. `returned`: no queue accepted it. `final`: retrying cannot help."""
 
     reason: str
     returned: bool = False
@@ -53,23 +53,23 @@ class _Unknown(enum.Enum):
     UNCONFIRMED = "unconfirmed"
 
 
-UNCONFIRMED = _Unknown.UNCONFIRMED  # not sent, or sent and not confirmed: it may be sent again, with the same id
-PublishResult = Refusal | Literal[_Unknown.UNCONFIRMED] | None  # of one message; None: confirmed
+UNCONFIRMED = _Unknown.UNCONFIRMED  # not sent, or not confirmed: send it again, with the same id
+PublishResult = Refusal | Literal[_Unknown.UNCONFIRMED] | None  # None: confirmed
 
 
 class Transport(Protocol):
     """Where the relay publishes."""
 
     async def ready(self) -> None:
-        """Connect, unless connected. Raises Unavailable when nothing can be published."""
+        """Connect if necessary. Raises Unavailable when nothing can be published."""
 
     async def publish(
         self, envelopes: Sequence[Envelope], seconds: float, results: list[PublishResult]
     ) -> Sequence[PublishResult]:
         """Publish for up to `seconds`; send nothing later. Return `results`, one for each envelope.
 
-        `results` is filled while results arrive, so it holds them also when the caller is cancelled. Raises
-        Unavailable when every message is unconfirmed.
+        `results` is filled as results arrive, so a cancelled caller has them too. Raises Unavailable when every message
+        is unconfirmed.
         """
 
 
@@ -84,14 +84,14 @@ class RelayConfig:
 
 
 class Relay:
-    """One relay. Any number may run, in one process or in many."""
+    """One relay. Any number may run, in one process or in several."""
 
     def __init__(self, pool: db.Pool, transport: Transport, config: RelayConfig, signals: Signals) -> None:
         self._pool = pool
         self._transport = transport
         self._config = config
         self._signals = signals
-        self._limit = config.batch_size  # adapts to how much the transport can carry
+        self._limit = config.batch_size  # adapts to the capacity of the transport
         self._outage: BrokerUnavailable | None = None
 
     def check(self) -> None:
@@ -133,7 +133,7 @@ class Relay:
         return len(rows)
 
     async def _record_quickly(
-        self, token: UUID, rows: Sequence[outbox.Claimed], results: Sequence[PublishResult]
+        self, token: UUID, rows: Sequence[outbox.ClaimedRow], results: Sequence[PublishResult]
     ) -> None:
         """Record as `_record` does, but do not wait long for a connection, and never raise."""
         try:
@@ -144,7 +144,7 @@ class Relay:
     async def _record(
         self,
         token: UUID,
-        rows: Sequence[outbox.Claimed],
+        rows: Sequence[outbox.ClaimedRow],
         results: Sequence[PublishResult],
         wait_seconds: float | None = None,
     ) -> None:
@@ -167,7 +167,7 @@ class Relay:
                 token, [row for row, result in zip(rows, results, strict=True) if result is UNCONFIRMED]
             )
 
-    def _record_of(self, row: outbox.Claimed, refusal: Refusal | None) -> outbox.PublishRecord:
+    def _record_of(self, row: outbox.ClaimedRow, refusal: Refusal | None) -> outbox.PublishRecord:
         if refusal is None:
             return outbox.PublishRecord(row.envelope.id)
         attempt = row.attempts + 1
@@ -176,7 +176,7 @@ class Relay:
         return outbox.PublishRecord(row.envelope.id, refusal.reason, pause)
 
     def _report(
-        self, row: outbox.Claimed, refusal: Refusal | None, record: outbox.PublishRecord, *, is_ours: bool
+        self, row: outbox.ClaimedRow, refusal: Refusal | None, record: outbox.PublishRecord, *, is_ours: bool
     ) -> None:
         event_id, order_id = row.envelope.id, row.envelope.subject
         if not is_ours:
@@ -187,7 +187,7 @@ class Relay:
             kind = MessageParked if record.retry_in_seconds is None else MessageRefused
             self._signals.emit(kind(event_id, order_id, row.attempts + 1, refusal.reason, refusal.returned))
 
-    async def _release(self, token: UUID, rows: Sequence[outbox.Claimed]) -> None:
+    async def _release(self, token: UUID, rows: Sequence[outbox.ClaimedRow]) -> None:
         try:
             async with db.connection(self._pool, RELEASE_WAIT_SECONDS) as conn:
                 await outbox.release(conn, token, [row.envelope.id for row in rows])

@@ -1,14 +1,14 @@
 """The transport lease: all relays and consumers of one database use the same transport.
 
-A relay with the in-process transport beside others with RabbitMQ marks events as published that no broker ever gets. So
-each process with one of these roles keeps a row that names its transport, and renews it. While a row of another
-transport is alive, none is given, and the process ends.
+If one relay used the in-process transport and others RabbitMQ, the first would mark events as published that the broker
+never gets. So each process with one of these roles keeps a row that names its transport, and renews it. While a row of
+another transport is alive, a process gets no lease and ends.
 
-- Two processes start at once: they take turns at the table's lock, and the second one finds the first one's row.
+- Two processes start at once: the table's lock lets one go first, and the second finds the first one's row.
 - A process stops: it deletes its row at the end, so "stop all, change the setting, start" works at once.
-- A process is killed: its row counts until its lease ends. One with the same transport starts at once.
-- A process freezes, or Postgres is down for longer than the lease: it publishes nothing until it has renewed. It knows
-  by its own clock, which it reads before it asks, so its lease never ends later there than in Postgres.
+- A process is killed: its row counts until its lease ends. A process with the same transport can start at once.
+- A process freezes, or Postgres is down for longer than the lease: it publishes nothing until it has renewed. It reads
+  its own clock before each renewal, so it never believes in its lease for longer than Postgres does.
 - Postgres is down when a process starts: it publishes and consumes nothing until it has the lease.
 """
 
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 RABBITMQ, IN_PROCESS = "rabbitmq", "in-process"
 LEASE_SECONDS = 30.0
 RENEW_PERIOD_SECONDS = 5.0
-RELEASE_SECONDS = 1.0  # the process is ending; the lease ends by itself
+RELEASE_SECONDS = 1.0  # the process is ending; without a release, the lease expires
 
 table = Table(
     "transport_leases",
@@ -44,7 +44,7 @@ table = Table(
 
 
 class TransportLease:
-    """One process's lease. `holder` says where the process runs, for the error of another one."""
+    """The lease of one process. `holder`: where the process runs, for the error message of another process."""
 
     def __init__(self, transport: str, holder: str, seconds: float = LEASE_SECONDS) -> None:
         self.transport = transport
@@ -56,25 +56,25 @@ class TransportLease:
         self._refused = asyncio.Event()
 
     def seconds_left(self) -> float:
-        """Return for how long the lease is still held; 0 or less: it is not."""
+        """Return for how many seconds the lease is still held; 0 or less: it is not held."""
         return self._held_until - time.monotonic()
 
     def require(self) -> None:
-        """Raise TransportNotLeased unless the lease is held. Costs no statement."""
+        """Raise TransportNotLeased unless the lease is held. Sends nothing to Postgres."""
         if self.seconds_left() <= 0:
             text = f"the lease of the transport {self.transport} is not held"
             raise TransportNotLeased(text, text)
 
     async def take(self, url: str) -> None:
-        """Take the lease at the start of a process, over a connection for this alone. Raises as `renew` does."""
+        """Take the lease at the start of a process, over a connection of its own. Raises what `renew` raises."""
         async with db.open_pool(url, 1) as pool:
             await self.renew(pool)
 
     async def renew(self, pool: db.Pool) -> int:
         """Take the lease or renew it. Returns 0: there is nothing more to do before the next period.
 
-        Raises ConfigurationError when another transport is in use, and then every time: a process that waited for its
-        chance would take over when the others restart. Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable; ConfigurationError when another transport is in use, and in every later call too:
+        otherwise a process with the wrong setting could take over while the others restart.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -87,7 +87,7 @@ class TransportLease:
         return 0
 
     async def release(self, pool: db.Pool) -> None:
-        """Give the lease back. For the end of a process: nothing is published after it."""
+        """Release the lease at the end of the process. Nothing is published afterwards."""
         self._held_until = -math.inf
         try:
             async with asyncio.timeout(RELEASE_SECONDS), db.connection(pool) as conn:
@@ -96,14 +96,15 @@ class TransportLease:
             log.warning("transport.not_released", error=str(error), until="the lease ends")
 
     async def until_refused(self) -> None:
-        """Wait until another transport turns out to be in use, then raise ConfigurationError."""
+        """Wait until another transport is found in use, then raise ConfigurationError."""
         await self._refused.wait()
         if self._refusal is not None:
             raise self._refusal
 
     async def _take(self, conn: db.Connection) -> tuple[str, str] | None:
-        """Write the row of this process, unless another transport is in use: return it, with one who uses it."""
-        # It conflicts with itself and with no reader: of two that start at once, the second sees what the first wrote.
+        """Write the row of this process. If another transport is in use, return it and one of its holders instead."""
+        # This lock conflicts with itself but not with readers. If two processes start at once, the second waits for it
+        # and sees the first one's row.
         await conn.execute("LOCK TABLE transport_leases IN SHARE ROW EXCLUSIVE MODE")
         await conn.execute("DELETE FROM transport_leases WHERE expires_at <= clock_timestamp()")
         query = "SELECT transport, holder FROM transport_leases WHERE transport <> $1"
@@ -140,13 +141,13 @@ class LeasedTransport:
         self._lease = lease
 
     async def ready(self) -> None:
-        """Connect, unless connected. Raises TransportNotLeased, and what the transport raises."""
+        """Connect if necessary. Raises TransportNotLeased, and what the transport raises."""
         self._lease.require()
         await self._transport.ready()
 
     async def publish(
         self, envelopes: Sequence[Envelope], seconds: float, results: list[PublishResult]
     ) -> Sequence[PublishResult]:
-        """Publish for up to `seconds`, and not beyond the lease."""
+        """Publish for up to `seconds`, but not beyond the end of the lease."""
         self._lease.require()
         return await self._transport.publish(envelopes, min(seconds, self._lease.seconds_left()), results)

@@ -12,23 +12,23 @@ import time
 import structlog
 from prometheus_client import Counter
 
-# Without the values of local variables, which structlog would show: credentials, tokens, addresses and keys are there.
+# No local variables, which structlog would show: they hold credentials, tokens, addresses and keys.
 TRACEBACK = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
 LOG_QUEUE_LINES = 4096
 LOG_BATCH_LINES = 256
-LOG_FLUSH_SECONDS = 1.0  # at the exit, for a reader that stalls
-# Of the process, as logging is: each registry shows it.
+LOG_FLUSH_SECONDS = 1.0  # at the exit, if the reader stalls
+# One counter per process, as logging is per process; each registry shows it.
 LOG_LINES_DROPPED = Counter("log_lines_dropped", "Log lines that their reader was too slow for", registry=None)
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes to a file descriptor from a thread of its own, so that a reader that stalls stops nothing but the log.
+    """Writes to a file descriptor from a separate thread, so that a stalled reader delays only the log.
 
-    A pipe takes 64 KiB from a writer whose reader stalls, then blocks it. Lines are formatted by the caller, whose
-    context they need, and wait in a bounded queue. When it is full they are dropped, counted, and reported once there
-    is room.
+    If its reader stalls, a pipe accepts 64 KiB, then blocks the writer. The caller formats each line, because only it
+    has the context; the lines wait in a bounded queue. When the queue is full, lines are dropped and counted, and the
+    number is logged once there is room.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -43,11 +43,11 @@ class BackgroundHandler(logging.Handler):
         """Queue the line, or drop it."""
         try:
             self._lines.put_nowait(self.format(record))
-        except Exception:  # noqa: BLE001 - full, or a value that cannot be formatted: nobody could be told of either
+        except Exception:  # noqa: BLE001 - the queue is full, or a value cannot be formatted: neither can be logged
             self._drop(1)
 
     def flush(self) -> None:
-        """Wait until all is written, for LOG_FLUSH_SECONDS at most. `logging` calls it at the exit."""
+        """Wait until all lines are written, at most LOG_FLUSH_SECONDS. `logging` calls it at the exit."""
         deadline = time.monotonic() + LOG_FLUSH_SECONDS
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -67,7 +67,7 @@ class BackgroundHandler(logging.Handler):
             text = [self._report(reported), *lines] if reported else lines
             try:
                 _write(self.descriptor, "".join(f"{line}\n" for line in text).encode(errors="backslashreplace"))
-            except OSError:  # the reader is gone
+            except OSError:  # the reader closed its end
                 self._drop(len(lines))
             else:
                 with self._dropping:
@@ -85,14 +85,14 @@ def _write(descriptor: int, data: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # whoever opened it, a terminal or a parent, made it non-blocking
+        except BlockingIOError:  # a terminal or the parent process made the descriptor non-blocking
             select.select([], [descriptor], [])
 
 
 def configure_logging(log_format: str, level: str, *, background: bool = False) -> None:
-    """Send every log line, ours and the libraries', to stderr: one JSON object each, or for people (`console`).
+    """Send every log line, ours and the libraries', to stderr: as one JSON object, or as readable text (`console`).
 
-    `background`: for what serves, and must not wait for whoever reads its log.
+    `background`: for servers, which must not wait for the reader of their log.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -124,12 +124,12 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # They tell of every reconnect and request at INFO or WARNING; what matters of it our own lines say.
+    # These libraries log every reconnect and request at INFO or WARNING; our own lines cover what matters.
     for noisy in ("aio_pika", "aiormq", "uvicorn", "alembic"):
         logging.getLogger(noisy).setLevel("ERROR" if noisy in {"aio_pika", "aiormq"} else "WARNING")
 
 
 def _handler(*, background: bool) -> logging.Handler:
-    if sys.stderr is None:  # it was closed before the start, so its number may be another file's by now
+    if sys.stderr is None:  # closed before the start, so its descriptor may belong to another file by now
         return logging.NullHandler()
     return BackgroundHandler(sys.stderr.fileno()) if background else logging.StreamHandler(sys.stderr)

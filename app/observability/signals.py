@@ -1,11 +1,11 @@
-"""The one seam between the work and what observes it: facts and crash points.
+"""The one seam between the work and its observers: facts and crash points.
 
 A *fact* says what has happened, and is emitted after its commit. Each room declares its own facts, as frozen
-dataclasses below `Fact`, and its own metrics, which subscribe. Wake-ups subscribe too. A handler cannot fail the work:
-what it raises is logged.
+subclasses of `Fact`, and its own metrics, which subscribe. Wake-ups subscribe too. A handler cannot make the work fail:
+its exceptions are logged.
 
-A *crash point* names an instant beside an await at which a process may die. Tests pass a function that kills the
-process or raises there; nothing else is ever at a crash point. No setting can install such a function.
+A *crash point* names a point in the code at which a process may die. Tests pass a function that kills the process or
+raises there; in production, nothing happens. No setting can install such a function.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ CrashPoints = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that has happened. With `level` and `event`, each one is logged with its fields."""
+    """Something that has happened. With `level` and `event`, it is logged with its fields."""
 
     level: ClassVar[str | None] = None
     event: ClassVar[str] = ""
@@ -33,11 +33,11 @@ AnyFact = TypeVar("AnyFact", bound=Fact)
 
 
 def never_crash(_: str) -> None:
-    """Pass a crash point, as every process outside of a test does."""
+    """Do nothing at a crash point. Every process outside of tests uses this."""
 
 
 class Signals:
-    """Delivers facts to their subscribers, in the order of subscription, and passes crash points."""
+    """Delivers facts to their subscribers, in the order of subscription, and calls crash points."""
 
     def __init__(self, crash_points: CrashPoints = never_crash) -> None:
         self.crash_point = crash_points

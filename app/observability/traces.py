@@ -11,17 +11,17 @@ TRACESTATE_MEMBER_BYTES = 128
 
 
 def trace_headers() -> dict[str, str]:
-    """W3C `traceparent` (and `tracestate`) of the current context; empty outside of a trace."""
+    """Return W3C `traceparent` (and `tracestate`) of the current context; empty outside of a trace."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier
 
 
 def limit_tracestate(tracestate: str) -> str:
-    """Return whole members of a `tracestate` header, 512 bytes of them at most.
+    """Return whole members of a `tracestate` header, at most 512 bytes.
 
-    Members over 128 bytes go first, then members from the end (W3C Trace Context, section 3.3.1.5). Without a limit, a
-    caller could fill the header limit of every partner, which would then refuse to charge and to refund alike.
+    Members over 128 bytes are dropped first, then members from the end (W3C Trace Context, section 3.3.1.5). Without a
+    limit, a caller could exceed the header limit of every partner, which would then refuse charges and refunds.
     """
     members = [member.strip() for member in tracestate.split(",") if member.strip()]
     if len(",".join(members).encode()) > TRACESTATE_BYTES:

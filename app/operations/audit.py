@@ -40,7 +40,7 @@ DONE = "done"
 
 @dataclass(frozen=True, slots=True)
 class AuditActor:
-    """Who acts, and why; an empty reason: none was given.
+    """Who acts, and why. An empty reason: none was given.
 
     `name`: a token's subject; `admin-token`; `cli:` and the name of the operating system's user.
     """
@@ -51,7 +51,7 @@ class AuditActor:
 
 @dataclass(frozen=True, slots=True)
 class OperatorAction:
-    """One row. `outcome`: what the action did, or what it found."""
+    """One row. `outcome`: what the action did, or why it changed nothing."""
 
     at: datetime
     actor: str
@@ -68,7 +68,7 @@ async def record(
     outcome: str,
     selection: Mapping[str, Any] | None = None,
 ) -> int:
-    """Add a row, in the caller's transaction; without an order if none has this id. Returns the row's id."""
+    """Add a row in the caller's transaction. Leaves its order empty if no order has this id. Returns the row's id."""
     row_id: int = await conn.fetchval(
         """
         INSERT INTO operator_actions (actor, action, order_id, reason, outcome, selection)
@@ -88,7 +88,7 @@ async def record(
 async def on_record(
     pool: db.Pool, actor: AuditActor, action: str, order_id: UUID | None, selection: Mapping[str, Any]
 ) -> AsyncIterator[dict[str, int]]:
-    """Write a row before the block acts, committed, and complete it after the block, which fills in the counts.
+    """Commit a row before the block runs, and complete it afterwards with the counts that the block filled in.
 
     If the block raises or is cancelled, the outcome is `failed` with the counts so far. Raises DatabaseUnavailable.
     """
@@ -99,7 +99,7 @@ async def on_record(
         yield counts
     except BaseException as error:
         reason = error.code if isinstance(error, OrdersError) else type(error).__name__
-        with contextlib.suppress(DatabaseUnavailable):  # what ended the block is told, not this
+        with contextlib.suppress(DatabaseUnavailable):  # the caller needs the error of the block, not this one
             await asyncio.shield(_complete(pool, row_id, f"failed: {reason}", counts))
         raise
     await _complete(pool, row_id, DONE, counts)

@@ -1,4 +1,4 @@
-"""What operators see of dead letters, by HTTP and CLI alike: messages and their state, never what is in an order."""
+"""The views of dead letters for operators, over HTTP and in the CLI: messages and their state, never order contents."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,9 +11,9 @@ from app.orders.model import rfc3339
 
 
 class DeadLetterView(BaseModel):
-    """A dead letter. `reason`, `attempts` and times are the message's own; null: the message does not say.
+    """A dead letter. `reason`, `attempts` and times come from the message; null: unknown.
 
-    `inbox`: what the consumer knows about it. `replay`: what a replay would do.
+    `inbox`: its state in the consumer's inbox. `replay`: what a replay would do.
     """
 
     id: str
@@ -46,7 +46,7 @@ class DeadLetterView(BaseModel):
 
 
 class DeadLettersAnswer(BaseModel):
-    """Dead letters of a queue, the oldest first. `depth`: all of them. `looked_at`: how many were looked at."""
+    """Dead letters of a queue, oldest first. `depth`: how many there are. `looked_at`: how many were scanned."""
 
     queue: str
     depth: int
@@ -55,16 +55,16 @@ class DeadLettersAnswer(BaseModel):
 
     @classmethod
     def of(cls, queue: str, summary: Summary, findings: Sequence[Finding]) -> Self:
-        """Return the view of what matched."""
-        views = [DeadLetterView.of(each) for each in findings]
+        """Return the view of the dead letters that matched."""
+        views = [DeadLetterView.of(finding) for finding in findings]
         return cls(queue=queue, depth=summary.depth, looked_at=summary.looked_at, dead_letters=views)
 
 
 class TreatedAnswer(DeadLettersAnswer):
-    """What was done, or with `dry_run` would be: to `done` of the `depth` dead letters.
+    """The result for `done` of the `depth` dead letters; with `dry_run`, what would have been done.
 
-    `from_outbox`: no dead letter has the id that was to be replayed, but its order has not started; so the event is
-    sent again from the outbox.
+    `from_outbox`: no dead letter has the id to replay, but its order has not started, so its event is sent again from
+    the outbox.
     """
 
     dry_run: bool
@@ -73,7 +73,7 @@ class TreatedAnswer(DeadLettersAnswer):
 
     @classmethod
     def of_scan(cls, queue: str, summary: Summary, findings: Sequence[Finding], *, dry_run: bool) -> Self:
-        """Return the view of what matched, and what was done."""
+        """Return the view of the dead letters that matched, and of what was done."""
         shown = DeadLettersAnswer.of(queue, summary, findings)
         return cls(
             **dict(shown),

@@ -1,9 +1,8 @@
-"""Dead letters, for operators: what failed and why, what a replay would do; replay and purge.
+"""Dead letters, for operators: list them with the effect of a replay, replay them, purge them.
 
-A scan looks at what is there when it starts, not at what comes back meanwhile. It may be killed at any instant and
-repeated (see `messaging.rabbitmq.dead_letters` for its crash points). If no dead letter has the id to replay, the event
-is sent from the outbox, which keeps it until its order has ended. What operators do is recorded (`audit`) before it
-starts.
+A scan covers the dead letters that are there when it starts. It may be killed at any point and repeated (see
+`messaging.rabbitmq.dead_letters` for its crash points). If no dead letter has the id to replay, the event is sent from
+the outbox, which keeps it until its order is final. Each replay and purge is recorded (`audit`) before it starts.
 """
 
 import contextlib
@@ -21,11 +20,11 @@ from app.operations import audit
 from app.operations.audit import AuditActor
 from app.saga import queries
 
-BATCH = 100  # dead letters looked up and treated together
+BATCH = 100  # dead letters looked up and processed together
 
 
 class DeadLetterAction(StrEnum):
-    """What a scan does with each dead letter that matches."""
+    """What a scan does with each matching dead letter."""
 
     PEEK = "peek"
     REPLAY = "replay"
@@ -34,16 +33,16 @@ class DeadLetterAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters match: the one with an id, those that failed recently, at most so many; None: no condition."""
+    """Which dead letters match: by id, by the age of the last failure, up to a limit. None: no condition."""
 
     id: str | None = None
     since_seconds: float | None = None
     limit: int | None = None
 
     def matches(self, letter: DeadLetter, now: datetime) -> bool:
-        """Tell whether this one matches, apart from the limit. One without a time of failure is not recent.
+        """Return whether the letter matches, apart from the limit. Without a time of failure, it is not recent.
 
-        `now` is by Postgres's clock, as is the time of a failure that the inbox has counted.
+        `now` is by Postgres's clock, as are the failure times from the inbox.
         """
         if self.id is not None and not {self.id, str(self.order_id or self.id)} & {letter.id, letter.event_id}:
             return False
@@ -54,20 +53,20 @@ class Selection:
 
     @property
     def order_id(self) -> UUID | None:
-        """Return `id` as an order's, if it can be one: `order.placed` has the id of its order."""
+        """Return `id` as an order's id, if it is a UUID: `order.placed` has the id of its order."""
         return as_uuid(self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A dead letter that matches, and what the inbox knows about it."""
+    """A matching dead letter, with its inbox row."""
 
     letter: DeadLetter
     record: inbox.InboxRecord | None
 
     @property
     def inbox_state(self) -> str:
-        """What the inbox knows, for people."""
+        """The state of the inbox row, as text for operators."""
         if self.letter.event_id is None:
             return "unreadable"
         if self.record is None:
@@ -83,7 +82,7 @@ class Finding:
 
     @property
     def replay_effect(self) -> str:
-        """What a replay would do, for people."""
+        """What a replay would do, as text for operators."""
         if self.letter.event_id is None:
             return "is tried again, and set aside again unless the running release can read it"
         if self.record is not None and self.record.processed_at is not None:
@@ -93,9 +92,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`depth`: dead letters at the start. `looked_at`: how many the scan looked at. `matched`: of these.
+    """`depth`: dead letters at the start. `looked_at`: how many were scanned. `matched`: how many of these matched.
 
-    `from_outbox`: none of them has the id to replay, so the event is sent again from the outbox.
+    `from_outbox`: no dead letter has the id to replay, so the event is sent again from the outbox.
     """
 
     depth: int
@@ -121,10 +120,10 @@ class DeadLetters:
         actor: AuditActor | None = None,
         progress: Callable[[int, int], None] = lambda _looked_at, _depth: None,
     ) -> Summary:
-        """Treat every dead letter that matches, and call `found` with it afterwards. `actor` None: a dry run.
+        """Apply `action` to every matching dead letter, then call `found` with it. `actor` None: a dry run.
 
-        `progress` gets how many were looked at, and the depth. Raises BrokerUnavailable, DatabaseUnavailable and
-        DeadLettersBusy; what `found` was called with by then is done.
+        `progress` gets how many were scanned, and the depth. Raises BrokerUnavailable, DatabaseUnavailable and
+        DeadLettersBusy; letters that were already passed to `found` are done.
         """
         async with self._recorded(action, selection, actor) as counts, self.source.scan() as scan:
             summary = Summary(scan.depth)
@@ -135,7 +134,7 @@ class DeadLetters:
                     break
                 findings = await self._findings(letters, selection)
                 if findings and actor is not None:
-                    await self._treat(scan, action, [finding.letter for finding in findings])
+                    await self._apply(scan, action, [finding.letter for finding in findings])
                 for finding in findings:
                     found(finding)
                 summary = replace(
@@ -167,26 +166,26 @@ class DeadLetters:
             records = await inbox.look_up(conn, self.queue.consumer, ids) if ids else {}
         return [Finding(letter, records.get(letter.event_id or "")) for letter in matching]
 
-    async def _treat(self, scan: DeadLetterScan, action: DeadLetterAction, letters: Sequence[DeadLetter]) -> None:
+    async def _apply(self, scan: DeadLetterScan, action: DeadLetterAction, letters: Sequence[DeadLetter]) -> None:
         match action:
             case DeadLetterAction.PEEK:
                 pass
             case DeadLetterAction.REPLAY:
                 await scan.replay(letters)
             case DeadLetterAction.PURGE:
-                await scan.purge(letters, await self._waited_for(letters))
+                await scan.purge(letters, await self._awaited_events(letters))
 
-    async def _waited_for(self, letters: Sequence[DeadLetter]) -> set[str]:
-        """Return the events that their orders still wait for: the purge of these is recorded as a decision."""
+    async def _awaited_events(self, letters: Sequence[DeadLetter]) -> set[str]:
+        """Return the events whose orders have not started: the inbox records their purge, so they are not resent."""
         events = {UUID(letter.event_id) for letter in letters if letter.event_id is not None}
         async with db.connection(self.pool) as conn:
             return {str(order_id) for order_id in await queries.find_unstarted(conn, events)}
 
     async def _replay_from_outbox(self, selection: Selection, *, dry_run: bool) -> bool:
-        """Make the event pending again with all its attempts, if its order has not started."""
+        """If the order has not started, make its event pending again with all its attempts. Return whether it was."""
         order_id = selection.order_id
         if order_id is None or selection.since_seconds is not None:
-            return False  # not an order's id, or the dead letter may be older than `since`
+            return False  # no order has this id, or the dead letter may be older than `since_seconds`
         async with db.transaction(self.pool) as conn:
             unstarted = await queries.find_unstarted(conn, [order_id])
             found = bool(unstarted) and await outbox_admin.exists(conn, order_id)

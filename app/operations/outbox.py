@@ -1,6 +1,6 @@
-"""The outbox, for operators: counts, rows, and making a parked row pending again, which is recorded.
+"""The outbox, for operators: count rows, list them, make a parked row pending again. The last is recorded.
 
-Views show messages and their state, never what is in an order. HTTP and CLI return the same ones.
+HTTP and CLI return the same views: messages and their state, never order contents.
 """
 
 from typing import Literal, Self
@@ -17,11 +17,11 @@ from app.operations.dead_letters import as_uuid
 from app.orders.model import rfc3339
 
 ACTION = "outbox requeue"
-PENDING = "pending"  # the outcome: the relay claims it at its next poll
+PENDING = "pending"  # the outcome: the relay will claim the row
 
 
 class OutboxCounts(BaseModel):
-    """How many rows wait in the outbox. Ages are in seconds, 0 if no row waits."""
+    """How many rows wait in the outbox. The age is in seconds, 0 if no row is pending."""
 
     pending: int
     oldest_pending_age_seconds: float
@@ -29,7 +29,7 @@ class OutboxCounts(BaseModel):
 
 
 class OutboxRow(BaseModel):
-    """One event that is not published. `reason`: the broker's last error, or which event it waits for; null: none.
+    """One unpublished event. `reason`: the broker's last error, or the event it waits for; null: neither.
 
     `state`: `parked` until an operator decides; `claimed` by a relay, or `waiting`, until `next_attempt_at`.
     """
@@ -47,11 +47,11 @@ class OutboxRow(BaseModel):
     parked_at: str | None
 
     @classmethod
-    def of(cls, row: outbox_admin.Unpublished) -> Self:
+    def of(cls, row: outbox_admin.UnpublishedRow) -> Self:
         """Return the view of a row."""
         reason = row.last_error
-        if reason is None and row.behind is not None:
-            reason = f"waits for sequence {row.behind} of the same order"
+        if reason is None and row.waits_for is not None:
+            reason = f"waits for sequence {row.waits_for} of the same order"
         return cls(
             id=str(row.id),
             type=row.type,
@@ -89,7 +89,7 @@ async def read_rows(pool: db.Pool, limit: int) -> OutboxAnswer:
     """Return the counts and up to `limit` rows. Raises DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         counts = await count(conn)
-        rows = [OutboxRow.of(row) for row in await outbox_admin.first(conn, limit)]
+        rows = [OutboxRow.of(row) for row in await outbox_admin.list_unpublished(conn, limit)]
     return OutboxAnswer(**counts.model_dump(), rows=rows)
 
 

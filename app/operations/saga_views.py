@@ -1,6 +1,6 @@
-"""What operators are shown of sagas: the same by `/ops/sagas` and by the commands' `--json`.
+"""The views of sagas for operators, the same from `/ops/sagas` and from the commands' `--json`.
 
-It tells of steps and what came of them, never what is in an order.
+They show steps and their outcomes, never order contents.
 """
 
 import dataclasses
@@ -19,12 +19,11 @@ from app.saga import queries, unstarted
 
 
 class SagaView(BaseModel):
-    """A saga as it stands; its id is its order's. Times are seconds.
+    """The state of a saga; its id is its order's. Times are in seconds.
 
-    `reason`: why it turned back, or is about to. `attempts`: of the present step, in this direction. `next_attempt_in`:
-    until it is due, or until the lease of `lease_owner` ends; negative: since then; null: it has ended. `stuck`: it
-    needs an operator, or is more than a minute past its deadline or past the time at which any process could have taken
-    it on.
+    `reason`: why it compensates, or will. `attempts`: of the current step, in this direction.
+    `next_attempt_in_seconds`: until it is due, or until the lease of `lease_owner` ends; negative: it is overdue; null:
+    it is finished. `stuck`: it needs an operator, or it is overdue or past its deadline by more than a minute.
     """
 
     order_id: str
@@ -42,7 +41,7 @@ class SagaView(BaseModel):
 
     @classmethod
     def of(cls, saga: queries.SagaRow, **more: Any) -> Self:
-        """Show one."""
+        """Return the view of a saga."""
         return cls(
             order_id=str(saga.id),
             tenant=saga.tenant,
@@ -61,17 +60,17 @@ class SagaView(BaseModel):
 
 
 class ListedSaga(SagaView):
-    """A saga of a listing. `last_outcome`, `last_detail`: of the last call to a partner; null: there was none."""
+    """A saga in a listing. `last_outcome`, `last_detail`: of the last call to a partner; null: there was none."""
 
     last_outcome: str | None
     last_detail: str | None
 
 
 class UnstartedOrder(BaseModel):
-    """A pending order without a saga, because its `order.placed` is dead; an operator decides about it.
+    """A pending order without a saga, because its `order.placed` is dead; it waits for an operator.
 
-    `event`: `dead-letter`, or `purged` by an operator; `since`: when that was. `reason`: the last failure; null: the
-    broker itself dead-lettered the event.
+    `event`: `dead-letter`, or `purged` by an operator; `since`: when. `reason`: the last failure; null: the broker
+    itself dead-lettered the event.
     """
 
     order_id: str
@@ -97,9 +96,9 @@ class UnstartedOrder(BaseModel):
 
 
 class SagasAnswer(BaseModel):
-    """Sagas that have not ended: first those that need a look, and of each the oldest first.
+    """Unfinished sagas: stuck ones first, then the others, each oldest first.
 
-    `unstarted`: orders that have no saga, and get none before an operator acts. The limit holds for each of the lists.
+    `unstarted`: orders whose saga will not start until an operator acts. The limit applies to each list.
     """
 
     sagas: list[ListedSaga]
@@ -119,7 +118,7 @@ class StepLogView(BaseModel):
 
 
 class OperatorActionView(BaseModel):
-    """What an operator did. `outcome`: what came of it, or what it found and left alone; `unfinished`: it was killed.
+    """What an operator did. `outcome`: what changed, or why nothing did; `unfinished`: the command was killed.
 
     `reason`: empty when none was given.
     """
@@ -132,9 +131,9 @@ class OperatorActionView(BaseModel):
 
 
 class SagaAnswer(BaseModel):
-    """An order and all that was done for it. `saga`: null before it has started, and after its retention.
+    """An order with its saga, log and operator actions. `saga`: null before it starts, and after its retention.
 
-    `log`: in order; of a long one the last thousand lines.
+    `log`: in order, at most the last thousand lines.
     """
 
     order_id: str
@@ -161,7 +160,7 @@ MESSAGES = {
 
 
 class SagaChanged(BaseModel):
-    """What came of an operator's word. `message`: `outcome` for people."""
+    """The result of an operator's action. `message`: the outcome as text."""
 
     order_id: str
     action: str
@@ -170,7 +169,7 @@ class SagaChanged(BaseModel):
 
     @classmethod
     def of(cls, order_id: UUID, action: SagaAction, outcome: ActionOutcome) -> Self:
-        """Tell of it."""
+        """Return the view of an outcome."""
         return cls(order_id=str(order_id), action=action, outcome=outcome, message=f"{order_id} {MESSAGES[outcome]}")
 
 

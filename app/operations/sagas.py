@@ -1,8 +1,8 @@
-"""What an operator may do to a saga: end its pause, or turn it back. Each with a reason, and a row that tells of it.
+"""What an operator may do to a saga: end its pause, or make it compensate. Each action is recorded with its reason.
 
-Both lock the order's row first, as a customer's cancel does, and write what they did, or found and left alone, in the
-same transaction. Neither touches a lease: who drives the saga goes on, and hears of a turn with its next record. Each
-may be cut off at any instant, and asked for again.
+Both lock the order's row first, as a customer's cancel does, and record the outcome in the same transaction. Neither
+touches a lease: the process that runs the saga continues, and sees the change at its next record. Each may be
+interrupted at any point and repeated.
 """
 
 from collections.abc import Mapping
@@ -26,22 +26,22 @@ class SagaAction(StrEnum):
 
 
 class ActionOutcome(StrEnum):
-    """What came of it."""
+    """The result of an action."""
 
-    DUE = "due"  # its pause has ended
+    DUE = "due"  # its pause was ended
     DUE_ALREADY = "due-already"
-    UNDER_WAY = "under-way"  # a process has its lease, and was left alone
+    UNDER_WAY = "under-way"  # a process holds its lease; nothing was changed
     TURNS_BACK = "turns-back"
-    TURNED_BEFORE = "turned-before"  # it turned back already, or is about to, for whatever reason
-    CANCELLED = "cancelled"  # at once, as its saga had not started
-    ENDED_BEFORE = "ended-before"  # everything is undone already
-    REFUSED = "refused"  # it is too late for that
+    TURNED_BEFORE = "turned-before"  # it already compensates, or will, for any reason
+    CANCELLED = "cancelled"  # at once, because its saga had not started
+    ENDED_BEFORE = "ended-before"  # everything was already undone
+    REFUSED = "refused"  # too late: it is finished, or never started
 
 
 async def retry(pool: db.Pool, order_id: UUID, actor: AuditActor) -> ActionOutcome:
-    """Have a saga that waits taken on at once, in whatever direction it goes.
+    """Make a waiting saga due now, forward or compensating.
 
-    Raises OrderNotFound, and SagaNotRetriable when it has ended or never started.
+    Raises OrderNotFound; SagaNotRetriable when the saga is finished or has not started.
     """
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)
@@ -63,9 +63,9 @@ async def _retry(conn: db.Connection, order_id: UUID) -> ActionOutcome:
 
 
 async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, trace: Mapping[str, str]) -> ActionOutcome:
-    """Turn a saga back that goes forward; after the commit its order never becomes confirmed.
+    """Make a saga compensate. After the commit, its order never becomes confirmed.
 
-    It has the limits of a customer's cancel. Raises OrderNotFound and OrderNotCancellable.
+    The conditions are those of a customer's cancel. Raises OrderNotFound and OrderNotCancellable.
     """
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)

@@ -1,4 +1,4 @@
-"""Where the service stands, for operators and for metrics: unfinished orders, sagas, the outbox, pools."""
+"""The counts for operators and metrics: unfinished orders, sagas, the outbox, pools."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from app.saga.facts import SagasMeasured
 
 
 class SagaCounts(BaseModel):
-    """Unfinished sagas: by the status of their orders, and those among them that need an operator."""
+    """Unfinished sagas, by the status of their orders, and how many of them need an operator."""
 
     in_flight: dict[str, int]
     oldest_age_seconds: float
@@ -24,7 +24,7 @@ class SagaCounts(BaseModel):
 
 
 class PoolUse(BaseModel):
-    """Database connections of this process: open, lent out, and how many there may be."""
+    """Database connections of this process: open, in use, and the maximum."""
 
     open: int
     in_use: int
@@ -32,7 +32,7 @@ class PoolUse(BaseModel):
 
 
 class StatsAnswer(BaseModel):
-    """Where the service stands. `orders`: those that have not ended, by status."""
+    """The counts of the service. `orders`: unfinished ones, by status."""
 
     orders: dict[str, int]
     sagas: SagaCounts
@@ -54,12 +54,12 @@ async def read(pool: db.Pool, pools: Mapping[str, db.Pool]) -> StatsAnswer:
             needs_operator=sagas.needs_operator,
         ),
         outbox=counts,
-        pools={name: _use(each) for name, each in pools.items()},
+        pools={name: _use(pool) for name, pool in pools.items()},
     )
 
 
 async def measure(pool: db.Pool, signals: Signals) -> None:
-    """Measure what waits in Postgres, for the gauges. Raises DatabaseUnavailable."""
+    """Measure outbox and sagas for the gauges. Raises DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         pending, age, parked = await outbox_admin.stats(conn)
         sagas = await saga_queries.measure(conn)

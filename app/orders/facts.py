@@ -26,7 +26,7 @@ class OrderPlaced(Fact):
 
 @dataclass(frozen=True, slots=True)
 class CancelAccepted(Fact):
-    """It is committed that the order will never be confirmed. `status`: of the HTTP response."""
+    """A cancel is committed: the order will never be confirmed. `status`: of the HTTP response."""
 
     level = "info"
     event = "order.cancelled"
@@ -36,7 +36,7 @@ class CancelAccepted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class OrderFinished(Fact):
-    """An order has reached a final status, and that is committed."""
+    """An order's final status is committed."""
 
     order_id: UUID
     status: Status

@@ -11,7 +11,7 @@ from app.orders import money
 
 
 class Status(StrEnum):
-    """Where an order is. REJECTED and CANCELLED are only ever reached when everything is undone."""
+    """The status of an order. It becomes REJECTED or CANCELLED only after everything is undone."""
 
     PENDING = "pending"
     CONFIRMED = "confirmed"
@@ -33,9 +33,9 @@ class Reason(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Reason | None":
-        """Keep as it is what was written by a newer release, which runs beside this one during a rollout.
+        """Accept reasons of a newer release, which runs beside this one during a rollout.
 
-        A saga that turned for it is undone by either, and ends rejected.
+        Either release can compensate such a saga; its order ends rejected.
         """
         if not isinstance(value, str):
             return None
@@ -57,7 +57,7 @@ FINAL = frozenset(status for status, following in TRANSITIONS.items() if not fol
 
 
 def may_become(present: Status, following: Status) -> bool:
-    """Tell whether `present` → `following` is one of the transitions above."""
+    """Return whether `present` → `following` is one of the transitions above."""
     return following in TRANSITIONS[present]
 
 
@@ -71,13 +71,13 @@ class Line:
 
     @property
     def total_minor(self) -> int:
-        """Price of the whole line."""
+        """The price of the whole line."""
         return self.quantity * self.unit_price_minor
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order. `version` counts its changes from 1; the events it emits carry it as their sequence."""
+    """An order. `version` counts its changes from 1, and is the sequence of its events."""
 
     id: UUID
     tenant: str
@@ -93,8 +93,8 @@ class Order:
     version: int
     placed_at: datetime
     updated_at: datetime
-    cancel_requested_at: datetime | None = None  # of an order whose saga runs: it must turn back
-    cancel_reason: Reason | None = None  # who asked for that
+    cancel_requested_at: datetime | None = None  # the running saga must compensate
+    cancel_reason: Reason | None = None  # who requested it
 
     @property
     def total_minor(self) -> int:
@@ -102,7 +102,7 @@ class Order:
         return sum(line.total_minor for line in self.lines)
 
     def representation(self) -> dict[str, Any]:
-        """Return the order as the outside sees it, in answers and in events alike."""
+        """Return the public form of the order, for responses and events."""
         return {
             "id": str(self.id),
             "status": self.status,

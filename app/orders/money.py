@@ -15,7 +15,7 @@ EXPONENTS: dict[str, int] = {
 def to_minor(amount: Decimal, currency: str) -> int:
     """Express `amount`, at most MAX_TOTAL, in minor units. Raises ValueError if it has more decimals than the currency.
 
-    The second comparison catches what the decimal context's 28 digits would round away.
+    The second comparison catches digits that the decimal context rounds away after 28.
     """
     exponent = EXPONENTS[currency]
     minor = amount.scaleb(exponent)

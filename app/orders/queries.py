@@ -1,8 +1,8 @@
-"""What is read of orders, beyond one order by its id: listings, which orders have ended, how many have not.
+"""Queries over many orders: listings, which orders are final, how many are not.
 
-A listing is read by keyset, newest first: each page begins after the last position of the one before, on (placed_at,
-id), which never change and which no two orders share. So an order is in one page at most, and every order that was
-there when the first page was read, and that fits, is in one; those placed meanwhile are before the first page.
+A listing is read by keyset on (placed_at, id), newest first: each page begins after the last position of the page
+before. The two columns never change and identify one order. So an order is on at most one page, and every matching
+order that existed when the first page was read is on one; orders placed later come before the first page.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from app.orders.model import FINAL, Line, Order, Reason, Status
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the order of all orders: right after this one."""
+    """The position right after the order with these values."""
 
     placed_at: datetime
     id: UUID
@@ -26,9 +26,9 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One page to be read: up to `limit` of the tenant's orders that fit, after a position.
+    """A request for one page: up to `limit` matching orders of the tenant, after a position.
 
-    Both bounds of `placed_at` are exclusive; None leaves a filter out.
+    Both bounds of `placed_at` are exclusive. None: no filter.
     """
 
     tenant: str
@@ -41,14 +41,14 @@ class Listing:
 
 
 async def page(pool: db.Pool, listing: Listing) -> tuple[list[Order], Position | None]:
-    """Read one page, lines included, by one statement. Returns its orders and, if there are more, where to go on.
+    """Read one page, lines included, in one statement. Return its orders and, if there are more, where to continue.
 
-    The orders are without payment method, address and metadata, which a listing does not show and which may be large.
+    The orders have no payment method, address and metadata: a listing does not show them, and they may be large.
     """
     async with db.connection(pool) as conn:
         text, values = select(listing)
-        # Unnamed, so that no plan of it is kept. One made for all customers and times may sort all orders of the one
-        # with a million; planning this one costs a fraction of what it saves.
+        # An unnamed statement is planned each time. A generic plan may sort all orders of a customer with a million;
+        # planning costs much less than that.
         statement = await conn.prepare(text, name="")
         orders = [_order(row) for row in await statement.fetch(*values)]
     if len(orders) <= listing.limit:
@@ -58,10 +58,10 @@ async def page(pool: db.Pool, listing: Listing) -> tuple[list[Order], Position |
 
 
 def select(listing: Listing) -> tuple[str, list[Any]]:
-    """Return the statement that reads the page and one order more, and its values.
+    """Return the statement that reads the page and one more order, and its values.
 
-    Only the filters that are asked for stand in it, and the status as a literal, so that its plan can use the index
-    that fits: `$1 IS NULL OR …` would hide from the planner what is asked for.
+    It contains only the filters that are set, and the status as a literal, so the planner can choose the best index;
+    `$1 IS NULL OR …` would hide from the planner which filters are set.
     """
     values: list[Any] = []
     conditions = " AND ".join(_conditions(listing, values))

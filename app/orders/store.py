@@ -1,4 +1,4 @@
-"""Write and read orders: SQL on the tables of orders. With a connection: in the caller's transaction."""
+"""Write and read orders: SQL on the tables of orders. A function with a connection runs in the caller's transaction."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from app.orders.model import Line, Order, Reason, Status, may_become
 
 @dataclass(frozen=True, slots=True)
 class PlaceOrder:
-    """What a customer asks for, validated."""
+    """A customer's validated command to place an order."""
 
     tenant: str
     currency: str
@@ -32,7 +32,7 @@ class PlaceOrder:
     metadata: Mapping[str, Any] | None = None
 
 
-DEFAULT_CANCEL_REASON = Reason.CANCELLED_BY_CUSTOMER  # older releases knew no other and leave `cancel_reason` null
+DEFAULT_CANCEL_REASON = Reason.CANCELLED_BY_CUSTOMER  # older releases have no other, and leave `cancel_reason` null
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def new_order(command: PlaceOrder, trace: Mapping[str, str]) -> PlacedOrder:
 async def insert(conn: db.Connection, rows: Sequence[PlacedOrder]) -> None:
     """Write orders, their lines and their events in the caller's transaction.
 
-    Raises AlreadyCommitted when an order is there: its id is new, so an earlier attempt has committed the same rows.
+    Raises AlreadyCommitted when an order exists: its id is new, so an earlier attempt committed the same rows.
     """
     for row in rows:
         try:
@@ -103,7 +103,7 @@ async def _emit(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> 
 
 
 async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
-    """Return one order. Raises OrderNotFound, for another tenant's order too."""
+    """Return one order. Raises OrderNotFound, also for another tenant's order."""
     async with db.connection(pool) as conn:
         order = await load(conn, order_id)
     if order is None or order.tenant != tenant:

@@ -1,4 +1,4 @@
-"""The orders tables, as the migrations must leave them; a test holds the two together."""
+"""The orders tables, as the migrations must create them. A test compares the two."""
 
 from sqlalchemy import (
     BigInteger,
@@ -48,7 +48,7 @@ orders = Table(
         "id",
         postgresql_where=text("customer_id IS NOT NULL"),
     ),
-    # Most orders end confirmed, and a listing finds those without it; the rest must not be looked for among them.
+    # Most orders end confirmed, and a listing finds them without this index; it finds the few others with it.
     Index(
         "orders_status_tenant_placed_at_id_idx",
         "status",

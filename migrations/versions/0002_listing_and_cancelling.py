@@ -1,4 +1,4 @@
-"""What listing orders and cancelling them need: the request to cancel, and keyset indexes."""
+"""Add the request to cancel an order, and keyset indexes for listings."""
 
 from alembic import op
 

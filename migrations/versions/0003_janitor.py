@@ -1,10 +1,10 @@
-"""What the janitor needs: how often a row was sent again and since when, and dead rows cleared away in good time.
+"""Add what the janitor needs: how often a row was resent, since when it is pending, and earlier vacuums.
 
-Claims, and the janitor's own looks, begin at the low end of an index, where the entries of rows that have moved on lie
-until a vacuum takes them away. By default that waits for a fifth of the table to be dead, so with every week of history
-a claim would step over more of them; here it is a fixed number. (Where so few pages are concerned that a vacuum spares
-the indexes, the first look marks the dead entries, and the next ones skip them.) The fill factor stays: every update of
-outbox and sagas moves an indexed column, so none of them could be heap-only, whatever room its page has.
+Claims and the janitor's scans start at the low end of an index, where the entries of updated rows stay until a vacuum
+removes them. By default, a vacuum waits until a fifth of the table is dead, so with every week of history a claim would
+step over more dead entries; here it waits for a fixed number. (If so few pages are affected that a vacuum skips the
+indexes, the first scan marks the dead entries, and later scans skip them.) The fill factor stays: every update of
+outbox and sagas changes an indexed column, so no update could be heap-only.
 """
 
 from alembic import op
@@ -19,7 +19,7 @@ VACUUM = {"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 20
 
 
 def upgrade() -> None:
-    # The columns last: they keep everybody out of the outbox until the end, while the others wait for a vacuum at most.
+    # Add the columns last: they lock the outbox until the end. The other statements only wait for a running vacuum.
     for table in TABLES:
         op.execute(f"ALTER TABLE {table} SET ({', '.join(f'{name} = {value}' for name, value in VACUUM.items())})")
     op.execute("ALTER TABLE outbox ADD COLUMN resends integer NOT NULL DEFAULT 0, ADD COLUMN pending_since timestamptz")

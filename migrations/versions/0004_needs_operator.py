@@ -1,4 +1,4 @@
-"""When a saga needs an operator: the time from which somebody must look at what its partner answers."""
+"""Add the time from which a saga needs an operator."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""What operators do to sagas: who asked for an order to be cancelled, and the record of every action."""
+"""Add the reason of a cancel, and the audit log of operator actions."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""How long stock is held for a saga: as its start has it, since every attempt must ask for the same."""
+"""Add how long stock is held for a saga. It is fixed at the start, because every attempt must send the same value."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Which transport the running relays and consumers use: a row for each process, alive until its lease ends."""
+"""Add the transport leases: one row per running relay or consumer process, valid until its lease ends."""
 
 from alembic import op
 

@@ -1,6 +1,6 @@
-"""Record that an operator purged a dead letter, and operator actions that concern no single order or give no reason.
+"""Record purges of dead letters, and operator actions without an order or a reason.
 
-`reason` stays NOT NULL: the release before this one reads it as text, so "no reason given" is the empty text.
+`reason` stays NOT NULL, because the previous release reads it as text: no reason is the empty text.
 """
 
 from alembic import op

@@ -1,7 +1,7 @@
 """Index the dead messages of the inbox.
 
-A migration of its own: building the index blocks writers of the inbox, so it must not be rolled back and repeated
-because another statement of the same transaction waits for a lock.
+It is a separate migration, because building the index blocks writers of the inbox: it must not be rolled back and
+repeated because another statement of the same transaction did not get a lock.
 """
 
 from alembic import op

@@ -1,4 +1,4 @@
-"""The service's HTTP face in this process, on a real socket."""
+"""Serve the HTTP API in this process, on a real socket."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,14 @@ async def serving(database_url: str, **values: Any) -> AsyncIterator[httpx.Async
     """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client."""
     settings = load(Settings, database_url=database_url, **{**DEFAULTS, **values})
     with contextlib.closing(server_listener.listen("127.0.0.1", 0)) as listener:
-        one = make_server(settings, listener)
-        task = asyncio.create_task(one.serve(sockets=[listener]))
+        server = make_server(settings, listener)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            await wait_until(lambda: one.started or task.done(), AMPLE_SECONDS, "start of the server")
+            await wait_until(lambda: server.started or task.done(), AMPLE_SECONDS, "start of the server")
             async with plain_http(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
                 yield client
         finally:
-            one.should_exit = True
+            server.should_exit = True
             await task
 
 

@@ -1,4 +1,4 @@
-"""The AsyncAPI document as a judge of messages."""
+"""Validate messages by the AsyncAPI document."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
 
 
 def resolve(reference: str) -> Any:
-    """Return what the reference leads to. KeyError: nothing."""
+    """Return the target of a reference. Raises KeyError if there is none."""
     found: Any = DOCUMENT
     for part in reference.removeprefix("#/").split("/"):
         found = found[part]
@@ -20,7 +20,7 @@ def resolve(reference: str) -> Any:
 
 
 def check(name: str, headers: Any, payload: Any) -> None:
-    """Hold a message to the document. Raises jsonschema_rs.ValidationError."""
+    """Validate a message by the document. Raises jsonschema_rs.ValidationError."""
     message = MESSAGES[name]
     for schema, instance in ((message["headers"], headers), (message["payload"], payload)):
         whole = {**schema, "components": DOCUMENT["components"]}  # which the references are about

@@ -1,4 +1,4 @@
-"""A clean broker per test: a vhost of this worker's own, or the given one, used by one test at a time."""
+"""A clean broker per test: this worker's own vhost, or the one that TEST_RABBITMQ_URL names, for one test at a time."""
 
 import contextlib
 import hashlib
@@ -26,13 +26,13 @@ async def clean(run: Run) -> AsyncIterator[str]:
 
 
 def alone_on(url: str) -> filelock.BaseFileLock:
-    """Return a lock between all tests of all runs that use this one place."""
+    """Return a lock between all tests, of all runs, that use this URL."""
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     return filelock.FileLock(Path(tempfile.gettempdir()) / f"orders-test-{name}.lock")
 
 
 async def remove_topology(url: str) -> None:
-    """Remove what the service and our listener declare. RabbitMQ answers the same when there is nothing to remove."""
+    """Remove the queues and exchanges of the service and the tests. They need not exist."""
     connection = await aiormq.connect(url)
     try:
         channel = await connection.channel()

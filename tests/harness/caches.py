@@ -1,4 +1,4 @@
-"""An empty Redis database per test: this worker's own, or the given one, used by one test at a time."""
+"""An empty Redis database per test: this worker's own, or the one that TEST_REDIS_URL names, for one test at a time."""
 
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,18 +1,18 @@
-"""Judges a run by what the partners' own ledger says, not by what the service believes.
+"""Check a run against the partners' own ledger, not only against the service's data.
 
-The invariants (docs/invariants.md), once every order has ended:
+The invariants (docs/invariants.md), once every order is final:
 
-- I2: a key has one order and one answer, to the byte; every order that was answered is there;
-- I3: each order's events are out: one that it was placed, one that tells its end, with its version as their sequence;
-  what is marked published was heard, where somebody listened, always under the same id, and nobody heard of an order's
-  later event before its earlier one (a repeat may come late);
-- I4: each message took effect once: one saga an order (none for one that was cancelled before its saga started, and no
-  partner heard of it), and nothing moved twice at any partner;
+- I2: a key has one order and one response, byte for byte; every order that got a 201 exists;
+- I3: each order has two published events, one for its placing and one for its end, with its version as their sequence;
+  every published event was received, always under the same id, and in the order of an order's sequences (a repeat may
+  come late);
+- I4: each message took effect once: one saga per order (none if it was cancelled before its saga started; then no
+  partner was called either), and nothing moved twice at any partner;
 - I5: charged − refunded is the total of a confirmed order, and zero for every other; never two live charges;
-- I7: stock is conserved: what is sold is what confirmed orders took, nothing is held, and nothing shipped that was not
-  sold and paid for.
+- I7: stock is conserved: confirmed orders took what is sold, nothing is held, and nothing was shipped that was not sold
+  and paid for.
 
-And what a cancel was answered holds: after a 200 or 202 the order is not confirmed, after a 409 it was not cancelled.
+The answer to a cancel holds too: after a 200 or 202 the order is not confirmed, after a 409 it was not cancelled.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ import httpx
 
 from tests.harness.messages import Heard
 
-FREE_AT_FIRST = 1_000_000  # what the sandbox has of an item that it has never seen
+FREE_AT_FIRST = 1_000_000  # the sandbox's initial stock of any item
 CANCEL_ACCEPTED = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 FINAL = ("confirmed", "rejected", "cancelled")
 DELTAS = {
@@ -40,39 +40,39 @@ DELTAS = {
 
 @dataclass
 class Answers:
-    """What the callers were told: for each key, every distinct (location, body) of a 201.
+    """The responses to the callers: for each key, every distinct (location, body) of a 201.
 
-    `cancels`: for each order, every distinct status that its cancels were answered with.
+    `cancels`: for each order, every distinct status of the responses to its cancels.
     """
 
     by_key: dict[str, set[tuple[str, bytes]]] = field(default_factory=dict)
     cancels: dict[str, set[int]] = field(default_factory=dict)
 
     def add(self, key: str, response: httpx.Response) -> None:
-        """Remember a 201."""
+        """Record a 201."""
         assert response.status_code == httpx.codes.CREATED, response.text
         self.by_key.setdefault(key, set()).add((response.headers["location"], response.content))
 
     def add_cancel(self, order_id: str, response: httpx.Response) -> None:
-        """Remember what a cancel was answered: 200, 202, or the 409 that says it is too late."""
+        """Record the response to a cancel: 200, 202, or the 409 for "too late"."""
         assert response.status_code in CANCEL_ACCEPTED or is_too_late(response), response.text
         self.cancels.setdefault(order_id, set()).add(response.status_code)
 
 
 def is_too_late(response: httpx.Response) -> bool:
-    """Tell whether the answer to a cancel is that the order has ended otherwise."""
+    """Return whether the response to a cancel is that the order is final already."""
     return response.status_code == httpx.codes.CONFLICT and response.json()["code"] == "order-not-cancellable"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is looked at, read once."""
+    """All the data that is checked, read once."""
 
     orders: Mapping[str, Mapping[str, Any]]  # by id: status, total_minor, version
     lines: Mapping[str, Counter[str]]  # by order: quantity of each sku
     sagas: Collection[str]
     events: Mapping[str, list[tuple[str, int]]]  # by order: type and sequence of each published event, in order
-    published: Collection[Heard]  # as anybody who listened must have heard it
+    published: Collection[Heard]  # as a listener must have received it
     unhandled: Collection[str]  # ids of `order.placed` events without an inbox row that says they took effect
     entries: list[dict[str, Any]]
     summary: Mapping[str, Mapping[str, Any]]
@@ -86,10 +86,10 @@ async def violations(
     heard: Sequence[Heard] | None = None,
     free_at_first: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Return what does not hold, one line each; every order must have ended by now.
+    """Return the violated invariants, one line each. Every order must be final.
 
-    `heard`: what a queue that was bound to everything from the start on has received, in its order. `free_at_first`:
-    how much there was of items whose stock was set.
+    `heard`: the messages, in order, of a queue that was bound to everything from the start. `free_at_first`: the
+    initial stock of items for which it was set.
     """
     facts = await _read(database_url, sandbox)
     found = [f"I6: order {id_} is {order['status']}" for id_, order in facts.orders.items() if not _ended(order)]
@@ -132,7 +132,7 @@ async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
         events=events,
         published=published,
         unhandled=[str(row["id"]) for row in unhandled],
-        entries=[each async for each in _entries(sandbox)],
+        entries=[entry async for entry in _entries(sandbox)],
         summary=(await _get(sandbox, "/ledger/summary"))["sagas"],
         stock={sku: await _get(sandbox, f"/v1/inventory/stock/{sku}") for sku in skus},
     )
@@ -155,9 +155,9 @@ def _ended(order: Mapping[str, Any]) -> bool:
 
 
 def _never_started(order: Mapping[str, Any]) -> bool:
-    """Tell whether it was cancelled at once; one whose saga turned back was compensating between."""
-    told: tuple[str, int] = (order["status"], order["version"])
-    return told == ("cancelled", 2)
+    """Return whether the order was cancelled before its saga started; else it was compensating in between."""
+    state: tuple[str, int] = (order["status"], order["version"])
+    return state == ("cancelled", 2)
 
 
 def _answers(facts: Facts, answers: Answers) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`orders …` on a machine whose clock is wrong."""
+"""Run `orders …` with a wrong clock."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from tests.harness.processes import REPOSITORY
 
 
 async def orders_at(offset: str, *args: str, **settings: str) -> tuple[int, str, str]:
-    """Run `orders …` with the clock off by so much, such as `+1h`; return exit code, stdout and stderr."""
+    """Run `orders …` with the clock off by `offset`, such as `+1h`; return exit code, stdout and stderr."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     env = {
         **inherited,

@@ -1,4 +1,4 @@
-"""`orders …` as a user types it, and programs of the harness, as processes."""
+"""Run `orders …`, and programs of the harness, as processes."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ async def orders(*args: str, **settings: str) -> tuple[int, str, str]:
 
 
 async def module(name: str, *args: str, **settings: str) -> tuple[int, str, str]:
-    """Run `python -m name …` likewise."""
+    """Run `python -m name …` in the same way."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     env = {**inherited, **{f"ORDERS_{name.upper()}": value for name, value in settings.items()}}
     return await asyncio.to_thread(_run, name, args, env)

@@ -16,9 +16,9 @@ POSITIVE = schemathesis.GenerationMode.POSITIVE
 
 @schemathesis.hook
 def filter_case(_: Any, case: Any) -> bool:
-    """Leave out keys that are meant to be good and are not by the document: now and then one ends with U+FFFD.
+    """Skip keys that were generated as valid but do not match the document: a few end with U+FFFD.
 
-    Those that are meant to be bad are sent, and must be refused.
+    Keys that were generated as invalid are sent, and must be refused.
     """
     key = (case.path_parameters or {}).get("key")
     meant_well = case.meta is not None and case.meta.generation.mode is POSITIVE
@@ -27,6 +27,6 @@ def filter_case(_: Any, case: Any) -> bool:
 
 @schemathesis.hook
 def before_call(_: Any, case: Any, __: Any) -> None:
-    """Give each good key to one request alone: another request under a known key is rightly refused."""
+    """Replace each valid key by a new one, because a known key with another request is refused."""
     if case.headers and POSSIBLE.fullmatch(str(case.headers.get(KEY, ""))):
         case.headers[KEY] = str(uuid4())

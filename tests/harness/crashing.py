@@ -1,7 +1,7 @@
-"""`orders serve` that dies or freezes at one instant: `python -m tests.harness.crashing POINT [SIGKILL or SIGSTOP]`.
+"""Run `orders serve` and kill or freeze it: `python -m tests.harness.crashing POINT [SIGKILL or SIGSTOP]`.
 
-POINT is a checkpoint of the service, such as `saga.charge_payment.do.attempted`. The composition root takes what to do
-at a checkpoint as an argument and no setting can give it one, so only a program like this one can arm it.
+POINT is a crash point of the service, such as `saga.charge_payment.do.attempted`. The function for crash points is an
+argument of the composition root. No setting can install one, so only a program like this one can.
 """
 
 import os

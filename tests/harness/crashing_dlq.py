@@ -1,4 +1,4 @@
-"""`orders dlq` that dies by SIGKILL at one instant: `python -m tests.harness.crashing_dlq replay|purge POINT`."""
+"""Run `orders dlq` and SIGKILL it at a crash point: `python -m tests.harness.crashing_dlq replay|purge POINT`."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from app.operations.dead_letters import DeadLetterAction, DeadLetters, Selection
 
 
 async def treat(action: DeadLetterAction, point: str) -> None:
-    """Go over all until the pass comes to the point."""
+    """Scan all dead letters until the scan reaches the crash point."""
 
     def checkpoint(passed: str) -> None:
         if passed == point:

@@ -1,4 +1,4 @@
-"""A database per test: a copy of a template that was migrated once in the run. Names carry the run's id."""
+"""A database per test, cloned from a template that is migrated once per run. Names contain the run's id."""
 
 import asyncio
 import contextlib
@@ -16,13 +16,13 @@ from tests.harness.wait import AMPLE_SECONDS
 def patient_pool(
     url: str, size: int, connection_class: type[asyncpg.Connection] = asyncpg.Connection
 ) -> contextlib.AbstractAsyncContextManager[Pool]:
-    """Lend a pool of the service's that waits for as long as it takes: only where that is the subject is it shorter."""
+    """Lend a pool of the service with ample time limits. Tests of the limits use shorter ones."""
     return open_pool(url, size, AMPLE_SECONDS, AMPLE_SECONDS, connection_class)
 
 
 @contextlib.asynccontextmanager
 async def fresh(server_url: str, run: Run) -> AsyncIterator[str]:
-    """Lend the URL of a migrated, empty database; drop it afterwards, whoever is still connected."""
+    """Lend the URL of a migrated, empty database; drop it afterwards, even with open connections."""
     template = await asyncio.to_thread(_migrated_template, server_url, run)
     async with created(server_url, run, f"TEMPLATE {template}") as url:
         yield url
@@ -51,7 +51,7 @@ async def drop_all(server_url: str, run: Run) -> None:
 
 
 def _migrated_template(server_url: str, run: Run) -> str:
-    """Make the template, once in the run. Not for an event loop's thread: it runs loops of its own."""
+    """Make the template once per run. Do not call it in an event loop's thread: it runs its own loops."""
     name, done = f"{_prefix(run)}template", run.directory / "template.migrated"
     with run.lock("template"):
         if not done.exists():

@@ -1,4 +1,4 @@
-"""Dead letters as the consumer makes them, and the queue as another of its users sees it."""
+"""Make dead letters as the consumer does, and inspect their queue as another client."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def scan(pool: db.Pool, url: str) -> contextlib.AbstractAsyncContextManager[Dead
 async def go_over(
     letters: DeadLetters, action: DeadLetterAction, *, dry_run: bool = False, **selection: Any
 ) -> tuple[Summary, list[Finding]]:
-    """Make one scan; return what it found."""
+    """Run one scan; return its summary and findings."""
     findings: list[Finding] = []
     actor = None if dry_run or action is DeadLetterAction.PEEK else OPERATOR
     summary = await letters.scan(action, Selection(**selection), findings.append, actor=actor)
@@ -51,7 +51,7 @@ async def go_over(
 async def ids(letters: DeadLetters, **selection: Any) -> list[str]:
     """Peek, and return the ids."""
     _, findings = await go_over(letters, DeadLetterAction.PEEK, **selection)
-    return [each.letter.id for each in findings]
+    return [finding.letter.id for finding in findings]
 
 
 @contextlib.asynccontextmanager
@@ -67,12 +67,12 @@ async def consuming(url: str, consumer: Consumer) -> AsyncIterator[None]:
 
 
 async def set_aside(channel: AbstractChannel, envelope: Envelope, minutes_ago: float = 0, **properties: Any) -> None:
-    """Put a dead letter into the queue, as the consumer would after seven failures."""
+    """Publish a dead letter, as the consumer does after seven failures."""
     at = (datetime.now(UTC) - timedelta(minutes=minutes_ago)).isoformat()
-    story: HeadersType = {"x-reason": REASON, "x-attempts": 7, "x-first-failure-at": at, "x-last-failure-at": at}
+    failures: HeadersType = {"x-reason": REASON, "x-attempts": 7, "x-first-failure-at": at, "x-last-failure-at": at}
     message = aio_pika.Message(
         envelope.body(),
-        headers={**envelope.headers(), **story},
+        headers={**envelope.headers(), **failures},
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         **{"message_id": str(envelope.id), "type": envelope.type, **properties},
     )
@@ -80,13 +80,13 @@ async def set_aside(channel: AbstractChannel, envelope: Envelope, minutes_ago: f
 
 
 async def send(channel: AbstractChannel, body: bytes, **properties: Any) -> None:
-    """Publish what may or may not be a message of ours, as anybody can."""
+    """Publish any message, as any client can."""
     exchange = await channel.get_exchange(EXCHANGE, ensure=False)
     await exchange.publish(aio_pika.Message(body, **properties), "order.placed")
 
 
 async def holds(channel: AbstractChannel, number: int, name: str = DEAD_LETTER_QUEUE) -> None:
-    """Wait until so many messages are in the queue: what a closed connection held comes back a moment later."""
+    """Wait until the queue has `number` messages. Those of a closed connection return a moment later."""
 
     async def counted() -> bool:
         queue = await channel.declare_queue(name, passive=True)
@@ -96,7 +96,7 @@ async def holds(channel: AbstractChannel, number: int, name: str = DEAD_LETTER_Q
 
 
 async def drained(channel: AbstractChannel, name: str = DEAD_LETTER_QUEUE) -> list[str | None]:
-    """Take everything off the queue; return the ids, in order."""
+    """Empty the queue; return the ids, in order."""
     found = []
     while message := await take(channel, name):
         found.append(message.message_id)
@@ -104,9 +104,9 @@ async def drained(channel: AbstractChannel, name: str = DEAD_LETTER_QUEUE) -> li
 
 
 async def put_many(channel: AbstractChannel, number: int) -> list[str]:
-    """Put so many into the queue, as `set_aside` does; return their ids."""
+    """Publish `number` dead letters with `set_aside`; return their ids."""
     events = [event() for _ in range(number)]
-    for each in events:
-        await set_aside(channel, each)
+    for envelope in events:
+        await set_aside(channel, envelope)
     await holds(channel, number)
-    return [str(each.id) for each in events]
+    return [str(envelope.id) for envelope in events]

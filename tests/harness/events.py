@@ -1,4 +1,4 @@
-"""Events as the service writes them, and a handler whose effects can be counted."""
+"""Make events as the service does, and a handler whose effects can be counted."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ CONFIRMED = "orders.order.confirmed.v1"
 
 
 def event(subject: str | None = None, sequence: int = 1, event_type: str = PLACED, **attributes: Any) -> Envelope:
-    """Make one event; of a new order unless `subject` names one."""
+    """Make an event of the order `subject`, by default of a new one."""
     return Envelope(
         id=uuid4(),
         type=event_type,
@@ -31,12 +31,12 @@ def event(subject: str | None = None, sequence: int = 1, event_type: str = PLACE
 async def put(pool: db.Pool, *events: Envelope) -> None:
     """Write events to the outbox, committed."""
     async with db.transaction(pool) as conn:
-        for each in events:
-            await outbox.add(conn, each)
+        for envelope in events:
+            await outbox.add(conn, envelope)
 
 
 def nothing(_: str = "") -> None:
-    """Stand for a callback that nobody needs."""
+    """Do nothing, as a callback that a test does not need."""
 
 
 def counted(signals: Observed, name: str) -> float | None:
@@ -45,7 +45,7 @@ def counted(signals: Observed, name: str) -> float | None:
 
 
 class Effects:
-    """A handler that leaves a row for each effect, then fails while `failure` is set."""
+    """A handler that writes a row per effect, then fails while `failure` is set."""
 
     def __init__(self, pool: db.Pool) -> None:
         self.failure: Exception | None = None
@@ -54,7 +54,7 @@ class Effects:
 
     @classmethod
     async def on(cls, pool: db.Pool) -> "Effects":
-        """Make the table that the rows go to."""
+        """Create the table of the rows."""
         async with db.transaction(pool) as conn:
             await conn.execute("CREATE TABLE effects (message_id uuid NOT NULL)")
         return cls(pool)
@@ -66,11 +66,11 @@ class Effects:
             raise self.failure
 
     async def committed(self) -> list[UUID]:
-        """Return the messages that took effect, once for each time."""
+        """Return the id of each message as often as it took effect."""
         return [row["message_id"] for row in await self._pool.fetch("SELECT message_id FROM effects")]
 
     async def arrive(self, number: int) -> None:
-        """Wait until so many are committed."""
+        """Wait until `number` effects are committed."""
 
         async def arrived() -> bool:
             return len(await self.committed()) >= number

@@ -1,6 +1,6 @@
-"""Programs of ours as processes that need not import everything again: forked from one that has done so.
+"""Run our programs as processes forked from one that has already imported everything.
 
-`multiprocessing`'s fork server is a clean process, one for each worker; what it forks is killed when it ends.
+`multiprocessing`'s fork server is a clean process, one per worker. Its children are killed when it ends.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ CONTEXT.set_forkserver_preload(["app.cli.main", "tests.harness.crashing"])
 
 
 class Forked:
-    """A running program, with what of `subprocess.Popen` the tests use."""
+    """A running program, with the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(
         self, module: str, args: Sequence[str], env: Mapping[str, str], directory: Path, out: Path, err: Path
@@ -47,7 +47,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody told us yet
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(self.pid, number)
 
 
@@ -64,6 +64,6 @@ def _run(module: str, args: list[str], env: dict[str, str], directory: str, out:
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - multiprocessing has put another in its place
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - multiprocessing has replaced it
     sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

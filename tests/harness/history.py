@@ -1,6 +1,6 @@
-"""Years of history at once: rows as the service leaves them behind, made by the thousand."""
+"""Insert years of history at once: thousands of rows like those that the service leaves."""
 
-# As uuid7() makes them: the time in front, in milliseconds, then a number instead of chance.
+# Ids like those of uuid7(): the time in milliseconds, then a number instead of random bits.
 from app.db import Pool
 
 AN_ID = """

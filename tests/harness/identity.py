@@ -1,4 +1,4 @@
-"""Tokens as an issuer makes them, and the issuer's key set on a real socket."""
+"""Make tokens as an issuer does, and serve the issuer's key set on a real socket."""
 
 import asyncio
 import contextlib

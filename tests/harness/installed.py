@@ -50,7 +50,7 @@ end.
 
 
 class Killable:
-    """A server of which a test has every process in its hand."""
+    """A server whose processes a test can kill and freeze."""
 
     _tree: ProcessTree
 
@@ -60,11 +60,11 @@ class Killable:
         await tree.kill()
 
     def freeze(self) -> None:
-        """Stop every process of it where it is (SIGSTOP)."""
+        """Stop every process of it (SIGSTOP)."""
         self._tree.freeze()
 
     def thaw(self) -> None:
-        """Let them go on (SIGCONT)."""
+        """Continue them (SIGCONT)."""
         self._tree.thaw()
 
 
@@ -82,7 +82,7 @@ class Postgres(Killable, EmbeddedPostgres):
         self._tree = ProcessTree(self.process)
 
     async def stop(self) -> None:
-        """End it in good order."""
+        """Shut it down cleanly."""
         self._tree.thaw()
         await super().stop()
 
@@ -149,7 +149,7 @@ class RabbitMQ(Killable):
     async def start(self) -> None:
         """Return when it accepts AMQP connections; start it, or start it again."""
         self._configure()
-        # Foreground and ours: the daemon that Erlang would start by itself belongs to nobody and stays.
+        # In the foreground, as our child: the daemon that Erlang would start by itself outlives the run.
         epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
         commands = (epmd, [str(RABBITMQ_SCRIPT)])
         self._tree = ProcessTree(*(start_process(c, self.home, self._environment(), self.log) for c in commands))
@@ -161,9 +161,9 @@ class RabbitMQ(Killable):
             raise
 
     async def sync(self) -> None:
-        """Have the declarations so far written to disk; otherwise that takes RabbitMQ about a second.
+        """Write all declarations to disk now; otherwise RabbitMQ does so within about a second.
 
-        Killed before, it has forgotten a queue, or brings a quorum queue back without a leader and its messages.
+        If it is killed earlier, it may lose a queue, or restore a quorum queue without a leader and its messages.
         """
         command = [str(RABBITMQ_CONTROL), "eval", SYNC_DECLARATIONS]
         control = await asyncio.create_subprocess_exec(
@@ -213,7 +213,7 @@ def rabbitmq_url(port: int, vhost: str) -> str:
 
 
 def rabbitmq_definitions(vhosts: Sequence[str]) -> Mapping[str, Any]:
-    """Return what a RabbitMQ for tests has when it starts: a user for each of `RIGHTS`, whose password is its name."""
+    """Return the initial objects of a RabbitMQ for tests: one user per entry of `RIGHTS`, with its name as password."""
     return {
         "users": [
             {"name": user, "password": user, "tags": "administrator" if user == "orders" else ""} for user in RIGHTS
@@ -224,18 +224,18 @@ def rabbitmq_definitions(vhosts: Sequence[str]) -> Mapping[str, Any]:
 
 
 async def rabbitmq_answers(port: int) -> bool:
-    """Tell whether an AMQP connection would be accepted."""
+    """Return whether the server accepts AMQP connections."""
     # The first byte of the frame Connection.Start; nothing comes while the server closes connections.
     return bool(await _answer(port, b"AMQP\x00\x00\x09\x01", 1))
 
 
 async def redis_answers(port: int) -> bool:
-    """Tell whether there is a Redis without a password."""
+    """Return whether a Redis without a password answers."""
     return await _answer(port, b"PING\r\n", 7) == b"+PONG\r\n"
 
 
 async def postgres_answers(url: str) -> bool:
-    """Tell whether statements would be executed."""
+    """Return whether Postgres accepts statements."""
     try:
         conn = await asyncpg.connect(url)
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
@@ -245,7 +245,7 @@ async def postgres_answers(url: str) -> bool:
 
 
 async def _answer(port: int, question: bytes, length: int) -> bytes:
-    """Return up to `length` bytes; fewer when nobody listens or the connection is closed before, as by a proxy."""
+    """Return up to `length` bytes; fewer if the connection is refused, or closed early, as by a proxy."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:

@@ -1,6 +1,6 @@
-"""Holds one server for a whole test run: `python -m tests.harness.keeper NAME DIRECTORY`.
+"""Run one server for a whole test run: `python -m tests.harness.keeper NAME DIRECTORY`.
 
-Prints one line of JSON when the server is ready (`pid` of the keeper, `url`); stops it when the run is over.
+It prints one line of JSON when the server is ready (`pid` of the keeper, `url`), and stops it when the run is over.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from pathlib import Path
 from tests.harness import containers, databases, servers
 from tests.harness.run import OWN, Run, given
 
-VHOSTS = 16  # one for each worker, and for those that replace a crashed one
+VHOSTS = 16  # one per worker, including workers that replace a crashed one
 
 
 @contextlib.asynccontextmanager
 async def postgres(run: Run) -> AsyncIterator[str]:
-    """Keep a private server; or clean up after the run in the one that TEST_DATABASE_URL names."""
+    """Run a private server; or clean up after the run in the one that TEST_DATABASE_URL names."""
     if url := given("TEST_DATABASE_URL", 5432):
         yield url
         await databases.drop_all(url, run)
@@ -31,14 +31,14 @@ async def postgres(run: Run) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def rabbitmq(run: Run) -> AsyncIterator[str]:
-    """Keep a private server with a vhost for each worker (`w0`, `w1`, …); the URL ends before the vhost."""
+    """Run a private server with one vhost per worker (`w0`, `w1`, …); the URL ends before the vhost."""
     async with servers.rabbitmq(run.directory, [f"w{number}" for number in range(VHOSTS)]) as server:
         yield server.url("")
 
 
 @contextlib.asynccontextmanager
 async def redis(run: Run) -> AsyncIterator[str]:
-    """Keep a private server; every worker has a database of its own in it."""
+    """Run a private server in which every worker has its own database."""
     async with servers.redis(run.directory) as server:
         yield server.url.rpartition("/")[0] + "/"
 
@@ -49,22 +49,22 @@ SERVERS = {"postgres": postgres, "rabbitmq": rabbitmq, "redis": redis}
 async def keep(name: str, directory: Path) -> None:
     """Run the server until the run is over."""
     run = Run(directory)
-    # Not to block without a controller, which opening for reading alone would do; the run is over then.
+    # Opening only for reading would block if the controller has ended; then the run is over.
     alive = os.open(directory / "alive", os.O_RDONLY | os.O_NONBLOCK)
     async with SERVERS[name](run) as url:
-        print(json.dumps({"pid": os.getpid(), "url": url}), flush=True)  # noqa: T201 - for the one who started us
+        print(json.dumps({"pid": os.getpid(), "url": url}), flush=True)  # noqa: T201 - for the parent process
         os.set_blocking(alive, True)
         await asyncio.to_thread(os.read, alive, 1)
 
 
 def remove(directory: Path, pattern: str) -> None:
-    """Remove what a server leaves behind: the controller may have been killed, and the data may be in memory."""
+    """Remove a server's data: the controller may have been killed, and the data may be in memory."""
     for data in directory.glob(pattern):
         shutil.rmtree(data, ignore_errors=True)  # several keepers may be at it
 
 
 def main(name: str, directory: Path) -> None:
-    """Keep the server until the run is over, then clear up."""
+    """Run the server until the run is over, then clean up."""
     try:
         asyncio.run(keep(name, directory))
     finally:

@@ -1,4 +1,4 @@
-"""Orders whose `order.placed` was published and then given up, an hour ago."""
+"""Orders whose `order.placed` was dead-lettered an hour ago."""
 
 from uuid import UUID
 
@@ -20,7 +20,7 @@ FAILURE = "ValueError: no such thing"
 
 
 def failing_consumer(pool: db.Pool) -> Consumer:
-    """Return the saga's consumer with a bug: it gives every message up at once."""
+    """Return the saga's consumer with a bug: every message is dead at its first failure."""
 
     async def fail(_conn: db.Connection, _envelope: Envelope) -> None:
         raise ValueError("no such thing")
@@ -29,12 +29,12 @@ def failing_consumer(pool: db.Pool) -> Consumer:
 
 
 async def publish_all(pool: db.Pool, transport: Transport) -> None:
-    """Publish what waits in the outbox, as the relay does."""
+    """Publish the outbox with a relay."""
     await make_relay(pool, transport).run_once()
 
 
 async def dead_lettered(pool: db.Pool, url: str, channel: AbstractChannel, number: int = 1) -> list[UUID]:
-    """Place orders whose events wait as dead letters since an hour; return their ids."""
+    """Place orders whose events became dead letters an hour ago; return their ids."""
     ids = [(await placed(pool)).id for _ in range(number)]
     async with publishing(url) as transport, consuming(url, failing_consumer(pool)):
         await publish_all(pool, transport)
@@ -44,7 +44,7 @@ async def dead_lettered(pool: db.Pool, url: str, channel: AbstractChannel, numbe
 
 
 async def age(pool: db.Pool) -> None:
-    """Let an hour pass for everything."""
+    """Move all times of orders, outbox and inbox back by an hour."""
     for table, columns in {
         "orders": ("placed_at",),
         "outbox": ("published_at", "pending_since"),
@@ -55,12 +55,12 @@ async def age(pool: db.Pool) -> None:
 
 
 async def purge_by_hand(channel: AbstractChannel) -> None:
-    """Empty the dead-letter queue behind the service's back."""
+    """Purge the dead-letter queue in RabbitMQ, unnoticed by the service."""
     await (await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)).purge()
     await holds(channel, 0)
 
 
 async def pending(pool: db.Pool) -> set[UUID]:
-    """Return the events that are to be sent."""
+    """Return the ids of the pending events."""
     rows = await pool.fetch("SELECT id FROM outbox WHERE published_at IS NULL AND parked_at IS NULL")
     return {UUID(int=row["id"].int) for row in rows}

@@ -1,4 +1,4 @@
-"""The broker as another of its users sees it: queues bound for listening, messages taken off them."""
+"""Use the broker as another client: bind queues that listen, and take messages from them."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from app.messaging.topology import EXCHANGE, QueueSpec
 from tests.harness.queues import SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-HEARD = "orders.heard"  # a queue that hears every event and outlives its broker's death
+HEARD = "orders.heard"  # a queue that gets every event and survives a crash of the broker
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
 async def publishing(
     url: str, patience_seconds: float = AMPLE_SECONDS, queues: tuple[QueueSpec, ...] = (SAGA_QUEUE,)
 ) -> AsyncIterator[RabbitPublisher]:
-    """Lend a transport that publishes as the relay's does."""
+    """Lend a transport like the relay's."""
     transport = RabbitPublisher(url, queues, patience_seconds)
     try:
         yield transport
@@ -49,38 +49,42 @@ async def publishing(
 
 
 async def listen(channel: AbstractChannel, routing_key: str = "#", **arguments: Any) -> AbstractQueue:
-    """Bind a queue of this channel's own, which hears what is published from now on."""
+    """Bind an exclusive queue, which gets everything that is published from now on."""
     queue = await channel.declare_queue(exclusive=True, arguments=arguments)
     await queue.bind(EXCHANGE, routing_key)
     return queue
 
 
 async def start_hearing(url: str) -> None:
-    """Have everything that is published from now on kept, in the order of its arrival."""
+    """Keep everything that is published from now on, in the order of arrival."""
     async with open_channel(url) as channel:
         queue = await channel.declare_queue(HEARD, durable=True, arguments={"x-queue-type": "quorum"})
         await queue.bind(EXCHANGE, "#")
 
 
 async def everything_heard(url: str) -> list[Heard]:
-    """Return what has arrived since `start_hearing`, a message that was sent twice as often as it came."""
+    """Return all messages that arrived since `start_hearing`, duplicates included."""
     heard = []
     async with open_channel(url) as channel:
         while message := await take(channel, HEARD):
-            told = {name: str(message.headers[f"cloudEvents_{name}"]) for name in ("id", "type", "subject", "sequence")}
-            assert message.message_id == told["id"]
-            heard.append(Heard(told["id"], told["type"], told["subject"], int(told["sequence"])))
+            attributes = {
+                name: str(message.headers[f"cloudEvents_{name}"]) for name in ("id", "type", "subject", "sequence")
+            }
+            assert message.message_id == attributes["id"]
+            heard.append(
+                Heard(attributes["id"], attributes["type"], attributes["subject"], int(attributes["sequence"]))
+            )
     return heard
 
 
 async def take(channel: AbstractChannel, name: str) -> AbstractIncomingMessage | None:
-    """Take one message off the queue, for good; None when there is none."""
+    """Remove and return one message of the queue, None if it is empty."""
     queue = await channel.get_queue(name, ensure=False)
     return await queue.get(no_ack=True, fail=False, timeout=AMPLE_SECONDS)
 
 
 async def next_message(channel: AbstractChannel, name: str) -> AbstractIncomingMessage:
-    """Take the next message off the queue, waiting for it."""
+    """Wait for the next message of the queue, and remove it."""
     message = await wait_until(lambda: take(channel, name), AMPLE_SECONDS, f"message in {name}")
     assert message is not None
     return message

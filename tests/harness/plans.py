@@ -1,4 +1,4 @@
-"""What statements cost, as Postgres itself counts it."""
+"""Measure the cost of statements, as Postgres counts it."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,7 +11,7 @@ TABLES = ("orders", "outbox", "inbox", "sagas", "idempotency_keys")
 
 
 async def plans_of(pool: db.Pool, act: Callable[[db.Connection], Awaitable[Any]]) -> list[Plan]:
-    """Return the executed plan of each statement that `act` runs, in order. Everything is undone."""
+    """Return the executed plan of each statement that `act` runs, in order. Rolls everything back."""
     queries: list[tuple[str, tuple[Any, ...]]] = []
 
     def keep(query: Any) -> None:

@@ -1,4 +1,4 @@
-"""PgBouncer before a real PostgreSQL, as a private process."""
+"""PgBouncer in front of a real PostgreSQL, as a private process."""
 
 import os
 import pwd
@@ -14,7 +14,7 @@ from tests.harness.ports import free_port
 from tests.harness.processes import ProcessTree, start_process, tail
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-# As it comes, but for what a private one needs: it takes the start-up parameters that it takes by default.
+# The defaults, except for what a private one needs. So it accepts only the default start-up parameters.
 CONFIGURATION = """\
 [databases]
 * = host={host} port={port} user='{user}' password='{password}'
@@ -39,7 +39,7 @@ class PgBouncer(Killable):
         self._tree = ProcessTree()
 
     async def __aenter__(self) -> Self:
-        """Return when it lends sessions."""
+        """Start PgBouncer; return when it accepts sessions."""
         self._home.mkdir()
         self._home.chmod(0o711)
         configuration = self._home / "pgbouncer.ini"

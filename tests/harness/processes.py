@@ -1,4 +1,4 @@
-"""Child processes that tests start, kill and freeze, the service itself among them."""
+"""Child processes that tests start, kill and freeze, including the service."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares loading certificates 
 
 
 class ProcessTree:
-    """One or more processes and all that descends from them.
+    """One or more processes and all their descendants.
 
     A process group is not enough: Postgres and Erlang put their children into groups of their own.
     """
@@ -35,9 +35,9 @@ class ProcessTree:
         self._frozen: list[psutil.Process] = []
 
     def freeze(self) -> None:
-        """Stop every process where it is (SIGSTOP), parents first, so that none starts another meanwhile."""
+        """Stop every process (SIGSTOP), parents first, so that none starts another meanwhile."""
         for leader in self.leaders:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended, and nobody told us yet
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have just ended
                 if leader.poll() is None:
                     self._suspend(psutil.Process(leader.pid))
 
@@ -49,13 +49,13 @@ class ProcessTree:
                 self._suspend(child)
 
     def thaw(self) -> None:
-        """Let the frozen go on (SIGCONT), children first."""
+        """Continue the frozen processes (SIGCONT), children first."""
         while self._frozen:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._frozen.pop().resume()
 
     async def kill(self) -> None:
-        """SIGKILL all of them; return when every one is gone."""
+        """SIGKILL all processes; return when all have ended."""
         self.thaw()
         self.freeze()
         doomed, self._frozen = self._frozen, []
@@ -68,7 +68,7 @@ class ProcessTree:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Tell whether it still runs. A zombie does not: it only waits for a parent that is not us."""
+    """Return whether the process still runs. A zombie does not: it only waits for its parent."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
@@ -83,7 +83,7 @@ def tail(log: Path) -> str:
 def start_process(
     command: Sequence[str], directory: Path, env: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a process that writes to `log`, hears no Ctrl-C and is killed when this process ends, however."""
+    """Start a process that writes to `log`, gets no Ctrl-C, and is killed when this process ends for any reason."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [*dying_with_parent(signal.SIGKILL), *command],
@@ -99,7 +99,7 @@ def start_process(
 class Service:
     """`orders serve` (or another command or `module` that serves HTTP) on a free port, as a process.
 
-    `env` comes on top of ours without its ORDERS_*. The same object can be started again, on the same port.
+    `env` is added to this process's environment without its ORDERS_*. The object can be restarted on the same port.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Service:
         return self._tree
 
     async def terminate(self, deadline_seconds: float = 25.0, number: signal.Signals = signal.SIGTERM) -> int:
-        """SIGTERM, or another signal; return the exit code when it has ended by itself within the deadline."""
+        """Send SIGTERM, or another signal; return the exit code if the process ends within the deadline."""
         process = self.process
         process.send_signal(number)
         await wait_until(
@@ -159,15 +159,15 @@ class Service:
         return process.wait()
 
     async def kill(self) -> None:
-        """SIGKILL, wait until it is gone. Does nothing when it is not running."""
+        """SIGKILL the process and wait for its end. Does nothing if it is not running."""
         if self._tree is not None:
             tree, self._tree = self._tree, None
             await tree.kill()
 
     def freeze(self) -> None:
-        """Stop it where it is (SIGSTOP)."""
+        """Stop the process (SIGSTOP)."""
         self._running().freeze()
 
     def thaw(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Continue the process (SIGCONT)."""
         self._running().thaw()

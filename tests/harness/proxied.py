@@ -1,4 +1,4 @@
-"""A proxy before a real PostgreSQL, one client of it, and a witness who asks the server itself."""
+"""A proxy in front of a real PostgreSQL, one client of it, and a witness with a direct connection."""
 
 import contextlib
 import random
@@ -31,7 +31,7 @@ async def client_of(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @dataclass
 class Proxied:
-    """A proxy, one client of it, and a witness who asks the server itself."""
+    """A proxy, one client of it, and a witness with a direct connection to the server."""
 
     proxy: Proxy
     url: str
@@ -49,18 +49,18 @@ class Proxied:
         await wait_until(self.client.is_closed, AMPLE_SECONDS, "end of the client's connection")
 
     async def sessions_end(self) -> None:
-        """Wait until the server has ended every other session, its transaction with it."""
+        """Wait until the server has ended every other session and its transaction."""
         query = "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database()"
         await wait_until(lambda: self.witness.fetchval(query), AMPLE_SECONDS, "end of the sessions")
 
     async def server_waits(self, event: str) -> None:
-        """Wait until the server does, on behalf of the client."""
+        """Wait until the client's session waits for `event` in the server."""
         query = "SELECT wait_event = $2 FROM pg_stat_activity WHERE pid = $1"
         pid = self.client.get_server_pid()
         await wait_until(lambda: self.witness.fetchval(query, pid, event), AMPLE_SECONDS, event)
 
     async def commit_often(self, rounds: int) -> list[bool]:
-        """Commit with a connection each; tell which of them were lost."""
+        """Commit once per connection; return for each whether it was lost."""
         lost = []
         for _ in range(rounds):
             async with client_of(self.url) as conn:

@@ -9,5 +9,5 @@ ROUTING_KEYS = SAGA_QUEUE.routing_keys
 
 
 def queue_of(consumer: str) -> QueueSpec:
-    """Return the saga's queue as that of another consumer."""
+    """Return the saga's queue with another consumer."""
     return QueueSpec(consumer, QUEUE, SAGA_QUEUE.event_types)

@@ -1,4 +1,4 @@
-"""Messages as other publishers may send them: properties that no library of ours would write."""
+"""Make messages with properties that our libraries would not encode, as other publishers may send them."""
 
 import struct
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A relay with a setting or two of its own."""
+"""Make a relay with default settings, any of which a test may change."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def make_relay(
     max_attempts: int = 3,
     checkpoint: Callable[[str], None] = nothing,
 ) -> Relay:
-    """Make a relay. Full jitter makes its pauses of any length up to `backoff_seconds`."""
+    """Make a relay. By full jitter, its pauses have any length up to `backoff_seconds`."""
     config = RelayConfig(batch_size, lease_seconds, Backoff(backoff_seconds, backoff_seconds), max_attempts)
     seam = signals or Observed()
     seam.crash_point = checkpoint

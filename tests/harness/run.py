@@ -1,7 +1,7 @@
-"""What one pytest run shares: a directory, and servers that start when first asked for and end with the run.
+"""The resources of one pytest run: a directory, and servers that start at their first use and end with the run.
 
-Every server has a keeper, a process that holds it until the run is over: until nobody has the pipe `alive`
-open for writing any more. Only the controller has, so it may end well, by Ctrl-C or by SIGKILL.
+Every server has a keeper, a process that stops it when the run is over: when the last writer of the pipe `alive` has
+closed it. Only the controller writes to it, so this works whether it ends normally, by Ctrl-C or by SIGKILL.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from tests.harness.ports import VARIABLE
 from tests.harness.processes import REPOSITORY, is_alive, tail
 from tests.harness.wait import wait_until
 
-OWN = "test-"  # what the directories begin with that tests have for servers of their own
+OWN = "test-"  # prefix of the directories for a test's own servers
 STOP_SECONDS = 90.0
-MEMORY = Path("/dev/shm")  # noqa: S108 - what the run makes there is a directory of its own
+MEMORY = Path("/dev/shm")  # noqa: S108 - the run uses a directory of its own there
 AMPLE_BYTES = 4 * 2**30
 
 _keepers: list[subprocess.Popen[str]] = []  # referred to as long as we live: a lost one warns of itself
 
 
 def given(variable: str, port: int) -> str | None:
-    """Return the URL in an environment variable, if there is one, with its port named: a proxy needs to know it."""
+    """Return the URL in an environment variable, if it is set, with an explicit port, which proxies need."""
     url = os.environ.get(variable)
     if not url or urlsplit(url).port:
         return url or None
@@ -41,7 +41,7 @@ def given(variable: str, port: int) -> str | None:
 
 
 class Run:
-    """One pytest run, seen by any of its processes."""
+    """One pytest run, as any of its processes sees it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -49,7 +49,7 @@ class Run:
 
     @classmethod
     def current(cls) -> "Run":
-        """Return the run that this process takes part in."""
+        """Return the run of this process."""
         return cls(Path(os.environ[VARIABLE]))
 
     @property
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def has_containers(self) -> bool:
-        """Whether servers run in containers: decided when the first one is wanted, and then the same for all."""
+        """Whether servers run in containers: decided once, when the first one starts."""
         with self.lock("containers"):
             decision = self.directory / "containers"
             if not decision.exists():
@@ -73,7 +73,7 @@ class Run:
             return decision.read_text() == "yes"
 
     def server(self, name: str) -> str:
-        """Return the URL of the shared server `name`, one of the keeper's; the first to ask starts it."""
+        """Return the URL of the shared server `name`, one of the keeper's. The first call starts it."""
         with self.lock(name):
             record = self.directory / f"{name}.json"
             if not record.exists():
@@ -102,7 +102,7 @@ class Run:
 
 
 class ControllerRun(Run):
-    """The run as its controller opens and closes it."""
+    """The run in its controller, which opens and closes it."""
 
     def __init__(self) -> None:
         super().__init__(Path(tempfile.mkdtemp(prefix="orders-test-", dir=_quick_place())))
@@ -112,7 +112,7 @@ class ControllerRun(Run):
         os.environ[VARIABLE] = str(self.directory)
 
     def close(self) -> None:
-        """Let the keepers stop their servers, wait for them, and remove everything."""
+        """Make the keepers stop their servers, wait for them, and remove everything."""
         records = [json.loads(record.read_text()) for record in self.directory.glob("*.json")]
         with contextlib.suppress(psutil.NoSuchProcess):
             keepers = [psutil.Process(record["pid"]) for record in records]
@@ -128,9 +128,9 @@ class ControllerRun(Run):
 
 
 def _quick_place() -> Path | None:
-    """Return where data is in memory, if there is ample room: a database for each test is made in a fifth of the time.
+    """Return a directory in memory, if there is enough room: creating a database takes a fifth of the time there.
 
-    It is as safe from a killed server there as on a disk; nothing in a run outlives the machine.
+    Data in it survives a killed server, as on a disk. It need not survive the machine.
     """
     roomy = MEMORY.is_dir() and min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) >= AMPLE_BYTES
     return MEMORY if roomy and os.access(MEMORY, os.W_OK) else None

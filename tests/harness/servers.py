@@ -1,7 +1,7 @@
-"""Servers of a test's own, or of the whole run: containers where there is an engine for them, else installed programs.
+"""Servers for one test or a whole run: in containers if there is an engine for them, else installed programs.
 
-Both kinds have one interface and can be killed, frozen and started again, on the same data and port. Which kind it is
-is decided once in a run.
+Both kinds have one interface, and can be killed, frozen and restarted on the same data and port. The kind is chosen
+once per run.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from tests.harness.run import Run
 
 
 class Server(Protocol):
-    """A server that a test may do anything to. Leaving its context ends it; its data stays until the run ends."""
+    """A server that a test may kill and freeze. Leaving its context stops it; its data stays until the run ends."""
 
     @property
     def port(self) -> int:
-        """Where it listens, on 127.0.0.1."""
+        """The port of 127.0.0.1 on which it listens."""
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *_: object) -> None: ...
 
     async def start(self) -> None:
-        """Return when it serves; start it, or start it again."""
+        """Start or restart it; return when it accepts requests."""
 
     async def kill(self) -> None:
         """SIGKILL, and wait for its end."""
 
     def freeze(self) -> None:
-        """Stop every process of it where it is."""
+        """Stop every process of it."""
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Continue them."""
 
 
 class Addressed(Server, Protocol):
@@ -40,7 +40,7 @@ class Addressed(Server, Protocol):
 
     @property
     def url(self) -> str:
-        """With user and password, where it has any."""
+        """The URL, with user and password if it has any."""
 
 
 class Broker(Server, Protocol):
@@ -50,7 +50,7 @@ class Broker(Server, Protocol):
         """Return the URL of one vhost, with user and password."""
 
     async def sync(self) -> None:
-        """Have the declarations so far written to disk; see `installed.RabbitMQ.sync`."""
+        """Write all declarations to disk now; see `installed.RabbitMQ.sync`."""
 
 
 def postgres(directory: Path) -> Addressed:

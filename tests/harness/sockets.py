@@ -1,4 +1,4 @@
-"""Talking to the service in bytes, over a socket of one's own."""
+"""Send bytes to the service over a socket, and check the responses."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,9 @@ LARGE = 64 * 1024
 async def dialled(
     api: httpx.AsyncClient, first: bytes = b"", *, peer: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect from the address `peer`.
+    """Connect from the address `peer`, and send `first`.
 
-    What is said `first` is there when the server, on this thread too, begins to count the time.
+    `first` has arrived before the server, which runs in this thread too, starts its timers.
     """
     client = socket.create_connection(("127.0.0.1", api.base_url.port), source_address=(peer, 0))
     client.sendall(first)
@@ -32,7 +32,7 @@ async def dialled(
 
 
 async def said(api: httpx.AsyncClient, *parts: bytes, first: bytes = b"") -> bytes:
-    """Send these bytes, and return all that comes back until the server closes."""
+    """Send these bytes, and return everything received until the server closes."""
     async with dialled(api, first) as (reader, writer), asyncio.timeout(AMPLE_SECONDS):
         hearing = asyncio.create_task(heard(reader))
         for part in parts:
@@ -43,7 +43,7 @@ async def said(api: httpx.AsyncClient, *parts: bytes, first: bytes = b"") -> byt
 
 
 async def heard(reader: asyncio.StreamReader) -> bytes:
-    """Return all that comes. After an answer a reset ends it too: for one who still sends, when the server lingered."""
+    """Return everything received. A reset after a response counts as the end, as the test may still be sending."""
     answer = b""
     try:
         while piece := await reader.read(LARGE):
@@ -55,12 +55,12 @@ async def heard(reader: asyncio.StreamReader) -> bytes:
 
 
 def statuses(answers: bytes) -> list[int]:
-    """Return the status of each answer, in order."""
+    """Return the status of each response, in order."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
 
 
 def problem(answer: bytes, status: int, code: str) -> dict[str, str]:
-    """Assert that it is one problem, with every header that an answer has; return the headers."""
+    """Assert that the response is one problem with all its headers; return the headers."""
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
@@ -69,11 +69,11 @@ def problem(answer: bytes, status: int, code: str) -> dict[str, str]:
     assert headers["x-request-id"]
     assert headers["x-content-type-options"] == "nosniff"
     assert "server" not in headers
-    told = json.loads(body)
-    assert (told["status"], told["code"]) == (status, code)
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (status, code)
     assert len(body) == int(headers["content-length"])
     return headers
 
 
 def get(target: bytes = b"/livez", *headers: bytes) -> bytes:
-    return b"GET " + target + b" HTTP/1.1\r\n" + b"".join(each + b"\r\n" for each in (b"Host: x", *headers)) + b"\r\n"
+    return b"GET " + target + b" HTTP/1.1\r\n" + b"".join(line + b"\r\n" for line in (b"Host: x", *headers)) + b"\r\n"

@@ -1,4 +1,4 @@
-"""A primary and a standby that streams from it, as private processes: both can be killed, frozen, demoted, promoted."""
+"""A primary and its streaming standby, as private processes that can be killed, frozen, demoted and promoted."""
 
 import contextlib
 import shutil
@@ -12,7 +12,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Standby(Postgres):
-    """A copy of a primary that is not running at the moment, with the same databases, users and passwords."""
+    """A copy of a stopped primary, with the same databases, users and passwords."""
 
     def __init__(self, directory: Path, primary: Postgres) -> None:
         super().__init__(directory)
@@ -27,7 +27,7 @@ class Standby(Postgres):
         await wait_until(lambda: postgres_answers(self.url), AMPLE_SECONDS, "service by the standby")
 
     async def catch_up(self, primary: Postgres) -> None:
-        """Wait until everything that the primary has committed by now can be seen here."""
+        """Wait until everything that the primary has committed is visible here."""
         written = await fetchval(primary.url, "SELECT pg_current_wal_lsn()::text")
         query = f"SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
         await wait_until(lambda: fetchval(self.url, query), AMPLE_SECONDS, "replay by the standby")
@@ -42,14 +42,14 @@ async def primary_and_standby(directory: Path) -> AsyncIterator[tuple[Postgres, 
     """Start both, with an empty database each."""
     primary = Postgres(directory / "primary")
     async with primary:
-        pass  # it is made, and ends in good order, which makes its files a backup
+        pass  # create it and stop it cleanly, so its files are a backup
     standby = Standby(directory / "standby", primary)
     async with primary, standby:
         yield primary, standby
 
 
 async def fetchval(url: str, query: str) -> object:
-    """Run one query on a session of its own."""
+    """Run one query in a new session."""
     conn = await asyncpg.connect(url)
     try:
         return await conn.fetchval(query)

@@ -1,4 +1,4 @@
-"""Waits for a condition, with a deadline: the only place in the tests that sleeps."""
+"""Wait for a condition, with a deadline. Only this module of the tests sleeps."""
 
 import asyncio
 import inspect
@@ -8,7 +8,7 @@ from typing import TypeVar, overload
 
 T = TypeVar("T")
 
-AMPLE_SECONDS = 60.0  # for what must happen, on however slow a machine
+AMPLE_SECONDS = 60.0  # the patience of every wait for something that must happen, even on a slow machine
 POLL_SECONDS = 0.02
 
 
@@ -17,10 +17,10 @@ async def wait_until(condition: Callable[[], Awaitable[T]], deadline_seconds: fl
 @overload
 async def wait_until(condition: Callable[[], T], deadline_seconds: float, what: str) -> T: ...
 async def wait_until(condition: Callable[[], object], deadline_seconds: float, what: str) -> object:
-    """Poll `condition` (plain or async) until it is true, and return what it returned.
+    """Poll `condition` (plain or async) until it is true, and return its result.
 
-    An exception that it raises goes through at once. Past the deadline: AssertionError, naming `what`; but never
-    without a look after it, since the machine may have stood still between the last look and the deadline.
+    Its exceptions are raised at once. After the deadline, raises AssertionError with `what` and the last result. The
+    condition is always checked once after the deadline, because the machine may have paused since the last check.
     """
     deadline = time.monotonic() + deadline_seconds
     while True:

@@ -1,4 +1,4 @@
-"""The Redis door: many callers share a round trip, and whatever is wrong with Redis looks like an absent copy."""
+"""Access to Redis: callers share round trips, and any problem with Redis looks like a missing copy."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,8 @@ async def server(server_directory: Path) -> AsyncIterator[servers.Addressed]:
         yield server
 
 
-async def test_what_was_put_is_there_for_its_time_and_what_was_not_is_absent(cache: Cache, redis_url: str) -> None:
+async def test_a_copy_exists_until_it_expires(cache: Cache, redis_url: str) -> None:
+    """A stored copy is returned until it expires; other names are missing."""
     cache.put("name", b"value", 60)
     assert await cache.get("name") == b"value"
     assert await cache.get("other") is None
@@ -44,13 +45,15 @@ async def test_what_was_put_is_there_for_its_time_and_what_was_not_is_absent(cac
         assert 0 < await client.pttl("name") <= 60_000
 
 
-async def test_what_has_no_time_left_is_not_put(cache: Cache) -> None:
+async def test_an_expired_copy_is_not_stored(cache: Cache) -> None:
+    """A copy without remaining time is not stored."""
     cache.put("name", b"value", 0)
     cache.put("name", b"value", -1)
     assert await cache.get("name") is None
 
 
-async def test_concurrent_reads_share_a_round_trip_and_each_gets_its_own(cache: Cache, redis_url: str) -> None:
+async def test_concurrent_reads_share_a_round_trip(cache: Cache, redis_url: str) -> None:
+    """Concurrent reads share one round trip, and each gets its own copy."""
     for number in range(50):
         cache.put(str(number), str(number).encode(), 60)
     await cache.get("0")
@@ -62,7 +65,8 @@ async def test_concurrent_reads_share_a_round_trip_and_each_gets_its_own(cache: 
     assert calls <= 2
 
 
-async def test_a_reader_that_gives_up_does_not_take_the_answer_of_the_others_along(cache: Cache) -> None:
+async def test_a_cancelled_reader_affects_no_other(cache: Cache) -> None:
+    """A cancelled reader does not cancel the answer for the others."""
     cache.put("name", b"value", 60)
     given_up, patient = (asyncio.create_task(cache.get("name")) for _ in range(2))
     await asyncio.sleep(0)
@@ -70,7 +74,8 @@ async def test_a_reader_that_gives_up_does_not_take_the_answer_of_the_others_alo
     assert await patient == b"value"
 
 
-async def test_an_absent_server_is_an_absent_copy(free_port: int) -> None:
+async def test_without_a_server_every_copy_is_missing(free_port: int) -> None:
+    """Without a server, every copy is missing."""
     async with cache_at(f"redis://127.0.0.1:{free_port}/0") as cache:
         cache.put("name", b"value", 60)
         assert await cache.get("name") is None
@@ -78,16 +83,16 @@ async def test_an_absent_server_is_an_absent_copy(free_port: int) -> None:
             await cache.check()
 
 
-async def test_a_server_that_speaks_another_protocol_is_an_absent_copy(postgres_url: str) -> None:
+async def test_with_another_protocol_every_copy_is_missing(postgres_url: str) -> None:
+    """If the server speaks another protocol, every copy is missing."""
     address = postgres_url.rpartition("@")[2].partition("/")[0]
     async with cache_at(f"redis://{address}/0") as cache:
         assert await cache.get("name") is None
 
 
 @pytest.mark.parametrize("way", ["kill", "freeze"])
-async def test_a_server_that_dies_or_freezes_is_skipped_and_asked_again_when_it_is_back(
-    server: servers.Addressed, way: str
-) -> None:
+async def test_a_dead_or_frozen_server_is_skipped(server: servers.Addressed, way: str) -> None:
+    """A dead or frozen server is skipped, and used again once it is back."""
     async with cache_at(server.url, timeout_seconds=0.2) as cache:
 
         async def is_there() -> bool:
@@ -105,13 +110,15 @@ async def test_a_server_that_dies_or_freezes_is_skipped_and_asked_again_when_it_
 @pytest.mark.parametrize(
     "options", ["decode_responses=True", "protocol=3&encoding=utf-16", "socket_timeout=0&max_connections=0"]
 )
-async def test_options_of_the_url_do_not_change_what_comes_back(redis_url: str, options: str) -> None:
+async def test_url_options_do_not_change_results(redis_url: str, options: str) -> None:
+    """Options in the URL do not change the results."""
     async with cache_at(f"{redis_url}?{options}") as cache:
         cache.put("name", b"\xff value", 60)
         assert await cache.get("name") == b"\xff value"
 
 
-async def test_the_database_may_be_named_by_an_option(redis_url: str) -> None:
+async def test_the_database_may_be_an_option(redis_url: str) -> None:
+    """The database may be given by the URL's option `db`."""
     address, _, database = redis_url.rpartition("/")
     async with cache_at(redis_url) as cache, cache_at(f"{address}?db={database}") as same:
         cache.put("name", b"value", 60)
@@ -119,7 +126,8 @@ async def test_the_database_may_be_named_by_an_option(redis_url: str) -> None:
         assert await same.get("name") == b"value"
 
 
-async def test_a_refused_command_does_not_spoil_the_other_answers(cache: Cache, redis_url: str) -> None:
+async def test_a_refused_command_affects_no_other(cache: Cache, redis_url: str) -> None:
+    """If Redis refuses one command of a round trip, the other answers are valid."""
     cache.put("copy", b"value", 60)
     assert await cache.get("copy") == b"value"
     async with Client.from_url(redis_url) as client:

@@ -1,4 +1,4 @@
-"""Ages, pauses and retention go by Postgres's clock: with a wrong one, a process does nothing too early or too late."""
+"""Ages, pauses and retention use Postgres's clock: a process with a wrong clock acts neither too early nor too late."""
 
 import json
 from datetime import timedelta
@@ -22,7 +22,7 @@ SHIFTS = pytest.mark.parametrize("shift", [-HOUR, HOUR], ids=["behind", "ahead"]
 
 
 async def placed_by_a_process_that_is_wrong(pool: Pool, shift: timedelta) -> str:
-    """Place an order as a process does whose clock is off by so much."""
+    """Place an order as a process does whose clock is off by `shift`."""
     order = await placed(pool)
     await pool.execute("UPDATE orders SET placed_at = placed_at + $1, updated_at = updated_at + $1", shift)
     await pool.execute("UPDATE outbox SET occurred_at = occurred_at + $1", shift)
@@ -30,7 +30,7 @@ async def placed_by_a_process_that_is_wrong(pool: Pool, shift: timedelta) -> str
 
 
 async def send_again(pool: Pool) -> tuple[float | None, float | None]:
-    """Look for orders that did not start; return how many events are to be sent again, and how many orders it was."""
+    """Run the resender; return how many events are pending, and how many orders it counted."""
     signals = Observed()
 
     async def depths() -> tuple[int, int]:
@@ -41,7 +41,8 @@ async def send_again(pool: Pool) -> tuple[float | None, float | None]:
 
 
 @SHIFTS
-async def test_the_age_of_what_waits(pool: Pool, shift: timedelta) -> None:
+async def test_the_age_of_pending_rows(pool: Pool, shift: timedelta) -> None:
+    """The age of pending rows is by Postgres's clock."""
     await placed_by_a_process_that_is_wrong(pool, shift)
     async with db.connection(pool) as conn:
         _, age, _ = await outbox_admin.stats(conn)
@@ -52,7 +53,8 @@ async def test_the_age_of_what_waits(pool: Pool, shift: timedelta) -> None:
 
 
 @SHIFTS
-async def test_when_an_event_is_sent_again(pool: Pool, shift: timedelta) -> None:
+async def test_when_an_event_is_resent(pool: Pool, shift: timedelta) -> None:
+    """Resends are due by Postgres's clock."""
     await placed_by_a_process_that_is_wrong(pool, shift)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
     assert await send_again(pool) == (0, 0)
@@ -63,7 +65,8 @@ async def test_when_an_event_is_sent_again(pool: Pool, shift: timedelta) -> None
 
 
 @OFFSETS
-async def test_what_is_pruned(pool: Pool, database_url: str, offset: str) -> None:
+async def test_which_rows_are_pruned(pool: Pool, database_url: str, offset: str) -> None:
+    """Retention is by Postgres's clock."""
     await lived_through(pool, 3, "7 days 30 minutes")
     await lived_through(pool, 2, "6 days 23 hours 30 minutes")
     code, out, err = await orders_at(offset, "prune", "--json", database_url=database_url)
@@ -72,9 +75,10 @@ async def test_what_is_pruned(pool: Pool, database_url: str, offset: str) -> Non
 
 @OFFSETS
 async def test_which_dead_letters_are_recent(pool: Pool, database_url: str, offset: str) -> None:
+    """The age of a dead letter is by Postgres's clock."""
     recent, older = [(await placed(pool)).id for _ in range(2)]
     query = "UPDATE outbox SET parked_at = clock_timestamp() - $2::interval, last_error = 'bug' WHERE id = $1"
     await pool.execute(query, recent, timedelta(minutes=5))
     await pool.execute(query, older, timedelta(minutes=30))
     code, out, _ = await orders_at(offset, "dlq", "peek", "--since", "15m", "--json", database_url=database_url)
-    assert (code, [each["id"] for each in json.loads(out)["dead_letters"]]) == (0, [str(recent)])
+    assert (code, [letter["id"] for letter in json.loads(out)["dead_letters"]]) == (0, [str(recent)])

@@ -1,4 +1,4 @@
-"""The broker, or what lies before it, misbehaves when messages are consumed: each takes effect once."""
+"""Faults of the broker or the network while consuming: each message takes effect once."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE, ROUTING_KEYS, SAGA_QU
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 WATCH_SECONDS = 0.2
-NEVER_SECONDS = 3600.0  # for what counts deliveries: a watch that looks amiss at a slow broker would have more made
+NEVER_SECONDS = 3600.0  # for tests that count deliveries: a watch on a slow broker could cause more of them
 
 
 @pytest.fixture
@@ -45,24 +45,25 @@ async def consume(
 
 
 async def send(rabbitmq_url: str, count: int) -> list[str]:
-    """Publish past the proxy; return the ids, sorted."""
+    """Publish without the proxy; return the ids, sorted."""
     events = [event() for _ in range(count)]
     async with publishing(rabbitmq_url) as transport:
         assert set(await transport.publish(events)) == {None}
-    return sorted(str(each.id) for each in events)
+    return sorted(str(envelope.id) for envelope in events)
 
 
 async def applied(effects: Effects) -> list[str]:
     return sorted(map(str, await effects.committed()))
 
 
-async def test_messages_that_are_doubled_and_overtaken_take_effect_once_each(
+async def test_doubled_and_reordered_messages(
     broker_proxy: Proxy,
     rabbitmq_url: str,
     channel: AbstractChannel,
     effects: Effects,
     consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
+    """Messages that are doubled or overtaken take effect once each."""
     signals, double = Observed(), Double(amqp.DELIVERY, probability=0.5)
     broker_proxy.arm(Overtake(amqp.DELIVERY, probability=0.5, times=10))
     broker_proxy.arm(double)
@@ -81,9 +82,10 @@ def done_with(signals: Observed, count: int) -> bool:
     return (processed or 0) + (repeated or 0) == count
 
 
-async def test_messages_whose_acknowledgement_is_eaten_come_again_and_take_effect_once(
+async def test_lost_acknowledgements(
     broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[RabbitSubscription]]
 ) -> None:
+    """Messages whose acknowledgement is lost are delivered again, and take effect once."""
     signals, eaten = Observed(), Eat(amqp.ACKNOWLEDGEMENT)
     broker_proxy.arm(eaten)
     ids = await send(rabbitmq_url, 5)
@@ -96,14 +98,14 @@ async def test_messages_whose_acknowledgement_is_eaten_come_again_and_take_effec
     assert counted(signals, "consumer_dedup_hits_total") == 5
 
 
-async def test_a_consumer_that_the_broker_forgot_notices_that_messages_wait_and_connects_anew(
+async def test_a_forgotten_consumer_reconnects(
     broker_proxy: Proxy,
     rabbitmq_url: str,
     channel: AbstractChannel,
     effects: Effects,
     consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
-    """The queue is deleted, the notice of it lost; then the queue is there again, without the consumer."""
+    """The queue was deleted, the notice of it lost, and the queue declared again without the consumer."""
     cancellation = Eat(amqp.CANCELLATION)
     subscription = await consume()
     broker_proxy.arm(cancellation)
@@ -115,9 +117,10 @@ async def test_a_consumer_that_the_broker_forgot_notices_that_messages_wait_and_
     assert await applied(effects) == ids
 
 
-async def test_a_connection_that_fell_silent_is_replaced(
+async def test_a_silent_connection_is_replaced(
     broker_proxy: Proxy, rabbitmq_url: str, effects: Effects, consume: Callable[..., Awaitable[RabbitSubscription]]
 ) -> None:
+    """A connection on which nothing arrives any more is replaced."""
     await consume()
     broker_proxy.arm(Lose(amqp.DELIVERY, silent=True, times=1))
     ids = await send(rabbitmq_url, 3)
@@ -125,13 +128,13 @@ async def test_a_connection_that_fell_silent_is_replaced(
     assert await applied(effects) == ids
 
 
-async def test_a_binding_that_is_deleted_is_restored_though_nothing_is_returned(
+async def test_a_deleted_binding_is_restored(
     broker_proxy: Proxy,
     channel: AbstractChannel,
     effects: Effects,
     consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
-    """Another queue takes the events too, so nobody is told that the saga's does not."""
+    """Another queue gets the events too, so none is returned."""
     await consume()
     queue, exchange = await channel.get_queue(QUEUE), await channel.get_exchange(EXCHANGE, ensure=False)
 
@@ -148,21 +151,21 @@ async def test_a_binding_that_is_deleted_is_restored_though_nothing_is_returned(
         assert not await returned()
         return bool(await effects.committed())
 
-    broker_proxy.arm(Blackhole())  # until it is clear that the binding is gone, nobody restores it
+    broker_proxy.arm(Blackhole())  # until it is clear that the binding is gone, no declaration restores it
     await wait_until(nobody_takes_them, AMPLE_SECONDS, "end of the binding")
     await listen(channel)
     broker_proxy.disarm()
     await wait_until(takes_effect, AMPLE_SECONDS, "effect")
 
 
-async def test_a_dead_letter_that_cannot_be_published_keeps_nothing_else_from_being_acknowledged(
+async def test_a_blocked_dead_letter_delays_no_other_ack(
     broker_proxy: Proxy,
     rabbitmq_url: str,
     channel: AbstractChannel,
     effects: Effects,
     consume: Callable[..., Awaitable[RabbitSubscription]],
 ) -> None:
-    """An alarm blocks the connection that publishes; thirty messages are three times what the consumer may hold."""
+    """An alarm blocks the connection that publishes; thirty messages are three times the prefetch."""
     signals, block = Observed(), Block(amqp.PUBLISHED)
     subscription = await consume(signals)
     broker_proxy.arm(block)
@@ -179,9 +182,10 @@ async def test_a_dead_letter_that_cannot_be_published_keeps_nothing_else_from_be
     await wait_until(lambda: counted(signals, "dlq_messages_total") == 1, AMPLE_SECONDS, "acknowledgement")
 
 
-async def test_a_dead_letter_queue_with_the_arguments_of_an_earlier_release_is_used_as_it_is(
+async def test_an_older_dead_letter_queue_is_used_as_it_is(
     rabbitmq_url: str, consume: Callable[..., Awaitable[RabbitSubscription]], effects: Effects
 ) -> None:
+    """A dead-letter queue with the arguments of an earlier release is used as it is."""
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()
         await channel.declare_queue(DEAD_LETTER_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})

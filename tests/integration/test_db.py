@@ -1,4 +1,4 @@
-"""Connections and transactions: whatever is wrong with Postgres is one error, told in bounded time; bugs stay bugs."""
+"""Connections and transactions: an outage of Postgres is one error within a time limit; bugs are other errors."""
 
 import asyncio
 import contextlib
@@ -49,9 +49,10 @@ async def noting(pool: db.Pool) -> db.Pool:
     return pool
 
 
-async def test_waiting_for_a_connection_ends_with_unavailable_and_the_connection_serves_again(
+async def test_waiting_for_a_connection_is_limited(
     database_url: str,
 ) -> None:
+    """A caller that waits too long gets DatabaseUnavailable; the connection can be used afterwards."""
     async with pool_of(database_url, 1) as pool:
         async with db.connection(pool):
             with pytest.raises(DatabaseUnavailable):
@@ -60,7 +61,8 @@ async def test_waiting_for_a_connection_ends_with_unavailable_and_the_connection
         assert await answer(pool) == 42
 
 
-async def test_a_pool_can_be_made_before_its_server_is_there(server_directory: Path) -> None:
+async def test_a_pool_can_be_opened_before_its_server(server_directory: Path) -> None:
+    """A pool connects at its first use, so its server may start later."""
     server = servers.postgres(server_directory)
     async with server:
         url = server.url
@@ -71,9 +73,11 @@ async def test_a_pool_can_be_made_before_its_server_is_there(server_directory: P
             assert await answer(pool) == 42
 
 
-async def test_a_killed_server_is_unavailable_until_it_is_back_to_idle_and_to_busy_connections_alike(
+async def test_a_killed_server_is_unavailable_until_restart(
     server: servers.Addressed,
 ) -> None:
+    """Idle and busy connections raise DatabaseUnavailable until the server is back."""
+
     async def busy_at_the_kill(pool: db.Pool) -> None:
         async with db.transaction(pool) as conn:
             assert await answer(pool) == 42
@@ -90,9 +94,10 @@ async def test_a_killed_server_is_unavailable_until_it_is_back_to_idle_and_to_bu
         assert await answer(pool) == 42
 
 
-async def test_a_frozen_server_is_unavailable_until_it_thaws_to_idle_and_to_new_connections_alike(
+async def test_a_frozen_server_is_unavailable(
     server: servers.Addressed,
 ) -> None:
+    """Idle and new connections raise DatabaseUnavailable until the server continues."""
     async with pool_of(server.url, 2, wait_seconds=db.POOL_WAIT_SECONDS) as pool:
         assert await answer(pool) == 42
         server.freeze()
@@ -102,7 +107,9 @@ async def test_a_frozen_server_is_unavailable_until_it_thaws_to_idle_and_to_new_
         assert await answer(pool) == 42
 
 
-async def test_a_session_that_an_operator_ends_is_unavailable_and_the_next_one_works(pool: db.Pool) -> None:
+async def test_a_terminated_session_is_unavailable(pool: db.Pool) -> None:
+    """A session that an operator terminates raises DatabaseUnavailable, and the next one works."""
+
     async def busy_at_the_end() -> None:
         async with db.transaction(pool) as conn:
             async with db.connection(pool) as operator:
@@ -114,8 +121,8 @@ async def test_a_session_that_an_operator_ends_is_unavailable_and_the_next_one_w
     assert await answer(pool) == 42
 
 
-async def test_a_connection_whose_commits_may_be_lost_is_refused(database_url: str) -> None:
-    """Not only at start-up: the server may be put in its place, or come up, later."""
+async def test_a_session_with_asynchronous_commits_is_refused(database_url: str) -> None:
+    """Also after start-up: the server may be replaced, or start, later."""
     async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as admin:
         name = database_url.rpartition("/")[2]
         await admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
@@ -128,7 +135,7 @@ async def test_a_connection_whose_commits_may_be_lost_is_refused(database_url: s
     ("of", "level"), [("DATABASE {0}", "serializable"), ("ROLE CURRENT_USER IN DATABASE {0}", "repeatable read")]
 )
 async def test_everything_is_read_committed(pool: db.Pool, database_url: str, of: str, level: str) -> None:
-    """Whatever the default of database or role: single statements too, and also for the next user of a connection."""
+    """With any default of database or role: for single statements too, and for later users of a connection."""
     name = database_url.rpartition("/")[2]
     await pool.execute(f"ALTER {of.format(name)} SET default_transaction_isolation = '{level}'")
     async with pool_of(database_url, 1) as narrow:
@@ -148,8 +155,8 @@ async def sessions_besides(proxied: Proxied) -> int:
     return count
 
 
-async def test_a_connection_that_opens_slowly_serves_later_callers(proxied: Proxied) -> None:
-    """No caller waits as long as opening takes. There are never more openings than places, and none stays behind."""
+async def test_a_slowly_opening_connection_is_used_later(proxied: Proxied) -> None:
+    """No caller waits as long as opening takes. There are never more openings than the pool's size."""
     proxied.proxy.arm(Delay(seconds=0.05))
 
     async def some_are_answered(pool: db.Pool) -> bool:
@@ -164,7 +171,8 @@ async def test_a_connection_that_opens_slowly_serves_later_callers(proxied: Prox
     await proxied.sessions_end()
 
 
-async def test_what_no_caller_has_taken_yet_expires_too(proxied: Proxied) -> None:
+async def test_abandoned_openings_expire_too(proxied: Proxied) -> None:
+    """`expire_connections` also discards connections that no caller has taken yet."""
     proxied.proxy.arm(Delay(seconds=0.05))
     async with pool_of(proxied.url, 1, wait_seconds=SHORT_SECONDS) as pool:
         with pytest.raises(DatabaseUnavailable):
@@ -178,7 +186,8 @@ async def test_what_no_caller_has_taken_yet_expires_too(proxied: Proxied) -> Non
         await wait_until(none_is_left, AMPLE_SECONDS, "the end of the session")
 
 
-async def test_a_pool_that_ends_cuts_what_is_being_opened(proxied: Proxied) -> None:
+async def test_ending_a_pool_ends_its_openings(proxied: Proxied) -> None:
+    """Ending a pool also ends connections that are being opened."""
     async with pool_of(proxied.url, 1, wait_seconds=SHORT_SECONDS) as pool:
         proxied.proxy.arm(Blackhole())
         with pytest.raises(DatabaseUnavailable):
@@ -188,7 +197,9 @@ async def test_a_pool_that_ends_cuts_what_is_being_opened(proxied: Proxied) -> N
     await proxied.sessions_end()
 
 
-async def test_a_transaction_whose_error_was_swallowed_is_not_taken_for_committed(noting: db.Pool) -> None:
+async def test_a_swallowed_error_is_not_a_commit(noting: db.Pool) -> None:
+    """If the block swallows an error of a statement, the transaction raises instead of committing."""
+
     async def swallow() -> None:
         async with db.transaction(noting) as conn:
             with contextlib.suppress(asyncpg.PostgresError):
@@ -198,7 +209,8 @@ async def test_a_transaction_whose_error_was_swallowed_is_not_taken_for_committe
         await swallow()
 
 
-async def test_a_transaction_is_committed_when_it_ends_well(noting: db.Pool) -> None:
+async def test_a_transaction_commits(noting: db.Pool) -> None:
+    """A transaction commits when its block ends without an error."""
     async with db.transaction(noting) as conn:
         await conn.execute("INSERT INTO notes VALUES ('kept')")
         assert await notes(noting) == []
@@ -206,9 +218,9 @@ async def test_a_transaction_is_committed_when_it_ends_well(noting: db.Pool) -> 
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), asyncio.CancelledError()])
-async def test_a_transaction_is_rolled_back_on_any_error_which_goes_on_as_it_is(
-    noting: db.Pool, error: BaseException
-) -> None:
+async def test_any_error_rolls_a_transaction_back(noting: db.Pool, error: BaseException) -> None:
+    """Any error rolls the transaction back, and is raised unchanged."""
+
     async def fail() -> None:
         async with db.transaction(noting) as conn:
             await conn.execute("INSERT INTO notes VALUES ('lost')")
@@ -220,7 +232,8 @@ async def test_a_transaction_is_rolled_back_on_any_error_which_goes_on_as_it_is(
     assert await notes(noting) == []
 
 
-async def test_what_postgres_says_about_a_statement_is_not_taken_for_an_outage(noting: db.Pool) -> None:
+async def test_an_error_of_a_statement_is_no_outage(noting: db.Pool) -> None:
+    """An error of a statement is raised as it is."""
     with pytest.raises(asyncpg.UniqueViolationError):
         async with db.transaction(noting) as conn:
             await conn.execute("INSERT INTO notes VALUES ('twice'), ('twice')")
@@ -230,17 +243,16 @@ async def test_what_postgres_says_about_a_statement_is_not_taken_for_an_outage(n
 
 
 @pytest.mark.parametrize(("expected", "value"), [("int", 2**31), ("int", "text"), ("text", 1), ("text", "\ud800")])
-async def test_a_value_that_cannot_be_sent_is_our_bug_not_an_outage(
-    pool: db.Pool, expected: str, value: object
-) -> None:
+async def test_a_value_that_cannot_be_sent_is_no_outage(pool: db.Pool, expected: str, value: object) -> None:
+    """A value that asyncpg cannot encode raises DataError."""
     with pytest.raises(asyncpg.DataError):
         async with db.connection(pool) as conn:
             await conn.execute(f"SELECT $1::{expected}", value)
 
 
-async def test_a_cancelled_statement_does_not_reach_the_next_user_of_its_connection(
-    pool: db.Pool, database_url: str
-) -> None:
+async def test_a_cancelled_statement_affects_no_other_user(pool: db.Pool, database_url: str) -> None:
+    """The connection of a cancelled statement is not lent again."""
+
     async def endless(narrow: db.Pool) -> None:
         async with db.transaction(narrow) as conn:
             await conn.execute("SELECT pg_sleep(3600)")
@@ -258,7 +270,8 @@ async def test_a_cancelled_statement_does_not_reach_the_next_user_of_its_connect
         assert await answer(narrow) == 42
 
 
-async def test_a_process_that_froze_inside_a_transaction_does_not_hold_its_locks_for_ever(pool: db.Pool) -> None:
+async def test_a_frozen_process_loses_its_locks(pool: db.Pool) -> None:
+    """Postgres ends the session of a process that froze inside a transaction."""
     async with db.connection(pool) as conn:
         assert await conn.fetchval("SELECT current_setting('idle_in_transaction_session_timeout')") == "10s"
 

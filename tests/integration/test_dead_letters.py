@@ -1,4 +1,4 @@
-"""Dead letters in RabbitMQ: looked at without a trace, sent again without acting twice, removed when told to."""
+"""Dead letters in RabbitMQ: a peek changes nothing, a replay takes effect once, a purge removes."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -34,8 +34,8 @@ def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
 
 
 async def send_all(channel: AbstractChannel, *events: Envelope) -> None:
-    for each in events:
-        await send(channel, each.body(), headers=dict(each.headers()), message_id=str(each.id))
+    for envelope in events:
+        await send(channel, envelope.body(), headers=dict(envelope.headers()), message_id=str(envelope.id))
 
 
 async def story(pool: db.Pool, message_id: str) -> tuple[int, bool, bool]:
@@ -46,14 +46,14 @@ async def story(pool: db.Pool, message_id: str) -> tuple[int, bool, bool]:
 
 
 def without_count(headers: HeadersType) -> HeadersType:
-    """Leave out what the broker adds to every message of a quorum queue."""
+    """Remove the header that the broker adds to every message of a quorum queue."""
     return {name: value for name, value in headers.items() if name != "x-delivery-count"}
 
 
-async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and_a_replay_acts_once(
+async def test_dead_letters_have_reasons_and_replay_once(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
-    """Three unreadable messages and one that always fails, among others; each replayed twice."""
+    """Three unreadable messages and one that always fails, among others; each is replayed twice."""
     failing, fine = event(), [event() for _ in range(20)]
 
     async def handler(conn: db.Connection, envelope: Envelope) -> None:
@@ -72,16 +72,19 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
         await send_all(channel, *fine[10:])
         await holds(channel, 4)
         await effects.arrive(len(fine))
-        assert sorted(await effects.committed()) == sorted(each.id for each in fine)
+        assert sorted(await effects.committed()) == sorted(envelope.id for envelope in fine)
         _, findings = await go_over(letters, DeadLetterAction.PEEK)
-        told = {each.letter.id: (each.letter.reason, each.letter.attempts, each.inbox_state) for each in findings}
-        assert {name: verdict for name, (_, _, verdict) in told.items()} == {
+        shown = {
+            finding.letter.id: (finding.letter.reason, finding.letter.attempts, finding.inbox_state)
+            for finding in findings
+        }
+        assert {name: state for name, (_, _, state) in shown.items()} == {
             **dict.fromkeys(("one", "two", "three"), "unreadable"),
             str(failing.id): f"failed 2 times, last error: {REASON}",
         }
-        assert told[str(failing.id)][:2] == (REASON, 2)
-        assert told["one"][0].startswith("unreadable: the body is not JSON")
-        assert told["three"][0].startswith("unreadable: its attributes")
+        assert shown[str(failing.id)][:2] == (REASON, 2)
+        assert shown["one"][0].startswith("unreadable: the body is not JSON")
+        assert shown["three"][0].startswith("unreadable: its attributes")
         await holds(channel, 4)
         repaired = True
         for name in (str(failing.id), "one", "two", "three"):
@@ -90,18 +93,17 @@ async def test_what_cannot_be_handled_is_told_with_its_reason_all_else_flows_and
             await holds(channel, 3)
         summary, _ = await go_over(letters, DeadLetterAction.REPLAY, id=str(failing.id))
         assert summary.matched == 0
-        await send_all(channel, failing)  # the copy that a replay leaves behind when it is killed
+        await send_all(channel, failing)  # the copy that a killed replay leaves
         for name in ("one", "two", "three"):
             await go_over(letters, DeadLetterAction.REPLAY, id=name)
             await holds(channel, 3)
         await holds(channel, 0, QUEUE)
         await effects.arrive(len(fine) + 1)
-    assert sorted(await effects.committed()) == sorted(each.id for each in (*fine, failing))
+    assert sorted(await effects.committed()) == sorted(envelope.id for envelope in (*fine, failing))
 
 
-async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on_it(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
+async def test_a_replay_removes_the_dead_letter_headers(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """A replayed message is the original, without the headers that dead-lettering added."""
     sent = event(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     await set_aside(
         channel,
@@ -112,7 +114,7 @@ async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on
         timestamp=datetime(2026, 1, 2, tzinfo=UTC),
     )
     await holds(channel, 1)
-    await ids(letters)  # so that the broker counts a delivery on it
+    await ids(letters)  # so the broker counts a delivery
     await go_over(letters, DeadLetterAction.REPLAY)
     again = await next_message(channel, QUEUE)
     assert (again.message_id, again.type, again.body) == (str(sent.id), PLACED, sent.body())
@@ -123,17 +125,18 @@ async def test_a_replayed_message_is_the_same_without_what_dead_lettering_put_on
     assert await take(channel, DEAD_LETTER_QUEUE) is None
 
 
-async def test_a_replay_gives_all_attempts_again_unless_the_message_took_effect(
+async def test_a_replay_resets_the_attempts(
     pool: db.Pool, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
+    """A replay resets the attempts, unless the message took effect."""
     failed, done = event(), event()
     effects.failure = ValueError("no such thing")
     await effects.consumer(max_attempts=1).handle(failed)
     await effects.consumer(max_attempts=2).handle(done)
     effects.failure = None
     await effects.consumer(max_attempts=2).handle(done)
-    for each in (failed, done):
-        await set_aside(channel, each)
+    for envelope in (failed, done):
+        await set_aside(channel, envelope)
     await holds(channel, 2)
     assert await story(pool, str(failed.id)) == (1, True, False)
     _, (first, second) = await go_over(letters, DeadLetterAction.REPLAY)
@@ -148,10 +151,8 @@ async def test_a_replay_gives_all_attempts_again_unless_the_message_took_effect(
     assert await drained(channel, QUEUE) == [str(failed.id), str(done.id)]
 
 
-async def test_peeking_fifty_times_loses_nothing_and_keeps_the_order(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
-    """A broker of release 4 would drop a message that was given back more than twenty times, unless told otherwise."""
+async def test_fifty_peeks_keep_all_messages_in_order(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """With default limits, RabbitMQ 4 drops a message that was returned more than twenty times."""
     expected = await put_many(channel, 100)
     for number in range(50):
         assert await ids(letters, limit=100 if number % 2 else 7) == expected[: 100 if number % 2 else 7]
@@ -159,9 +160,8 @@ async def test_peeking_fifty_times_loses_nothing_and_keeps_the_order(
     assert await drained(channel) == expected
 
 
-async def test_what_is_not_meant_goes_back_in_order_and_what_is_meant_is_gone(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
+async def test_a_scan_keeps_the_order_of_the_other_letters(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """Matching letters are purged or replayed; the others return in order."""
     expected = await put_many(channel, 90)
     for number in (0, 44, 88):
         summary, _ = await go_over(letters, DeadLetterAction.PURGE, id=expected[number])
@@ -171,24 +171,28 @@ async def test_what_is_not_meant_goes_back_in_order_and_what_is_meant_is_gone(
     assert (summary.looked_at, summary.matched) == (2, 2)
     await holds(channel, 85)
     assert await drained(channel, QUEUE) == expected[1:3]
-    assert await drained(channel) == [each for each in expected[3:] if each not in {expected[44], expected[88]}]
+    assert await drained(channel) == [
+        letter_id for letter_id in expected[3:] if letter_id not in {expected[44], expected[88]}
+    ]
 
 
 @pytest.mark.parametrize("action", [DeadLetterAction.REPLAY, DeadLetterAction.PURGE])
-async def test_every_one_of_many_is_done_when_all_are_meant(
+async def test_all_of_many_letters_are_handled(
     channel: AbstractChannel, letters: DeadLetters, action: DeadLetterAction
 ) -> None:
+    """Without conditions, a replay or purge handles every one of 500 dead letters."""
     expected = await put_many(channel, 500)
     summary, findings = await go_over(letters, action)
     assert (summary.depth, summary.looked_at, summary.matched) == (500, 500, 500)
-    assert [each.letter.id for each in findings] == expected
+    assert [finding.letter.id for finding in findings] == expected
     await holds(channel, 0)
     assert sorted(filter(None, await drained(channel, QUEUE))) == (
         sorted(expected) if action is DeadLetterAction.REPLAY else []
     )
 
 
-async def test_since_means_those_that_failed_lately(channel: AbstractChannel, letters: DeadLetters) -> None:
+async def test_since_matches_recent_failures(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """`since_seconds` matches letters whose last failure is recent."""
     old, recent, silent = event(), event(), event()
     await set_aside(channel, old, minutes_ago=20)
     await set_aside(channel, recent, minutes_ago=10)
@@ -204,9 +208,10 @@ async def test_since_means_those_that_failed_lately(channel: AbstractChannel, le
     assert await drained(channel) == [str(old.id), str(silent.id)]
 
 
-async def test_what_the_broker_gave_up_by_itself_says_so(
+async def test_letters_dead_lettered_by_the_broker_say_so(
     rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
+    """Their reason comes from the broker's headers, which a replay removes."""
     sent = event()
     await send_all(channel, sent)
     async with await aio_pika.connect(rabbitmq_url) as connection:
@@ -215,7 +220,7 @@ async def test_what_the_broker_gave_up_by_itself_says_so(
     await holds(channel, 1)
     _, [finding] = await go_over(letters, DeadLetterAction.PEEK)
     letter = finding.letter
-    assert letter.reason == "rejected of orders.saga, as the broker says"
+    assert letter.reason == "rejected of orders.saga, by the broker"
     assert letter.last_failure_at is not None
     assert (letter.attempts, finding.inbox_state) == (None, "never seen")
     await go_over(letters, DeadLetterAction.REPLAY)
@@ -226,6 +231,7 @@ async def test_what_the_broker_gave_up_by_itself_says_so(
 async def test_a_dry_run_changes_nothing(
     pool: db.Pool, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
+    """A dry run changes neither the queue nor the inbox."""
     failed = event()
     effects.failure = ValueError("no such thing")
     await effects.consumer(max_attempts=1).handle(failed)
@@ -241,9 +247,8 @@ async def test_a_dry_run_changes_nothing(
     assert (await drained(channel))[0] == str(failed.id)
 
 
-async def test_headers_that_nobody_foresaw_are_shown_all_the_same(
-    channel: AbstractChannel, letters: DeadLetters
-) -> None:
+async def test_unexpected_headers_are_shown(channel: AbstractChannel, letters: DeadLetters) -> None:
+    """A letter with unexpected headers is listed too."""
     odd: list[dict[str, Any]] = [
         {"x-reason": 7, "x-attempts": "many", "x-first-failure-at": "yesterday", "x-last-failure-at": 12},
         {"x-reason": "a\x1b[31mred\n", "x-last-failure-at": "2026-01-01T00:00:00"},
@@ -254,9 +259,11 @@ async def test_headers_that_nobody_foresaw_are_shown_all_the_same(
         await channel.default_exchange.publish(aio_pika.Message(b"\xff", headers=headers), DEAD_LETTER_QUEUE)
     await holds(channel, 4)
     _, findings = await go_over(letters, DeadLetterAction.PEEK)
-    assert [(each.letter.reason, each.letter.attempts, each.letter.last_failure_at) for each in findings] == [
+    assert [
+        (finding.letter.reason, finding.letter.attempts, finding.letter.last_failure_at) for finding in findings
+    ] == [
         ("7", None, None),
         ("a [31mred ", None, None),
-        ("not told: neither x-reason nor x-death is there", None, None),
-        ("expired of , as the broker says", None, None),
+        ("unknown: the message has neither x-reason nor x-death", None, None),
+        ("expired of , by the broker", None, None),
     ]

@@ -1,4 +1,4 @@
-"""Passes over dead letters that something disturbs or cuts short: nothing is lost, nothing acts twice."""
+"""Scans of dead letters that are disturbed or interrupted: nothing is lost, nothing takes effect twice."""
 
 import contextlib
 from pathlib import Path
@@ -24,9 +24,10 @@ def letters(pool: db.Pool, rabbitmq_url: str) -> DeadLetters:
     return in_queue(pool, rabbitmq_url)
 
 
-async def test_what_comes_back_meanwhile_is_left_for_the_next_time(
+async def test_a_scan_skips_letters_that_return_during_it(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects, letters: DeadLetters
 ) -> None:
+    """Letters that return to the queue during a scan are left for the next scan."""
     await put_many(channel, 70)
     effects.failure = UnreadableMessage("no such thing")
     async with consuming(rabbitmq_url, effects.consumer(max_attempts=1)):
@@ -37,9 +38,11 @@ async def test_what_comes_back_meanwhile_is_left_for_the_next_time(
 
 
 @pytest.mark.parametrize("point", ["dlq.rearmed", "dlq.published"])
-async def test_a_replay_that_is_cut_off_loses_nothing_and_the_next_one_acts_once(
+async def test_an_interrupted_replay_can_be_repeated(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, effects: Effects, point: str
 ) -> None:
+    """An interrupted replay loses nothing, and the next one takes effect once."""
+
     class Cut(Exception):
         pass
 
@@ -57,12 +60,13 @@ async def test_a_replay_that_is_cut_off_loses_nothing_and_the_next_one_acts_once
         await holds(channel, 0)
         await holds(channel, 0, QUEUE)
         await effects.arrive(3)
-    assert sorted(str(each) for each in await effects.committed()) == sorted(expected)
+    assert sorted(str(message_id) for message_id in await effects.committed()) == sorted(expected)
 
 
-async def test_one_pass_at_a_time_sees_all_there_are(
+async def test_only_one_scan_runs_at_a_time(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
+    """A second scan is refused while one runs, so each scan sees all letters."""
     await put_many(channel, 2)
     async with scan(pool, rabbitmq_url) as other:
         assert len(await other.take(10)) == 2
@@ -71,37 +75,36 @@ async def test_one_pass_at_a_time_sees_all_there_are(
     assert len(await ids(letters)) == 2
 
 
-async def test_a_message_that_was_counted_and_never_comes_ends_the_pass(
-    pool: db.Pool, channel: AbstractChannel, rabbitmq_url: str
-) -> None:
+async def test_a_missing_message_ends_the_scan(pool: db.Pool, channel: AbstractChannel, rabbitmq_url: str) -> None:
+    """A scan ends if a message that it counted does not arrive."""
     expected = await put_many(channel, 3)
     dlq = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
-    async with scan(pool, rabbitmq_url) as one:
-        assert len(await one.take(2)) == 2
+    async with scan(pool, rabbitmq_url) as running:
+        assert len(await running.take(2)) == 2
         await dlq.purge()
-        assert len(await one.take(2)) == 1
-        one.depth = 4
-        assert await one.take(2) == []
+        assert len(await running.take(2)) == 1
+        running.depth = 4
+        assert await running.take(2) == []
     await holds(channel, 3)
     assert await drained(channel) == expected
 
 
 @pytest.mark.parametrize("url", ["amqp://127.0.0.1:1/", "amqp://orders:wrong@{}"])
-async def test_a_broker_out_of_reach_is_unavailable(pool: db.Pool, rabbitmq_url: str, url: str) -> None:
+async def test_an_unusable_broker_is_unavailable(pool: db.Pool, rabbitmq_url: str, url: str) -> None:
+    """A broker that cannot be reached, or refuses the user, raises BrokerUnavailable."""
     with pytest.raises(BrokerUnavailable):
         await ids(in_queue(pool, url.format(rabbitmq_url.rpartition("@")[2])))
 
 
-async def test_a_broker_that_dies_in_the_middle_of_a_pass_keeps_everything(
-    pool: db.Pool, server_directory: Path
-) -> None:
+async def test_a_broker_killed_during_a_scan_loses_nothing(pool: db.Pool, server_directory: Path) -> None:
+    """A broker that is killed during a scan keeps all dead letters."""
     async with servers.rabbitmq(server_directory) as broker:
 
         async def cut_short() -> None:
-            async with scan(pool, broker.url()) as one:
-                assert len(await one.take(1)) == 1
+            async with scan(pool, broker.url()) as running:
+                assert len(await running.take(1)) == 1
                 await broker.kill()
-                while await one.take(1):
+                while await running.take(1):
                     pass
 
         async with open_channel(broker.url()) as channel:

@@ -1,4 +1,4 @@
-"""Another server becomes the primary: sessions on the old one are dropped, and writes go on within seconds."""
+"""A failover: sessions on the demoted server are dropped, and writes continue within seconds."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ def either(first: Postgres, second: Postgres) -> str:
 
 
 async def becomes(api: httpx.AsyncClient, *statuses: int) -> None:
-    """Wait until placing an order and readiness are answered with these."""
+    """Wait for these responses to placing an order and to the readiness check."""
 
     async def seen() -> bool:
         order, ready = await api.post("/orders", json=LINE), await api.get("/readyz")
@@ -48,7 +48,7 @@ async def becomes(api: httpx.AsyncClient, *statuses: int) -> None:
 
 
 async def test_sessions_on_a_demoted_server_are_dropped(pair: Pair) -> None:
-    """The address leads to the new primary; sessions that were open stay connected to the old one, now read-only."""
+    """The address leads to the new primary, but open sessions stay on the old one, now read-only."""
     primary, standby = pair
     async with Proxy("127.0.0.1", primary.port, frames=postgres) as proxy, serving(proxy.url(primary.url)) as api:
         await becomes(api, 201, 200)
@@ -65,7 +65,7 @@ async def test_sessions_on_a_demoted_server_are_dropped(pair: Pair) -> None:
 
 
 async def test_reads_leave_a_demoted_server_too(pair: Pair) -> None:
-    """A process that is only asked for orders finds out by its readiness check, and reads from the new primary."""
+    """A process that only reads notices by its readiness check, and then reads from the new primary."""
     primary, standby = pair
     async with Proxy("127.0.0.1", primary.port, frames=postgres) as proxy, serving(proxy.url(primary.url)) as api:
         await becomes(api, 201, 200)
@@ -85,7 +85,7 @@ async def test_reads_leave_a_demoted_server_too(pair: Pair) -> None:
 
 
 async def test_readiness_recovers_over_a_long_link(database_url: str) -> None:
-    """A check that takes longer than a probe waits goes on, and its session serves the next one."""
+    """A check that takes longer than its probe waits continues, and its session serves the next probe."""
     limits = {"database_pool_wait_seconds": 1, "database_statement_seconds": 5}
     parts = urlsplit(database_url)
     async with (
@@ -99,7 +99,7 @@ async def test_readiness_recovers_over_a_long_link(database_url: str) -> None:
 
 
 async def test_a_url_of_two_hosts_leads_to_the_primary(pair: Pair) -> None:
-    """Also when the standby is named first, and when the primary falls silent and the standby takes its place."""
+    """Also if the standby is named first, and if the primary stops answering and the standby is promoted."""
     primary, standby = pair
     async with patient_pool(either(standby, primary), 1) as pool, db.connection(pool) as conn:
         assert await conn.fetchval("SELECT inet_server_port()") == primary.port
@@ -113,6 +113,7 @@ async def test_a_url_of_two_hosts_leads_to_the_primary(pair: Pair) -> None:
 
 
 async def test_a_server_in_recovery_is_unavailable(pair: Pair) -> None:
+    """A server in recovery raises DatabaseUnavailable."""
     _, standby = pair
     with pytest.raises(DatabaseUnavailable, match="in recovery"):
         await db.check(standby.url)

@@ -1,4 +1,4 @@
-"""The private RabbitMQ that fault tests use behaves as a broker that crashed and came back."""
+"""The private RabbitMQ of the fault tests behaves as a broker that crashes and restarts."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ async def publish(url: str, body: bytes) -> None:
     connection = await aio_pika.connect(url)
     async with connection:
         channel = await connection.channel(publisher_confirms=True)
-        # A classic queue: a quorum queue killed within about a second of its declaration comes back without a
+        # A classic queue: a quorum queue killed within about a second of its declaration returns without a
         # leader and without its messages, because its name is not on disk yet.
         await channel.declare_queue(QUEUE, durable=True)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
@@ -27,7 +27,7 @@ async def take(url: str) -> bytes:
         queue = await channel.get_queue(QUEUE)
         message = await queue.get()
         await message.ack()
-        await queue.delete(if_empty=False)  # the broker may be somebody's
+        await queue.delete(if_empty=False)  # the broker may be shared
         return message.body
 
 

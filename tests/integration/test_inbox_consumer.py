@@ -1,4 +1,4 @@
-"""The consumer: one message, one effect, whatever is delivered twice, at once, or in vain."""
+"""The consumer: each message takes effect once, even if it is delivered twice, concurrently, or after failures."""
 
 import asyncio
 from datetime import timedelta
@@ -21,7 +21,7 @@ FAILURE = ValueError("no such thing")
 
 
 async def row(pool: db.Pool, message: Envelope) -> dict[str, Any]:
-    """Return the message's inbox row, empty where there is none."""
+    """Return the message's inbox row, empty if there is none."""
     async with db.connection(pool) as conn:
         found = await conn.fetchrow("SELECT * FROM inbox WHERE message_id = $1", str(message.id))
         return dict(found or {})
@@ -35,7 +35,8 @@ async def first_time(pool: db.Pool, message: Envelope, *, fail: bool = False) ->
         return first
 
 
-async def test_a_message_takes_effect_the_first_time_only(pool: db.Pool, effects: Effects) -> None:
+async def test_a_second_delivery_has_no_effect(pool: db.Pool, effects: Effects) -> None:
+    """A message takes effect at its first delivery only."""
     signals, message = Observed(), event()
     consumer = effects.consumer(signals)
     assert [await consumer.handle(message) for _ in range(3)] == [Handled()] * 3
@@ -46,15 +47,17 @@ async def test_a_message_takes_effect_the_first_time_only(pool: db.Pool, effects
     assert (await row(pool, message))["processed_at"]
 
 
-async def test_deliveries_that_arrive_together_take_effect_once(effects: Effects) -> None:
+async def test_concurrent_deliveries_take_effect_once(effects: Effects) -> None:
+    """Concurrent deliveries of one message take effect once."""
     message = event()
     consumers = [effects.consumer() for _ in range(8)]
-    verdicts = await asyncio.gather(*(consumer.handle(message) for consumer in consumers))
-    assert verdicts == [Handled()] * 8
+    results = await asyncio.gather(*(consumer.handle(message) for consumer in consumers))
+    assert results == [Handled()] * 8
     assert await effects.committed() == [message.id]
 
 
-async def test_of_two_transactions_at_once_the_second_waits_and_takes_over_if_the_first_fails(pool: db.Pool) -> None:
+async def test_a_second_transaction_waits_for_the_first(pool: db.Pool) -> None:
+    """Of two concurrent transactions, the second waits, and takes over if the first fails."""
     message = event()
     async with db.connection(pool) as conn:
         transaction = conn.transaction()
@@ -66,34 +69,38 @@ async def test_of_two_transactions_at_once_the_second_waits_and_takes_over_if_th
     assert sorted([await second, await third]) == [False, True]
 
 
-async def test_each_consumer_has_its_own_first_time(pool: db.Pool) -> None:
+async def test_each_consumer_has_its_own_inbox(pool: db.Pool) -> None:
+    """A message takes effect once per consumer."""
     async with db.transaction(pool) as conn:
         assert await inbox.first_time(conn, "one", "message")
         assert await inbox.first_time(conn, "another", "message")
 
 
-async def test_a_claim_that_is_rolled_back_leaves_nothing(pool: db.Pool) -> None:
+async def test_a_rollback_leaves_no_inbox_row(pool: db.Pool) -> None:
+    """A rolled-back transaction leaves no inbox row."""
     message = event()
     with pytest.raises(ValueError, match="no such thing"):
         await first_time(pool, message, fail=True)
     assert await row(pool, message) == {}
 
 
-async def test_a_failing_handler_leaves_its_count_and_nothing_else(pool: db.Pool, effects: Effects) -> None:
+async def test_a_failure_leaves_only_its_count(pool: db.Pool, effects: Effects) -> None:
+    """A failing handler leaves its failure count and nothing else."""
     signals, message = Observed(), event()
     effects.failure = FAILURE
-    verdict = await effects.consumer(signals).handle(message)
-    assert isinstance(verdict, Retry)
-    assert verdict.in_seconds > 0
-    assert verdict.reason == "ValueError: no such thing"
+    result = await effects.consumer(signals).handle(message)
+    assert isinstance(result, Retry)
+    assert result.in_seconds > 0
+    assert result.reason == "ValueError: no such thing"
     assert await effects.committed() == []
     failed = await row(pool, message)
-    assert (failed["attempts"], failed["last_error"], failed["processed_at"]) == (1, verdict.reason, None)
+    assert (failed["attempts"], failed["last_error"], failed["processed_at"]) == (1, result.reason, None)
     assert counted(signals, "consumer_failed_total") == 1
     assert counted(signals, "consumer_processed_total") == 0
 
 
-async def test_a_message_that_recovers_takes_effect_once(effects: Effects) -> None:
+async def test_a_message_takes_effect_once_after_failures(effects: Effects) -> None:
+    """A message whose handler recovers takes effect once."""
     message, consumer = event(), effects.consumer()
     effects.failure = FAILURE
     await consumer.handle(message)
@@ -102,7 +109,8 @@ async def test_a_message_that_recovers_takes_effect_once(effects: Effects) -> No
     assert await effects.committed() == [message.id]
 
 
-async def test_attempts_are_counted_across_processes_until_the_message_is_dead(pool: db.Pool, effects: Effects) -> None:
+async def test_attempts_are_counted_across_processes(pool: db.Pool, effects: Effects) -> None:
+    """Attempts are counted across processes until the message is dead."""
     signals, message = Observed(), event()
     effects.failure = FAILURE
     for _ in range(2):
@@ -118,7 +126,8 @@ async def test_attempts_are_counted_across_processes_until_the_message_is_dead(p
     assert counted(signals, "consumer_failed_total") == 3
 
 
-async def test_a_dead_message_takes_effect_once_when_it_is_replayed_and_the_cause_is_gone(effects: Effects) -> None:
+async def test_a_replayed_message_takes_effect_once(effects: Effects) -> None:
+    """A dead message takes effect once if it is replayed after its cause was fixed."""
     message, consumer = event(), effects.consumer(max_attempts=1)
     effects.failure = FAILURE
     assert isinstance(await consumer.handle(message), Dead)
@@ -127,7 +136,8 @@ async def test_a_dead_message_takes_effect_once_when_it_is_replayed_and_the_caus
     assert await effects.committed() == [message.id]
 
 
-async def test_a_message_that_took_effect_cannot_be_killed_by_a_failing_release(effects: Effects) -> None:
+async def test_a_processed_message_cannot_become_dead(effects: Effects) -> None:
+    """A message that took effect cannot become dead in a release whose handler fails."""
     message, consumer = event(), effects.consumer(max_attempts=1)
     await consumer.handle(message)
     effects.failure = FAILURE
@@ -135,37 +145,42 @@ async def test_a_message_that_took_effect_cannot_be_killed_by_a_failing_release(
 
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800", "long " * 1_000], ids=["NUL", "surrogate", "long"])
-async def test_a_failure_counts_whatever_its_text_holds(pool: db.Pool, effects: Effects, text: str) -> None:
+async def test_a_failure_with_any_text_is_counted(pool: db.Pool, effects: Effects, text: str) -> None:
+    """A failure is counted whatever characters its text has."""
     message, consumer = event(), effects.consumer(max_attempts=2)
     effects.failure = ValueError(f"cannot read {text}")
-    verdicts = [await consumer.handle(message) for _ in range(2)]
-    assert [type(verdict) for verdict in verdicts] == [Retry, Dead]
-    for verdict in verdicts:
-        assert isinstance(verdict, Retry | Dead)
-        assert verdict.reason.startswith("ValueError: cannot read")
-        assert len(verdict.reason) <= 500
-        assert verdict.reason.isprintable()
+    results = [await consumer.handle(message) for _ in range(2)]
+    assert [type(result) for result in results] == [Retry, Dead]
+    for result in results:
+        assert isinstance(result, Retry | Dead)
+        assert result.reason.startswith("ValueError: cannot read")
+        assert len(result.reason) <= 500
+        assert result.reason.isprintable()
     assert (await row(pool, message))["attempts"] == 2
 
 
-async def test_a_type_that_nobody_handles_is_dead_at_once_and_the_inbox_knows(pool: db.Pool, effects: Effects) -> None:
+async def test_a_message_of_an_unknown_type_is_dead_at_once(pool: db.Pool, effects: Effects) -> None:
+    """A message of a type without a handler is dead at once, and has an inbox row."""
     message = event(event_type=CONFIRMED)
-    verdict = await effects.consumer().handle(message)
-    assert isinstance(verdict, Dead)
-    assert (verdict.reason, verdict.attempts) == (f"unknown type {CONFIRMED}", 1)
-    assert verdict.first_failure_at == verdict.last_failure_at
+    result = await effects.consumer().handle(message)
+    assert isinstance(result, Dead)
+    assert (result.reason, result.attempts) == (f"unknown type {CONFIRMED}", 1)
+    assert result.first_failure_at == result.last_failure_at
     assert (await row(pool, message))["dead_at"]
 
 
-async def test_a_message_that_its_handler_cannot_read_is_dead_at_once(effects: Effects) -> None:
+async def test_a_message_unreadable_to_its_handler_is_dead(effects: Effects) -> None:
+    """A message that its handler cannot read is dead at once."""
     effects.failure = UnreadableMessage("no total")
-    verdict = await effects.consumer().handle(event())
-    assert isinstance(verdict, Dead)
-    assert (verdict.reason, verdict.attempts) == ("unreadable: no total", 1)
+    result = await effects.consumer().handle(event())
+    assert isinstance(result, Dead)
+    assert (result.reason, result.attempts) == ("unreadable: no total", 1)
     assert await effects.committed() == []
 
 
-async def test_postgres_being_out_raises_and_counts_nothing(pool: db.Pool, effects: Effects) -> None:
+async def test_an_outage_of_postgres_counts_no_failure(pool: db.Pool, effects: Effects) -> None:
+    """While Postgres is down, `handle` raises, and no failure is counted."""
+
     async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
         await effects(conn, envelope)
         await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -182,7 +197,8 @@ async def test_postgres_being_out_raises_and_counts_nothing(pool: db.Pool, effec
 
 
 @pytest.mark.parametrize("deliveries", [1, 3])
-async def test_work_is_woken_after_the_commit_and_for_a_first_time_only(pool: db.Pool, deliveries: int) -> None:
+async def test_the_first_delivery_emits_after_its_commit(pool: db.Pool, deliveries: int) -> None:
+    """The fact is emitted after the commit, and for the first delivery only."""
     story: list[str] = []
 
     async def handle(_: db.Connection, __: Envelope) -> None:
@@ -198,7 +214,8 @@ async def test_work_is_woken_after_the_commit_and_for_a_first_time_only(pool: db
     assert story == ["effect", "consumer.committed", "woken", *repeated]
 
 
-async def test_a_handler_runs_within_the_trace_of_its_message(pool: db.Pool) -> None:
+async def test_a_handler_runs_in_the_trace_of_its_message(pool: db.Pool) -> None:
+    """A handler continues the trace of its message."""
     seen: list[str | None] = []
 
     async def handle(_: db.Connection, __: Envelope) -> None:

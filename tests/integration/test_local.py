@@ -1,4 +1,4 @@
-"""The in-process transport gives what the broker gives: a row is published only when its effect is committed."""
+"""The in-process transport: a row counts as published only when its handler's effect is committed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from app.observability.signals import Signals
 from tests.harness.events import CONFIRMED, PLACED, Effects, event, put
 from tests.harness.relays import local_transport, make_relay
 
-YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
+YEAR_SECONDS = 31_536_000.0  # full jitter makes pauses of any length up to this, so few are short
 
 
 def relay(pool: db.Pool, consumer: Consumer, *, max_attempts: int = 10) -> Relay:
@@ -46,40 +46,44 @@ async def publish(effects: Effects, *messages: Envelope, max_attempts: int = 3) 
     return await local_transport(effects.consumer(max_attempts=max_attempts)).publish(messages)
 
 
-async def test_a_message_with_a_handler_takes_effect_and_is_confirmed(effects: Effects) -> None:
+async def test_a_handled_message_is_confirmed(effects: Effects) -> None:
+    """A message with a handler takes effect and is confirmed."""
     messages = [event(), event()]
     assert await publish(effects, *messages) == [None, None]
-    assert await effects.committed() == [each.id for each in messages]
+    assert await effects.committed() == [message.id for message in messages]
 
 
-async def test_what_there_is_no_time_for_is_unconfirmed(effects: Effects) -> None:
+async def test_messages_without_time_are_unconfirmed(effects: Effects) -> None:
+    """Messages that the time does not suffice for are unconfirmed."""
     answers = await local_transport(effects.consumer()).publish([event(), event(event_type=CONFIRMED)], seconds=0)
     assert answers == [UNCONFIRMED, UNCONFIRMED]
     assert await effects.committed() == []
 
 
-async def test_a_message_without_a_handler_is_confirmed_as_by_an_exchange_without_a_queue(
-    pool: db.Pool, effects: Effects
-) -> None:
+async def test_a_message_without_a_handler_is_confirmed(pool: db.Pool, effects: Effects) -> None:
+    """As by an exchange without a queue."""
     assert await publish(effects, event(event_type=CONFIRMED)) == [None]
     async with db.connection(pool) as conn:
         assert await conn.fetchval("SELECT count(*) FROM inbox") == 0
 
 
-async def test_a_failing_handler_refuses_its_message_and_no_other(effects: Effects) -> None:
+async def test_a_failing_handler_refuses_its_message_only(effects: Effects) -> None:
+    """A failing handler refuses its message, and no other."""
     effects.failure = ValueError("no such thing")
     refused, fine = await publish(effects, event(), event(event_type=CONFIRMED))
     assert refused == Refusal("ValueError: no such thing")
     assert fine is None
 
 
-async def test_the_last_attempt_of_the_inbox_is_final(effects: Effects) -> None:
+async def test_the_last_attempt_is_a_final_refusal(effects: Effects) -> None:
+    """The last attempt by the inbox's count is a final refusal."""
     effects.failure, message = ValueError("no such thing"), event()
     answers = [await publish(effects, message, max_attempts=2) for _ in range(2)]
     assert [isinstance(refusal, Refusal) and refusal.final for (refusal,) in answers] == [False, True]
 
 
-async def test_a_row_is_published_when_its_effect_is_committed(pool: db.Pool, effects: Effects) -> None:
+async def test_a_row_is_published_after_its_effect(pool: db.Pool, effects: Effects) -> None:
+    """A row is published when its effect is committed."""
     message = event()
     await put(pool, message, event(event_type=CONFIRMED))
     assert await relay(pool, effects.consumer()).run_once() == 2
@@ -87,21 +91,23 @@ async def test_a_row_is_published_when_its_effect_is_committed(pool: db.Pool, ef
     assert await effects.committed() == [message.id]
 
 
-async def test_a_row_whose_handler_keeps_failing_is_parked_with_the_reason(pool: db.Pool, effects: Effects) -> None:
+async def test_a_row_whose_handler_keeps_failing_is_parked(pool: db.Pool, effects: Effects) -> None:
+    """After the last attempt, the row is parked with the reason."""
     effects.failure, message = ValueError("no such thing"), event()
     await put(pool, message)
-    one = relay(pool, effects.consumer(max_attempts=2))
+    publisher = relay(pool, effects.consumer(max_attempts=2))
     for _ in range(2):
         assert await parked(pool) == []
-        assert await one.run_once() == 1
+        assert await publisher.run_once() == 1
         await make_due(pool)
-    assert await one.run_once() == 0
+    assert await publisher.run_once() == 0
     assert await parked(pool) == [(message.id, "ValueError: no such thing")]
     assert await effects.committed() == []
 
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800"], ids=["NUL", "surrogate"])
-async def test_a_row_is_parked_whatever_the_failures_text_holds(pool: db.Pool, effects: Effects, text: str) -> None:
+async def test_a_failure_with_any_text_parks_the_row(pool: db.Pool, effects: Effects, text: str) -> None:
+    """A row is parked whatever characters the text of the failure has."""
     effects.failure, fine = ValueError(text), event(event_type=CONFIRMED)
     await put(pool, event(), fine)
     assert await relay(pool, effects.consumer(max_attempts=1)).run_once() == 2
@@ -109,9 +115,9 @@ async def test_a_row_is_parked_whatever_the_failures_text_holds(pool: db.Pool, e
     assert await published(pool) == 1
 
 
-async def test_postgres_out_in_the_middle_of_a_batch_gives_all_rows_back_and_nothing_takes_effect_twice(
-    pool: db.Pool, effects: Effects
-) -> None:
+async def test_an_outage_within_a_batch_releases_all_rows(pool: db.Pool, effects: Effects) -> None:
+    """If Postgres fails within a batch, all rows are released, and nothing takes effect twice."""
+
     async def second_time_unlucky(conn: db.Connection, envelope: Envelope) -> None:
         await effects(conn, envelope)
         if effects.calls == 2:
@@ -120,11 +126,11 @@ async def test_postgres_out_in_the_middle_of_a_batch_gives_all_rows_back_and_not
     messages = [event() for _ in range(3)]
     await put(pool, *messages)
     consumer = Consumer(pool, "effects", {PLACED: second_time_unlucky}, 1, Signals())
-    one = relay(pool, consumer)
+    publisher = relay(pool, consumer)
     with pytest.raises(DatabaseUnavailable):
-        await one.run_once()
+        await publisher.run_once()
     assert len(await effects.committed()) == 1
     assert await published(pool) == 0
-    assert await one.run_once() == 3
+    assert await publisher.run_once() == 3
     assert await published(pool) == 3
-    assert sorted(await effects.committed()) == sorted(each.id for each in messages)
+    assert sorted(await effects.committed()) == sorted(message.id for message in messages)

@@ -1,4 +1,4 @@
-"""A log reader that stalls or goes away stops the log, and nothing else."""
+"""A log reader that stalls or closes stops the log, and nothing else."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def is_live(api: httpx.AsyncClient) -> bool:
 
 @pytest.mark.parametrize("goes_away", [False, True], ids=["stalls", "goes away"])
 async def test_the_service_outlives_its_log_reader(database_url: str, *, goes_away: bool) -> None:
-    """Every order is answered, and the process ends in time; a reader that comes back misses nothing."""
+    """Every order is answered, and the process ends in time; a reader that resumes misses nothing."""
     port, (read_end, write_end) = free_port(), os.pipe()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     env |= {"ORDERS_DATABASE_URL": database_url, "ORDERS_ROLES": "api", "ORDERS_PORT": str(port)}
@@ -51,7 +51,7 @@ async def test_the_service_outlives_its_log_reader(database_url: str, *, goes_aw
         assert await is_live(api)
     if goes_away:
         process.terminate()
-    else:  # it comes back before the end: a process that ends waits only so long for it
+    else:  # it resumes before the end, because an ending process waits only briefly
         async with asyncio.timeout(AMPLE_SECONDS):
             assert await asyncio.to_thread(count_orders, read_end, process.pid) == ORDERS
     async with asyncio.timeout(AMPLE_SECONDS):
@@ -59,7 +59,7 @@ async def test_the_service_outlives_its_log_reader(database_url: str, *, goes_aw
 
 
 def count_orders(descriptor: int, pid: int) -> int:
-    """Read the log to the last of the orders, tell the process to end, and read the rest; count the orders in it."""
+    """Read the log up to the last order, stop the process, read the rest, and count the orders."""
     with open(descriptor, encoding="utf-8") as log:
         seen = 0
         while seen < ORDERS:
@@ -89,6 +89,7 @@ def lines_dropped() -> float:
 
 
 async def test_lines_beyond_the_queue_are_dropped_and_counted(stalled: tuple[logging.Logger, int]) -> None:
+    """Lines that do not fit into the queue are dropped, counted, and reported."""
     logger, read_end = stalled
     before = lines_dropped()
     sent = 2 * LOG_QUEUE_LINES
@@ -111,7 +112,7 @@ async def test_lines_beyond_the_queue_are_dropped_and_counted(stalled: tuple[log
 async def test_a_reader_that_does_not_block_gets_every_line(stalled: tuple[logging.Logger, int]) -> None:
     """A terminal or a parent process may have made the file non-blocking."""
     logger, read_end = stalled
-    handler = next(each for each in logger.handlers if isinstance(each, BackgroundHandler))
+    handler = next(candidate for candidate in logger.handlers if isinstance(candidate, BackgroundHandler))
     os.set_blocking(handler.descriptor, False)
     before, sent = lines_dropped(), LOG_QUEUE_LINES // 2
     for number in range(sent):

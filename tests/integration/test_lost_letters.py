@@ -1,4 +1,4 @@
-"""An order whose dead letter got lost is started all the same, once; one whose dead letter waits is an operator's."""
+"""Lost dead letters: the order is started once. Dead letters that still exist wait for an operator."""
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
@@ -51,14 +51,14 @@ class Counting:
     @contextlib.asynccontextmanager
     async def scan(self) -> AsyncIterator[DeadLetterScan]:
         self.passes += 1
-        async with self._source.scan() as one:
-            yield Blind(one) if self._blind else one
+        async with self._source.scan() as scan:
+            yield Blind(scan) if self._blind else scan
 
 
 class Blind:
-    def __init__(self, one: DeadLetterScan) -> None:
-        self.depth = one.depth
-        self.replay, self.purge = one.replay, one.purge
+    def __init__(self, scan: DeadLetterScan) -> None:
+        self.depth = scan.depth
+        self.replay, self.purge = scan.replay, scan.purge
 
     async def take(self, _: int) -> list[DeadLetter]:
         return []
@@ -69,10 +69,10 @@ def searching(letters: DeadLetters, pause_seconds: float = 0, signals: Observed 
 
 
 async def look(letters: DeadLetters, times: int = 3) -> None:
-    """Look so many times without a pause."""
-    one = searching(letters)
+    """Scan `times` times without a pause."""
+    search = searching(letters)
     for _ in range(times):
-        await one.run_once()
+        await search.run_once()
 
 
 async def confirmed(pool: db.Pool, ids: Sequence[UUID]) -> bool:
@@ -80,10 +80,10 @@ async def confirmed(pool: db.Pool, ids: Sequence[UUID]) -> bool:
     return bool(found == len(ids))
 
 
-async def test_an_order_whose_dead_letter_got_lost_is_confirmed(
+async def test_an_order_with_a_lost_dead_letter_is_confirmed(
     pool: db.Pool, database_url: str, rabbitmq_url: str, channel: AbstractChannel, sandbox_url: str
 ) -> None:
-    """Its event is sent again with all its attempts, and takes effect once."""
+    """Its event is resent with all its attempts, and takes effect once."""
     ids = await dead_lettered(pool, rabbitmq_url, channel, 2)
     await purge_by_hand(channel)
     urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
@@ -96,15 +96,16 @@ async def test_an_order_whose_dead_letter_got_lost_is_confirmed(
     assert await pool.fetchval("SELECT count(*) FROM sagas") == 2
 
 
-async def test_only_the_lost_ones_are_sent_again(
+async def test_only_lost_dead_letters_are_resent(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
+    """Events whose dead letters still exist are not resent."""
     [lost] = await dead_lettered(pool, rabbitmq_url, channel)
     await purge_by_hand(channel)
     [waiting] = await dead_lettered(pool, rabbitmq_url, channel)
     signals = Observed()
-    one = searching(letters, signals=signals)
-    assert [await one.run_once() for _ in range(2)] == [0, 1]
+    search = searching(letters, signals=signals)
+    assert [await search.run_once() for _ in range(2)] == [0, 1]
     assert await pending(pool) == {lost}
     assert counted(signals, "outbox_resent_total") == 1
     records = {row["message_id"]: row["dead_at"] for row in await pool.fetch("SELECT * FROM inbox")}
@@ -116,6 +117,7 @@ async def test_only_the_lost_ones_are_sent_again(
 async def test_the_pause_before_each_resend_doubles(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
+    """Each resend of an event doubles the pause before its next one."""
     [order_id] = await dead_lettered(pool, rabbitmq_url, channel)
     await purge_by_hand(channel)
     minutes = "UPDATE outbox SET resends = 5, published_at = clock_timestamp() - make_interval(mins => $1)"
@@ -125,10 +127,10 @@ async def test_the_pause_before_each_resend_doubles(
         assert await pending(pool) == again
 
 
-async def test_an_event_dead_for_less_than_a_minute_is_left_alone(
+async def test_a_recently_dead_event_is_not_resent(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
-    """Its dead letter may be on its way: the inbox is told first. No look is made for it."""
+    """The inbox is written before the dead letter, which may still be in transit. No scan is made for it."""
     await dead_lettered(pool, rabbitmq_url, channel)
     await purge_by_hand(channel)
     await pool.execute("UPDATE inbox SET dead_at = clock_timestamp()")
@@ -137,10 +139,10 @@ async def test_an_event_dead_for_less_than_a_minute_is_left_alone(
     assert (await pending(pool), place.passes) == (set(), 0)
 
 
-async def test_a_look_that_does_not_see_all_proves_nothing(
+async def test_an_incomplete_scan_proves_nothing(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
-    """One ends before the end; one cannot begin, since another pass has the dead letters."""
+    """One scan ends early; another cannot start, because a third one holds the dead letters."""
     await dead_lettered(pool, rabbitmq_url, channel)
     blind = Counting(letters.source, blind=True)
     await look(DeadLetters(pool, SAGA_QUEUE, blind))
@@ -150,10 +152,10 @@ async def test_a_look_that_does_not_see_all_proves_nothing(
     assert (await pending(pool), blind.passes) == (set(), 3)
 
 
-async def test_a_queue_with_a_delivery_limit_is_not_scanned_by_itself(
+async def test_a_queue_with_a_low_limit_is_never_scanned(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
-    """As an older release declared it: 20 scans would use up its dead letters, and RabbitMQ 4 drops them then."""
+    """RabbitMQ 4 would drop the dead letters of a queue from an older release after 20 scans."""
     await channel.queue_delete(DEAD_LETTER_QUEUE)
     arguments: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": 20}
     await channel.declare_queue(DEAD_LETTER_QUEUE, durable=True, arguments=arguments)
@@ -170,16 +172,17 @@ async def test_a_queue_with_a_delivery_limit_is_not_scanned_by_itself(
         await channel.queue_delete(DEAD_LETTER_QUEUE)
 
 
-async def test_looks_stop_while_nothing_is_in_question(
+async def test_no_scan_runs_while_no_event_is_due(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, letters: DeadLetters
 ) -> None:
+    """Scans stop while no event is due for a resend."""
     [order_id] = await dead_lettered(pool, rabbitmq_url, channel)
     place = Counting(letters.source)
     counting = DeadLetters(pool, SAGA_QUEUE, place)
     patient = searching(counting, pause_seconds=3600)
     for _ in range(3):
         await patient.run_once()
-    assert place.passes == 1  # and none before the pause is over
+    assert place.passes == 1  # no other scan before the pause is over
     await look(counting)
     assert place.passes == 4
     async with db.connection(pool) as conn:
@@ -192,8 +195,8 @@ async def test_looks_stop_while_nothing_is_in_question(
     assert place.passes == 4
 
 
-async def test_without_a_broker_parked_rows_are_where_they_were(pool: db.Pool) -> None:
-    """A dead row that was published went to a broker that is not used any more: it is handled here."""
+async def test_parked_rows_are_not_lost(pool: db.Pool) -> None:
+    """Without a broker, a dead row is resent only if an earlier broker got it; a parked row is not."""
     await lived_through(pool, 2, "2 days", "pending")
     await pool.execute("TRUNCATE sagas CASCADE")
     await pool.execute("UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp() - interval '1 hour'")
@@ -215,10 +218,10 @@ async def test_without_a_broker_parked_rows_are_where_they_were(pool: db.Pool) -
     ("roles", "rabbitmq_url", "looks"),
     [("janitor", "", False), ("janitor", "amqp://127.0.0.1", True), ("relay,consumer,janitor", "", True)],
 )
-async def test_only_a_process_that_knows_the_transport_looks(
+async def test_a_lone_janitor_without_a_broker_does_not_scan(
     pool: db.Pool, database_url: str, roles: str, rabbitmq_url: str, looks: bool
 ) -> None:
-    """Without a broker's URL a process alone with the janitor would take for lost what waits in the others' queue."""
+    """Without a broker's URL, it would take the letters in the other processes' queue for lost."""
     urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), "http://127.0.0.1")
     settings = load(Settings, database_url=database_url, roles=roles, rabbitmq_url=rabbitmq_url, **urls)
     lease, signals = bootstrap.transport_lease(settings), Observed()
@@ -229,7 +232,8 @@ async def test_only_a_process_that_knows_the_transport_looks(
     assert ("lost-letters" in names, "janitor" in names) == (looks, True)
 
 
-async def test_dead_events_are_found_without_reading_a_table(pool: db.Pool) -> None:
+async def test_dead_events_are_found_by_an_index(pool: db.Pool) -> None:
+    """The query for dead events reads no table from end to end."""
     await lived_through(pool, 20_000, "1 day")
     await pool.execute(
         """

@@ -1,4 +1,4 @@
-"""Messages as others read them: by the document that we publish, and by the CloudEvents project's own SDK."""
+"""Messages as other readers see them: by the published document, and by the CloudEvents project's own SDK."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ ENDS: dict[Status, tuple[Status | None, Reason | None]] = {
 
 
 async def event_at(pool: db.Pool, status: Status) -> Envelope:
-    """Bring a new order to this status; return the event that tells of it."""
+    """Bring a new order to this status; return the event of it."""
     order = await placed(pool, customer_id="Zoë ✓")
     before, reason = ENDS[status]
     async with db.transaction(pool) as conn:
@@ -44,7 +44,7 @@ async def event_at(pool: db.Pool, status: Status) -> Envelope:
 
 
 async def sent(url: str, event: Envelope) -> AbstractIncomingMessage:
-    """Publish as the relay does; return the message as a listener of its own gets it."""
+    """Publish as the relay does; return the message that a listener receives."""
     async with open_channel(url) as channel, publishing(url) as transport:
         queue = await listen(channel, event.routing_key)
         assert await transport.publish([event]) == [None]
@@ -52,7 +52,8 @@ async def sent(url: str, event: Envelope) -> AbstractIncomingMessage:
 
 
 @pytest.mark.parametrize("status", ENDS)
-async def test_every_event_is_as_the_document_says(pool: db.Pool, rabbitmq_url: str, status: Status) -> None:
+async def test_every_event_matches_the_document(pool: db.Pool, rabbitmq_url: str, status: Status) -> None:
+    """Every event is valid by the AsyncAPI document."""
     event = await event_at(pool, status)
     message = await sent(rabbitmq_url, event)
     check(message.routing_key.replace(".", "_"), message.headers, json.loads(message.body))  # type: ignore[union-attr]
@@ -65,9 +66,8 @@ async def test_every_event_is_as_the_document_says(pool: db.Pool, rabbitmq_url: 
 
 
 @pytest.mark.parametrize("status", ENDS)
-async def test_every_event_is_what_we_meant_to_the_official_sdk(
-    pool: db.Pool, rabbitmq_url: str, status: Status
-) -> None:
+async def test_the_official_sdk_reads_every_event(pool: db.Pool, rabbitmq_url: str, status: Status) -> None:
+    """The CloudEvents SDK reads the attributes that were sent."""
     event = await event_at(pool, status)
     message = await sent(rabbitmq_url, event)
     read = amqp.from_amqp(
@@ -87,7 +87,8 @@ async def test_every_event_is_what_we_meant_to_the_official_sdk(
     assert read.get_data() == event.data
 
 
-async def test_a_dead_letter_is_as_the_document_says(pool: db.Pool, rabbitmq_url: str) -> None:
+async def test_a_dead_letter_matches_the_document(pool: db.Pool, rabbitmq_url: str) -> None:
+    """A dead letter is valid by the AsyncAPI document."""
     consumer = Consumer(pool, "saga", {}, 1, Signals())
     subscription = RabbitSubscription(rabbitmq_url, consumer, SAGA_QUEUE, 10)
     task = asyncio.create_task(subscription.run())

@@ -1,4 +1,4 @@
-"""What the outbox costs: the same after a year as on the first day, whatever the planner believes of the table."""
+"""The cost of the outbox does not grow with history, whatever the planner's statistics are."""
 
 import itertools
 from functools import partial
@@ -37,7 +37,7 @@ async def claim_and_settle(conn: db.Connection) -> None:
 
 @pytest.fixture
 async def first_day(pool: db.Pool) -> int:
-    """Pages that a batch touches in a table that has hardly more rows than it."""
+    """Return the pages that a batch touches in a table with hardly any other rows."""
     await add(pool, BATCH * 2, published=False)
     return buffers(await plans_of(pool, claim_and_settle))
 
@@ -50,33 +50,35 @@ async def cost(pool: db.Pool) -> tuple[list[Plan], int]:
     return plans, buffers(plans)
 
 
-async def test_a_batch_costs_the_same_behind_a_long_history(pool: db.Pool, first_day: int) -> None:
+async def test_a_batch_costs_the_same_after_a_long_history(pool: db.Pool, first_day: int) -> None:
+    """A batch touches less than twice as many pages after a long history."""
     await add(pool, HISTORY, published=True)
-    for _ in range(2):  # the deeper tree of the primary key is all that it may notice
+    for _ in range(2):  # only the deeper tree of the primary key may cost more
         _, touched = await cost(pool)
         assert touched < first_day * 2
         await pool.execute("ANALYZE outbox")
 
 
-async def test_a_batch_costs_the_same_in_an_outage_that_the_statistics_know_nothing_of(
-    pool: db.Pool, first_day: int
-) -> None:
+async def test_a_batch_costs_the_same_with_old_statistics(pool: db.Pool, first_day: int) -> None:
+    """In an outage, the statistics still describe a nearly empty table."""
     await add(pool, HISTORY, published=True)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
-    await pool.execute("ANALYZE outbox")  # there is nothing pending, it says
+    await pool.execute("ANALYZE outbox")  # the statistics say that no row is pending
     await add(pool, BACKLOG, published=False)
     _, touched = await cost(pool)
     assert touched < first_day * 2
 
 
-async def test_rows_that_wait_for_their_next_attempt_are_not_looked_at(pool: db.Pool) -> None:
+async def test_rows_that_are_not_due_are_not_read(pool: db.Pool) -> None:
+    """A claim does not read rows that wait for their next attempt."""
     await add(pool, BACKLOG, published=False)
     await pool.execute("UPDATE outbox SET next_attempt_at = clock_timestamp() + interval '1 hour'")
     await pool.execute("VACUUM ANALYZE outbox")
     assert buffers(await plans_of(pool, partial(outbox.claim, token=uuid4(), limit=BATCH, lease_seconds=30))) < 20
 
 
-async def test_a_plan_made_for_any_values_is_the_same(pool: db.Pool, first_day: int) -> None:
+async def test_the_generic_plan_is_the_same(pool: db.Pool, first_day: int) -> None:
+    """The generic plan costs less than twice as much as a custom plan for few rows."""
     await add(pool, HISTORY, published=True)
     await add(pool, BACKLOG, published=False)
     await pool.execute("ANALYZE outbox")
@@ -87,17 +89,18 @@ async def test_a_plan_made_for_any_values_is_the_same(pool: db.Pool, first_day: 
     assert touched < first_day * 2
 
 
-async def test_what_was_published_is_stepped_over_once_and_its_dead_entries_are_cleared_by_a_fixed_number(
+async def test_dead_index_entries_are_vacuumed_early(
     pool: db.Pool,
 ) -> None:
-    """A share of the table, as is the default, would let each claim step over more of them with every year."""
+    """By default, a vacuum waits for a share of the table, so claims would get slower every year."""
     query = "SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL AND relkind = 'r'"
     found = {row["relname"]: set(row["reloptions"]) for row in await pool.fetch(query)}
     expected = {"autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=20000"}
     assert found == dict.fromkeys(("outbox", "inbox", "orders", "sagas", "idempotency_keys"), expected)
 
 
-async def test_old_and_new_rows_together_are_counted_by_the_partial_index(pool: db.Pool) -> None:
+async def test_pending_rows_are_counted_by_the_index(pool: db.Pool) -> None:
+    """Old and new rows are counted by the partial index."""
     await add(pool, HISTORY, published=True)
     await add(pool, 10, published=False)
     await pool.execute("VACUUM ANALYZE outbox")
@@ -110,28 +113,29 @@ async def test_old_and_new_rows_together_are_counted_by_the_partial_index(pool: 
 @pytest.mark.parametrize(
     ("limit", "tick_seconds", "looks"), [(1_000_000, 0, 1), (1_000_000, 1, 2), (100, 0, 100), (100, 1, 5)]
 )
-async def test_the_backlog_is_counted_again_only_when_the_room_that_was_left_can_be_filled_and_never_all_the_time(
+async def test_the_backlog_is_counted_only_when_needed(
     pool: db.Pool, database_url: str, limit: int, tick_seconds: int, looks: int
 ) -> None:
-    """On a clock that goes on whenever it is read: room for a million is good for 50 s, and a look costs one tick."""
+    """The clock advances with each reading: room for a million lasts 50 s, and a count costs one tick."""
     statements: list[str] = []
     async with db.open_pool(database_url, 1, wait_seconds=AMPLE_SECONDS) as narrow:
         async with db.connection(narrow) as conn:
             conn.add_query_logger(lambda query: statements.append(query.query))
         await add(pool, 100, published=False)
-        one = Backpressure(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
+        backlog = Backpressure(narrow, limit, clock=itertools.count(step=tick_seconds).__next__)
         for _ in range(100):
-            await one.run_once()
+            await backlog.run_once()
         assert len(statements) == looks
-        one.require_room()
+        backlog.require_room()
 
 
-async def test_a_backlog_over_its_limit_is_noticed_though_there_was_room_before(pool: db.Pool) -> None:
+async def test_a_backlog_over_its_limit_is_noticed(pool: db.Pool) -> None:
+    """A backlog over its limit is noticed even if there was room before."""
     await add(pool, 100, published=False)
-    one = Backpressure(pool, 100, clock=lambda: 0.0)
-    await one.run_once()
-    one.require_room()
+    backlog = Backpressure(pool, 100, clock=lambda: 0.0)
+    await backlog.run_once()
+    backlog.require_room()
     await add(pool, 1, published=False)
-    await one.run_once()
+    await backlog.run_once()
     with pytest.raises(OutboxFull):
-        one.require_room()
+        backlog.require_room()

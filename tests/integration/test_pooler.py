@@ -1,4 +1,4 @@
-"""The service behind PgBouncer, which lends sessions and refuses start-up parameters that it does not know."""
+"""The service behind PgBouncer, which refuses unknown start-up parameters."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,6 +32,7 @@ async def shown(conn: db.Connection) -> dict[str, str]:
 
 
 async def test_orders_are_placed_through_a_session_pooler(pooled_url: str) -> None:
+    """Orders can be placed through PgBouncer in session mode."""
     assert await orders("migrate", database_url=pooled_url) == (0, "the schema is current\n", "")
     async with serving(pooled_url) as api:
         answers = [await api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}) for _ in range(2)]
@@ -40,10 +41,11 @@ async def test_orders_are_placed_through_a_session_pooler(pooled_url: str) -> No
         assert (await api.get("/readyz")).status_code == 200
 
 
-async def test_every_session_has_our_settings_and_leaves_none(pooled_url: str) -> None:
-    for _ in range(2):  # the second one is lent the server's session of the first
+async def test_every_session_has_our_settings(pooled_url: str) -> None:
+    """Every session has the service's settings, and leaves none to the pooler's other clients."""
+    for _ in range(2):  # the second pool gets the server's session of the first
         async with patient_pool(pooled_url, 1) as pool:
-            for _ in range(2):  # for the next user of the connection too
+            for _ in range(2):  # the next user of the connection has them too
                 async with db.connection(pool) as conn:
                     assert await shown(conn) == OURS
     stranger = await asyncpg.connect(pooled_url)

@@ -1,4 +1,4 @@
-"""The fault proxy: without faults nobody notices it; each fault does what it says, to whom it says, and is counted."""
+"""The fault proxy: it forwards unchanged without faults; each fault does only what it says, and is counted."""
 
 import asyncio
 import contextlib
@@ -27,6 +27,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 async def test_large_parameters_and_results_arrive_whole(proxied: Proxied) -> None:
+    """Large statements and results pass the proxy unchanged."""
     text = "".join(map(str, range(2_000_000)))
     assert await proxied.client.fetchval("SELECT $1::text", text) == text
     rows = await proxied.client.fetch("SELECT n FROM generate_series(1, 200000) n")
@@ -34,19 +35,22 @@ async def test_large_parameters_and_results_arrive_whole(proxied: Proxied) -> No
 
 
 async def test_concurrent_connections_do_not_mix(proxied: Proxied) -> None:
+    """Each of many concurrent connections gets its own answers."""
+
     async def note(number: int) -> None:
         async with client_of(proxied.url) as conn:
-            for each in range(10):
+            for round_ in range(10):
                 async with conn.transaction():
-                    await conn.execute("INSERT INTO notes VALUES ($1)", f"{number:02} {each}")
+                    await conn.execute("INSERT INTO notes VALUES ($1)", f"{number:02} {round_}")
                 assert await conn.fetchval("SELECT $1::int", number) == number
 
     await asyncio.gather(*map(note, range(40)))
-    assert await proxied.notes() == [f"{number:02} {each}" for number in range(40) for each in range(10)]
+    assert await proxied.notes() == [f"{number:02} {round_}" for number in range(40) for round_ in range(10)]
 
 
 @pytest.mark.parametrize("mode", ["disable", "prefer"])
-async def test_frames_are_seen_whether_or_not_the_client_would_encrypt(proxied: Proxied, mode: str) -> None:
+async def test_frames_are_seen_with_any_ssl_mode(proxied: Proxied, mode: str) -> None:
+    """The proxy declines encryption, so it reads the frames of every client."""
     proxied.proxy.arm(ANSWER)
     async with client_of(f"{proxied.url}?sslmode={mode}") as conn:
         with pytest.raises(LOST):
@@ -61,7 +65,8 @@ async def test_a_statement_can_be_cancelled(proxied: Proxied) -> None:
     assert await proxied.client.fetchval("SELECT 42") == 42
 
 
-async def test_what_the_server_says_before_it_ends_a_session_arrives(proxied: Proxied) -> None:
+async def test_the_last_message_of_a_session_arrives(proxied: Proxied) -> None:
+    """The server's message before it ends a session reaches the client."""
     task = asyncio.create_task(proxied.client.execute(SLEEP))
     await proxied.server_waits("PgSleep")
     await proxied.witness.execute("SELECT pg_terminate_backend($1)", proxied.client.get_server_pid())
@@ -69,18 +74,21 @@ async def test_what_the_server_says_before_it_ends_a_session_arrives(proxied: Pr
         await task
 
 
-async def test_a_client_that_goes_takes_its_session_along(proxied: Proxied) -> None:
+async def test_a_client_that_leaves_ends_its_session(proxied: Proxied) -> None:
+    """When the client disconnects, its session on the server ends."""
     proxied.client.terminate()
     await proxied.sessions_end()
 
 
-async def test_an_upstream_that_is_out_shows_as_a_connection_that_closes(free_port: int) -> None:
+async def test_a_dead_upstream_closes_connections(free_port: int) -> None:
+    """If the upstream is down, the proxy accepts a connection and closes it."""
     async with Proxy("127.0.0.1", free_port, frames=postgres) as proxy:
         with pytest.raises(LOST):
             await asyncpg.connect(f"postgresql://nobody@127.0.0.1:{proxy.port}/nowhere")
 
 
-async def test_a_proxy_that_is_left_leaves_no_connection(proxied: Proxied) -> None:
+async def test_leaving_the_proxy_closes_its_connections(proxied: Proxied) -> None:
+    """Leaving the proxy's context closes every connection."""
     proxy = Proxy("127.0.0.1", proxied.proxy.port, frames=postgres)
     async with contextlib.AsyncExitStack() as clients:
         async with proxy:
@@ -110,9 +118,10 @@ async def test_a_delayed_connection_works_and_keeps_the_order(database_url: str)
     ],
     ids=str,
 )
-async def test_a_delay_holds_the_chunks_of_its_direction(
+async def test_a_delay_affects_its_direction_only(
     proxied: Proxied, delay: Delay | Throttle, arrived: list[str]
 ) -> None:
+    """A delay holds the chunks of its direction, and no others."""
     proxied.proxy.arm(delay)
     task = asyncio.create_task(proxied.client.execute(INSERT))
     await wait_until(lambda: proxied.proxy.struck[delay], AMPLE_SECONDS, "strike")
@@ -125,11 +134,12 @@ async def test_a_delay_holds_the_chunks_of_its_direction(
     assert await proxied.notes() == arrived
 
 
-async def test_a_sender_waits_while_much_of_what_it_sent_is_held(proxied: Proxied) -> None:
+async def test_a_sender_waits_while_much_is_queued(proxied: Proxied) -> None:
+    """The proxy stops reading from a sender while much of its data is queued."""
     proxied.proxy.arm(Delay(NEVER_SECONDS, Direction.DOWN, times=1))
     task = asyncio.create_task(proxied.client.execute("SELECT repeat('x', 1000) FROM generate_series(1, 30000)"))
     await proxied.server_waits("ClientWrite")
-    for _ in range(200):  # round trips: time enough for the proxy to take all of it
+    for _ in range(200):  # round trips: enough time for the proxy to read everything
         await proxied.notes()
     await proxied.server_waits("ClientWrite")
     proxied.proxy.cut()
@@ -137,7 +147,8 @@ async def test_a_sender_waits_while_much_of_what_it_sent_is_held(proxied: Proxie
         await task
 
 
-async def test_a_blackhole_holds_open_and_new_connections_until_it_is_lifted(proxied: Proxied) -> None:
+async def test_a_blackhole_holds_all_connections(proxied: Proxied) -> None:
+    """A blackhole holds open and new connections until it is disarmed."""
     blackhole = Blackhole()
     proxied.proxy.arm(blackhole)
     both = asyncio.gather(by_a_transaction(proxied.client), proxied.answers())
@@ -150,7 +161,8 @@ async def test_a_blackhole_holds_open_and_new_connections_until_it_is_lifted(pro
     assert await proxied.notes() == ["kept"]
 
 
-async def test_a_commit_held_in_a_blackhole_arrives_after_its_client_has_gone(proxied: Proxied) -> None:
+async def test_a_commit_leaves_a_blackhole_late(proxied: Proxied) -> None:
+    """A COMMIT held in a blackhole arrives even after its client has left."""
     await proxied.client.execute(f"BEGIN; {INSERT}")
     proxied.proxy.arm(Blackhole())
     with pytest.raises(TimeoutError):
@@ -161,7 +173,8 @@ async def test_a_commit_held_in_a_blackhole_arrives_after_its_client_has_gone(pr
     await wait_until(proxied.notes, AMPLE_SECONDS, "late commit")
 
 
-async def test_a_reset_ends_open_and_new_connections_with_an_rst(proxied: Proxied) -> None:
+async def test_a_reset_ends_open_and_new_connections(proxied: Proxied) -> None:
+    """A reset ends open and new connections with a TCP RST."""
     reset = Reset()
     reader, writer = await asyncio.open_connection("127.0.0.1", proxied.proxy.port)
     assert await proxied.client.fetchval("SELECT 42") == 42  # by then the proxy has accepted the other one too
@@ -172,11 +185,12 @@ async def test_a_reset_ends_open_and_new_connections_with_an_rst(proxied: Proxie
     assert proxied.proxy.struck == {reset: 2}
     writer.close()
     with pytest.raises(ConnectionResetError):
-        await asyncpg.connect(proxied.url, ssl=False)  # which it would try once more without SSL, otherwise
+        await asyncpg.connect(proxied.url, ssl=False)  # otherwise it would retry without SSL
     assert proxied.proxy.struck == {reset: 3}
 
 
-async def test_refusing_keeps_new_connections_out_and_lets_open_ones_live_until_it_is_lifted(proxied: Proxied) -> None:
+async def test_refuse_affects_new_connections_only(proxied: Proxied) -> None:
+    """New connections are refused until the fault is disarmed; open ones stay."""
     refuse, port = Refuse(), proxied.proxy.port
     for _ in range(3):
         proxied.proxy.arm(refuse)
@@ -198,7 +212,8 @@ async def test_cutting_ends_every_connection_once(proxied: Proxied) -> None:
 # How often
 
 
-async def test_a_fault_strikes_with_its_probability_as_the_dice_fall(database_url: str) -> None:
+async def test_a_fault_strikes_with_its_probability(database_url: str) -> None:
+    """A fault strikes with its probability, and equal dice give equal strikes."""
     ours, its = random.Random(5), random.Random(5)  # noqa: S311 - the same in every run is what is wanted
     expected = [ours.random() < 0.3 for _ in range(20)]
     lost = Lose(postgres.COMMIT_REQUEST, probability=0.3)
@@ -209,7 +224,8 @@ async def test_a_fault_strikes_with_its_probability_as_the_dice_fall(database_ur
         assert len(await proxied.notes()) == expected.count(False)
 
 
-async def test_a_fault_strikes_so_many_times_and_afresh_when_armed_again(proxied: Proxied) -> None:
+async def test_times_limits_the_strikes_since_arming(proxied: Proxied) -> None:
+    """A fault strikes at most `times`, counted from arming it."""
     lost = Lose(postgres.COMMIT_ANSWER, times=2)
     for already in (0, 2):
         proxied.proxy.arm(lost)
@@ -217,7 +233,8 @@ async def test_a_fault_strikes_so_many_times_and_afresh_when_armed_again(proxied
         assert proxied.proxy.struck == {lost: already + 2}
 
 
-async def test_a_disarmed_fault_strikes_no_more_and_the_others_do(proxied: Proxied) -> None:
+async def test_disarming_stops_one_fault(proxied: Proxied) -> None:
+    """A disarmed fault no longer strikes; the others do."""
     delay = Delay(0.0)
     proxied.proxy.arm(delay)
     proxied.proxy.arm(ANSWER)
@@ -228,7 +245,8 @@ async def test_a_disarmed_fault_strikes_no_more_and_the_others_do(proxied: Proxi
     assert proxied.proxy.struck == {ANSWER: 1}
 
 
-async def test_one_connection_of_several_is_held_when_a_blackhole_may_strike_once(proxied: Proxied) -> None:
+async def test_a_blackhole_may_strike_one_connection(proxied: Proxied) -> None:
+    """With `times=1`, a blackhole holds one of several connections."""
     blackhole = Blackhole(times=1)
     proxied.proxy.arm(blackhole)
     task = asyncio.create_task(proxied.client.fetchval("SELECT 42"))

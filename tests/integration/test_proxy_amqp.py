@@ -1,4 +1,4 @@
-"""The fault proxy before a real RabbitMQ: confirms, acknowledgements and deliveries are lost, doubled and overtaken."""
+"""The fault proxy before a real RabbitMQ: it loses, doubles and reorders confirms, acknowledgements and deliveries."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ CONFIRM, ACKNOWLEDGEMENT = Eat(amqp.CONFIRM), Eat(amqp.ACKNOWLEDGEMENT)
 
 @dataclass
 class Proxied:
-    """A client behind the proxy, which consumes on demand, and a witness who talks to the broker itself."""
+    """A client behind the proxy, and a witness with a direct connection to the broker."""
 
     proxy: Proxy
     connection: AbstractConnection
@@ -54,12 +54,12 @@ class Proxied:
         await (await self.channel.get_queue(QUEUE, ensure=False)).consume(take_in)
 
     async def receives(self, *bodies: bytes) -> None:
-        """Wait until so many messages have come, and compare."""
+        """Wait for these messages, and compare their order."""
         await wait_until(lambda: len(self.received) >= len(bodies), AMPLE_SECONDS, f"{len(bodies)} messages")
         assert [message.body for message in self.received] == list(bodies)
 
     async def works(self) -> None:
-        """Make a round trip: whatever was sent before has arrived by then, and nothing is broken."""
+        """Make a round trip, after which everything sent before has arrived."""
         await self.channel.declare_queue(QUEUE, passive=True)
 
 
@@ -76,13 +76,15 @@ async def proxied(rabbitmq_url: str) -> AsyncIterator[Proxied]:
 
 
 async def test_large_messages_arrive_whole_both_ways(proxied: Proxied) -> None:
+    """Large messages pass the proxy unchanged in both directions."""
     body = bytes(range(256)) * 4096
     await proxied.publish(body)
     await proxied.consume()
     await proxied.receives(body)
 
 
-async def test_a_publisher_whose_confirm_is_eaten_never_hears_of_a_message_that_is_there(proxied: Proxied) -> None:
+async def test_an_eaten_confirm_never_arrives(proxied: Proxied) -> None:
+    """The publisher gets no confirm, but the message is in the queue."""
     proxied.proxy.arm(CONFIRM)
     publishing = asyncio.create_task(proxied.publish(b"unheard"))
     assert (await next_message(proxied.witness, QUEUE)).body == b"unheard"
@@ -93,16 +95,18 @@ async def test_a_publisher_whose_confirm_is_eaten_never_hears_of_a_message_that_
     publishing.cancel()
 
 
-async def test_a_publisher_whose_confirm_is_lost_with_its_connection_is_told_and_the_message_is_there(
+async def test_a_lost_confirm_is_a_connection_error(
     proxied: Proxied,
 ) -> None:
+    """The publisher gets an error, but the message is in the queue."""
     proxied.proxy.arm(Lose(amqp.CONFIRM))
     with pytest.raises(AMQPConnectionError):
         await proxied.publish(b"unheard")
     assert (await next_message(proxied.witness, QUEUE)).body == b"unheard"
 
 
-async def test_a_message_whose_acknowledgement_is_eaten_comes_again_when_the_connection_ends(proxied: Proxied) -> None:
+async def test_an_eaten_ack_causes_a_redelivery(proxied: Proxied) -> None:
+    """A message whose acknowledgement is eaten is delivered again when the connection ends."""
     proxied.proxy.arm(ACKNOWLEDGEMENT)
     await proxied.consume()
     await proxied.send(b"done")
@@ -115,7 +119,8 @@ async def test_a_message_whose_acknowledgement_is_eaten_comes_again_when_the_con
     assert (again.body, again.redelivered) == (b"done", True)
 
 
-async def test_a_delivery_that_is_doubled_is_acknowledged_when_both_copies_are(proxied: Proxied) -> None:
+async def test_a_doubled_delivery_needs_both_acks(proxied: Proxied) -> None:
+    """The broker gets the acknowledgement when both copies are acknowledged."""
     double = Double(amqp.DELIVERY, times=1)
     proxied.proxy.arm(double)
     await proxied.consume()
@@ -130,7 +135,8 @@ async def test_a_delivery_that_is_doubled_is_acknowledged_when_both_copies_are(p
     assert proxied.proxy.struck == {double: 1}
 
 
-async def test_a_delivery_of_which_one_copy_is_acknowledged_comes_again(proxied: Proxied) -> None:
+async def test_one_ack_of_a_doubled_delivery_is_not_enough(proxied: Proxied) -> None:
+    """A delivery of which one copy is acknowledged is delivered again."""
     proxied.proxy.arm(Double(amqp.DELIVERY))
     await proxied.consume()
     await proxied.send(b"twice")
@@ -141,7 +147,8 @@ async def test_a_delivery_of_which_one_copy_is_acknowledged_comes_again(proxied:
     assert (await next_message(proxied.witness, QUEUE)).redelivered
 
 
-async def test_a_delivery_is_overtaken_by_the_next_one_only(proxied: Proxied) -> None:
+async def test_only_the_next_delivery_overtakes(proxied: Proxied) -> None:
+    """A held delivery arrives after the next one."""
     overtake = Overtake(amqp.DELIVERY, times=2)
     proxied.proxy.arm(overtake)
     await proxied.consume()
@@ -150,7 +157,8 @@ async def test_a_delivery_is_overtaken_by_the_next_one_only(proxied: Proxied) ->
     assert proxied.proxy.struck == {overtake: 2}
 
 
-async def test_a_delivery_that_nothing_overtakes_arrives_when_the_fault_is_disarmed(proxied: Proxied) -> None:
+async def test_disarming_releases_a_held_delivery(proxied: Proxied) -> None:
+    """A delivery that none overtakes arrives when the fault is disarmed."""
     proxied.proxy.arm(Overtake(amqp.DELIVERY))
     await proxied.consume()
     await proxied.send(b"alone")
@@ -161,21 +169,23 @@ async def test_a_delivery_that_nothing_overtakes_arrives_when_the_fault_is_disar
     await proxied.receives(b"alone")
 
 
-async def test_a_consumer_whose_notice_is_eaten_does_not_learn_that_it_is_cancelled(proxied: Proxied) -> None:
+async def test_an_eaten_cancel_never_arrives(proxied: Proxied) -> None:
+    """The consumer does not learn that the broker cancelled it."""
     cancellation = Eat(amqp.CANCELLATION)
     proxied.proxy.arm(cancellation)
     await proxied.consume()
-    told = asyncio.Event()
-    (await proxied.channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: told.set())
+    cancelled = asyncio.Event()
+    (await proxied.channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: cancelled.set())
     await proxied.witness.queue_delete(QUEUE)
     await wait_until(lambda: proxied.proxy.struck[cancellation], AMPLE_SECONDS, "notice")
     await proxied.channel.declare_exchange("orders.events", passive=True)  # a round trip
-    assert not told.is_set()
+    assert not cancelled.is_set()
 
 
-async def test_a_publisher_is_told_that_it_is_blocked_and_its_message_arrives_when_it_no_longer_is(
+async def test_a_block_notifies_the_publisher(
     proxied: Proxied,
 ) -> None:
+    """The publisher is notified of the block and of its end; then its message arrives."""
     block = Block(amqp.PUBLISHED)
     proxied.proxy.arm(block)
     publishing = asyncio.create_task(proxied.publish(b"waits"))
@@ -192,7 +202,7 @@ async def test_a_publisher_is_told_that_it_is_blocked_and_its_message_arrives_wh
 
 
 async def is_left_waiting(what: object) -> bool:
-    """Tell whether it does not return at once."""
+    """Return whether the call does not return at once."""
     assert callable(what)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0):
@@ -236,7 +246,8 @@ RECEIVED = (
 
 
 @given(cuts=st.sets(st.integers(1, 300)))
-def test_however_the_stream_is_cut_the_same_frames_are_named_and_no_byte_is_lost(cuts: set[int]) -> None:
+def test_chunk_boundaries_do_not_matter(cuts: set[int]) -> None:
+    """With any chunk boundaries, the same frames are named, and no byte is lost."""
     for watcher, (frames, named) in ((amqp.requests(), SENT), (amqp.answers(), RECEIVED)):
         stream = b"".join(frames)
         edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
@@ -246,18 +257,20 @@ def test_however_the_stream_is_cut_the_same_frames_are_named_and_no_byte_is_lost
         assert [piece.data for piece in pieces if piece.frame] == named
 
 
-@pytest.mark.parametrize(("announced", "told"), [(True, True), (False, False)])
-def test_only_a_client_that_announced_to_understand_is_told_that_it_is_blocked(announced: bool, told: bool) -> None:
+@pytest.mark.parametrize(("announced", "notified"), [(True, True), (False, False)])
+def test_only_capable_clients_are_notified_of_a_block(announced: bool, notified: bool) -> None:
+    """Only a client that announced `connection.blocked` is notified."""
     watcher = amqp.requests()
     stream = ProtocolHeader().marshal() + start_ok(connection_blocked=announced) + b"".join(PUBLISHED)
     last = list(watcher.feed(stream))[-1]
-    assert (bool(last.blocked), bool(last.unblocked)) == (told, told)
-    if told:
+    assert (bool(last.blocked), bool(last.unblocked)) == (notified, notified)
+    if notified:
         assert isinstance(pamqp.frame.unmarshal(last.blocked)[2], commands.Connection.Blocked)
         assert isinstance(pamqp.frame.unmarshal(last.unblocked)[2], commands.Connection.Unblocked)
 
 
 @pytest.mark.parametrize("stream", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\x01", BEAT[:-1] + b"\0"])
 def test_a_stream_of_another_protocol_is_an_error(stream: bytes) -> None:
+    """A stream of another protocol raises ValueError."""
     with pytest.raises(ValueError, match="not an AMQP frame"):
         list(amqp.requests().feed(stream))

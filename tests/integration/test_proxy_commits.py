@@ -1,4 +1,4 @@
-"""The fault proxy loses a COMMIT or its answer, wherever in the stream of bytes its frame is."""
+"""The fault proxy loses a COMMIT or its answer, at any position in the stream."""
 
 import asyncio
 import contextlib
@@ -46,9 +46,8 @@ commits = pytest.mark.parametrize("commit", [by_a_transaction, by_one_query, by_
 
 
 @commits
-async def test_a_lost_commit_request_is_a_lost_connection_and_the_transaction_is_rolled_back(
-    proxied: Proxied, commit: Commit
-) -> None:
+async def test_a_lost_commit_request_rolls_back(proxied: Proxied, commit: Commit) -> None:
+    """The client loses its connection, and the transaction is rolled back."""
     proxied.proxy.arm(REQUEST)
     with pytest.raises(LOST):
         await commit(proxied.client)
@@ -58,9 +57,8 @@ async def test_a_lost_commit_request_is_a_lost_connection_and_the_transaction_is
 
 
 @commits
-async def test_a_lost_commit_answer_is_a_lost_connection_though_the_transaction_is_committed(
-    proxied: Proxied, commit: Commit
-) -> None:
+async def test_a_lost_commit_answer_is_committed(proxied: Proxied, commit: Commit) -> None:
+    """The client loses its connection, but the transaction is committed."""
     proxied.proxy.arm(ANSWER)
     with pytest.raises(LOST):
         await commit(proxied.client)
@@ -68,7 +66,8 @@ async def test_a_lost_commit_answer_is_a_lost_connection_though_the_transaction_
     assert proxied.proxy.struck == {ANSWER: 1}
 
 
-async def test_a_swallowed_commit_answer_is_silence_though_the_transaction_is_committed(proxied: Proxied) -> None:
+async def test_a_silently_lost_commit_answer_is_committed(proxied: Proxied) -> None:
+    """The client waits without an answer, but the transaction is committed."""
     swallowed = Lose(postgres.COMMIT_ANSWER, silent=True)
     proxied.proxy.arm(swallowed)
     task = asyncio.create_task(by_a_transaction(proxied.client))
@@ -82,7 +81,8 @@ async def test_a_swallowed_commit_answer_is_silence_though_the_transaction_is_co
     await proxied.sessions_end()
 
 
-async def test_a_commit_that_is_refused_has_no_answer_to_lose(proxied: Proxied) -> None:
+async def test_a_failed_commit_has_no_answer_to_lose(proxied: Proxied) -> None:
+    """The answer to a COMMIT that fails is not a COMMIT answer."""
     once = "ALTER TABLE notes ADD CONSTRAINT once UNIQUE (text) DEFERRABLE INITIALLY DEFERRED"
     await proxied.client.execute(f"{once}; {INSERT}")
     proxied.proxy.arm(ANSWER)
@@ -95,6 +95,7 @@ async def test_a_commit_that_is_refused_has_no_answer_to_lose(proxied: Proxied) 
 
 
 async def test_the_end_of_a_savepoint_is_no_commit(proxied: Proxied) -> None:
+    """Releasing a savepoint is not named a COMMIT."""
     async with proxied.client.transaction():
         proxied.proxy.arm(REQUEST)
         proxied.proxy.arm(ANSWER)
@@ -103,7 +104,9 @@ async def test_the_end_of_a_savepoint_is_no_commit(proxied: Proxied) -> None:
     assert not proxied.proxy.struck
 
 
-async def test_the_pool_takes_a_lost_commit_for_an_outage_and_works_again(proxied: Proxied) -> None:
+async def test_a_pool_recovers_from_a_lost_commit(proxied: Proxied) -> None:
+    """A lost COMMIT raises DatabaseUnavailable, and the pool works again afterwards."""
+
     async def note(pool: db.Pool) -> None:
         async with db.transaction(pool) as conn:
             await conn.execute(INSERT)
@@ -124,7 +127,7 @@ def frame(kind: bytes, body: bytes) -> bytes:
 
 
 class Crumbs(Watcher):
-    """A protocol whose every byte is a segment of its own."""
+    """A protocol that forwards every byte alone."""
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
         return (Piece(chunk[at : at + 1]) for at in range(len(chunk)))
@@ -136,7 +139,7 @@ class Crumbs(Watcher):
 
 
 class Pipeline(Crumbs):
-    """A protocol that sends an INSERT's frames in one segment with the COMMIT's."""
+    """A protocol that forwards the frames of INSERT and COMMIT in one chunk."""
 
     PARSE = frame(b"P", b"\0INSERT INTO notes VALUES ('piped')\0\0\0")
     FRAMES = PARSE + frame(b"B", bytes(8)) + frame(b"E", bytes(5))
@@ -147,7 +150,7 @@ class Pipeline(Crumbs):
 
 @contextlib.asynccontextmanager
 async def client_through(frames: Frames, proxied: Proxied) -> AsyncIterator[asyncpg.Connection]:
-    """A client whose bytes a first proxy arranges in its own way before the other proxy sees them."""
+    """A client behind a first proxy, which rearranges the chunks for the second one."""
     async with (
         Proxy("127.0.0.1", proxied.proxy.port, frames=frames) as first,
         client_of(first.url(proxied.url)) as conn,
@@ -156,9 +159,8 @@ async def client_through(frames: Frames, proxied: Proxied) -> AsyncIterator[asyn
 
 
 @pytest.mark.parametrize(("fault", "kept"), [(REQUEST, []), (ANSWER, ["kept"])])
-async def test_a_commit_is_found_though_every_byte_comes_by_itself(
-    proxied: Proxied, fault: Lose, kept: list[str]
-) -> None:
+async def test_a_commit_is_found_in_single_bytes(proxied: Proxied, fault: Lose, kept: list[str]) -> None:
+    """A COMMIT is found even if every byte arrives alone."""
     async with client_through(Crumbs(), proxied) as conn:
         proxied.proxy.arm(fault)
         with pytest.raises(LOST):
@@ -168,7 +170,8 @@ async def test_a_commit_is_found_though_every_byte_comes_by_itself(
     assert await proxied.notes() == kept
 
 
-async def test_a_commit_is_found_behind_other_frames_of_its_segment(proxied: Proxied) -> None:
+async def test_a_commit_is_found_behind_other_frames(proxied: Proxied) -> None:
+    """A COMMIT is found behind other frames in one chunk."""
     async with client_through(Pipeline(), proxied) as conn:
         await by_a_transaction(conn)
         assert await proxied.notes() == ["kept", "piped"]
@@ -193,7 +196,8 @@ RECEIVED = [frame(b"C", b"BEGIN\0"), frame(b"D", DONE), DONE, frame(b"C", b"COMM
 
 
 @given(cuts=st.sets(st.integers(1, 300)))
-def test_however_the_stream_is_cut_the_same_frames_are_named_and_no_byte_is_lost(cuts: set[int]) -> None:
+def test_chunk_boundaries_do_not_matter(cuts: set[int]) -> None:
+    """With any chunk boundaries, the same frames are named, and no byte is lost."""
     sent, received = STARTUP + b"".join(SENT), b"".join(RECEIVED)
     for watcher, stream, named in ((postgres.requests(), sent, [*COMMITS]), (postgres.answers(), received, [DONE])):
         edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
@@ -205,5 +209,6 @@ def test_however_the_stream_is_cut_the_same_frames_are_named_and_no_byte_is_lost
 
 @pytest.mark.parametrize("stream", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\x01", STARTUP + bytes(5)])
 def test_a_stream_of_another_protocol_is_an_error(stream: bytes) -> None:
+    """A stream of another protocol raises ValueError."""
     with pytest.raises(ValueError, match="not a PostgreSQL"):
         list(postgres.requests().feed(stream))

@@ -1,4 +1,4 @@
-"""The broker, or what lies before it, misbehaves when events are published: every event arrives."""
+"""Faults of the broker or the network while publishing: every event arrives."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from tests.harness.queues import QUEUE
 from tests.harness.relays import make_relay
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-DEADLINE_SECONDS = 0.5  # of a batch's confirms: short, so that a test need not wait long for it to pass
+DEADLINE_SECONDS = 0.5  # for a batch's confirms: short, so that tests are fast
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def relay_over(pool: db.Pool, transport: RabbitPublisher, signals: Observed | No
 
 
 async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
-    """Return of each row that is not out: how many attempts it spent, and whether any relay may claim it now."""
+    """Return, for each unpublished row, its attempts, and whether a relay may claim it now."""
     query = """
         SELECT attempts, claim_token IS NULL AND parked_at IS NULL AND next_attempt_at <= clock_timestamp() AS due
         FROM outbox WHERE published_at IS NULL
@@ -62,9 +62,10 @@ async def unpublished(pool: db.Pool) -> list[tuple[int, bool]]:
     [Eat(amqp.CONFIRM), Lose(amqp.CONFIRM), Lose(amqp.CONFIRM, silent=True)],
     ids=["eaten", "cut", "silent"],
 )
-async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spend_no_attempt(
+async def test_unconfirmed_rows_are_sent_again(
     pool: db.Pool, broker_proxy: Proxy, transport: RabbitPublisher, channel: AbstractChannel, fault: Fault
 ) -> None:
+    """Rows whose confirm is lost are sent again with their ids, and use up no attempt."""
     events = [event() for _ in range(5)]
     await put(pool, *events)
     relay = relay_over(pool, transport)
@@ -80,19 +81,20 @@ async def test_rows_whose_confirm_is_lost_are_sent_again_with_their_ids_and_spen
     broker_proxy.disarm()
     await wait_until(lambda: drains(pool, relay), AMPLE_SECONDS, "a connection that works")
     ids = await drained(channel, QUEUE)
-    assert set(ids) == {str(each.id) for each in events}
+    assert set(ids) == {str(envelope.id) for envelope in events}
     assert len(ids) > 5
 
 
-async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and_one_batch_waits_at_the_broker(
+async def test_a_blocked_connection_holds_one_batch(
     pool: db.Pool, broker_proxy: Proxy, transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
+    """While the broker blocks publishing, one batch waits there, no attempt is used up, and nothing hangs."""
     block, sent = Block(amqp.PUBLISHED), event()
     await put(pool, sent)
     relay = relay_over(pool, transport)
     broker_proxy.arm(block)
     await wait_until(lambda: keeps_waiting(relay.run_once, transport), AMPLE_SECONDS, "notice of being blocked")
-    waiting = broker_proxy.struck[block]  # one, unless its deadline passed before the notice came
+    waiting = broker_proxy.struck[block]  # one, unless its deadline passed before the notice arrived
     for _ in range(2):
         with pytest.raises(BrokerUnavailable):
             await relay.run_once()
@@ -108,14 +110,14 @@ async def test_while_publishing_is_blocked_nothing_hangs_no_attempt_is_spent_and
 
 
 async def keeps_waiting(publish: Callable[[], Awaitable[object]], transport: RabbitPublisher) -> bool:
-    """Publish in vain; tell whether the transport keeps its connection, as it does once it knows that it is blocked."""
+    """Publish without success; return whether the transport keeps its connection, as it does while blocked."""
     with pytest.raises(BrokerUnavailable):
         await publish()
     return transport.connected
 
 
 async def drains(pool: db.Pool, relay: Relay) -> bool:
-    """Carry a batch; tell whether everything is published."""
+    """Publish a batch; return whether everything is published."""
     with contextlib.suppress(BrokerUnavailable):
         await relay.run_once()
     return await unpublished(pool) == []
@@ -136,10 +138,10 @@ async def test_a_blocked_connection_that_dies_is_replaced(broker_proxy: Proxy, t
     await wait_until(delivers, AMPLE_SECONDS, "another connection")
 
 
-async def test_readiness_says_whether_publishing_works(
+async def test_readiness_reports_whether_publishing_works(
     pool: db.Pool, database_url: str, broker_proxy: Proxy, rabbitmq_url: str
 ) -> None:
-    """Connecting works all the time, so that it alone proves nothing."""
+    """Connecting works all the time, so it proves nothing."""
     url = broker_proxy.url(rabbitmq_url)
     settings = {"rabbitmq_url": url, "outbox_publish_timeout_seconds": DEADLINE_SECONDS}
     async with serving(database_url, roles="relay", **settings) as process:
@@ -163,9 +165,10 @@ async def test_readiness_says_whether_publishing_works(
 
 
 @pytest.mark.parametrize("lost", ["binding", "queue"])
-async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_is_sent_again(
+async def test_a_return_restores_the_topology(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, lost: str
 ) -> None:
+    """After a return, the topology is declared again before the row is sent again."""
     signals, returned, fine = Observed(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
     async with publishing(rabbitmq_url) as transport:
@@ -183,9 +186,10 @@ async def test_what_a_return_shows_to_be_lost_is_declared_again_before_the_row_i
     assert (await next_message(channel, QUEUE)).message_id == str(returned.id)
 
 
-async def test_a_relay_that_is_cut_short_gives_its_rows_back_at_once(
+async def test_a_cancelled_relay_releases_its_rows_at_once(
     pool: db.Pool, broker_proxy: Proxy, rabbitmq_url: str, channel: AbstractChannel
 ) -> None:
+    """A cancelled relay releases its rows at once."""
     only = event()
     await put(pool, only)
     async with publishing(broker_proxy.url(rabbitmq_url)) as stuck, publishing(rabbitmq_url) as works:

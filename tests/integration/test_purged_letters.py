@@ -1,4 +1,4 @@
-"""A purge by a command or route is a decision: the order is listed as purged until it is replayed or has ended."""
+"""A purge by a command or route is a decision: the order is listed as purged until it is replayed or final."""
 
 from typing import Any
 from uuid import UUID
@@ -32,7 +32,7 @@ def env(database_url: str, rabbitmq_url: str) -> dict[str, str]:
 
 
 async def sent_again(pool: Pool, rabbitmq_url: str) -> set[UUID]:
-    """Let everything that may send an event again look for an hour; return the events that are to be sent."""
+    """Run everything that resends events for an hour; return the pending events."""
     await age(pool)
     lost = LostLetters(in_queue(pool, rabbitmq_url, CONSUMER), Observed(), pause_seconds=0)
     for _ in range(3):
@@ -42,7 +42,7 @@ async def sent_again(pool: Pool, rabbitmq_url: str) -> set[UUID]:
 
 
 async def unstarted(pool: Pool) -> float | None:
-    """Let the resender look, and return what it counted."""
+    """Run the resender; return how many unstarted orders it counted."""
 
     async def depths() -> tuple[int, int]:
         return 0, 0
@@ -54,15 +54,16 @@ async def unstarted(pool: Pool) -> float | None:
 
 async def listed(env: dict[str, str], *args: str) -> dict[str, str]:
     _, out, _ = await orders("saga", "list", "--json", *args, **env)
-    return {each.order_id: each.event for each in SagasAnswer.model_validate_json(out).unstarted}
+    return {order.order_id: order.event for order in SagasAnswer.model_validate_json(out).unstarted}
 
 
-async def test_a_purged_event_is_listed_until_it_is_replayed(
+async def test_a_purged_event_is_listed_until_replayed(
     env: dict[str, str], pool: Pool, channel: AbstractChannel
 ) -> None:
+    """The order of a purged event is listed until the event is replayed."""
     purged, waiting = await dead_lettered(pool, env["rabbitmq_url"], channel, 2)
-    one = ("--id", str(purged).upper())  # any spelling of an id names it
-    assert (await orders("dlq", "purge", *one, **env))[:2] == (0, "purged: 1 of 2 dead letters of orders.saga\n")
+    selected = ("--id", str(purged).upper())  # ids are case-insensitive
+    assert (await orders("dlq", "purge", *selected, **env))[:2] == (0, "purged: 1 of 2 dead letters of orders.saga\n")
     assert await sent_again(pool, env["rabbitmq_url"]) == set()
     assert await unstarted(pool) == 2
     expected = {str(purged): "purged", str(waiting): "dead-letter"}
@@ -75,14 +76,14 @@ async def test_a_purged_event_is_listed_until_it_is_replayed(
     assert "  event   is a dead letter, since 20" in out
     assert f", 1 attempts\n  reason  {FAILURE}\n" in out
 
-    code, out, _ = await orders("dlq", "replay", *one, "--dry-run", **env)
+    code, out, _ = await orders("dlq", "replay", *selected, "--dry-run", **env)
     assert (code, out.splitlines()[1]) == (
         0,
-        f"would be sent again from the outbox: {one[1]}, whose order has not started",
+        f"would be sent again from the outbox: {selected[1]}, whose order has not started",
     )
     assert await pending(pool) == set()
-    sent = f"sent again from the outbox: {one[1]}, whose order has not started\n"
-    assert await orders("dlq", "replay", *one, **env) == (
+    sent = f"sent again from the outbox: {selected[1]}, whose order has not started\n"
+    assert await orders("dlq", "replay", *selected, **env) == (
         0,
         f"replayed: 0 of 1 dead letters of orders.saga\n{sent}",
         "",
@@ -96,9 +97,10 @@ async def test_a_purged_event_is_listed_until_it_is_replayed(
     assert await listed(env) == {}
 
 
-async def test_a_purge_killed_before_it_removes_stays_decided(
+async def test_a_purge_killed_before_removing_stays_recorded(
     env: dict[str, str], pool: Pool, channel: AbstractChannel
 ) -> None:
+    """A purge that is killed before it removes letters stays recorded."""
     [order_id] = await dead_lettered(pool, env["rabbitmq_url"], channel)
     assert (await module("tests.harness.crashing_dlq", "purge", "dlq.recorded", **env))[0] == -9
     await holds(channel, 1)
@@ -111,13 +113,13 @@ async def test_a_purge_killed_before_it_removes_stays_decided(
     assert await sent_again(pool, env["rabbitmq_url"]) == set()
 
 
-async def test_a_dead_letter_that_the_inbox_never_saw_is_purged_too(
+async def test_a_letter_without_an_inbox_row_can_be_purged(
     env: dict[str, str], pool: Pool, channel: AbstractChannel
 ) -> None:
-    """As when the broker gives a message up by itself; the event of another order has no part in it."""
+    """The broker itself may dead-letter a message. The event of another order is not affected."""
     order = await placed(pool)
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp()")
-    for _ in range(2):  # a replay that was cut off leaves two copies
+    for _ in range(2):  # an interrupted replay leaves two copies
         await set_aside(channel, event_of(order))
     await holds(channel, 2)
     assert (await orders("dlq", "purge", **env))[:2] == (0, "purged: 2 of 2 dead letters of orders.saga\n")
@@ -125,10 +127,10 @@ async def test_a_dead_letter_that_the_inbox_never_saw_is_purged_too(
     assert await listed(env) == {str(order.id): "purged"}
 
 
-async def test_over_http_a_purged_order_is_listed_and_replayed(
+async def test_a_purged_order_is_listed_and_replayed_over_http(
     env: dict[str, str], pool: Pool, channel: AbstractChannel, sandbox_url: str
 ) -> None:
-    """The relay polls once in an hour: the replay wakes it."""
+    """The relay polls once an hour, so the replay must wake it."""
     [order_id] = await dead_lettered(pool, env["rabbitmq_url"], channel)
     urls = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), sandbox_url)
     settings: dict[str, Any] = {"roles": "api,relay,consumer", "outbox_poll_seconds": 3600, "admin_token": TOKEN}

@@ -1,4 +1,4 @@
-"""Publishing to RabbitMQ: confirmed, durable, named by its id; what the broker says is told apart from its absence."""
+"""Publishing to RabbitMQ: confirmed and durable, with the event's id. Refusals and outages are told apart."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,9 +32,10 @@ async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitPublisher]:
         yield transport
 
 
-async def test_a_message_carries_its_id_its_attributes_and_the_will_to_survive(
+async def test_a_message_is_persistent_and_has_its_attributes(
     transport: RabbitPublisher, channel: AbstractChannel
 ) -> None:
+    """A message has its id, its attributes, and persistent delivery."""
     heard = await listen(channel)
     sent = event(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     assert await transport.publish([sent]) == [None]
@@ -48,15 +49,15 @@ async def test_a_message_carries_its_id_its_attributes_and_the_will_to_survive(
     assert parse(message.headers, message.body) == sent
 
 
-async def test_a_message_sent_again_has_the_same_id(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+async def test_a_resent_message_has_the_same_id(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+    """A message that is sent again has the same id."""
     heard, sent = await listen(channel), event()
     assert [await transport.publish([sent]) for _ in range(2)] == [[None], [None]]
     assert {(await heard.get(no_ack=True)).message_id for _ in range(2)} == {str(sent.id)}
 
 
-async def test_placed_orders_reach_the_saga_queue_and_other_events_do_not(
-    transport: RabbitPublisher, channel: AbstractChannel
-) -> None:
+async def test_only_placed_orders_reach_the_saga_queue(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+    """The saga's queue gets `order.placed`, and no other event."""
     placed, confirmed = event(), event(event_type=CONFIRMED)
     assert await transport.publish([confirmed, placed]) == [None, None]
     message = await take(channel, QUEUE)
@@ -65,19 +66,15 @@ async def test_placed_orders_reach_the_saga_queue_and_other_events_do_not(
     assert await take(channel, QUEUE) is None
 
 
-async def test_a_large_batch_is_confirmed_as_a_whole(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+async def test_a_large_batch_is_confirmed(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+    """Every message of a large batch is confirmed."""
     heard, batch = await listen(channel), [event() for _ in range(500)]
     assert await transport.publish(batch) == [None] * 500
-    assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(each.id) for each in batch}
+    assert {(await heard.get(no_ack=True)).message_id for _ in batch} == {str(envelope.id) for envelope in batch}
 
 
-async def test_a_busy_process_needs_few_turns_of_its_loop_for_a_batch(
-    transport: RabbitPublisher, rabbitmq_url: str
-) -> None:
-    """With some for each message a batch would take seconds, and be given up for an outage.
-
-    After so many turns the loop stands still, and still the whole batch arrives.
-    """
+async def test_a_batch_needs_few_iterations_of_the_event_loop(transport: RabbitPublisher, rabbitmq_url: str) -> None:
+    """Otherwise a busy process would take seconds for a batch, and mistake that for an outage."""
     assert await transport.publish([]) == []  # connects
     events = [event() for _ in range(200)]
     batch = asyncio.create_task(transport.publish(events))
@@ -94,14 +91,15 @@ async def arrived(url: str, number: int) -> None:
 
 
 async def unbind(url: str, transport: RabbitPublisher) -> None:
-    """Take the queue's binding away, once the transport has declared it."""
+    """Remove the queue's binding after the transport has declared it."""
     await transport.ready()
     async with await aio_pika.connect(url) as connection:
         queue = await (await connection.channel()).get_queue(QUEUE)
         await queue.unbind(EXCHANGE, ROUTING_KEYS[0])
 
 
-async def test_a_message_that_somebody_must_consume_is_returned_when_no_queue_takes_it(rabbitmq_url: str) -> None:
+async def test_an_unroutable_message_is_returned(rabbitmq_url: str) -> None:
+    """A message with a consumer is returned when no queue is bound for it."""
     async with publishing(rabbitmq_url) as transport:
         await unbind(rabbitmq_url, transport)
         returned, nobodys = await transport.publish([event(), event(event_type=CONFIRMED)])
@@ -109,9 +107,8 @@ async def test_a_message_that_somebody_must_consume_is_returned_when_no_queue_ta
     assert nobodys is None
 
 
-async def test_a_message_that_a_queue_is_too_full_for_is_refused_and_no_other(
-    transport: RabbitPublisher, channel: AbstractChannel
-) -> None:
+async def test_a_full_queue_refuses_its_message_only(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+    """A message for a full queue is refused, and no other."""
     await listen(channel, "order.confirmed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     assert await transport.publish([event(event_type=CONFIRMED)]) == [None]
     answers = await transport.publish([event(event_type=CONFIRMED), event()])
@@ -126,9 +123,10 @@ async def test_a_message_that_a_queue_is_too_full_for_is_refused_and_no_other(
     ],
     ids=["long type", "not JSON"],
 )
-async def test_a_message_that_cannot_be_written_is_refused_for_good_and_no_other(
+async def test_a_message_that_cannot_be_encoded_is_refused(
     transport: RabbitPublisher, channel: AbstractChannel, poison: Envelope
 ) -> None:
+    """Its refusal is final, and no other message is refused."""
     heard, fine = await listen(channel), event()
     refused, confirmed = await transport.publish([poison, fine])
     assert isinstance(refused, Refusal)
@@ -138,7 +136,8 @@ async def test_a_message_that_cannot_be_written_is_refused_for_good_and_no_other
 
 
 @pytest.mark.parametrize("wrong", [{"port": 1}, {"password": "wrong"}, {"path": "/no-such-vhost"}], ids=str)
-async def test_a_broker_that_cannot_be_used_is_unavailable(rabbitmq_url: str, wrong: dict[str, Any]) -> None:
+async def test_an_unusable_broker_is_unavailable(rabbitmq_url: str, wrong: dict[str, Any]) -> None:
+    """A wrong port, password or vhost raises BrokerUnavailable."""
     url = yarl.URL(rabbitmq_url)
     for part, value in wrong.items():
         url = getattr(url, f"with_{part}")(value)
@@ -147,7 +146,9 @@ async def test_a_broker_that_cannot_be_used_is_unavailable(rabbitmq_url: str, wr
             await transport.publish([event()])
 
 
-async def test_a_broker_that_says_nothing_is_unavailable_when_the_time_is_up() -> None:
+async def test_a_silent_broker_is_unavailable_in_time() -> None:
+    """A broker that does not answer raises BrokerUnavailable within the time limit."""
+
     async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
 
@@ -161,9 +162,8 @@ async def test_a_broker_that_says_nothing_is_unavailable_when_the_time_is_up() -
             writer.close()
 
 
-async def test_an_exchange_that_was_lost_is_unavailable_once_and_then_restored(
-    transport: RabbitPublisher, channel: AbstractChannel
-) -> None:
+async def test_a_deleted_exchange_is_restored(transport: RabbitPublisher, channel: AbstractChannel) -> None:
+    """A deleted exchange fails one batch, and is declared again before the next."""
     await transport.publish([event()])
     await channel.exchange_delete(EXCHANGE)
     with pytest.raises(BrokerUnavailable):
@@ -171,15 +171,15 @@ async def test_an_exchange_that_was_lost_is_unavailable_once_and_then_restored(
     assert await transport.publish([event()]) == [None]
 
 
-async def test_closing_twice_or_without_ever_having_connected_is_fine(free_port: int) -> None:
+async def test_closing_twice_or_unconnected_is_allowed(free_port: int) -> None:
+    """Closing twice, or without a connection, does nothing."""
     transport = RabbitPublisher(f"amqp://127.0.0.1:{free_port}/", (), LONG_SECONDS)
     await transport.close()
     await transport.close()
 
 
-async def test_the_relay_parks_what_comes_back_too_often_and_publishes_the_rest(
-    pool: db.Pool, rabbitmq_url: str
-) -> None:
+async def test_the_relay_parks_unroutable_messages_only(pool: db.Pool, rabbitmq_url: str) -> None:
+    """The relay parks a message that is returned too often, and publishes the others."""
     signals, returned, fine = Observed(), event(), event(event_type=CONFIRMED)
     await put(pool, returned, fine)
     async with publishing(rabbitmq_url) as transport:

@@ -1,4 +1,4 @@
-"""The relay: at least once, never marked unless confirmed; an outage is not poison, and poison is no outage."""
+"""The relay: publishes at least once and records only confirmed rows. Only refusals of a row use up its attempts."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ NACK = Refusal("nacked by the broker")
 RETURN = Refusal("returned: no queue is bound for order.placed", returned=True)
 FINAL = Refusal("cannot be written", final=True)
 LEASE_SECONDS = 3600.0
-YEAR_SECONDS = 31_536_000.0  # full jitter makes a pause of any length up to its bound, so that is to be far away
+YEAR_SECONDS = 31_536_000.0  # full jitter makes pauses of any length up to this, so few are short
 
 
 class Crash(BaseException):
@@ -31,13 +31,13 @@ async def carry_on() -> None:
 
 
 class Broker:
-    """A transport that confirms everything, unless it is out or was told to refuse; keeps what it was sent."""
+    """A transport that confirms and keeps everything, unless it is down or has a refusal for the message."""
 
     def __init__(self) -> None:
         self.sent: list[UUID] = []
         self.refusals: dict[UUID, Refusal] = {}
-        self.carries: int | None = None  # so many messages in the time of a batch
-        self.is_out = False
+        self.carries: int | None = None  # messages per batch; None: no limit
+        self.is_down = False
         self.refuses_connections = False
         self.meanwhile: Callable[[], Awaitable[Any]] = carry_on
 
@@ -51,7 +51,7 @@ class Broker:
         assert 0 < seconds < LEASE_SECONDS
         self.sent += [envelope.id for envelope in envelopes]
         await self.meanwhile()
-        if self.is_out:
+        if self.is_down:
             raise BrokerUnavailable("rabbitmq: connection refused")
         carried = envelopes if self.carries is None else envelopes[: self.carries]
         results[: len(carried)] = [self.refusals.get(envelope.id) for envelope in carried]
@@ -92,56 +92,61 @@ def broker() -> Broker:
     return Broker()
 
 
-async def test_a_confirmed_row_is_marked_and_never_sent_again(pool: db.Pool, broker: Broker) -> None:
+async def test_a_confirmed_row_is_never_sent_again(pool: db.Pool, broker: Broker) -> None:
+    """A confirmed row is recorded as published, and never sent again."""
     signals, events = Observed(), [event(), event(event_type=CONFIRMED)]
     await put(pool, *events)
     assert await relay(pool, broker, signals).run_once() == 2
     await make_due(pool)
     assert await relay(pool, broker, signals).run_once() == 0
-    assert sorted(broker.sent) == sorted(each.id for each in events)
+    assert sorted(broker.sent) == sorted(envelope.id for envelope in events)
     assert len(await rows(pool, "published_at IS NOT NULL")) == 2
     assert counted(signals, "outbox_published_total") == 2
     assert counted(signals, "outbox_publish_failed_total") == 0
 
 
-async def test_a_batch_is_no_larger_than_asked_for(pool: db.Pool, broker: Broker) -> None:
+async def test_a_batch_respects_the_batch_size(pool: db.Pool, broker: Broker) -> None:
+    """A batch is no larger than `batch_size`."""
     await put(pool, *(event() for _ in range(5)))
     small = relay(pool, broker, batch_size=2)
     assert [await small.run_once() for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_an_outage_gives_the_rows_back_as_they_were_and_says_so(pool: db.Pool, broker: Broker) -> None:
+async def test_an_outage_releases_the_rows_unchanged(pool: db.Pool, broker: Broker) -> None:
+    """An outage releases the rows unchanged, and is reported."""
     signals, events = Observed(), [event(), event()]
     await put(pool, *events)
-    broker.is_out = True
+    broker.is_down = True
     for _ in range(5):
         with pytest.raises(BrokerUnavailable):
             await relay(pool, broker, signals).run_once()
     given_back = await rows(pool, "next_attempt_at <= clock_timestamp() AND claim_token IS NULL")
     assert [(row["attempts"], row["parked_at"]) for row in given_back.values()] == [(0, None)] * 2
     assert counted(signals, "outbox_publish_failed_total") == 10
-    broker.is_out = False
+    broker.is_down = False
     assert await relay(pool, broker).run_once() == 2
 
 
-async def test_without_a_connection_nothing_is_claimed(pool: db.Pool, broker: Broker) -> None:
+async def test_nothing_is_claimed_without_a_connection(pool: db.Pool, broker: Broker) -> None:
+    """The relay claims nothing while the broker cannot be reached."""
     await put(pool, event())
-    one = relay(pool, broker)
+    publisher = relay(pool, broker)
     broker.refuses_connections = True
     with pytest.raises(BrokerUnavailable):
-        await one.run_once()
+        await publisher.run_once()
     with pytest.raises(BrokerUnavailable):
-        one.check()
+        publisher.check()
     assert len(await rows(pool, "claim_token IS NULL AND next_attempt_at <= clock_timestamp()")) == 1
     broker.refuses_connections = False
-    assert await one.run_once() == 1
-    one.check()
+    assert await publisher.run_once() == 1
+    publisher.check()
 
 
-async def test_the_confirmed_is_recorded_and_the_rest_released(pool: db.Pool, broker: Broker) -> None:
+async def test_unconfirmed_rows_are_released(pool: db.Pool, broker: Broker) -> None:
+    """Confirmed rows are recorded, and the others released."""
     events = [event() for _ in range(6)]
     await put(pool, *events)
-    broker.carries, broker.refusals = 3, {each.id: NACK for each in events[:1]}
+    broker.carries, broker.refusals = 3, {envelope.id: NACK for envelope in events[:1]}
     await relay(pool, broker).run_once()
     assert len(await rows(pool, "published_at IS NOT NULL")) + len(await rows(pool, "attempts = 1")) == 3
     rest = await rows(pool, "published_at IS NULL AND attempts = 0")
@@ -151,39 +156,40 @@ async def test_the_confirmed_is_recorded_and_the_rest_released(pool: db.Pool, br
     assert await relay(pool, broker).run_once() == 3
 
 
-async def test_a_batch_shrinks_to_what_is_confirmed_and_grows_again(pool: db.Pool, broker: Broker) -> None:
+async def test_the_batch_size_adapts(pool: db.Pool, broker: Broker) -> None:
+    """The next batch is as large as the number of confirmed rows, and doubles from there."""
     await put(pool, *(event() for _ in range(40)))
-    one = relay(pool, broker, batch_size=8)
+    publisher = relay(pool, broker, batch_size=8)
     broker.carries = 3
-    assert [await one.run_once() for _ in range(3)] == [8, 3, 6]
+    assert [await publisher.run_once() for _ in range(3)] == [8, 3, 6]
     broker.carries = None
-    assert [await one.run_once() for _ in range(4)] == [3, 6, 8, 8]
-    broker.is_out = True
+    assert [await publisher.run_once() for _ in range(4)] == [3, 6, 8, 8]
+    broker.is_down = True
     with pytest.raises(BrokerUnavailable):
-        await one.run_once()
-    broker.is_out = False
-    assert [await one.run_once() for _ in range(3)] == [1, 2, 3]
+        await publisher.run_once()
+    broker.is_down = False
+    assert [await publisher.run_once() for _ in range(3)] == [1, 2, 3]
 
 
-async def test_an_outage_is_told_even_if_postgres_is_too_busy_to_take_the_rows_back(
-    pool: db.Pool, database_url: str, broker: Broker
-) -> None:
+async def test_an_outage_is_reported_without_postgres(pool: db.Pool, database_url: str, broker: Broker) -> None:
+    """An outage is reported even if no connection is free to release the rows."""
     async with db.open_pool(database_url, 1, wait_seconds=0.1) as narrow:
-        await narrow.fetchval("SELECT 1")  # connects, which need not be quick
+        await narrow.fetchval("SELECT 1")  # connect first, which may be slow
         await put(pool, event())
-        broker.is_out, broker.meanwhile = True, narrow.acquire
+        broker.is_down, broker.meanwhile = True, narrow.acquire
         with pytest.raises(BrokerUnavailable):
             await relay(narrow, broker).run_once()
-    broker.is_out, broker.meanwhile = False, carry_on
+    broker.is_down, broker.meanwhile = False, carry_on
     assert await relay(pool, broker).run_once() == 0
     await make_due(pool)  # the lease ends
     assert await relay(pool, broker).run_once() == 1
 
 
 @pytest.mark.parametrize(("refusal", "returns"), [(NACK, 0), (RETURN, 1)])
-async def test_a_refused_row_alone_waits_and_spends_an_attempt(
+async def test_a_refusal_uses_up_an_attempt_of_its_row_only(
     pool: db.Pool, broker: Broker, refusal: Refusal, returns: int
 ) -> None:
+    """Only the refused row waits and uses up an attempt."""
     signals, refused, fine = Observed(), event(), event()
     await put(pool, refused, fine)
     broker.refusals = {refused.id: refusal}
@@ -198,9 +204,8 @@ async def test_a_refused_row_alone_waits_and_spends_an_attempt(
 
 
 @pytest.mark.parametrize("refusal", [NACK, RETURN])
-async def test_a_row_that_was_refused_too_often_is_parked_with_the_reason(
-    pool: db.Pool, broker: Broker, refusal: Refusal
-) -> None:
+async def test_a_row_refused_too_often_is_parked(pool: db.Pool, broker: Broker, refusal: Refusal) -> None:
+    """After its last attempt, a refused row is parked with the reason."""
     refused = event()
     await put(pool, refused)
     broker.refusals = {refused.id: refusal}
@@ -213,7 +218,8 @@ async def test_a_row_that_was_refused_too_often_is_parked_with_the_reason(
     assert (parked["attempts"], parked["last_error"], parked["published_at"]) == (3, refusal.reason, None)
 
 
-async def test_a_row_that_no_attempt_can_help_is_parked_at_once(pool: db.Pool, broker: Broker) -> None:
+async def test_a_final_refusal_parks_the_row_at_once(pool: db.Pool, broker: Broker) -> None:
+    """A row whose refusal is final is parked at once."""
     hopeless = event()
     await put(pool, hopeless)
     broker.refusals = {hopeless.id: FINAL}
@@ -221,7 +227,8 @@ async def test_a_row_that_no_attempt_can_help_is_parked_at_once(pool: db.Pool, b
     assert (await rows(pool, "parked_at IS NOT NULL"))[hopeless.id]["last_error"] == FINAL.reason
 
 
-async def test_a_row_that_recovers_is_published_after_its_refusals(pool: db.Pool, broker: Broker) -> None:
+async def test_a_refused_row_can_still_be_published(pool: db.Pool, broker: Broker) -> None:
+    """A row that the broker accepts after refusals is published."""
     refused = event()
     await put(pool, refused)
     broker.refusals = {refused.id: NACK}
@@ -233,18 +240,17 @@ async def test_a_row_that_recovers_is_published_after_its_refusals(pool: db.Pool
     assert (published["attempts"], published["last_error"]) == (1, None)
 
 
-async def test_a_batch_costs_two_statements_whatever_became_of_its_rows(
-    pool: db.Pool, database_url: str, broker: Broker
-) -> None:
+async def test_a_batch_costs_two_statements(pool: db.Pool, database_url: str, broker: Broker) -> None:
+    """A batch costs two statements, whatever the results of its rows."""
     statements: list[str] = []
     async with db.open_pool(database_url, 1, wait_seconds=AMPLE_SECONDS) as narrow:
         await put(pool, event())
-        await relay(narrow, broker).run_once()  # asyncpg asks once on each connection what the types of arrays are
+        await relay(narrow, broker).run_once()  # asyncpg reads the array types once per connection
         async with db.connection(narrow) as conn:
             conn.add_query_logger(lambda query: statements.append(query.query.split()[0]))
         events = [event() for _ in range(90)]
         await put(pool, *events)
-        broker.refusals = {each.id: (NACK, RETURN, FINAL)[n % 3] for n, each in enumerate(events[:60])}
+        broker.refusals = {envelope.id: (NACK, RETURN, FINAL)[n % 3] for n, envelope in enumerate(events[:60])}
         assert await relay(narrow, broker).run_once() == 90
     assert statements == ["WITH", "UPDATE"]
     assert len(await rows(pool, "published_at IS NOT NULL")) == 31
@@ -252,9 +258,11 @@ async def test_a_batch_costs_two_statements_whatever_became_of_its_rows(
 
 
 @pytest.mark.parametrize(("crash_at", "sent_before"), [("relay.claimed", 0), ("relay.published", 1)])
-async def test_a_relay_that_dies_before_marking_costs_time_until_the_lease_ends_and_sends_the_same_id(
+async def test_a_dead_relay_delays_its_rows_by_one_lease(
     pool: db.Pool, broker: Broker, crash_at: str, sent_before: int
 ) -> None:
+    """If a relay dies before recording, its rows are sent again after the lease, with the same ids."""
+
     def die(checkpoint: str) -> None:
         if checkpoint == crash_at:
             raise Crash
@@ -272,9 +280,10 @@ async def test_a_relay_that_dies_before_marking_costs_time_until_the_lease_ends_
 
 
 @pytest.mark.parametrize("refusal", [None, NACK, FINAL])
-async def test_a_relay_that_slept_past_its_lease_changes_nothing(
+async def test_a_relay_frozen_past_its_lease_changes_nothing(
     pool: db.Pool, broker: Broker, refusal: Refusal | None
 ) -> None:
+    """A relay that resumes after its lease ended records nothing."""
     only, late, late_signals = event(), Broker(), Observed()
 
     async def another_relay_takes_over() -> None:
@@ -291,11 +300,10 @@ async def test_a_relay_that_slept_past_its_lease_changes_nothing(
     assert late.sent == broker.sent == [only.id]
 
 
-async def test_later_events_of_a_subject_follow_when_the_earlier_one_is_confirmed(
-    pool: db.Pool, broker: Broker
-) -> None:
+async def test_events_of_a_subject_are_published_in_order(pool: db.Pool, broker: Broker) -> None:
+    """A later event of a subject is sent once the earlier one is confirmed."""
     events = [event("order", sequence) for sequence in (1, 2, 3)]
     await put(pool, *reversed(events))
-    one = relay(pool, broker)
-    assert [await one.run_once() for _ in range(4)] == [1, 1, 1, 0]
-    assert broker.sent == [each.id for each in events]
+    publisher = relay(pool, broker)
+    assert [await publisher.run_once() for _ in range(4)] == [1, 1, 1, 0]
+    assert broker.sent == [envelope.id for envelope in events]

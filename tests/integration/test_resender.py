@@ -1,4 +1,4 @@
-"""A placed order whose event was lost on the way is started all the same, once; all others are left in peace."""
+"""The resender: a placed order whose event was lost is started once; other orders are not touched."""
 
 from uuid import UUID
 
@@ -31,7 +31,7 @@ def resender(pool: db.Pool, signals: Observed | None = None, waiting: int = 0) -
 
 
 async def placed_and_published(pool: db.Pool, seconds_ago: float, resends: int = 0) -> UUID:
-    """Place an order whose event a broker confirmed then, and whose saga has not started."""
+    """Place an order whose event was published `seconds_ago`, and whose saga has not started."""
     order = await placed(pool)
     await pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 day' WHERE id = $1", order.id)
     await pool.execute(
@@ -52,9 +52,9 @@ async def pending(pool: db.Pool) -> list[UUID]:
 
 
 async def look(pool: db.Pool) -> list[UUID]:
-    """Look at all pending orders; return the events that are to be sent again."""
-    one = resender(pool)
-    while await one.run_once():
+    """Check all pending orders; return the pending events."""
+    resends = resender(pool)
+    while await resends.run_once():
         pass
     return await pending(pool)
 
@@ -63,27 +63,28 @@ async def look(pool: db.Pool) -> list[UUID]:
     ("resends", "seconds_ago", "again"),
     [(0, 40, False), (0, 61, True), (1, 100, False), (1, 121, True), (5, 31 * MINUTE, False), (5, 33 * MINUTE, True)],
 )
-async def test_an_event_whose_order_did_not_start_is_sent_again_after_a_minute_then_two_then_four(
-    pool: db.Pool, resends: int, seconds_ago: float, again: bool
-) -> None:
+async def test_the_pause_between_resends_doubles(pool: db.Pool, resends: int, seconds_ago: float, again: bool) -> None:
+    """The event of an unstarted order is resent after one minute, then two, then four."""
     order_id = await placed_and_published(pool, seconds_ago, resends)
     assert await look(pool) == ([order_id] if again else [])
     row = dict(await pool.fetchrow("SELECT * FROM outbox") or {})
     assert (row["resends"], row["attempts"]) == ((resends + 1, 0) if again else (resends, 2))
 
 
-async def test_what_was_sent_again_is_not_sent_once_more_before_it_is_out(pool: db.Pool) -> None:
+async def test_a_pending_resend_is_not_repeated(pool: db.Pool) -> None:
+    """A resent event is not resent again before it is published."""
     signals = Observed()
     order_id = await placed_and_published(pool, 3600)
-    one = resender(pool, signals)
+    resends = resender(pool, signals)
     for _ in range(3):
-        await one.run_once()
+        await resends.run_once()
         assert await pending(pool) == [order_id]
     assert await pool.fetchval("SELECT resends FROM outbox") == 1
     assert counted(signals, "outbox_resent_total") == 1
 
 
-async def test_an_order_that_has_started_or_ended_is_left_alone(pool: db.Pool) -> None:
+async def test_started_and_final_orders_are_not_resent(pool: db.Pool) -> None:
+    """The event of a started or final order is not resent."""
     started, cancelled = [await placed_and_published(pool, 3600) for _ in range(2)]
     async with pool.acquire() as conn, conn.transaction():
         order = await order_store.load(conn, started)
@@ -95,7 +96,8 @@ async def test_an_order_that_has_started_or_ended_is_left_alone(pool: db.Pool) -
 
 
 @pytest.mark.parametrize("parked", [False, True])
-async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: db.Pool, *, parked: bool) -> None:
+async def test_unpublished_events_are_left_to_the_relay(pool: db.Pool, *, parked: bool) -> None:
+    """The resender does not touch unpublished events."""
     order_id = await placed_and_published(pool, 3600)
     await pool.execute("UPDATE outbox SET published_at = NULL")
     if parked:
@@ -105,7 +107,8 @@ async def test_an_event_that_is_not_out_yet_is_the_relays_business(pool: db.Pool
     assert await pool.fetchrow("SELECT * FROM outbox") == before
 
 
-async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: db.Pool) -> None:
+async def test_dead_letters_are_not_resent(pool: db.Pool) -> None:
+    """A dead letter is not lost: it waits for an operator."""
     dead, lost = [await placed_and_published(pool, 3600) for _ in range(2)]
     async with db.connection(pool) as conn:
         await inbox.count_failure(conn, CONSUMER, str(dead), "bug")
@@ -113,19 +116,22 @@ async def test_a_dead_letter_is_not_lost_and_an_operator_decides_about_it(pool: 
     assert await look(pool) == [lost]
 
 
-async def test_while_the_consumer_is_behind_nothing_is_sent_again_and_the_unstarted_are_counted(
+async def test_nothing_is_resent_while_the_consumer_is_behind(
     pool: db.Pool,
 ) -> None:
+    """Unstarted orders are still counted."""
     signals, order_id = Observed(), await placed_and_published(pool, 3600)
-    one = resender(pool, signals, waiting=FEW_WAITING + 1)
-    assert await one.run_once() == 0
+    resends = resender(pool, signals, waiting=FEW_WAITING + 1)
+    assert await resends.run_once() == 0
     assert await pending(pool) == []
     assert signals.value("orders_unstarted") == 1
     await resender(pool, signals, waiting=FEW_WAITING).run_once()
     assert await pending(pool) == [order_id]
 
 
-async def test_an_outage_of_the_broker_counts_no_order_twice(pool: db.Pool) -> None:
+async def test_an_outage_counts_no_order_twice(pool: db.Pool) -> None:
+    """An outage of the broker does not count an unstarted order twice."""
+
     async def depths() -> tuple[int, int]:
         if outages.pop(0):
             raise BrokerUnavailable("rabbitmq: refused")
@@ -133,14 +139,15 @@ async def test_an_outage_of_the_broker_counts_no_order_twice(pool: db.Pool) -> N
 
     outages, signals = [True, True, False], Observed()
     await placed_and_published(pool, 3600)
-    one = Resender(pool, CONSUMER, depths, signals)
+    resends = Resender(pool, CONSUMER, depths, signals)
     while outages:
-        await one.run_once()
+        await resends.run_once()
         assert counted(signals, "orders_unstarted") == 1
     assert counted(signals, "outbox_resent_total") == 1
 
 
-async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are(pool: db.Pool) -> None:
+async def test_unchanged_orders_hide_no_others(pool: db.Pool) -> None:
+    """Any number of orders that are not resent hide no others."""
     await lived_through(pool, BATCH + 1, "2 days", "pending")
     await pool.execute("UPDATE inbox SET processed_at = NULL, dead_at = clock_timestamp()")
     await pool.execute("TRUNCATE sagas CASCADE")
@@ -148,9 +155,10 @@ async def test_orders_that_stay_as_they_are_hide_no_others_however_many_they_are
     assert await look(pool) == [lost]
 
 
-async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_planner_knows(
+async def test_unstarted_orders_are_found_by_an_index(
     pool: db.Pool,
 ) -> None:
+    """The query reads no table from end to end, with any statistics."""
     await lived_through(pool, 20_000, "1 day")
     for _ in range(100):
         await placed_and_published(pool, 3600)
@@ -161,9 +169,8 @@ async def test_unstarted_orders_are_found_without_reading_a_table_whatever_the_p
         await pool.execute("ANALYZE")
 
 
-async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_again_with_its_id(
-    pool: db.Pool, rabbitmq_url: str
-) -> None:
+async def test_a_lost_event_reaches_the_queue_with_its_id(pool: db.Pool, rabbitmq_url: str) -> None:
+    """An event that the broker confirmed and lost is delivered again with the same id."""
     order = await placed(pool)
     async with open_channel(rabbitmq_url) as channel, publishing(rabbitmq_url) as transport:
         relay = make_relay(pool, transport, batch_size=10)
@@ -178,7 +185,8 @@ async def test_an_event_that_the_broker_confirmed_and_lost_reaches_the_queue_aga
         assert (await next_message(channel, QUEUE)).message_id == str(order.id)
 
 
-async def test_a_row_that_a_relay_holds_or_has_marked_meanwhile_is_not_touched(pool: db.Pool) -> None:
+async def test_claimed_and_changed_rows_are_not_touched(pool: db.Pool) -> None:
+    """Rows that a relay holds, or has changed meanwhile, are not touched."""
     order_id = await placed_and_published(pool, 3600)
     async with db.connection(pool) as conn:
         assert await outbox.republish(conn, [order_id], MINUTE) == [order_id]

@@ -1,4 +1,4 @@
-"""The schema: migrations and metadata are one, go both ways, and bear being run by several processes at once."""
+"""The schema: migrations match the metadata, can be undone, and may run in several processes at once."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ async def revision(url: str) -> str | None:
 
 
 async def differences(url: str) -> list[object]:
-    """Return what Alembic would have to change to make the database equal the metadata."""
+    """Return the changes that Alembic would make to match the metadata."""
 
     def compare(connection: sqlalchemy.Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
@@ -68,17 +68,20 @@ async def empty_url(database_url: str) -> str:
     return database_url
 
 
-async def test_the_migrations_leave_exactly_the_tables_that_the_code_describes(database_url: str) -> None:
+async def test_the_migrations_match_the_metadata(database_url: str) -> None:
+    """The migrations create exactly the tables that the code describes."""
     assert db.metadata.tables
     assert await differences(database_url) == []
 
 
-async def test_a_difference_between_migrations_and_code_would_be_noticed(database_url: str) -> None:
+async def test_a_difference_to_the_metadata_is_detected(database_url: str) -> None:
+    """The comparison detects a difference between migrations and code."""
     await execute(database_url, "ALTER TABLE outbox ALTER attempts TYPE bigint; DROP INDEX saga_steps_saga_id_idx")
     assert len(await differences(database_url)) == 2
 
 
-async def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None:
+async def test_every_migration_can_be_undone_and_redone(database_url: str) -> None:
+    """Every migration can be undone and applied again."""
     for _ in REVISIONS:
         await alembic(command.downgrade, database_url, "-1")
     assert await revision(database_url) is None
@@ -88,12 +91,15 @@ async def test_every_migration_can_be_undone_and_done_again(database_url: str) -
     assert await differences(database_url) == []
 
 
-async def test_migrating_what_is_current_changes_nothing(database_url: str) -> None:
+async def test_migrating_a_current_schema_changes_nothing(database_url: str) -> None:
+    """Migrating a current schema changes nothing."""
     await asyncio.to_thread(db.migrate, database_url)
     assert await revision(database_url) == REVISIONS[0]
 
 
 async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
+    """Several processes may migrate one database at once."""
+
     async def all_wait() -> bool:
         query = (
             "SELECT count(*) = 3 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -104,7 +110,7 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     arguments = (sys.executable, "-m", "app", "migrate")
     witness, holder = await asyncpg.connect(empty_url), await asyncpg.connect(empty_url)
     async with holder.transaction():
-        await holder.execute("CREATE TABLE alembic_version ()")  # whoever is about to create it waits
+        await holder.execute("CREATE TABLE alembic_version ()")  # another migration waits before it creates the table
         processes = [await asyncio.create_subprocess_exec(*arguments, cwd=REPOSITORY, env=env) for _ in range(3)]
         await wait_until(all_wait, 60, "three processes that wait")
         await holder.execute("DROP TABLE alembic_version")
@@ -114,8 +120,8 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     assert await differences(empty_url) == []
 
 
-async def test_a_migration_that_must_wait_for_a_table_keeps_no_other_table_locked(database_url: str) -> None:
-    """0004 changes sagas, 0005 orders: one transaction for both would deadlock with who locks them the other way."""
+async def test_a_waiting_migration_locks_no_other_table(database_url: str) -> None:
+    """0004 changes sagas, 0005 orders: one transaction for both could deadlock with requests."""
     await alembic(command.downgrade, database_url, "0003")
 
     async def first_is_done() -> bool:
@@ -133,7 +139,8 @@ async def test_a_migration_that_must_wait_for_a_table_keeps_no_other_table_locke
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
-async def test_every_spelling_of_the_url_can_be_migrated_and_inspected(empty_url: str, scheme: str) -> None:
+async def test_every_form_of_the_url_is_accepted(empty_url: str, scheme: str) -> None:
+    """Every accepted form of the URL can be migrated and inspected."""
     url = f"{scheme}://{empty_url.partition('://')[2]}"
     await asyncio.to_thread(db.migrate, url)
     assert await revision(url) == REVISIONS[0]
@@ -141,30 +148,36 @@ async def test_every_spelling_of_the_url_can_be_migrated_and_inspected(empty_url
 
 @pytest.mark.parametrize("older", [None, *REVISIONS[1:]])
 def test_a_database_that_lacks_a_migration_is_behind(older: str | None) -> None:
+    """A database that lacks a migration of this release is behind."""
     assert db.is_behind(older)
 
 
 @pytest.mark.parametrize("present", [REVISIONS[0], "9999"])
 def test_a_current_or_newer_database_is_not_behind(present: str) -> None:
+    """A current database, or one of a newer release, is not behind."""
     assert not db.is_behind(present)
 
 
-async def test_the_service_accepts_a_current_durable_database(database_url: str) -> None:
+async def test_a_current_durable_database_is_accepted(database_url: str) -> None:
+    """`check` accepts a current database with synchronous commits."""
     await db.check(database_url)
 
 
-async def test_the_service_accepts_a_database_of_a_newer_release(database_url: str) -> None:
+async def test_a_database_of_a_newer_release_is_accepted(database_url: str) -> None:
+    """`check` accepts a database of a newer release."""
     await execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
     await db.check(database_url)
 
 
-async def test_the_service_refuses_a_database_that_was_not_migrated(empty_url: str) -> None:
+async def test_an_unmigrated_database_is_refused(empty_url: str) -> None:
+    """`check` refuses a database that was not migrated."""
     assert await revision(empty_url) is None
     with pytest.raises(ConfigurationError, match="orders migrate"):
         await db.check(empty_url)
 
 
-async def test_the_service_refuses_a_database_that_may_lose_acknowledged_commits(database_url: str) -> None:
+async def test_a_database_that_may_lose_commits_is_refused(database_url: str) -> None:
+    """`check` refuses a database without synchronous commits."""
     name = database_url.rpartition("/")[2]
     await execute(database_url, f"ALTER DATABASE {name} SET synchronous_commit = off")
     with pytest.raises(ConfigurationError, match="ORDERS_DATABASE_URL: synchronous_commit is off"):
@@ -172,9 +185,8 @@ async def test_the_service_refuses_a_database_that_may_lose_acknowledged_commits
 
 
 @pytest.mark.parametrize("change", [{"port": "1"}, {"username": "stranger"}, {"database": "nowhere"}])
-async def test_a_database_that_cannot_be_asked_is_unavailable_not_wrong(
-    database_url: str, change: dict[str, str]
-) -> None:
+async def test_an_unreachable_database_is_unavailable(database_url: str, change: dict[str, str]) -> None:
+    """An unreachable database raises DatabaseUnavailable, not ConfigurationError."""
     parts = sqlalchemy.make_url(database_url).set(**change)  # type: ignore[arg-type]
     with pytest.raises(DatabaseUnavailable):
         await db.check(parts.render_as_string(hide_password=False))

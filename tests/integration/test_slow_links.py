@@ -1,4 +1,4 @@
-"""The way to the broker is slow or long: every event is published, and hardly any is sent twice."""
+"""A slow or long link to the broker: every event is published, and few are sent twice."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ def relay_over(pool: db.Pool, transport: RabbitPublisher, lease_seconds: float) 
 
 
 async def is_drained(pool: db.Pool, relay: Relay) -> bool:
-    """Carry one batch; tell whether every event is published."""
+    """Publish one batch; return whether every event is published."""
     with contextlib.suppress(BrokerUnavailable):
         await relay.run_once()
     return bool(await pool.fetchval("SELECT bool_and(published_at IS NOT NULL) FROM outbox"))
@@ -49,14 +49,14 @@ async def test_large_events_drain_over_a_slow_link(
         await wait_until(lambda: is_drained(pool, relay), AMPLE_SECONDS, "the last event")
     assert await pool.fetchval("SELECT count(*) FROM outbox WHERE attempts > 0") == 0
     ids = await drained(channel, QUEUE)
-    assert set(ids) == {str(each.id) for each in events}
-    assert len(ids) - len(events) <= 25  # none, unless the machine stalls: then what was unconfirmed
+    assert set(ids) == {str(envelope.id) for envelope in events}
+    assert len(ids) - len(events) <= 25  # no duplicates, unless the machine stalls: then the unconfirmed ones
 
 
-async def test_a_relay_that_is_cut_short_records_what_was_confirmed(
+async def test_a_cancelled_relay_records_what_was_confirmed(
     pool: db.Pool, broker_proxy: Proxy, rabbitmq_url: str, channel: AbstractChannel
 ) -> None:
-    """Cancelled in the middle of a batch, as by a SIGTERM whose grace is over: only the rest is sent again."""
+    """It is cancelled within a batch, as after SIGTERM and its grace period: only the rest is sent again."""
     events = [event(data={"items": LINES}) for _ in range(100)]
     await put(pool, *events)
     broker_proxy.arm(Throttle(200_000))

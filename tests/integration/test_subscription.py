@@ -1,4 +1,4 @@
-"""Consuming from RabbitMQ: nothing is acknowledged before it took effect or was set aside, whatever breaks."""
+"""Consuming from RabbitMQ: a message is acknowledged only after it took effect or was dead-lettered."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Held:
-    """A handler that has its effect when it `may_end`; `begun`: how many messages it was given."""
+    """A handler that waits for `may_end`, then has its effect. `begun`: how many messages it got."""
 
     def __init__(self, effects: Effects) -> None:
         self.begun = 0
@@ -41,7 +41,7 @@ class Held:
 
 @contextlib.asynccontextmanager
 async def consuming(url: str, consumer: Consumer, prefetch: int = 10) -> AsyncIterator[RabbitSubscription]:
-    """Run a subscription; afterwards it is stopped, and what it has not acknowledged is in the queue again."""
+    """Run a subscription, then stop it, which returns unacknowledged messages to the queue."""
     subscription = RabbitSubscription(url, consumer, SAGA_QUEUE, prefetch)
     task = asyncio.create_task(subscription.run())
     try:
@@ -58,8 +58,8 @@ async def transport(rabbitmq_url: str) -> AsyncIterator[RabbitPublisher]:
 
 
 async def applied(effects: Effects, *messages: Envelope) -> None:
-    """Wait until exactly these have taken effect, each once."""
-    expected = sorted(each.id for each in messages)
+    """Wait until exactly these messages have taken effect, once each."""
+    expected = sorted(message.id for message in messages)
 
     async def done() -> bool:
         return len(await effects.committed()) >= len(expected)
@@ -76,6 +76,7 @@ async def send(channel: AbstractChannel, body: bytes, **properties: Any) -> None
 async def test_messages_take_effect_and_are_acknowledged(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """Every message takes effect and is acknowledged."""
     messages = [event() for _ in range(50)]
     await transport.publish(messages)
     async with consuming(rabbitmq_url, effects.consumer()):
@@ -83,9 +84,10 @@ async def test_messages_take_effect_and_are_acknowledged(
     assert await take(channel, QUEUE) is None
 
 
-async def test_a_message_that_was_sent_twice_takes_effect_once_and_both_copies_are_acknowledged(
+async def test_a_message_sent_twice_takes_effect_once(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """A message that was sent twice takes effect once, and both copies are acknowledged."""
     twice, last = event(), event()
     await transport.publish([twice])
     await transport.publish([twice])
@@ -95,9 +97,10 @@ async def test_a_message_that_was_sent_twice_takes_effect_once_and_both_copies_a
     assert await take(channel, QUEUE) is None
 
 
-async def test_a_message_whose_handler_keeps_failing_is_set_aside_with_its_story(
+async def test_a_failing_message_is_dead_lettered(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """A message whose handler keeps failing is dead-lettered with its failures in headers."""
     effects.failure, sent, before = ValueError("no such thing"), event(), datetime.now(UTC)
     await transport.publish([sent])
     async with consuming(rabbitmq_url, effects.consumer(max_attempts=3)):
@@ -114,9 +117,10 @@ async def test_a_message_whose_handler_keeps_failing_is_set_aside_with_its_story
 
 @pytest.mark.parametrize("body", [b"not json", b"[" * 100_000, b"{}"], ids=["text", "deeply nested", "no attributes"])
 @pytest.mark.parametrize("properties", [{}, {"message_id": "theirs"}], ids=["no id", "an id"])
-async def test_a_message_that_cannot_be_read_is_set_aside_and_the_next_one_takes_effect(
+async def test_an_unreadable_message_is_dead_lettered(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects, body: bytes, properties: dict[str, str]
 ) -> None:
+    """An unreadable message is dead-lettered, and the next one takes effect."""
     fine = event()
     await send(channel, body, **properties)
     await send(channel, fine.body(), headers=dict(fine.headers()))
@@ -130,9 +134,10 @@ async def test_a_message_that_cannot_be_read_is_set_aside_and_the_next_one_takes
     assert await take(channel, QUEUE) is None
 
 
-async def test_a_message_of_a_type_that_nobody_handles_is_set_aside(
+async def test_a_message_of_an_unknown_type_is_dead_lettered(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects
 ) -> None:
+    """A message of a type without a handler is dead-lettered."""
     stray = event(event_type=CONFIRMED)
     await send(channel, stray.body(), headers=dict(stray.headers()))
     async with consuming(rabbitmq_url, effects.consumer()):
@@ -140,9 +145,10 @@ async def test_a_message_of_a_type_that_nobody_handles_is_set_aside(
     assert dead.headers["x-reason"] == f"unknown type {CONFIRMED}"
 
 
-async def test_a_message_that_cannot_be_set_aside_is_not_lost(
+async def test_a_failed_dead_letter_publish_loses_nothing(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects
 ) -> None:
+    """If the dead letter cannot be published, the message is kept, and dead-lettered later."""
     async with consuming(rabbitmq_url, effects.consumer()) as subscription:
         await wait_until(lambda: subscription.connected, AMPLE_SECONDS, "connection")
         await channel.queue_delete(DEAD_LETTER_QUEUE)
@@ -151,9 +157,10 @@ async def test_a_message_that_cannot_be_set_aside_is_not_lost(
             assert (await next_message(fresh, DEAD_LETTER_QUEUE)).body == b"not json"
 
 
-async def test_a_dead_letter_that_is_sent_again_takes_effect_once_when_its_cause_is_gone(
+async def test_a_republished_dead_letter_takes_effect_once(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """A dead letter that is sent again after its cause was fixed takes effect once."""
     effects.failure, sent = ValueError("no such thing"), event()
     await transport.publish([sent])
     async with consuming(rabbitmq_url, effects.consumer(max_attempts=1)):
@@ -164,9 +171,11 @@ async def test_a_dead_letter_that_is_sent_again_takes_effect_once_when_its_cause
         await applied(effects, sent)
 
 
-async def test_while_postgres_is_out_a_message_is_held_and_tried_again_without_going_back_to_the_queue(
+async def test_a_message_is_held_while_postgres_is_down(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """The subscription holds the message and retries; it does not return to the queue."""
+
     async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
         await effects(conn, envelope)
         if effects.calls < 3:
@@ -186,9 +195,11 @@ async def test_while_postgres_is_out_a_message_is_held_and_tried_again_without_g
         assert await conn.fetchval("SELECT attempts FROM inbox") == 0
 
 
-async def test_a_message_held_while_postgres_is_out_goes_back_after_one_delivery_when_the_service_stops(
+async def test_stopping_returns_a_held_message(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """A message held while Postgres is down returns to the queue, after one delivery, when the service stops."""
+
     async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
         await effects(conn, envelope)
         await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -203,9 +214,10 @@ async def test_a_message_held_while_postgres_is_out_goes_back_after_one_delivery
     assert back.headers.get("x-delivery-count", 0) in {0, 1}
 
 
-async def test_no_more_messages_are_held_at_a_time_than_the_prefetch(
+async def test_the_prefetch_limits_unacknowledged_messages(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """At most `prefetch` messages are unacknowledged at a time."""
     messages, consumer, held = [event() for _ in range(5)], effects.consumer(), Held(effects)
     consumer.handlers = {PLACED: held}
     await transport.publish(messages)
@@ -218,9 +230,10 @@ async def test_no_more_messages_are_held_at_a_time_than_the_prefetch(
         await applied(effects, *messages)
 
 
-async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledged(
+async def test_stopping_finishes_messages_in_progress(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """A message in progress takes effect and is acknowledged before the subscription ends."""
     sent, consumer, held = event(), effects.consumer(), Held(effects)
     consumer.handlers = {PLACED: held}
     await transport.publish([sent])
@@ -232,9 +245,10 @@ async def test_stopping_lets_the_message_under_way_take_effect_and_be_acknowledg
     assert await take(channel, QUEUE) is None
 
 
-async def test_stopping_takes_no_further_message_which_then_goes_to_another_consumer_as_new(
+async def test_stopping_leaves_other_messages_in_the_queue(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """After `stop`, further messages go to another consumer, not marked as redelivered."""
     under_way, waiting, consumer, held = event(), event(), effects.consumer(), Held(effects)
     consumer.handlers = {PLACED: held}
     await transport.publish([under_way])
@@ -248,18 +262,18 @@ async def test_stopping_takes_no_further_message_which_then_goes_to_another_cons
     assert (left.message_id, left.redelivered) == (str(waiting.id), False)
 
 
-async def test_it_is_connected_when_the_broker_knows_it_until_it_is_stopped(
-    rabbitmq_url: str, effects: Effects
-) -> None:
+async def test_connected_means_known_to_the_broker(rabbitmq_url: str, effects: Effects) -> None:
+    """`connected` is true once the broker knows the consumer, and false after `stop`."""
     assert not RabbitSubscription(rabbitmq_url, effects.consumer(), SAGA_QUEUE, 1).connected
     async with consuming(rabbitmq_url, effects.consumer()) as subscription:
         await wait_until(lambda: subscription.connected, AMPLE_SECONDS, "connection")
     assert not subscription.connected
 
 
-async def test_a_queue_that_was_deleted_is_restored_and_consumed_again(
+async def test_a_deleted_queue_is_restored(
     rabbitmq_url: str, channel: AbstractChannel, transport: RabbitPublisher, effects: Effects
 ) -> None:
+    """A deleted queue is declared again and consumed."""
     sent = event()
     async with consuming(rabbitmq_url, effects.consumer()) as subscription:
         await wait_until(lambda: subscription.connected, AMPLE_SECONDS, "connection")
@@ -270,9 +284,8 @@ async def test_a_queue_that_was_deleted_is_restored_and_consumed_again(
         await applied(effects, sent)
 
 
-async def test_a_broker_that_was_killed_is_used_again_as_soon_as_it_is_back_and_loses_nothing(
-    server_directory: Path, effects: Effects
-) -> None:
+async def test_a_killed_broker_loses_nothing(server_directory: Path, effects: Effects) -> None:
+    """After a killed broker is back, consuming resumes, and no message is lost."""
     async with servers.rabbitmq(server_directory) as broker, publishing(broker.url()) as transport:
         before, waiting, after = event(), event(), event()
         async with consuming(broker.url(), effects.consumer()):
@@ -292,7 +305,7 @@ async def test_a_broker_that_was_killed_is_used_again_as_soon_as_it_is_back_and_
 
 
 async def transport_works(transport: RabbitPublisher, message: Envelope) -> None:
-    """Publish as the relay would: again and again, until it is confirmed."""
+    """Publish repeatedly until it is confirmed, as the relay does."""
 
     async def confirmed() -> bool:
         with contextlib.suppress(BrokerUnavailable):

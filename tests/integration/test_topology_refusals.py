@@ -1,4 +1,4 @@
-"""Where the broker refuses the topology, readiness names the reason, and nothing is lost meanwhile."""
+"""If the broker refuses the topology, readiness names the reason, and nothing is lost meanwhile."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ async def rabbitmq_row(process: httpx.AsyncClient) -> tuple[int, dict[str, Any]]
 
 
 async def becomes(process: httpx.AsyncClient, code: int, status: str, detail: str) -> None:
-    """Wait until readiness has this code, and the row this status and a detail that begins so."""
+    """Wait until readiness has this code, and its broker check this status and start of its detail."""
 
     async def difference() -> tuple[int, dict[str, Any]] | None:
         seen_code, row = await rabbitmq_row(process)
@@ -43,10 +43,8 @@ async def becomes(process: httpx.AsyncClient, code: int, status: str, detail: st
         raise
 
 
-async def test_a_missing_right_is_named_and_the_documented_ones_do(
-    server_directory: Path, database_url: str, pool: Pool
-) -> None:
-    """The topology exists, but the user may not declare it; another user has the documented rights and no others."""
+async def test_a_missing_right_is_named(server_directory: Path, database_url: str, pool: Pool) -> None:
+    """The topology exists, but the user may not declare it; a user with only the documented rights may."""
     async with servers.rabbitmq(server_directory) as broker:
         url = broker.url().replace("orders:orders", "documented:documented")
         async with serving(database_url, rabbitmq_url=url, **WORKING) as process:
@@ -67,7 +65,7 @@ async def test_a_missing_right_is_named_and_the_documented_ones_do(
 
 
 async def test_a_queue_with_other_arguments_is_named(rabbitmq_url: str, database_url: str) -> None:
-    """As soon as the queue is gone, it is declared anew and all is well."""
+    """Once the queue is deleted, it is declared again, and readiness recovers."""
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()
         await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 5})

@@ -1,4 +1,4 @@
-"""One database, one transport: of two that differ one is refused, and nothing is published without a lease."""
+"""One database, one transport: of two different ones, one is refused; nothing is published without a lease."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +25,9 @@ def relay_over(pool: db.Pool, transport: LeasedTransport) -> Relay:
     return make_relay(pool, transport, batch_size=10, lease_seconds=HOUR_SECONDS)
 
 
-async def test_of_two_transports_at_the_same_instant_one_is_refused(pool: db.Pool) -> None:
+async def test_one_of_two_concurrent_transports_is_refused(pool: db.Pool) -> None:
+    """Of two different transports that start at once, one is refused."""
+
     async def both_wait() -> bool:
         query = (
             "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -35,15 +37,16 @@ async def test_of_two_transports_at_the_same_instant_one_is_refused(pool: db.Poo
     leases = [lease(RABBITMQ), lease(IN_PROCESS)]
     async with pool.acquire() as holder, holder.transaction():
         await holder.execute("LOCK TABLE transport_leases IN ACCESS EXCLUSIVE MODE")
-        taking = [asyncio.create_task(each.renew(pool)) for each in leases]
+        taking = [asyncio.create_task(holder.renew(pool)) for holder in leases]
         await wait_until(both_wait, AMPLE_SECONDS, "two that want a lease")
     results = await asyncio.gather(*taking, return_exceptions=True)
     assert {type(result) for result in results} == {int, ConfigurationError}
-    assert len({each.seconds_left() > 0 for each in leases}) == 2
+    assert len({holder.seconds_left() > 0 for holder in leases}) == 2
     assert await pool.fetchval("SELECT count(*) FROM transport_leases") == 1
 
 
 async def test_a_refusal_names_the_setting_and_the_other_process(pool: db.Pool) -> None:
+    """The error names the setting and the process that holds the lease."""
     await lease(RABBITMQ).renew(pool)
     refused = lease(IN_PROCESS)
     with pytest.raises(ConfigurationError, match=r"ORDERS_RABBITMQ_URL: .*the process with rabbitmq") as caught:
@@ -53,7 +56,8 @@ async def test_a_refusal_names_the_setting_and_the_other_process(pool: db.Pool) 
         await refused.until_refused()
 
 
-async def test_who_was_refused_does_not_take_over_when_the_others_stop(pool: db.Pool) -> None:
+async def test_a_refused_process_does_not_take_over_later(pool: db.Pool) -> None:
+    """A refused process stays refused when the others stop."""
     first, refused = lease(RABBITMQ), lease(IN_PROCESS)
     await first.renew(pool)
     with pytest.raises(ConfigurationError):
@@ -64,14 +68,16 @@ async def test_who_was_refused_does_not_take_over_when_the_others_stop(pool: db.
     await lease(IN_PROCESS).renew(pool)
 
 
-async def test_a_lease_counts_until_its_end_unless_it_is_renewed(pool: db.Pool) -> None:
+async def test_a_lease_expires_unless_renewed(pool: db.Pool) -> None:
+    """Once a lease has expired, another transport can take it, and the first is refused."""
+
     async def is_over() -> bool:
         return bool(await pool.fetchval("SELECT bool_and(expires_at <= clock_timestamp()) FROM transport_leases"))
 
     short, other = lease(RABBITMQ, seconds=0.001), lease(IN_PROCESS)
     await short.renew(pool)
     await wait_until(is_over, AMPLE_SECONDS, "end of the lease")
-    assert short.seconds_left() <= 0  # never later than in Postgres
+    assert short.seconds_left() <= 0  # our clock ends the lease no later than Postgres
     await other.renew(pool)
     await other.renew(pool)
     with pytest.raises(ConfigurationError):
@@ -79,8 +85,8 @@ async def test_a_lease_counts_until_its_end_unless_it_is_renewed(pool: db.Pool) 
     assert await pool.fetchval("SELECT count(*) FROM transport_leases") == 1
 
 
-async def test_without_a_lease_nothing_is_published_until_renewed(pool: db.Pool, effects: Effects) -> None:
-    """As a process finds itself that froze past its lease: it asks its own clock, not Postgres."""
+async def test_nothing_is_published_without_a_lease(pool: db.Pool, effects: Effects) -> None:
+    """A process that froze past its lease notices by its own clock, without asking Postgres."""
     await put(pool, event(), event(event_type=CONFIRMED))
     held = lease(IN_PROCESS, seconds=0.001)
     transport = LeasedTransport(local_transport(effects.consumer()), held)
@@ -100,6 +106,7 @@ async def test_without_a_lease_nothing_is_published_until_renewed(pool: db.Pool,
 
 
 async def test_a_frozen_postgres_does_not_delay_the_release(server_directory: Path) -> None:
+    """Releasing the lease does not wait for a frozen Postgres."""
     async with servers.postgres(server_directory) as postgres:
         await asyncio.to_thread(db.migrate, postgres.url)
         async with db.open_pool(postgres.url, 1) as pool:

@@ -1,4 +1,4 @@
-"""A message that the AMQP library cannot decode is set aside; every other message goes on."""
+"""A message that the AMQP library cannot decode is dead-lettered; other messages take effect."""
 
 import struct
 from typing import Any
@@ -22,19 +22,21 @@ RAW: dict[str, dict[str, bytes]] = {
     "message_id": {"message_id": short_string(b"r\xe9f-1")},
     "headers": {"headers": table((b"name", long_string(b"Ren\xe9")))},
 }
-# What arrives, and yet cannot be sent on as it is; the broker's frames hold 128 KiB.
+# Messages that arrive, but cannot be sent again unchanged. The broker's frames hold 128 KiB.
 UNSENDABLE: dict[str, dict[str, bytes]] = {
-    "full frame": {"headers": table(*[(b"h%d" % each, long_string(b"e" * 490)) for each in range(262)])},
-    "grows when repaired": {"headers": table(*[(b"h%d" % each, long_string(b"\xe9" * 490)) for each in range(240)])},
+    "full frame": {"headers": table(*[(b"h%d" % number, long_string(b"e" * 490)) for number in range(262)])},
+    "grows when repaired": {
+        "headers": table(*[(b"h%d" % number, long_string(b"\xe9" * 490)) for number in range(240)])
+    },
     "asks for other queues": {"headers": table((b"CC", array(long_string(b"\xe9"))))},
 }
 TOKEN = "a-token-of-the-operators"
 
 
-async def test_undecodable_messages_are_set_aside_and_others_take_effect(
+async def test_undecodable_messages_are_dead_lettered(
     rabbitmq_url: str, channel: AbstractChannel, effects: Effects
 ) -> None:
-    """Each kind once, among messages that are fine; the connection lasts, so each is delivered once."""
+    """One of each kind, among readable messages. The connection survives, so each is delivered once."""
     fine = [event() for _ in range(2 * len(RAW))]
     async with consuming(rabbitmq_url, effects.consumer()):
         for kind, before, after in zip(RAW, fine[::2], fine[1::2], strict=True):
@@ -54,10 +56,10 @@ async def test_undecodable_messages_are_set_aside_and_others_take_effect(
 
 
 @pytest.mark.parametrize("raw", UNSENDABLE.values(), ids=UNSENDABLE)
-async def test_headers_that_cannot_be_sent_on_keep_no_letter_back(
+async def test_headers_that_cannot_be_sent_are_dropped(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, effects: Effects, raw: dict[str, bytes]
 ) -> None:
-    """The copy goes without them, and so does a replay; the body and the reason arrive."""
+    """The dead letter and its replay go without them; body and reason arrive."""
     await publish_raw(channel, b"not an event", raw, EXCHANGE, "order.placed")
     async with consuming(rabbitmq_url, effects.consumer()):
         await holds(channel, 1)
@@ -71,10 +73,10 @@ async def test_headers_that_cannot_be_sent_on_keep_no_letter_back(
 
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
-async def test_an_undecodable_dead_letter_is_shown_replayed_and_purged(
+async def test_an_undecodable_dead_letter_can_be_replayed(
     pool: db.Pool, rabbitmq_url: str, channel: AbstractChannel, effects: Effects, raw: dict[str, bytes]
 ) -> None:
-    """Such as the broker itself dead-letters: as it came."""
+    """Letters that the broker itself dead-lettered are listed, replayed and purged as they are."""
     letters = in_queue(pool, rabbitmq_url)
     await publish_raw(channel, b"{}", raw, "", DEAD_LETTER_QUEUE)
     _, [found] = await go_over(letters, DeadLetterAction.PEEK)
@@ -91,9 +93,10 @@ async def test_an_undecodable_dead_letter_is_shown_replayed_and_purged(
     assert await drained(channel) == []
 
 
-async def test_ops_shows_and_purges_an_undecodable_dead_letter(
+async def test_ops_shows_and_purges_an_undecodable_letter(
     database_url: str, rabbitmq_url: str, channel: AbstractChannel
 ) -> None:
+    """The same over HTTP."""
     for raw in RAW.values():
         await publish_raw(channel, b"{}", raw, "", DEAD_LETTER_QUEUE)
     await holds(channel, len(RAW))

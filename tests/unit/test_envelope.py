@@ -1,4 +1,4 @@
-"""An event survives its travel through headers and body; whatever is no event is named for what it lacks."""
+"""Events survive the way through headers and body. Other messages are unreadable, and the error says why."""
 
 import json
 from collections.abc import Mapping
@@ -23,16 +23,19 @@ EVENT = Envelope(
 )
 
 
-def test_what_was_sent_is_what_is_read() -> None:
+def test_a_sent_event_is_parsed_unchanged() -> None:
+    """A sent event is parsed unchanged."""
     assert parse(EVENT.headers(), EVENT.body()) == EVENT
 
 
 def test_headers_may_arrive_as_bytes() -> None:
+    """Header values may be bytes."""
     headers = {name: value.encode() for name, value in EVENT.headers().items()}
     assert parse(headers, EVENT.body()) == EVENT
 
 
-def test_the_attributes_travel_as_cloudevents_headers_with_the_trace_context_beside_them() -> None:
+def test_attributes_are_cloudevents_headers() -> None:
+    """Attributes are `cloudEvents_` headers; the trace context has its own headers."""
     assert EVENT.headers() == {
         "cloudEvents_specversion": "1.0",
         "cloudEvents_id": "01912d2c-6a5e-7c3d-9f10-0242ac120002",
@@ -47,24 +50,28 @@ def test_the_attributes_travel_as_cloudevents_headers_with_the_trace_context_bes
     }
 
 
-def test_an_event_outside_of_a_trace_carries_no_trace_headers() -> None:
+def test_an_event_without_a_trace_has_no_trace_headers() -> None:
+    """An event outside of a trace has no trace headers."""
     untraced = Envelope(EVENT.id, EVENT.type, EVENT.subject, 1, "acme", EVENT.time, {})
     assert {"traceparent", "tracestate"}.isdisjoint(untraced.headers())
     assert parse(untraced.headers(), untraced.body()) == untraced
 
 
-def test_times_are_sent_in_utc_whatever_zone_they_were_told_in() -> None:
+def test_times_are_sent_in_utc() -> None:
+    """Times in any zone are sent in UTC."""
     elsewhere = EVENT.time.astimezone(timezone(timedelta(hours=5, minutes=30)))
     told = Envelope(EVENT.id, EVENT.type, EVENT.subject, 1, "acme", elsewhere, {})
     assert told.headers()["cloudEvents_time"] == "2026-03-01T12:30:15.250000Z"
 
 
-def test_the_body_is_the_data_alone_as_json() -> None:
+def test_the_body_is_the_data_as_json() -> None:
+    """The body is only the data, as JSON."""
     assert json.loads(EVENT.body()) == EVENT.data
 
 
 @pytest.mark.parametrize("word", ["placed", "confirmed", "rejected", "cancelled"])
-def test_the_routing_key_is_the_type_without_its_prefix_and_version(word: str) -> None:
+def test_the_routing_key_comes_from_the_type(word: str) -> None:
+    """The routing key is the type without prefix and version."""
     event = Envelope(EVENT.id, f"orders.order.{word}.v1", EVENT.subject, 1, "acme", EVENT.time, {})
     assert event.routing_key == f"order.{word}"
 
@@ -83,13 +90,15 @@ def test_the_routing_key_is_the_type_without_its_prefix_and_version(word: str) -
     ],
 )
 def test_a_body_that_is_no_json_object_is_unreadable(body: bytes, complaint: str) -> None:
+    """A body that is no JSON object is unreadable."""
     with pytest.raises(UnreadableMessage, match=complaint):
         parse(EVENT.headers(), body)
 
 
 @pytest.mark.parametrize("name", ["id", "type", "subject", "sequence", "tenant", "time"])
 @pytest.mark.parametrize("replacement", [None, ""])
-def test_a_missing_attribute_makes_an_event_unreadable_and_is_named(name: str, replacement: str | None) -> None:
+def test_a_missing_attribute_is_named(name: str, replacement: str | None) -> None:
+    """A missing attribute makes an event unreadable, and the error names it."""
     headers: Mapping[str, Any] = {**EVENT.headers(), f"cloudEvents_{name}": replacement}
     with pytest.raises(UnreadableMessage, match=f"cloudEvents_{name} is missing"):
         parse(headers, EVENT.body())
@@ -102,16 +111,18 @@ def test_a_missing_attribute_makes_an_event_unreadable_and_is_named(name: str, r
         ("sequence", "first"),
         ("sequence", "9" * 5000),
         ("time", "yesterday"),
-        ("time", "2026-03-01T12:30:15"),  # RFC 3339 wants an offset; without one nobody knows when it was
+        ("time", "2026-03-01T12:30:15"),  # RFC 3339 requires an offset; without one the time is ambiguous
         ("subject", b"\xff"),
     ],
 )
-def test_an_attribute_of_the_wrong_form_makes_an_event_unreadable(name: str, value: str | bytes) -> None:
+def test_an_invalid_attribute_is_unreadable(name: str, value: str | bytes) -> None:
+    """An attribute of the wrong form makes an event unreadable."""
     headers: Mapping[str, Any] = {**EVENT.headers(), f"cloudEvents_{name}": value}
     with pytest.raises(UnreadableMessage, match="attributes cannot be read"):
         parse(headers, EVENT.body())
 
 
-def test_a_message_of_somebody_else_is_unreadable() -> None:
+def test_a_foreign_message_is_unreadable() -> None:
+    """A message without our attributes is unreadable."""
     with pytest.raises(UnreadableMessage):
         parse({}, b'{"hello": "world"}')

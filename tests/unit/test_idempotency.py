@@ -1,4 +1,4 @@
-"""The Idempotency-Key: which one a request carries, which request it stands for, and one at a time in a process."""
+"""The Idempotency-Key: how it is read, which request it stands for, and single flight."""
 
 import asyncio
 import gc
@@ -46,12 +46,14 @@ def printed(body: bytes | dict[str, Any], method: str = "POST", path: str = "/or
         ('"' + "k" * 255 + '"', "k" * 255),
     ],
 )
-def test_a_structured_field_string_and_the_bare_token_are_the_same_key(header: str, found: str) -> None:
+def test_quoted_and_bare_keys_are_the_same(header: str, found: str) -> None:
+    """A structured-field string and the bare token are the same key."""
     assert read_key([header], required=True) == found
 
 
 @pytest.mark.parametrize("values", [[], [""], ["  "], ['""'], ['" "'], ["", " "]])
-def test_a_blank_key_is_none_and_refused_only_where_one_is_required(values: list[str]) -> None:
+def test_a_blank_key_is_no_key(values: list[str]) -> None:
+    """A blank key counts as none, which is refused only where one is required."""
     assert read_key(values, required=False) is None
     with pytest.raises(IdempotencyKeyMissing):
         read_key(values, required=True)
@@ -87,7 +89,8 @@ def test_a_blank_key_is_none_and_refused_only_where_one_is_required(values: list
     ],
 )
 @pytest.mark.parametrize("required", [True, False])
-def test_anything_else_is_invalid(values: list[str], *, required: bool) -> None:
+def test_any_other_key_is_invalid(values: list[str], *, required: bool) -> None:
+    """Every other value raises IdempotencyKeyInvalid."""
     with pytest.raises(IdempotencyKeyInvalid):
         read_key(values, required=required)
 
@@ -105,7 +108,8 @@ def test_anything_else_is_invalid(values: list[str], *, required: bool) -> None:
     ],
     ids=["spelling", "number", "zeros", "flat", "camel", "default currency", "explicit nulls"],
 )
-def test_however_it_is_written_the_same_request_has_the_same_fingerprint(body: bytes | dict[str, Any]) -> None:
+def test_equal_requests_have_the_same_fingerprint(body: bytes | dict[str, Any]) -> None:
+    """The fingerprint does not depend on how a request is written."""
     assert printed(body) == printed(LONG)
 
 
@@ -127,21 +131,25 @@ def test_however_it_is_written_the_same_request_has_the_same_fingerprint(body: b
     ],
 )
 def test_another_body_has_another_fingerprint(body: dict[str, Any]) -> None:
+    """A different body has a different fingerprint."""
     assert printed(body) != printed(LONG)
 
 
 @pytest.mark.parametrize("other", [{"method": "PUT"}, {"path": "/orders/1/cancel"}, {"query": "dry_run=1"}])
-def test_another_method_path_or_query_has_another_fingerprint(other: dict[str, str]) -> None:
+def test_another_method_path_or_query_has_another(other: dict[str, str]) -> None:
+    """A different method, path or query has a different fingerprint."""
     assert printed(LONG, **other) != printed(LONG)
 
 
 def test_the_order_of_lines_is_part_of_the_request() -> None:
+    """The same lines in another order are another request."""
     first, second = LINE, LINE | {"sku": "OTHER"}
     assert printed({"items": [first, second]}) != printed({"items": [second, first]})
 
 
 def test_a_fingerprint_never_changes_within_its_version() -> None:
     # Keys live for a day, so two releases must agree on it: a new normal form needs a new FINGERPRINT_VERSION.
+    """The fingerprint of a known request stays the same across releases."""
     assert printed(LONG).hex() == "73745eab11ecff7830bc56c94d4beb3070a8b21ae782015ba49315bc95954029"
 
 
@@ -150,7 +158,7 @@ def answered(name: str) -> StoredResponse:
 
 
 class WithoutPostgres(Idempotency):
-    """What comes before Postgres; the write itself runs at once."""
+    """The layers before Postgres; the write itself runs at once."""
 
     async def _execute(
         self,
@@ -165,7 +173,7 @@ class WithoutPostgres(Idempotency):
 
 
 class Crowd:
-    """Requests that each take as long as `leave` is not set, and are answered with their name."""
+    """Requests that run until `leave` is set, and return their name."""
 
     def __init__(self, wait_seconds: float = AMPLE_SECONDS) -> None:
         self.signals = Observed()
@@ -193,7 +201,8 @@ class Crowd:
         await wait_until(lambda: sorted(self.inside) == sorted(names), AMPLE_SECONDS, f"{names} inside")
 
 
-async def test_of_many_requests_with_one_key_one_acts_and_the_others_share_its_answer() -> None:
+async def test_requests_with_one_key_share_a_response() -> None:
+    """Of concurrent requests with one key, one writes, and the others share its response."""
     crowd = Crowd()
     tasks = [crowd.send(str(number), key()) for number in range(5)]
     await crowd.until_inside("0")
@@ -204,7 +213,8 @@ async def test_of_many_requests_with_one_key_one_acts_and_the_others_share_its_a
     assert crowd.signals.value("idempotency_cache_hits_total", {"source": "postgres"}) == 4
 
 
-async def test_a_request_behind_a_failed_one_acts_itself() -> None:
+async def test_a_request_after_a_failed_one_writes() -> None:
+    """A request that waited for a failed one writes itself."""
     crowd = Crowd()
     crowd.failure = DatabaseUnavailable("out")
     tasks = [crowd.send(str(number), key()) for number in range(3)]
@@ -212,15 +222,17 @@ async def test_a_request_behind_a_failed_one_acts_itself() -> None:
     assert await asyncio.gather(*tasks, return_exceptions=True) == [crowd.failure] * 3
 
 
-async def test_another_request_with_the_key_does_not_share_the_answer() -> None:
+async def test_another_request_does_not_share_the_response() -> None:
+    """A different request with the same key does not share the response."""
     crowd = Crowd()
     other = bind("t", "k", "POST", "/orders", "", {"other": 1})
     tasks = [crowd.send("first", key()), crowd.send("other", other)]
     crowd.leave.set()
-    assert [each.body for each in await asyncio.gather(*tasks)] == [b"first", b"other"]
+    assert [response.body for response in await asyncio.gather(*tasks)] == [b"first", b"other"]
 
 
-async def test_a_request_that_has_waited_its_time_is_told_that_the_first_is_still_running() -> None:
+async def test_waiting_for_the_first_request_is_limited() -> None:
+    """A request that waits too long raises RequestInProgress."""
     crowd = Crowd(wait_seconds=0.01)
     first = crowd.send("first", key())
     await crowd.until_inside("first")
@@ -232,7 +244,8 @@ async def test_a_request_that_has_waited_its_time_is_told_that_the_first_is_stil
     assert (crowd.inside, conflicts) == ([], 1)
 
 
-async def test_other_keys_other_tenants_and_requests_without_a_key_are_not_held_up() -> None:
+async def test_other_keys_and_tenants_do_not_wait() -> None:
+    """Other keys, other tenants and requests without a key do not wait."""
     crowd = Crowd()
     keys = {"a": key("a"), "b": key("b"), "other tenant's a": key("a", "u"), "none": None, "none either": None}
     tasks = [crowd.send(name, of) for name, of in keys.items()]
@@ -242,7 +255,8 @@ async def test_other_keys_other_tenants_and_requests_without_a_key_are_not_held_
 
 
 @pytest.mark.parametrize("cancelled", ["first", "second"])
-async def test_a_cancelled_request_leaves_the_place_to_the_next(cancelled: str) -> None:
+async def test_a_cancelled_request_leaves_its_turn(cancelled: str) -> None:
+    """A cancelled request leaves its turn to the next."""
     crowd = Crowd()
     tasks = {"first": crowd.send("first", key()), "second": crowd.send("second", key())}
     await crowd.until_inside("first")
@@ -255,16 +269,18 @@ async def test_a_cancelled_request_leaves_the_place_to_the_next(cancelled: str) 
     await crowd.enter("afterwards", key())
 
 
-async def test_a_place_that_nobody_wants_any_more_is_forgotten() -> None:
+async def test_unused_entries_are_removed() -> None:
+    """The entry of a key is removed when no request uses it."""
     crowd = Crowd()
     crowd.leave.set()
     for number in range(100):
         await crowd.enter(str(number), key(str(number)))
     gc.collect()
-    assert sum(isinstance(each, asyncio.Lock) for each in gc.get_objects()) < 100
+    assert sum(isinstance(thing, asyncio.Lock) for thing in gc.get_objects()) < 100
 
 
-def test_a_copy_is_read_as_it_was_written() -> None:
+def test_a_copy_is_decoded_unchanged() -> None:
+    """An encoded copy is decoded unchanged."""
     answer = StoredResponse(201, "/orders/1", b'{"a": "\n"}', remaining_seconds=60)
     assert replay_cache.decode(key(), replay_cache.encode(key(), answer, 160.0), 100.0) == replace(
         answer, replayed=True
@@ -287,5 +303,6 @@ def test_a_copy_is_read_as_it_was_written() -> None:
         replay_cache.encode(key(), answered("1"), 160.0).replace(b"201", b'"x"'),
     ],
 )
-def test_a_copy_of_anything_but_this_very_request_or_past_its_end_is_no_copy(raw: bytes) -> None:
+def test_only_intact_copies_of_this_request_count(raw: bytes) -> None:
+    """A copy that is damaged, expired or of another request is ignored."""
     assert replay_cache.decode(key(), raw, 100.0) is None

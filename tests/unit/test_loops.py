@@ -1,4 +1,4 @@
-"""How background work is paced: at once when there is some, patiently when it fails."""
+"""Background loops: run at once while there is work, and back off after errors."""
 
 import asyncio
 import contextlib
@@ -10,11 +10,11 @@ from app.errors import BrokerUnavailable
 from app.loops import Loop, full_jitter
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
-NEVER_SECONDS = 3600.0  # a poll that no test lives to see: whatever happens, something else made it happen
+NEVER_SECONDS = 3600.0  # longer than any test, so that no poll can cause what a test observes
 
 
 class Work:
-    """Does what the script says, one entry a call; then there is nothing more to do."""
+    """Follows the script, one entry per call; then it has no work."""
 
     def __init__(self, *script: int | BaseException) -> None:
         self.calls = 0
@@ -46,27 +46,31 @@ async def running(run_once: Callable[[], Awaitable[int]], poll_seconds: float = 
 @pytest.mark.parametrize(
     ("attempt", "ceiling"), [(1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (6, 10.0), (7, 10.0), (10**9, 10.0)]
 )
-def test_a_pause_is_anywhere_up_to_a_ceiling_that_doubles_until_the_cap(attempt: int, ceiling: float) -> None:
+def test_full_jitter(attempt: int, ceiling: float) -> None:
+    """A pause is uniform up to a ceiling that doubles until the cap."""
     pauses = [full_jitter(attempt, 0.5, 10) for _ in range(1000)]
     assert min(pauses) > 0
     assert max(pauses) <= ceiling
     assert min(pauses) < ceiling / 2 < max(pauses)
 
 
-async def test_work_is_looked_for_at_once() -> None:
+async def test_the_first_run_is_immediate() -> None:
+    """A loop runs its work immediately at its start."""
     work = Work()
     async with running(work.run_once):
         await work.called(1)
 
 
-async def test_work_is_done_without_a_pause_while_there_is_some() -> None:
+async def test_there_is_no_pause_while_there_is_work() -> None:
+    """A loop does not pause while there is work."""
     work = Work(200, 200, 1)
     async with running(work.run_once):
         await work.called(4)
     assert work.calls == 4
 
 
-async def test_a_loop_that_is_cancelled_ends() -> None:
+async def test_a_cancelled_loop_ends() -> None:
+    """Cancelling a loop ends it."""
     task = asyncio.create_task(Loop("test", Work().run_once, NEVER_SECONDS).run())
     blocked = asyncio.create_task(Loop("test", asyncio.Event().wait, NEVER_SECONDS).run())
     await asyncio.sleep(0)
@@ -77,13 +81,15 @@ async def test_a_loop_that_is_cancelled_ends() -> None:
     assert blocked.cancelled()
 
 
-async def test_without_work_it_looks_again_at_the_next_poll() -> None:
+async def test_without_work_the_loop_polls() -> None:
+    """Without work, a loop runs again at the next poll."""
     work = Work()
     async with running(work.run_once, poll_seconds=0.001):
         await work.called(3)
 
 
-async def test_a_wake_up_is_answered_at_once() -> None:
+async def test_a_wake_up_ends_the_sleep() -> None:
+    """A wake-up ends the sleep at once."""
     work = Work()
     async with running(work.run_once) as loop:
         for calls in (2, 3, 4):
@@ -93,6 +99,7 @@ async def test_a_wake_up_is_answered_at_once() -> None:
 
 
 async def test_a_wake_up_during_the_work_is_not_lost() -> None:
+    """A wake-up while the work runs starts another run."""
     calls = 0
 
     async def woken_meanwhile() -> int:
@@ -106,7 +113,8 @@ async def test_a_wake_up_during_the_work_is_not_lost() -> None:
         await wait_until(lambda: calls == 2, AMPLE_SECONDS, "second look")
 
 
-async def test_a_wake_up_can_be_set_for_later() -> None:
+async def test_a_wake_up_can_be_delayed() -> None:
+    """`wake_in` wakes the loop after a delay."""
     work = Work()
     async with running(work.run_once) as loop:
         await work.called(1)
@@ -118,23 +126,26 @@ async def test_a_wake_up_can_be_set_for_later() -> None:
     "error", [BrokerUnavailable("out"), ValueError("a bug"), TimeoutError(), asyncio.CancelledError()]
 )
 async def test_no_error_ends_the_loop(error: BaseException) -> None:
+    """A loop continues after any error."""
     work = Work(error, error, 1)
     async with running(work.run_once):
         await work.called(4)
 
 
-async def test_the_pause_after_an_error_is_not_cut_short_by_wake_ups() -> None:
+async def test_wake_ups_do_not_end_the_pause_after_an_error() -> None:
+    """Wake-ups do not shorten the pause after an error."""
     work = Work(*[BrokerUnavailable("out")] * 4)
     async with running(work.run_once) as loop:
         wake_ups = 0
         while work.calls < 4:
             loop.wake()
             wake_ups += 1
-            await asyncio.sleep(0)  # one turn of the event loop
+            await asyncio.sleep(0)  # one iteration of the event loop
     assert wake_ups > 100
 
 
-async def test_stop_ends_the_pause_after_an_error_without_another_attempt() -> None:
+async def test_stop_ends_the_pause_after_an_error() -> None:
+    """`stop` ends the pause after an error, without another attempt."""
     work = Work(*[BrokerUnavailable("out")] * 1000)
     async with running(work.run_once) as loop:
         await work.called(2)
@@ -143,7 +154,8 @@ async def test_stop_ends_the_pause_after_an_error_without_another_attempt() -> N
     assert work.calls == attempts
 
 
-async def test_stop_lets_the_present_work_finish_and_starts_no_more() -> None:
+async def test_stop_lets_the_current_work_finish() -> None:
+    """`stop` lets the current work finish, and starts no more."""
     started, may_end = asyncio.Event(), asyncio.Event()
     finished = 0
 
@@ -162,7 +174,8 @@ async def test_stop_lets_the_present_work_finish_and_starts_no_more() -> None:
     assert finished == 1
 
 
-async def test_a_loop_that_was_stopped_before_it_ran_does_nothing() -> None:
+async def test_a_loop_stopped_before_it_ran_does_nothing() -> None:
+    """A loop that was stopped before it ran does nothing."""
     work = Work()
     loop = Loop("test", work.run_once, NEVER_SECONDS)
     loop.stop()

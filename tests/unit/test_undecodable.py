@@ -1,4 +1,4 @@
-"""Whatever properties a message has, it arrives, and it can be sent on."""
+"""A message with any properties arrives, and can be sent again."""
 
 import struct
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from pamqp.header import ContentHeader
 
 from app.messaging.envelope import UNDECODABLE
 from app.messaging.rabbitmq.messages import clone_message
-from app.messaging.rabbitmq.undecodable import decodable_header, fitting
+from app.messaging.rabbitmq.undecodable import decodable_header, headers_within
 from tests.harness.raw_amqp import header, long_string, properties, short_string, table
 
 FRAME_BYTES = 128 * 1024
@@ -22,21 +22,22 @@ MICROSECONDS = struct.pack(">Q", 1_772_000_000_000_000)
 
 
 def received(payload: bytes) -> IncomingMessage:
-    """Return the message as aio-pika makes it of a content header."""
+    """Return the message that aio-pika makes from a content header."""
     read = ContentHeader()
     read.unmarshal(decodable_header(payload))
     delivery = Basic.Deliver("tag", 1, False, "exchange", "key")  # noqa: FBT003 - pamqp's order
     return IncomingMessage(DeliveredMessage(delivery=delivery, header=read, body=b"", channel=None))  # type: ignore[arg-type]
 
 
-def test_a_decodable_header_passes_as_it_came() -> None:
+def test_a_decodable_header_stays_unchanged() -> None:
+    """A decodable header is returned unchanged."""
     given = Basic.Properties(headers={"a": "ü", "n": 1}, message_id="m", timestamp=datetime(2026, 1, 1, tzinfo=UTC))
     payload = ContentHeader(body_size=7, properties=given).marshal()
     assert decodable_header(payload) is payload
 
 
 @pytest.mark.parametrize(
-    ("raw", "kept", "told"),
+    ("raw", "kept", "named"),
     [
         ({"timestamp": MICROSECONDS}, {"timestamp": None}, "timestamp: year 5"),
         ({"timestamp": b"\xff" * 8}, {"timestamp": None}, "timestamp: "),
@@ -54,12 +55,11 @@ def test_a_decodable_header_passes_as_it_came() -> None:
         ({"app_id": short_string(b"\xff" * 255)}, {"app_id": "?" * 255}, "app_id: 'utf-8' codec"),
     ],
 )
-def test_what_cannot_be_decoded_is_named_and_the_rest_is_kept(
-    raw: dict[str, bytes], kept: dict[str, Any], told: str
-) -> None:
+def test_undecodable_properties_are_named(raw: dict[str, bytes], kept: dict[str, Any], named: str) -> None:
+    """Undecodable properties are named, and the others kept."""
     message = received(header(properties({"message_type": short_string(b"kept"), **raw})))
     assert message.type == "kept"
-    assert str(message.headers.pop(UNDECODABLE)).startswith(told)
+    assert str(message.headers.pop(UNDECODABLE)).startswith(named)
     assert {name: getattr(message, name) for name in kept} == kept
 
 
@@ -81,17 +81,17 @@ ANY = {name: FIELDS[Basic.Properties.amqp_type(name)] for name in Basic.Properti
 
 
 @given(st.fixed_dictionaries({}, optional=ANY))
-def test_no_bytes_in_a_property_keep_a_message_from_arriving(raw: dict[str, bytes]) -> None:
-    """It can be sent on, too, which is how it is set aside."""
+def test_a_message_with_any_bytes_arrives(raw: dict[str, bytes]) -> None:
+    """It can also be sent again, so it can be dead-lettered."""
     message = received(header(properties(raw)))
     again = clone_message(message, message.headers, FRAME_BYTES, {"x-reason": "why"})
     assert again.properties.marshal()
     assert UNDECODABLE not in again.headers
 
 
-def test_attributes_of_an_event_are_kept_before_other_headers() -> None:
-    """However small the others are; of these, the largest are left out."""
+def test_attributes_are_kept_before_other_headers() -> None:
+    """However small the others are. Of the others, the largest are dropped."""
     attributes = {"cloudEvents_id": "i" * 100}
     many = {f"h{number}": None for number in range(9)}
-    assert fitting({**many, **attributes, "large": "l" * 200}, 230) == {**many, **attributes}
-    assert fitting({**many, **attributes}, 130) == attributes
+    assert headers_within({**many, **attributes, "large": "l" * 200}, 230) == {**many, **attributes}
+    assert headers_within({**many, **attributes}, 130) == attributes

@@ -1,1 +1,1 @@
-"""The RabbitMQ broker: connections, publishing, consuming, dead letters. All use of aio-pika is in this room."""
+"""The RabbitMQ broker: connections, publishing, consuming, dead letters. Only this room uses aio-pika."""

@@ -1,11 +1,11 @@
-"""Publish one batch to RabbitMQ so that a slow link costs time and hardly any message is sent twice.
+"""Publish one batch to RabbitMQ so that a slow link costs time, but few messages are sent twice.
 
-    within the first half of the time: send, with at most `WINDOW_BYTES` unconfirmed
-    until the time is up:              wait for the confirms of what was sent
+    first half of the time: send, with at most `WINDOW_BYTES` unconfirmed
+    until the time is up:   wait for the confirms of the messages that were sent
 
-A message that was handed to the socket may arrive, whatever happens next, so an interrupted batch repeats what is
-unconfirmed then. The window bounds that, and a batch too large for its time stops early instead: what was not sent is
-not repeated. As long as confirms arrive, the link works; only `patience_seconds` without any of them end the batch.
+A message that was written to the socket may still arrive after an interruption, so every unconfirmed message is sent
+again, perhaps as a duplicate. The window limits how many these are, and a batch too large for its time stops sending
+early. While confirms arrive, the link works; only `patience_seconds` without a confirm end the batch.
 """
 
 import asyncio
@@ -21,15 +21,14 @@ from app.messaging.envelope import CONTENT_TYPE, Envelope
 from app.messaging.rabbitmq.connection import ConfirmsLate
 from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal
 
-# At 300 KB/s it is sent within a second; with a round trip of 0.4 s it lets 640 KB/s through. 200 orders with a few
-# lines each fit in.
+# Takes a second at 300 KB/s; allows 640 KB/s with a round trip of 0.4 s. Fits 200 orders with a few lines each.
 WINDOW_BYTES = 256 * 1024
-HEAD_BYTES = 500  # of a message, about: its properties, and the frames around it
-BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages handed over at a time
+HEAD_BYTES = 500  # properties and framing of a message, about
+BURST = aiormq.Connection.FRAME_BUFFER_SIZE  # messages passed to aiormq at a time
 
 
-class Batch:
-    """One batch. `results` is filled with what is known of each message."""
+class PublishBatch:
+    """One batch. `results` is filled as confirms and refusals arrive."""
 
     def __init__(
         self,
@@ -51,14 +50,14 @@ class Batch:
         self._failure: BaseException | None = None  # of the channel or the connection
 
     async def publish(self, started_at: float, seconds: float) -> None:
-        """Send what there is time for, and wait for its confirms; times are by the event loop's clock.
+        """Send as many messages as time allows, and wait for their confirms. Times are by the event loop's clock.
 
-        Raises ConfirmsLate when no confirm came for `patience_seconds`, or not all within `seconds`; or what aio-pika
-        raises when the connection is lost.
+        Raises ConfirmsLate when no confirm came for `patience_seconds`, or not all came within `seconds`; and what
+        aio-pika raises when the connection is lost.
 
-        Not by the exchange's `publish`: it keeps the channel until its message has left, three iterations of the event
-        loop for each message, one after the other, so that a busy process would need seconds for a batch and take that
-        for an outage. A burst that fits into the buffer is handed over in one iteration and leaves in the next.
+        It does not use the exchange's `publish`, which holds the channel for three iterations of the event loop per
+        message: a busy process would need seconds for a batch and mistake that for an outage. A burst that fits into
+        aiormq's buffer takes two iterations.
         """
         now, ends_at = asyncio.get_running_loop().time, started_at + seconds
         sent: list[asyncio.Task[None]] = []
@@ -83,11 +82,11 @@ class Batch:
             raise ConfirmsLate("no time was left to send anything")
 
     def _send(self, index: int) -> list[asyncio.Task[None]]:
-        """Start a task that publishes this message; none if it cannot be written: it must not hold up the others."""
+        """Start a task that publishes this message. If it cannot be encoded, refuse it and start none."""
         try:
             message = _message(self._envelopes[index])
         except (ValueError, TypeError) as error:
-            self.results[index] = _unwritable(error)
+            self.results[index] = _not_encodable(error)
             return []
         size = len(message.body) + HEAD_BYTES
         self._unconfirmed_bytes += size
@@ -110,11 +109,11 @@ class Batch:
         except DeliveryError:
             self.results[index] = Refusal("nacked by the broker")
         except (ValueError, TypeError, struct.error) as error:
-            self.results[index] = _unwritable(error)
+            self.results[index] = _not_encodable(error)
         except CONNECTION_EXCEPTIONS as error:
             self._failure = error
-        except asyncio.CancelledError:  # by `publish`, which does not look any more; or by aiormq, which gave up
-            self._failure = ConnectionAbortedError("the connection was given up")
+        except asyncio.CancelledError:  # by `publish` at its end, or by aiormq, when it drops the connection
+            self._failure = ConnectionAbortedError("the connection was closed")
             raise
         finally:
             self._unconfirmed_bytes -= size
@@ -130,7 +129,7 @@ class Batch:
             raise ConfirmsLate("confirms did not arrive in time") from None
 
 
-def _unwritable(error: Exception) -> Refusal:
+def _not_encodable(error: Exception) -> Refusal:
     return Refusal(f"cannot be written: {error}", final=True)
 
 

@@ -16,7 +16,7 @@ NAME = "rabbitmq"
 
 
 class RabbitBroker:
-    """A RabbitMQ server or cluster. Nothing connects before it is used."""
+    """A RabbitMQ server or cluster. Connections are opened at their first use."""
 
     name = NAME
 
@@ -37,7 +37,7 @@ class RabbitBroker:
         return RabbitDeadLetters(pool, self._url, queue, self._signals)
 
     async def read_depth(self, queue: QueueSpec) -> tuple[int, int]:
-        """Ask the broker. Raises BrokerUnavailable, also while a queue is missing."""
+        """Read the depths from the broker. Raises BrokerUnavailable, also while a queue is missing."""
         return await self._depth.read(queue)
 
     def check(self) -> None:
@@ -46,6 +46,6 @@ class RabbitBroker:
             raise BrokerUnavailable("the relay is not connected", "the relay is not connected")
 
     async def close(self) -> None:
-        """Close the connections for publishing and for depths; a subscription closes its own."""
+        """Close the connections for publishing and for depths. Each subscription closes its own."""
         await self.transport.close()
         await self._depth.close()

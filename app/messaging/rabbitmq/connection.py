@@ -1,8 +1,8 @@
-"""A connection to RabbitMQ that no message can end, and that can be reset.
+"""A connection to RabbitMQ that survives undecodable messages, and that can be reset.
 
-Both use aiormq's hook for transports. What is read passes through `undecodable`. A reset leaves nothing to be sent, not
-even what was buffered: aiormq's `close` sends its buffers first, which takes long over a slow link, and meanwhile
-another relay may have claimed the messages in them.
+Both use aiormq's transport hook. Everything read passes through `undecodable`. A reset discards what is buffered;
+aiormq's `close` would send it first, which takes long over a slow link, and meanwhile another relay may claim the same
+messages.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from app.messaging.rabbitmq.undecodable import FrameReader
 log = structlog.get_logger(__name__)
 
 CONNECT_SECONDS = 5
-SETUP_SECONDS = 10  # a queue without a leader does not answer; declaring it again later may help
-HEARTBEAT_SECONDS = 15  # a frozen peer is given up after about twice this
+SETUP_SECONDS = 10  # a queue without a leader does not answer; declaring it later may work
+HEARTBEAT_SECONDS = 15  # the connection to a frozen peer ends after about twice this
 
 ACCESS = re.compile(r"access to (\w+) '([^']*)'")
 INEQUIVALENT = re.compile(r"inequivalent arg '([^']*)' for (\w+) '([^']*)'")
-RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time; the kernel drops its buffer and sends a RST
+RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: the kernel drops its buffer and sends a RST
 
 
 class _Transports(TransportFactory):
-    """Opens transports as aiormq does, reads tolerantly, and keeps the last transport."""
+    """Opens transports as aiormq does, makes frames decodable, and keeps the last transport."""
 
     def __init__(self) -> None:
         self.last: asyncio.WriteTransport | None = None
@@ -49,14 +49,14 @@ class _Transports(TransportFactory):
 
 
 class AmqpConnection(aio_pika.Connection):
-    """An aio-pika connection over a transport of ours."""
+    """An aio-pika connection over one of `_Transports`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._transports = self.kwargs["transport_factory"] = _Transports()
 
     def reset(self) -> None:
-        """End the connection at once with a TCP RST. `close` it afterwards, to end aiormq's tasks."""
+        """End the connection at once with a TCP RST. Call `close` afterwards, to end aiormq's tasks."""
         transport = self._transports.last
         if transport is not None and not transport.is_closing():
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
@@ -82,12 +82,12 @@ async def connect(url: str, name: str) -> AmqpConnection:
 
 
 def unavailable(error: BaseException) -> BrokerUnavailable:
-    """Say in our own terms that the broker cannot be used."""
+    """Convert an error of aio-pika to BrokerUnavailable."""
     return BrokerUnavailable(f"rabbitmq: {type(error).__name__}: {error}".strip(": "), _refusal(error))
 
 
 def _refusal(error: BaseException) -> str | None:
-    """Say what is wrong with the broker to an operator who sees only readiness: without its user and its vhost."""
+    """Describe the problem for readiness, which anyone may read: without the broker's user and vhost."""
     match error:
         case ConfirmsLate():
             return "the last batch was not confirmed in time"
@@ -98,26 +98,26 @@ def _refusal(error: BaseException) -> str | None:
     return None
 
 
-async def unblocked(connection: AbstractConnection) -> None:
-    """Wait until the broker takes messages on this connection: `connection.blocked` says that it does not."""
+async def wait_until_unblocked(connection: AbstractConnection) -> None:
+    """Wait until the broker accepts messages on this connection. `connection.blocked` announces that it does not."""
     if connection.transport is not None:
         await connection.transport.connection.ready()
 
 
 async def is_blocked(connection: AbstractConnection | None) -> bool:
-    """Tell whether the broker blocks publishing on this connection."""
+    """Return whether the broker blocks publishing on this connection."""
     if connection is None or connection.transport is None or connection.transport.connection.is_closed:
         return False
     try:
-        async with asyncio.timeout(0):  # nothing to wait for, no time needed
-            await unblocked(connection)
+        async with asyncio.timeout(0):  # an unblocked connection needs no time
+            await wait_until_unblocked(connection)
     except TimeoutError:
         return True
     return False
 
 
 async def close(connection: AbstractConnection | None) -> None:
-    """Close without waiting long for the other side, which may be gone or frozen."""
+    """Close within a second, because the other side may be dead or frozen."""
     if connection is None:
         return
     try:
@@ -129,7 +129,7 @@ async def close(connection: AbstractConnection | None) -> None:
 
 @contextlib.contextmanager
 def broker_errors() -> Iterator[None]:
-    """Turn what says that the broker is out, or took a message not, into BrokerUnavailable."""
+    """Convert errors of the connection, and refusals of messages, to BrokerUnavailable."""
     try:
         yield
     except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:

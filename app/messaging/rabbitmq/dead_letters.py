@@ -1,20 +1,20 @@
 """Dead letters in RabbitMQ: scan the dead-letter queue in order, replay, remove.
 
-A scan is one consumer on one connection, to which the broker delivers the whole queue. What the scan does not remove
-returns to the queue when the connection closes, for whatever reason. A quorum queue puts what one consumer held back
-into its former order, behind everything that was returned before. (It does not do so for what several consumers held,
-nor for what was taken by `get`.) So a scan must hold all messages, or a look at the first few would make them the last.
-Nothing is returned by publishing it, which could lose or double it. Each return counts as a delivery, so the queue has
-practically no delivery limit (`topology.DEAD_LETTER_DELIVERY_LIMIT`).
+A scan is one consumer on one connection, to which the broker delivers the whole queue. When the connection closes, for
+any reason, the messages that the scan did not remove return to the queue. A quorum queue keeps the order of messages
+that one consumer returns, but puts them behind those returned before. (It does not keep the order of messages from
+several consumers, or from `get`.) So a scan must hold all messages; otherwise the first few would become the last. The
+scan never returns a message by publishing it, which could lose or duplicate it. Each return counts as a delivery, so
+the queue has practically no delivery limit (`topology.DEAD_LETTER_DELIVERY_LIMIT`).
 
-A scan may die at any instant and be repeated:
+A scan may die at any point and be repeated:
 
     replay: reset the attempts in the inbox → commit → publish, confirmed → remove
-    purge:  record as purged in the inbox what an order still waits for → commit → remove
+    purge:  record as purged in the inbox the events that orders still wait for → commit → remove
 
 - attempts reset, not published: the message is still a dead letter, and the inbox has forgotten its failures;
 - published, not removed: there are two copies; the inbox lets one of them take effect;
-- recorded, not removed: the dead letter is still there, and only an operator sends it again.
+- recorded, not removed: the dead letter is still there, and only an operator can replay it.
 """
 
 import asyncio
@@ -34,16 +34,14 @@ from app.messaging.dead_letters import DeadLetter
 from app.messaging.envelope import UNDECODABLE, Envelope, UnreadableMessage, one_line, parse
 from app.messaging.rabbitmq.connection import SETUP_SECONDS, broker_errors, close, connect
 from app.messaging.rabbitmq.messages import clone_message, frame_limit
-from app.messaging.rabbitmq.topology import declare, has_own_arguments
+from app.messaging.rabbitmq.topology import declare, has_current_arguments
 from app.messaging.topology import QueueSpec
 from app.observability.signals import Signals
 
-MAX_HELD = 10_000  # messages in memory, about 40 MB; in a longer queue some may lose their place
+MAX_HELD = 10_000  # messages in memory, about 40 MB; a scan of a longer queue changes its order
 BUSY_SECONDS = 5.0  # until the broker notices that another scan was killed
 BUSY_PAUSE_SECONDS = 0.1
-SILENCE_SECONDS = (
-    2.0  # without a message that was counted: the broker is busy or down, or someone else took the message
-)
+SILENCE_SECONDS = 2.0  # without an expected message: the broker is busy or down, or another client took the message
 SILENCES = 2
 CONFIRM_SECONDS = 10.0
 
@@ -65,23 +63,23 @@ class RabbitDeadLetters:
     signals: Signals
 
     async def may_be_scanned_often(self) -> bool:
-        """Return False for a queue that an older release declared: there, each scan uses up a delivery of each message.
+        """Return False for a queue that an older release declared: it may have a low delivery limit.
 
-        From RabbitMQ 4 on such a queue has a limit of 20 and drops what reaches it. Raises BrokerUnavailable.
+        In RabbitMQ 4, such a queue drops a message after 20 deliveries, and each scan is one. Raises BrokerUnavailable.
         """
         connection = await connect(self.url, "orders dead letters")
         try:
             with broker_errors():
                 async with asyncio.timeout(SETUP_SECONDS):
-                    return await has_own_arguments(connection, self.queue)
+                    return await has_current_arguments(connection, self.queue)
         finally:
             await close(connection)
 
     @contextlib.asynccontextmanager
-    async def scan(self) -> AsyncIterator["_Scan"]:
-        """Start a scan; at its end, everything that it did not remove returns to the queue.
+    async def scan(self) -> AsyncIterator["_RabbitScan"]:
+        """Start a scan. At its end, the messages that it did not remove return to the queue.
 
-        Raises BrokerUnavailable; DeadLettersBusy while another scan runs, which would see only some of the messages.
+        Raises BrokerUnavailable; DeadLettersBusy while another scan runs, because each would see only some messages.
         """
         connection = await connect(self.url, "orders dead letters")
         try:
@@ -90,7 +88,7 @@ class RabbitDeadLetters:
                     await _lock(connection, self.queue)
                     channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                     await declare(connection, channel, self.queue)
-                    scan = _Scan(self, channel, await _count(channel, self.queue))
+                    scan = _RabbitScan(self, channel, await _count(channel, self.queue))
                     if scan.depth:
                         await scan.start()
             yield scan
@@ -99,7 +97,7 @@ class RabbitDeadLetters:
             await close(connection)
 
 
-class _Scan:
+class _RabbitScan:
     """One scan. It is the only consumer of the queue while it runs."""
 
     def __init__(self, source: RabbitDeadLetters, channel: AbstractChannel, depth: int) -> None:
@@ -121,7 +119,7 @@ class _Scan:
         self._tag = await queue.consume(self._deliveries.put, timeout=SETUP_SECONDS)
 
     async def take(self, limit: int) -> list[DeadLetter]:
-        """Return the next messages, up to `limit`; none at the end, or when MAX_HELD messages are held."""
+        """Return up to `limit` of the next messages; none at the end, or when the scan holds MAX_HELD messages."""
         self._taken_last = {}
         with broker_errors():
             while len(self._taken_last) < limit and self._taken < self.depth and self._held < self._window:
@@ -133,7 +131,7 @@ class _Scan:
         return [_parse(number, message) for number, message in self._taken_last.items()]
 
     async def replay(self, letters: Sequence[DeadLetter]) -> None:
-        """Reset the attempts of these messages, publish them to their queue, confirmed, and remove the dead letters."""
+        """Reset the attempts of these messages, publish them to their queue, and remove those that were confirmed."""
         ids = {letter.event_id for letter in letters if letter.event_id is not None}
         async with db.transaction(self._source.pool) as conn:
             await inbox.reset_attempts(conn, self._queue.consumer, ids)
@@ -160,11 +158,11 @@ class _Scan:
                 self._removed += 1
 
     async def settle(self) -> None:
-        """Wait until the broker has acted on every removal. Raises BrokerUnavailable.
+        """Wait until the broker has processed every removal. Raises BrokerUnavailable.
 
-        While many acknowledgements are on their way to a quorum queue, a channel holds some back, and drops them when
-        it closes: up to a dozen of 500 messages came back (measured on 3.10). The queue answers the cancel of the
-        consumer after all of them, and counting makes the channel wait for that answer's side effects.
+        While many acknowledgements are in transit to a quorum queue, the channel holds some back, and drops them when
+        it closes: up to a dozen of 500 messages came back (measured on 3.10). The queue processes the cancel of the
+        consumer after all of them, and counting makes the channel wait for the effects of the cancel.
         """
         if self._tag is not None:
             with broker_errors():
@@ -182,22 +180,22 @@ class _Scan:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     message = await self._deliveries.get()
             except TimeoutError:
-                await _count(self._channel, self._queue)  # an answer tells that the broker is there
+                await _count(self._channel, self._queue)  # raises if the broker is down
                 continue
             if message is None:
                 raise BrokerUnavailable("rabbitmq: the connection was lost")
             return message
-        return None  # the queue is shorter than it was
+        return None  # another client removed messages
 
     async def _publish(self, number: int) -> BrokerUnavailable | None:
         message = self._taken_last[number]
         headers = {name: value for name, value in message.headers.items() if name not in ADDED_HEADERS}
         try:
             with broker_errors():
-                again = clone_message(message, headers, frame_limit(message))
-                again.priority = message.priority
+                copy = clone_message(message, headers, frame_limit(message))
+                copy.priority = message.priority
                 await self._channel.default_exchange.publish(
-                    again, self._queue.name, mandatory=True, timeout=CONFIRM_SECONDS
+                    copy, self._queue.name, mandatory=True, timeout=CONFIRM_SECONDS
                 )
         except BrokerUnavailable as error:
             return error
@@ -211,7 +209,7 @@ async def _count(channel: AbstractChannel, queue: QueueSpec) -> int:
 
 
 async def _lock(connection: AbstractConnection, queue: QueueSpec) -> None:
-    """Declare an exclusive queue, which ends with its connection: the broker's own lock."""
+    """Declare an exclusive queue, which the broker deletes with its connection: it serves as a lock."""
     deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
     while True:
         channel = await connection.channel()
@@ -250,7 +248,7 @@ def _parse(number: int, message: AbstractIncomingMessage) -> DeadLetter:
 
 
 def _failures(headers: Mapping[str, Any]) -> tuple[str, int | None, datetime | None, datetime | None]:
-    """Return reason, attempts, first and last failure, as the consumer recorded them, else as the broker did."""
+    """Return reason, attempts, first and last failure: from the consumer's headers, else from the broker's."""
     if "x-reason" in headers:
         attempts = headers.get("x-attempts")
         return (
@@ -263,10 +261,10 @@ def _failures(headers: Mapping[str, Any]) -> tuple[str, int | None, datetime | N
     if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
         death = deaths[0]  # the latest comes first
         at = _instant(death.get("time"))
-        return f"{_text(death.get('reason'))} of {_text(death.get('queue'))}, as the broker says", None, at, at
+        return f"{_text(death.get('reason'))} of {_text(death.get('queue'))}, by the broker", None, at, at
     if UNDECODABLE in headers:
         return f"its properties cannot be decoded: {_text(headers[UNDECODABLE])}", None, None, None
-    return "not told: neither x-reason nor x-death is there", None, None, None
+    return "unknown: the message has neither x-reason nor x-death", None, None, None
 
 
 def _instant(value: object) -> datetime | None:
@@ -279,5 +277,5 @@ def _instant(value: object) -> datetime | None:
 
 
 def _text(value: object) -> str:
-    """Return one printable line: the value is a stranger's, and is shown on terminals."""
+    """Return one printable line: the value may come from any publisher, and is shown on terminals."""
     return one_line(value.decode(errors="replace") if isinstance(value, bytes) else "" if value is None else str(value))

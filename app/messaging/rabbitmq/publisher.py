@@ -1,7 +1,7 @@
 """The relay's transport to RabbitMQ: publishes batches with confirms.
 
 Publishing and consuming must not share a connection: a resource alarm blocks every connection that publishes. The
-connection is a plain one: its loss surfaces as an error, and the relay's loop decides when to reconnect.
+connection does not reconnect by itself: its loss raises an error, and the relay's loop decides when to reconnect.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from app.errors import BrokerUnavailable
 from app.messaging.envelope import Envelope
-from app.messaging.rabbitmq.batch import Batch
+from app.messaging.rabbitmq.batch import PublishBatch
 from app.messaging.rabbitmq.connection import (
     SETUP_SECONDS,
     AmqpConnection,
@@ -24,7 +24,7 @@ from app.messaging.rabbitmq.connection import (
     connect,
     is_blocked,
     unavailable,
-    unblocked,
+    wait_until_unblocked,
 )
 from app.messaging.rabbitmq.topology import declare_all
 from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 class RabbitPublisher:
-    """Publishes batches over one channel of one connection, and reconnects when it is lost."""
+    """Publishes batches over one channel of one connection, and opens a new one after it was lost."""
 
     def __init__(self, url: str, queues: Collection[QueueSpec], patience_seconds: float) -> None:
         self._url = url
@@ -47,15 +47,15 @@ class RabbitPublisher:
 
     @property
     def connected(self) -> bool:
-        """Whether connection and channel are open, as far as this side knows."""
+        """Whether connection and channel are open, as far as this process knows."""
         if self._connection is None or self._channel is None:
             return False
         return self._connection.connected.is_set() and not self._channel.is_closed
 
     async def ready(self) -> None:
-        """Connect and declare the topology, unless that is done, and wait while the broker blocks publishing.
+        """Connect and declare the topology if necessary, and wait while the broker blocks publishing.
 
-        Connecting may take `CONNECT_SECONDS` and the rest `SETUP_SECONDS`, for about fifteen round trips.
+        Connecting may take `CONNECT_SECONDS`, the rest `SETUP_SECONDS` (about fifteen round trips).
         """
         await self._open_channel()
 
@@ -76,15 +76,15 @@ class RabbitPublisher:
     ) -> list[PublishResult]:
         """Publish for up to `seconds`. Raises BrokerUnavailable when every message is unconfirmed.
 
-        When no confirm has come for `patience_seconds`, or the time is up, the connection is reset, so that nothing of
-        this batch is sent after another relay may have claimed its rows. A blocked connection is kept: the broker
-        already has the unread bytes and will read them even after a close, so a new connection would only give it
+        When no confirm has come for `patience_seconds`, or the time is up, the connection is reset: another relay may
+        claim the rows next, so nothing of this batch may be sent later. A blocked connection is kept: the broker
+        already has the unread bytes and will read them even after a close, so a new connection would only send it
         another copy. Nothing more is sent on it until it is unblocked.
         """
         started_at = asyncio.get_running_loop().time()
         channel = await self._open_channel()
         results = [UNCONFIRMED] * len(envelopes) if results is None else results
-        batch = Batch(channel, EXCHANGE, envelopes, self._consumed_types, self._patience_seconds, results)
+        batch = PublishBatch(channel, EXCHANGE, envelopes, self._consumed_types, self._patience_seconds, results)
         try:
             await batch.publish(started_at, seconds)
         except asyncio.CancelledError:
@@ -98,11 +98,11 @@ class RabbitPublisher:
                 raise unavailable(error) from error
             log.warning("relay.cut_short", unconfirmed=unconfirmed, of=len(envelopes), error=str(unavailable(error)))
         if any(isinstance(result, Refusal) and result.returned for result in results):
-            self._declared = False  # a queue or a binding is gone: the next batch finds it declared again
+            self._declared = False  # a queue or a binding was deleted: declare it before the next batch
         return results
 
     async def close(self) -> None:
-        """Close the connection, if there is one; an answer from the other side is not waited for long."""
+        """Close the connection, if there is one, within a second."""
         connection, self._connection, self._channel = self._connection, None, None
         await close(connection)
 
@@ -110,7 +110,7 @@ class RabbitPublisher:
         await self.close()
         self._connection = await connect(self._url, "orders relay")
         async with asyncio.timeout(SETUP_SECONDS):
-            # Without on_return_raises a message that no queue took would look like a confirmed one.
+            # Without on_return_raises, a message that no queue accepted would look confirmed.
             self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         self._declared = False
 
@@ -119,9 +119,9 @@ class RabbitPublisher:
             return
         try:
             async with asyncio.timeout(self._patience_seconds):
-                await unblocked(cast("AbstractConnection", self._connection))
+                await wait_until_unblocked(cast("AbstractConnection", self._connection))
         except TimeoutError:
-            text = "the broker blocks publishing: an alarm of memory or disk"
+            text = "the broker blocks publishing: a memory or disk alarm"
             raise BrokerUnavailable(f"rabbitmq: {text}", text) from None
 
     async def _declare(self) -> None:

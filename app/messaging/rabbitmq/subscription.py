@@ -1,13 +1,13 @@
-"""Consuming from RabbitMQ: a subscription to one queue feeds its consumer and acknowledges the messages.
+"""Consume one RabbitMQ queue: feed its consumer and acknowledge the messages.
 
 A message is acknowledged when it has taken effect, or when its copy in the dead-letter queue is confirmed. Until then
-the broker keeps it, and delivers it again when this connection ends. The copy is published on a connection of its own:
-an alarm that blocks publishing must not block the acknowledgements of all other messages.
+the broker keeps it, and delivers it again when this connection ends. The copy is published on a separate connection:
+an alarm that blocks publishing must not block the acknowledgements of other messages.
 
-Silence is not trusted. Every `watch_seconds` the topology is declared again over the same connection. That restores a
-binding or queue that was deleted, fails on a half-open connection (sooner than heartbeats do), and returns how many
-messages are ready. If messages are ready twice in a row, and nothing was delivered in between or is in progress, the
-broker has forgotten this consumer, and it reconnects.
+A silent connection may be broken. So every `watch_seconds` the topology is declared again over it. That restores a
+deleted binding or queue, fails on a half-open connection (sooner than heartbeats do), and returns how many messages are
+ready. If messages are ready twice in a row, and none was delivered in between or is in progress, the broker has lost
+this consumer, and the subscription reconnects.
 """
 
 import asyncio
@@ -24,7 +24,14 @@ from app.loops import Loop
 from app.messaging.consumer import Consumer, Dead, Handled, Retry, unreadable
 from app.messaging.envelope import UnreadableMessage, parse
 from app.messaging.facts import MessageDeadLettered
-from app.messaging.rabbitmq.connection import CONNECT_SECONDS, SETUP_SECONDS, close, connect, unavailable, unblocked
+from app.messaging.rabbitmq.connection import (
+    CONNECT_SECONDS,
+    SETUP_SECONDS,
+    close,
+    connect,
+    unavailable,
+    wait_until_unblocked,
+)
 from app.messaging.rabbitmq.messages import clone_message, frame_limit
 from app.messaging.rabbitmq.topology import declare
 from app.messaging.topology import DEAD_LETTER_EXCHANGE, QueueSpec
@@ -33,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 10.0
 DATABASE_PAUSE_SECONDS = 1.0  # between attempts while Postgres is down; the message stays here, unacknowledged
-DEAD_LETTER_PAUSE_SECONDS = 1.0  # the same while no dead letter can be published
+DEAD_LETTER_PAUSE_SECONDS = 1.0  # between attempts while no dead letter can be published
 
 
 class RabbitSubscription:
@@ -65,7 +72,7 @@ class RabbitSubscription:
 
     @property
     def connected(self) -> bool:
-        """Whether it is consuming now."""
+        """Whether the subscription is consuming now."""
         return not self._ended.is_set()
 
     def check(self) -> None:
@@ -100,7 +107,7 @@ class RabbitSubscription:
                 await channel.set_qos(prefetch_count=self._prefetch)
                 queue = await declare(connection, channel, self._queue)
             channel.close_callbacks.add(lambda *_: ended.set())
-            # A queue that was deleted takes its consumers along and leaves connection and channel open: silence.
+            # Deleting a queue ends its consumers, but leaves connection and channel open.
             underlay = await channel.get_underlay_channel()
             underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
             if self._stopping:
@@ -109,7 +116,7 @@ class RabbitSubscription:
             self._ended = ended
             log.info("consumer.started", queue=self._queue.name)
             if self._stopping:
-                ended.set()  # `stop` could not yet
+                ended.set()  # `stop` was called before `_ended` was this event
             await self._watch(connection, channel, ended)
             if self._stopping:
                 await queue.cancel(tag, timeout=CONNECT_SECONDS)
@@ -126,14 +133,14 @@ class RabbitSubscription:
 
     async def _watch(self, connection: AbstractConnection, channel: AbstractChannel, ended: asyncio.Event) -> None:
         """Return when `ended` is set. Raises BrokerUnavailable when messages wait and none is delivered."""
-        deliveries, silent_looks = self._deliveries, 0
+        deliveries, silent_checks = self._deliveries, 0
         while not await _is_set_within(ended, self._watch_seconds):
             async with asyncio.timeout(SETUP_SECONDS):
                 queue = await declare(connection, channel, self._queue)
             waiting = queue.declaration_result.message_count
             silent = waiting and deliveries == self._deliveries and not self._in_progress
-            silent_looks = silent_looks + 1 if silent else 0
-            if silent_looks == 2:  # noqa: PLR2004 - once may be a message that is on its way to us
+            silent_checks = silent_checks + 1 if silent else 0
+            if silent_checks == 2:  # noqa: PLR2004 - the first time, a message may be in transit
                 raise BrokerUnavailable("rabbitmq: messages wait in the queue, and none is delivered")
             deliveries = self._deliveries
 
@@ -144,14 +151,14 @@ class RabbitSubscription:
         self._deliveries += 1
         try:
             await self._process(ended, message)
-        except Exception as error:  # noqa: BLE001 - the edge: unacknowledged means delivered again on a new connection
+        except Exception as error:  # noqa: BLE001 - the edge: the message is delivered again on a new connection
             log.warning("consumer.not_acknowledged", message_id=message.message_id, error=repr(error))
             ended.set()
         finally:
             self._in_progress.discard(task)
 
     async def _process(self, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
-        """Handle one delivery to its end, or until the connection is lost; then it will be delivered again."""
+        """Handle one delivery to its end, or until the connection is lost; then the broker delivers it again."""
         try:
             envelope = parse(message.headers, message.body)
         except UnreadableMessage as error:
@@ -177,7 +184,7 @@ class RabbitSubscription:
                 return
 
     async def _dead_letter(self, ended: asyncio.Event, message: AbstractIncomingMessage, dead: Dead) -> None:
-        """Publish the message to the dead-letter exchange, confirmed, and only then acknowledge it."""
+        """Publish the message to the dead-letter exchange, and acknowledge it once that is confirmed."""
         failures: HeadersType = {
             "x-reason": dead.reason,
             "x-attempts": dead.attempts,
@@ -208,7 +215,7 @@ class _DeadLetterPublisher:
         self._lock = asyncio.Lock()
 
     async def publish(self, message: aio_pika.Message) -> None:
-        """Publish the message, and wait for the confirm of its queue. Raises BrokerUnavailable."""
+        """Publish the message, and wait for its confirm. Raises BrokerUnavailable."""
         async with self._lock:
             try:
                 async with asyncio.timeout(SETUP_SECONDS):
@@ -216,9 +223,8 @@ class _DeadLetterPublisher:
                         self._connection = await connect(self._url, "orders dead letters")
                         self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
                         await declare(self._connection, self._channel, self._queue)
-                    await unblocked(
-                        self._connection
-                    )  # the broker keeps what is sent while it blocks, once for each attempt
+                    # While it blocks, the broker would keep a copy from each attempt.
+                    await wait_until_unblocked(self._connection)
                     exchange = await self._channel.get_exchange(DEAD_LETTER_EXCHANGE, ensure=False)
                     await exchange.publish(message, self._queue.name, mandatory=True)
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:

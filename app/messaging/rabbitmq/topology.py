@@ -1,4 +1,4 @@
-"""Declares the topology. Publisher and subscriptions do so on every connect, so a broker that lost it gets it back."""
+"""Declare the topology. Publisher and subscriptions do so on every connect, which restores it if the broker lost it."""
 
 from collections.abc import Collection
 
@@ -26,7 +26,7 @@ async def declare_all(connection: AbstractConnection, channel: AbstractChannel, 
 
 
 async def declare(connection: AbstractConnection, channel: AbstractChannel, spec: QueueSpec) -> AbstractQueue:
-    """Declare a queue with its dead-letter queue, exchanges and bindings: all durable, and replicated in a cluster."""
+    """Declare a queue with its dead-letter queue, exchanges and bindings: durable, and replicated in a cluster."""
     events = await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
     dead_letters = await channel.declare_exchange(DEAD_LETTER_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True)
     await _declare_dead_letter_queue(connection, spec.dead_letter_queue)
@@ -47,15 +47,15 @@ async def declare(connection: AbstractConnection, channel: AbstractChannel, spec
     return queue
 
 
-async def has_own_arguments(connection: AbstractConnection, spec: QueueSpec) -> bool:
-    """Tell whether the dead-letter queue has the arguments of this release, and so no delivery limit of another one."""
+async def has_current_arguments(connection: AbstractConnection, spec: QueueSpec) -> bool:
+    """Return whether the dead-letter queue has this release's arguments, delivery limit included."""
     return await _declare_dead_letter_queue(connection, spec.dead_letter_queue)
 
 
 async def _declare_dead_letter_queue(connection: AbstractConnection, name: str) -> bool:
-    """Declare it on a channel of its own, because a refusal closes the channel. Return False if it has other arguments.
+    """Declare the queue. Return False if it exists with other arguments, as older releases declared it.
 
-    A queue's arguments cannot be changed, and older releases declared it without a limit. It is used as it is.
+    A queue's arguments cannot be changed, so it is used as it is. A refusal closes the channel, so use a separate one.
     """
     arguments: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT}
     try:

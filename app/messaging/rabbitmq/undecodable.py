@@ -1,16 +1,15 @@
-"""Messages that the AMQP library cannot decode: they arrive all the same, without what cannot be decoded.
+"""Repair frames that the AMQP library cannot decode, so that their messages arrive without the undecodable properties.
 
-The properties of a message are its publisher's, and the broker does not look at most of them. aiormq decodes every
-frame as it reads it, and a frame that it cannot decode ends the connection, with every message that was under way; the
-message stays in the queue, so the next connection ends the same way. So each frame passes through here before aiormq
-sees it: a property that cannot be decoded is replaced or dropped, and the header `x-undecodable` says so. Parsing such
-a message raises `UnreadableMessage`, so the consumer sets it aside.
+Publishers choose a message's properties, and the broker does not check most of them. A frame that aiormq cannot decode
+ends the connection and all deliveries in progress; the message stays in the queue, so the next connection ends the same
+way. So each frame passes through here before aiormq reads it: an undecodable property is replaced or dropped, and the
+header `x-undecodable` names it. Parsing such a message raises `UnreadableMessage`, so the consumer dead-letters it.
 
-aio-pika fails on a `delivery_mode` or an `expiration` that is none. RabbitMQ refuses most of these when they are
-published by AMQP 0.9.1, not all that come in by other protocols or releases, so they are checked here, too.
+aio-pika fails on an invalid `delivery_mode` or `expiration`. RabbitMQ refuses most of these over AMQP 0.9.1, but not
+all that arrive by other protocols or releases, so they are checked here too.
 
-The other direction is `encodable` and `fitting`: headers that came in as valid AMQP, yet cannot be written again as
-they are, or not beside those that are added.
+`encodable_headers` and `headers_within` are for the other direction: received headers that cannot be sent again as they
+are, or that do not fit into a frame with those that are added.
 """
 
 import asyncio
@@ -38,10 +37,10 @@ class FrameReader:
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
-        self._frame = b""  # what has not been handed over of the present frame
+        self._frame = b""  # the unread rest of the current frame
 
     def at_eof(self) -> bool:
-        """Tell whether nothing is left to read."""
+        """Return whether nothing is left to read."""
         return not self._frame and self._reader.at_eof()
 
     async def readexactly(self, size: int) -> bytes:
@@ -53,7 +52,7 @@ class FrameReader:
 
     async def _next_frame(self) -> bytes:
         head = await self._reader.readexactly(FRAME_HEAD.size)
-        if head.startswith(constants.AMQP):  # no frame: a server that speaks another version says which
+        if head.startswith(constants.AMQP):  # not a frame: a server of another version announces its version
             return head
         kind, channel, size = FRAME_HEAD.unpack(head)
         rest = await self._reader.readexactly(size + 1)
@@ -67,7 +66,7 @@ class FrameReader:
 
 
 def _decodable_delivery(payload: bytes) -> bytes:
-    """Return a Basic.Deliver whose exchange and routing key are ASCII: a binding by hand may let any bytes through."""
+    """Return the Basic.Deliver with exchange and routing key in ASCII: a manual binding may accept any bytes."""
     exchange = len(DELIVER) + 1 + payload[len(DELIVER)] + 9  # consumer tag, delivery tag, redelivered
     if payload[exchange:].isascii():
         return payload
@@ -77,41 +76,41 @@ def _decodable_delivery(payload: bytes) -> bytes:
 
 
 def decodable_header(payload: bytes) -> bytes:
-    """Return a content header that aiormq can decode: as a rule, the one that came."""
+    """Return a content header that aiormq can decode: normally the received one."""
     header = ContentHeader()
     try:
         header.unmarshal(payload)
         _check(header.properties)
         if not _problem(header.properties):
             return payload
-    except Exception:  # noqa: BLE001, S110 - whatever a decoder makes of foreign bytes; they are read one by one below
+    except Exception:  # noqa: BLE001, S110 - foreign bytes may raise anything; below they are decoded one by one
         pass
     header.properties = _salvage(payload)
     return header.marshal()
 
 
 def _check(properties: Basic.Properties) -> None:
-    """Raise ValueError for what pamqp decodes and aio-pika makes no message of."""
+    """Raise ValueError for properties that pamqp decodes but aio-pika rejects."""
     if properties.delivery_mode:
         DeliveryMode(properties.delivery_mode)
     decode_expiration(properties.expiration)
 
 
 def _problem(properties: Basic.Properties) -> str | None:
-    """Name the headers that were sent as text and are none."""
+    """Name the headers that were sent as text but are not UTF-8."""
     bad = [name for name, value in (properties.headers or {}).items() if _has_bytes(value)]
     return f"headers: {', '.join(bad)} not UTF-8" if bad else None
 
 
 def _has_bytes(value: Any) -> bool:
-    """Tell whether a value holds bytes, which is what pamqp makes of a string that is not UTF-8."""
+    """Return whether a value contains bytes: pamqp decodes a string that is not UTF-8 to bytes."""
     if isinstance(value, dict):
-        return any(_has_bytes(each) for each in value.values())
-    return any(_has_bytes(each) for each in value) if isinstance(value, list) else isinstance(value, bytes)
+        return any(_has_bytes(item) for item in value.values())
+    return any(_has_bytes(item) for item in value) if isinstance(value, list) else isinstance(value, bytes)
 
 
 def _salvage(payload: bytes) -> Basic.Properties:
-    """Decode the properties one by one, keep what can be kept, and name the others in `x-undecodable`."""
+    """Decode the properties one by one, keep those that can be decoded, and name the others in `x-undecodable`."""
     properties, problems = Basic.Properties(), []
     flags = CONTENT_HEAD.unpack_from(payload)[-1]
     offset = CONTENT_HEAD.size
@@ -121,35 +120,35 @@ def _salvage(payload: bytes) -> Basic.Properties:
         kind = Basic.Properties.amqp_type(name)
         raw = payload[offset : offset + _size(kind, payload[offset : offset + 4])]
         offset += len(raw)
-        one = Basic.Properties()
+        decoded = Basic.Properties()  # this property alone
         try:
-            setattr(one, name, decode.by_type(raw, kind)[1])
-            _check(one)
-            problem = _problem(one)
+            setattr(decoded, name, decode.by_type(raw, kind)[1])
+            _check(decoded)
+            problem = _problem(decoded)
         except Exception as error:  # noqa: BLE001 - as above
             problem = f"{name}: {error}"
-            setattr(one, name, _ascii(raw[1:]).decode() if kind == TEXT and name != "expiration" else None)
+            setattr(decoded, name, _ascii(raw[1:]).decode() if kind == TEXT and name != "expiration" else None)
         if problem:
             problems.append(problem)
-        setattr(properties, name, one[name])
-    properties.headers = encodable({**(properties.headers or {}), UNDECODABLE: one_line("; ".join(problems))})
+        setattr(properties, name, decoded[name])
+    properties.headers = encodable_headers({**(properties.headers or {}), UNDECODABLE: one_line("; ".join(problems))})
     return properties
 
 
 def _size(kind: str, start: bytes) -> int:
-    """Return how many bytes a property takes, from its first four."""
+    """Return the size of a property in bytes, from its first four bytes."""
     if kind == TEXT:
         return 1 + start[0]
     return 4 + int.from_bytes(start) if kind == TABLE else SIZES[kind]
 
 
 def _ascii(text: bytes) -> bytes:
-    """Replace what is not ASCII, byte by byte: the length stays, and it may have no room to grow."""
+    """Replace non-ASCII bytes one by one, so that the length stays the same."""
     return bytes(byte if byte < 0x80 else ord("?") for byte in text)  # noqa: PLR2004 - where ASCII ends
 
 
-def encodable(headers: Mapping[str, Any]) -> HeadersType:
-    """Return headers that can be sent: a value that AMQP's library cannot write becomes text."""
+def encodable_headers(headers: Mapping[str, Any]) -> HeadersType:
+    """Return headers that can be sent: a value that pamqp cannot encode becomes text."""
     return {name: _encodable(value) for name, value in headers.items()}
 
 
@@ -159,12 +158,12 @@ def _encodable(value: Any) -> Any:
     try:
         encode.encode_table_value(value)
     except Exception:  # noqa: BLE001 - a number out of range, bytes in a list, nesting that is too deep
-        return one_line(repr(value)) if not isinstance(value, dict | list) else "nested, and not writable"
+        return one_line(repr(value)) if not isinstance(value, dict | list) else "nested, and not encodable"
     return value
 
 
-def fitting(headers: HeadersType, room: int) -> HeadersType:
-    """Return the headers that fit into `room` bytes: an event's attributes first, then the small ones."""
+def headers_within(headers: HeadersType, room: int) -> HeadersType:
+    """Return the headers that fit into `room` bytes: first the event's attributes, then the smallest others."""
     sizes = {name: len(encode.field_table({name: value})) for name, value in headers.items()}
     kept: HeadersType = {}
     for name in sorted(sizes, key=lambda name: (not name.startswith(HEADER_PREFIX), sizes[name])):

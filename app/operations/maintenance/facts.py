@@ -25,13 +25,13 @@ class PruneFailed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UnstartedMeasured(Fact):
-    """How many orders were placed at least a minute ago and have no saga."""
+    """The number of orders that were placed at least a minute ago and have no saga."""
 
     orders: int
 
 
 def install_metrics(signals: Signals, registry: CollectorRegistry, tables: Collection[str]) -> None:
-    """Create the metrics, every series at zero, and subscribe them. `tables`: those that are pruned."""
+    """Create the metrics, every series at zero, and subscribe them. `tables`: the names of the pruned tables."""
     pruned = Counter("janitor_pruned", "Rows deleted after their retention", ["table"], registry=registry)
     failed = Counter("janitor_failures", "Sweeps that an error ended for a table", ["table"], registry=registry)
     for table in tables:

@@ -1,13 +1,13 @@
-"""Finds dead letters that are lost, and resends their events.
+"""Find dead letters that the broker lost, and resend their events.
 
 Dead letters can be lost like other messages: someone purges the queue in RabbitMQ's UI, or a disk fails. Their orders
 would stay pending forever, because the resender skips every event that is dead in the inbox. A purge by our own command
 or route is recorded in the inbox (`purged_at`), and its event is not resent.
 
 Only a scan of all dead letters proves that one is missing, and each scan counts as a delivery of all of them. So scans
-run only while some event is due for a resend, and the pause doubles while each such event is found. A queue that an
+run only while some event is due for a resend, and the pause doubles while they find all such events. A queue that an
 older release declared may have a low delivery limit, and is never scanned automatically. One scan is not enough: the
-broker does not count messages that another connection holds, and these return a moment after that connection closes.
+broker does not count messages that another connection holds, and these return shortly after that connection closes.
 An event is lost if two complete scans in a row did not find it.
 """
 
@@ -35,7 +35,7 @@ ADVICE = "its dead-letter queue has the arguments of an older release: delete it
 
 
 class LostLetters:
-    """Finds dead letters that are lost, and makes their events pending again."""
+    """Finds lost dead letters, and makes their events pending again."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class LostLetters:
         self._first_pause = self._pause = pause_seconds
         self._scan_at = 0.0
         self._found: frozenset[str] | None = None  # by the previous scan; None: it was not complete
-        self._is_reported = False  # that this queue may not be scanned
+        self._is_reported = False  # the log already says that this queue may not be scanned
 
     async def run_once(self) -> int:
-        """Scan once, if the pause is over and some event is due. Returns how many events were made pending.
+        """Scan once if the pause is over and some event is due. Returns how many events were made pending.
 
         Raises BrokerUnavailable and DatabaseUnavailable.
         """
@@ -67,7 +67,7 @@ class LostLetters:
             elif before is not None:
                 resent = await self._resend(found | before)
         self._pause = pause
-        # Jitter keeps the scans of several processes apart: only one at a time sees all messages.
+        # Jitter keeps the scans of several processes apart: two at once would each see only some messages.
         self._scan_at = time.monotonic() + pause * (1 - random.random() / 2)  # noqa: S311 - spreading needs no secrecy
         return resent
 
@@ -105,7 +105,7 @@ class LostLetters:
         return len(resent)
 
     async def _resend_batch(self, found: frozenset[str]) -> list[UUID]:
-        """Reset the attempts and make the rows pending in one transaction: the consumer has all attempts again."""
+        """Reset the attempts and make the rows pending in one transaction."""
         consumer = self._letters.queue.consumer
         async with db.transaction(self._pool, lock_seconds=LOCK_SECONDS) as conn:
             lost = await unstarted.list_lost(conn, consumer, found, RESEND_AFTER_SECONDS, BATCH)

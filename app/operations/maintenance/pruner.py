@@ -1,13 +1,13 @@
 """The pruner: deletes rows past their retention.
 
-It works in small batches. Each is a short transaction that skips locked rows and holds few locks; the next continues
-where it ended, so rows that must stay are read once in a sweep. The cost never grows with history: ids are ordered by
-time, so old rows are at the low end of a primary key. Rows are deleted by `ctid`, where they were found and locked, so
-the planner has nothing to join, whatever its statistics say.
+It works in small batches. Each is a short transaction that skips locked rows and holds few locks. The next batch
+continues after it, so rows that must stay are read once per sweep. The cost does not grow with history: ids are ordered
+by time, so old rows are at the low end of a primary key. Rows are deleted by the `ctid` at which they were locked, so
+the planner has nothing to join, whatever its statistics are.
 
-Postgres's clock decides whether a row may go, by a time that Postgres wrote. Ids are made on the clock of the process
-that took the order, and only help to find the row. If that clock was ahead, the id belongs to a time in the future. So
-ids from the future are looked at too, and a row stays for at most twice its retention.
+Postgres's clock, and a time that Postgres wrote, decide whether a row may go. Ids come from the clock of the process
+that took the order, and only help to find rows. If that clock was ahead, the id lies in the future. So ids in the
+future are scanned too, and a row stays for at most twice its retention.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ log = structlog.get_logger(__name__)
 TABLES = ("outbox", "inbox", "sagas", "idempotency_keys")
 BATCH = 500
 DUTY_FACTOR = 2.0  # pause this many times as long as a batch took, so that a busy disk serves requests first
-LOCK_SECONDS = 1.0  # rows in use are skipped; this is for a migration that holds a whole table
+LOCK_SECONDS = 1.0  # locked rows are skipped; this limits the wait for a migration that locks the table
 PERIOD_SECONDS = 60.0
 START, END = UUID(int=0), UUID(int=2**128 - 1)
-AHEAD = timedelta(minutes=1)  # ids further in the future than this are made by a wrong clock
+AHEAD = timedelta(minutes=1)  # ids further in the future come from a wrong clock
 
-Prune = Callable[[db.Connection, UUID, UUID], Awaitable[tuple[int, UUID | None]]]  # between two ids
+Prune = Callable[[db.Connection, UUID, UUID], Awaitable[tuple[int, UUID | None]]]  # deletes between two ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class PrunerConfig:
     saga_retention_seconds: float
 
 
-class Batch(NamedTuple):
-    """How many rows were deleted from a table, or the error that ended the table's part of a sweep."""
+class PrunedBatch(NamedTuple):
+    """How many rows of a table were deleted, or the error that ended the table's part of a sweep."""
 
     table: str
     removed: int
@@ -72,7 +72,12 @@ class Pruner:
             "inbox": config.inbox_retention_seconds,
             "sagas": config.saga_retention_seconds,
         }
-        published = partial(outbox.prune, limit=BATCH, retention_seconds=config.outbox_retention_seconds, ended=_ended)
+        published = partial(
+            outbox.prune,
+            limit=BATCH,
+            retention_seconds=config.outbox_retention_seconds,
+            select_finished=_select_finished,
+        )
         processed = partial(inbox.prune, limit=BATCH, retention_seconds=config.inbox_retention_seconds)
         finished = partial(maintenance.prune, limit=BATCH, retention_seconds=config.saga_retention_seconds)
         self.prunes: Sequence[tuple[str, Prune]] = (
@@ -83,19 +88,19 @@ class Pruner:
         )
         self._sweep = self.sweep()
 
-    async def sweep(self) -> AsyncIterator[Batch]:
+    async def sweep(self) -> AsyncIterator[PrunedBatch]:
         """Sweep all tables once, and yield after each batch. An error in one table does not stop the others."""
         for table, prune in self.prunes:
             try:
                 async for removed in self._sweep_table(table, prune):
-                    yield Batch(table, removed)
+                    yield PrunedBatch(table, removed)
             except Exception as error:
                 if isinstance(error, OrdersError):
                     log.warning("janitor.failed", table=table, code=error.code, error=str(error))
                 else:
                     log.exception("janitor.failed", table=table)
                 self._signals.emit(PruneFailed(table))
-                yield Batch(table, 0, error)
+                yield PrunedBatch(table, 0, error)
 
     async def run_once(self) -> int:
         """Prune the next batch. Returns 0 at the end of a sweep."""
@@ -117,7 +122,7 @@ class Pruner:
                 yield removed
 
     async def _ranges(self, table: str) -> list[tuple[UUID, UUID]]:
-        """Return where ids of old rows are: in the past, and in the future, where only a wrong clock puts them."""
+        """Return the id ranges of old rows: the past, and the future, where only a wrong clock puts ids."""
         if table not in self._retention_seconds:
             return [(START, END)]
         async with db.connection(self._pool) as conn:
@@ -126,11 +131,11 @@ class Pruner:
         return [(START, db.first_id(old)), (db.first_id(now + AHEAD), END)]
 
 
-async def _ended(conn: db.Connection, subjects: Collection[str]) -> set[str]:
+async def _select_finished(conn: db.Connection, subjects: Collection[str]) -> set[str]:
     return {str(order_id) for order_id in await queries.ended(conn, [UUID(subject) for subject in subjects])}
 
 
 async def _prune_keys(conn: db.Connection, after: UUID, _before: UUID) -> tuple[int, UUID | None]:
-    """Prune expired keys. None of them has to stay, so each batch starts where the last one did."""
+    """Delete expired keys. None of them has to stay, so each batch starts at the same id."""
     removed = await store.prune(conn, BATCH)
     return removed, after if removed == BATCH else None

@@ -1,11 +1,11 @@
-"""The resender: resends the event of a placed order whose saga did not start, although the broker confirmed the event.
+"""The resender: resends an `order.placed` that the broker confirmed, but whose saga did not start.
 
-Brokers can lose confirmed messages: a disk fails, a failover is forced, someone purges a queue. An unneeded resend does
-no harm, because the inbox knows the id. But while many messages wait for the consumer, the event is probably one of
-them, and copies would only delay it. A dead letter is not lost: an operator decides about it. (`lost_letters` finds
-dead letters that are lost.)
+Brokers can lose confirmed messages: a disk fails, a failover is forced, someone purges a queue. An unneeded resend is
+harmless, because the inbox knows the id. But while many messages wait for the consumer, the event is probably among
+them, and copies would only delay it. Dead letters are not resent: they wait for an operator. (`lost_letters` handles
+dead letters that the broker lost.)
 
-A look never grows with history: pending orders have a partial index, and it continues where the last look ended.
+The cost does not grow with history: pending orders have a partial index, and each batch continues after the last.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from app.saga import maintenance
 log = structlog.get_logger(__name__)
 
 BATCH = 500
-LOCK_SECONDS = 1.0  # rows in use are skipped; this is for a migration that holds a whole table
+LOCK_SECONDS = 1.0  # locked rows are skipped; this limits the wait for a migration that locks the table
 PERIOD_SECONDS = 10.0
-DUTY_FACTOR = 9.0  # pause this many times as long as a look took: an outage may leave a million orders to look at
+DUTY_FACTOR = 9.0  # pause this many times as long as a batch took: an outage may leave a million orders to check
 FEW_WAITING = 100  # messages that wait for the consumer
 RESEND_AFTER_SECONDS = 60.0  # after publishing; doubles with each resend
 
@@ -47,7 +47,7 @@ class Resender:
         self._found = 0
 
     async def run_once(self) -> int:
-        """Look at one batch of pending orders. Returns 0 after the last one. Raises DatabaseUnavailable."""
+        """Check one batch of pending orders. Returns 0 after the last one. Raises DatabaseUnavailable."""
         started_at = time.monotonic()
         async with db.connection(self._pool) as conn:
             unstarted, after = await maintenance.scan_unstarted(conn, self._after, BATCH, RESEND_AFTER_SECONDS)
@@ -64,7 +64,7 @@ class Resender:
         return 1
 
     async def _may_resend(self) -> bool:
-        """Tell whether few messages wait for the consumer. While the broker is unavailable, nobody knows."""
+        """Return whether few messages wait for the consumer; False while the broker is unavailable."""
         try:
             waiting, _ = await self._read_depth()
         except BrokerUnavailable as error:

@@ -1,4 +1,4 @@
-"""What is logged: enough to find a fault, and nothing that is secret."""
+"""Logs and traces: exceptions show no secret, and `tracestate` has a size limit."""
 
 import logging
 from uuid import uuid4
@@ -11,9 +11,8 @@ from app.observability.traces import limit_tracestate
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_a_logged_exception_shows_where_it_was_raised_but_no_local_variable(
-    log_format: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_logged_exception_shows_no_local_variable(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A logged exception shows where it was raised, but no local variable."""
     secret = str(uuid4())
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -49,5 +48,6 @@ def fail(authorization: str) -> None:
         ("ä=" + "ü" * 255, ""),
     ],
 )
-def test_a_tracestate_keeps_whole_members_up_to_512_bytes(given: str, limited: str) -> None:
+def test_a_tracestate_keeps_whole_members_to_512_bytes(given: str, limited: str) -> None:
+    """Large members are dropped first, then members from the end."""
     assert limit_tracestate(given) == limited

@@ -1,4 +1,4 @@
-"""Without a broker the parked rows of what has a handler are the dead letters, and the same operations act on them."""
+"""Without a broker, the parked rows of handled types are the dead letters, with the same operations."""
 
 import pytest
 
@@ -33,23 +33,22 @@ def relay(pool: db.Pool, consumer: Consumer) -> Relay:
 
 
 async def park(pool: db.Pool, effects: Effects, *events: Envelope) -> list[str]:
-    """Have each fail for good, one after the other."""
+    """Park the rows of these events, one after the other."""
     effects.failure = ValueError("no such thing")
-    for each in events:
-        await put(pool, each)
+    for envelope in events:
+        await put(pool, envelope)
         await relay(pool, effects.consumer(max_attempts=1)).run_once()
     effects.failure = None
-    return [str(each.id) for each in events]
+    return [str(envelope.id) for envelope in events]
 
 
-async def test_they_are_told_with_their_story_the_longest_parked_first(
-    pool: db.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_parked_rows_are_listed_oldest_first(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """Parked rows are listed with their failures, longest parked first."""
     expected = await park(pool, effects, *(event() for _ in range(3)))
     await put(pool, event())
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x' WHERE type = $1", CONFIRMED)
     summary, findings = await go_over(letters, DeadLetterAction.PEEK)
-    assert (summary.depth, [each.letter.id for each in findings]) == (3, expected)
+    assert (summary.depth, [finding.letter.id for finding in findings]) == (3, expected)
     letter = findings[0].letter
     assert (letter.reason, letter.attempts, letter.type, letter.tenant) == (REASON, 1, PLACED, "default")
     assert letter.first_failure_at is not None
@@ -60,15 +59,15 @@ async def test_they_are_told_with_their_story_the_longest_parked_first(
     assert await ids(letters, id=expected[1]) == expected[1:2]
 
 
-async def test_since_means_those_that_were_parked_lately(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+async def test_since_matches_recently_parked_rows(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """`since_seconds` matches rows that were parked recently."""
     expected = await park(pool, effects, event(), event())
     await pool.execute("UPDATE outbox SET parked_at = parked_at - interval '20 min' WHERE id::text = $1", expected[0])
     assert await ids(letters, since_seconds=900) == expected[1:]
 
 
-async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_nothing(
-    pool: db.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_a_replayed_row_takes_effect_once(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """Each replayed row takes effect once; a second replay finds none."""
     events = [event() for _ in range(250)]
     await put(pool, *events)
     await pool.execute("UPDATE outbox SET parked_at = clock_timestamp(), last_error = 'x', attempts = 10")
@@ -76,11 +75,12 @@ async def test_a_replay_lets_each_take_effect_once_and_the_second_one_finds_noth
         summary, _ = await go_over(letters, DeadLetterAction.REPLAY)
         assert (summary.depth, summary.matched) == (meant, meant)
     await relay(pool, effects.consumer(max_attempts=2)).run_once()
-    assert sorted(await effects.committed()) == sorted(each.id for each in events)
+    assert sorted(await effects.committed()) == sorted(envelope.id for envelope in events)
     assert await ids(letters) == []
 
 
-async def test_a_replay_gives_all_attempts_again(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+async def test_a_replay_resets_the_attempts(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """A replay resets the attempts of a row."""
     await park(pool, effects, event())
     await go_over(letters, DeadLetterAction.REPLAY)
     effects.failure = ValueError("no such thing")
@@ -94,6 +94,7 @@ async def test_a_replay_gives_all_attempts_again(pool: db.Pool, effects: Effects
 
 
 async def test_a_dry_run_changes_nothing(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """A dry run changes neither outbox nor inbox."""
     await park(pool, effects, event(), event())
     tables = ("SELECT * FROM outbox ORDER BY id", "SELECT * FROM inbox ORDER BY message_id")
     before = [await pool.fetch(table) for table in tables]
@@ -103,16 +104,15 @@ async def test_a_dry_run_changes_nothing(pool: db.Pool, effects: Effects, letter
     assert [await pool.fetch(table) for table in tables] == before
 
 
-async def test_a_purged_event_is_listed_until_it_is_replayed(
-    pool: db.Pool, effects: Effects, letters: DeadLetters
-) -> None:
+async def test_a_purged_event_is_listed_until_replayed(pool: db.Pool, effects: Effects, letters: DeadLetters) -> None:
+    """The order of a purged event is listed until the event is replayed."""
     order = await placed(pool)
     effects.failure = ValueError("no such thing")
     await relay(pool, effects.consumer(max_attempts=1)).run_once()
     [nobodys] = await park(pool, effects, event())
     waiting = str(event_of(order).id)
     summary, findings = await go_over(letters, DeadLetterAction.PURGE)
-    assert (summary.matched, {each.letter.id for each in findings}) == (2, {waiting, nobodys})
+    assert (summary.matched, {finding.letter.id for finding in findings}) == (2, {waiting, nobodys})
     assert await ids(letters) == []
     async with db.connection(pool) as conn:
         [listed] = await unstarted.list_blocked(conn, letters.queue.consumer, 10)

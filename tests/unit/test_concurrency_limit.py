@@ -1,4 +1,4 @@
-"""The line before Postgres: so many at a time, in order, and nobody waits for a database that is known to be out."""
+"""The concurrency limit: so many writes at a time, in order, and a fast failure when Postgres is down."""
 
 import asyncio
 
@@ -10,16 +10,16 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Crowd:
-    """Writes that each last until `leave` is set; `failure` is what they then come to."""
+    """Writes that last until `leave` is set, then raise `failure` if it is set."""
 
-    def __init__(self, places: int) -> None:
-        self.admission = ConcurrencyLimit(places)
+    def __init__(self, slots: int) -> None:
+        self.limit = ConcurrencyLimit(slots)
         self.admitted: list[int] = []
         self.leave = asyncio.Event()
         self.failure: Exception | None = None
 
     async def enter(self, number: int, wait_seconds: float = AMPLE_SECONDS) -> None:
-        async with self.admission.slot(wait_seconds):
+        async with self.limit.slot(wait_seconds):
             self.admitted.append(number)
             await self.leave.wait()
             if self.failure:
@@ -32,7 +32,8 @@ class Crowd:
         await wait_until(lambda: self.admitted == list(numbers), AMPLE_SECONDS, f"{numbers} admitted")
 
 
-async def test_so_many_go_on_at_a_time_and_the_others_in_the_order_they_came() -> None:
+async def test_writes_run_in_order_within_the_limit() -> None:
+    """At most `slots` writes run at a time, in the order of their arrival."""
     crowd = Crowd(2)
     tasks = [crowd.send(number) for number in range(5)]
     await crowd.until_admitted(0, 1)
@@ -41,7 +42,8 @@ async def test_so_many_go_on_at_a_time_and_the_others_in_the_order_they_came() -
     assert crowd.admitted == [0, 1, 2, 3, 4]
 
 
-async def test_whoever_waited_long_enough_is_told_that_there_is_no_place() -> None:
+async def test_waiting_too_long_is_overloaded() -> None:
+    """A write that waits too long for a slot raises Overloaded."""
     crowd = Crowd(1)
     first = crowd.send(0)
     await crowd.until_admitted(0)
@@ -51,20 +53,22 @@ async def test_whoever_waited_long_enough_is_told_that_there_is_no_place() -> No
     await first
 
 
-async def test_those_who_waited_when_postgres_was_found_out_go_home_and_later_ones_try_again() -> None:
+async def test_an_outage_fails_all_waiting_writes() -> None:
+    """When one write finds Postgres down, the waiting ones fail at once; later ones try again."""
     crowd = Crowd(1)
     tasks = [crowd.send(number) for number in range(3)]
     await crowd.until_admitted(0)
-    crowd.failure = DatabaseUnavailable("out")
+    crowd.failure = DatabaseUnavailable("down")
     crowd.leave.set()
-    assert [type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == [DatabaseUnavailable] * 3
+    assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [DatabaseUnavailable] * 3
     assert crowd.admitted == [0]
     crowd.failure = None
     await crowd.enter(3)
     assert crowd.admitted == [0, 3]
 
 
-async def test_whoever_gives_up_in_the_line_leaves_the_place_to_the_next() -> None:
+async def test_a_cancelled_write_leaves_its_turn_to_the_next() -> None:
+    """A write that is cancelled while it waits does not take a slot."""
     crowd = Crowd(1)
     tasks = [crowd.send(number) for number in range(3)]
     await crowd.until_admitted(0)

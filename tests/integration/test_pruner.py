@@ -1,4 +1,4 @@
-"""The janitor: what has served its time goes, a batch at a time, and nothing goes that anybody could still need."""
+"""The pruner: rows past their retention are deleted in batches; rows that may still be needed stay."""
 
 from functools import partial
 from uuid import UUID
@@ -35,7 +35,7 @@ LOGGED = """
 """
 
 
-def janitor(pool: Pool, signals: Observed | None = None, retention_seconds: float | None = None) -> Pruner:
+def make_pruner(pool: Pool, signals: Observed | None = None, retention_seconds: float | None = None) -> Pruner:
     week, quarter = 7 * DAY_SECONDS, 90 * DAY_SECONDS
     config = PrunerConfig(
         consumers=[CONSUMER],
@@ -53,9 +53,9 @@ def consumer_of(pool: Pool, signals: Observed) -> Consumer:
 
 
 async def sweep(pool: Pool) -> dict[str, int]:
-    """Make one pass; return what was removed, by table."""
+    """Sweep once; return how many rows were deleted, by table."""
     removed: dict[str, int] = {}
-    async for batch in janitor(pool).sweep():
+    async for batch in make_pruner(pool).sweep():
         removed[batch.table] = removed.get(batch.table, 0) + batch.removed
     return removed
 
@@ -78,18 +78,16 @@ async def keys(pool: Pool) -> list[str]:
         ("91 days", KEPT | {"outbox": 0, "inbox": 0, "sagas": 0, "saga_steps": 0}),
     ],
 )
-async def test_what_is_past_its_retention_is_removed_and_orders_are_kept_for_ever(
-    pool: Pool, age: str, left: dict[str, int]
-) -> None:
+async def test_rows_past_retention_are_deleted(pool: Pool, age: str, left: dict[str, int]) -> None:
+    """Rows past their retention are deleted. Orders are kept forever."""
     await lived_through(pool, 3, age)
     await sweep(pool)
     assert await rows(pool) == left
 
 
 @pytest.mark.parametrize("status", ["pending", "compensating"])
-async def test_nothing_of_an_order_that_has_not_ended_is_removed_but_the_memory_of_its_message(
-    pool: Pool, status: str
-) -> None:
+async def test_rows_of_unfinished_orders_stay(pool: Pool, status: str) -> None:
+    """Of an unfinished order, only the inbox row is deleted."""
     await lived_through(pool, 3, "91 days", status)
     await sweep(pool)
     assert await rows(pool) == KEPT | {"inbox": 0}
@@ -108,7 +106,8 @@ async def test_nothing_of_an_order_that_has_not_ended_is_removed_but_the_memory_
         "UPDATE sagas SET finished_at = clock_timestamp() - interval '89 days'",
     ],
 )
-async def test_a_row_that_could_still_be_needed_stays_whatever_its_age(pool: Pool, unfinished: str) -> None:
+async def test_rows_that_may_be_needed_stay_at_any_age(pool: Pool, unfinished: str) -> None:
+    """A row that may still be needed stays, whatever its age."""
     await lived_through(pool, 3, "100 days")
     await pool.execute(unfinished)
     table = unfinished.split()[1]
@@ -116,31 +115,32 @@ async def test_a_row_that_could_still_be_needed_stays_whatever_its_age(pool: Poo
     assert (await rows(pool))[table] == 3
 
 
-async def test_rows_that_stay_are_stepped_over_however_many_they_are(pool: Pool) -> None:
+async def test_any_number_of_remaining_rows_is_skipped(pool: Pool) -> None:
+    """Any number of rows that stay do not stop a sweep."""
     await lived_through(pool, BATCH + 1, "101 days", "compensating")
     await pool.execute("UPDATE inbox SET processed_at = NULL")
     await lived_through(pool, 3, "100 days")
     assert await sweep(pool) == {"outbox": 3, "inbox": 3, "sagas": 3, "idempotency_keys": 0}
 
 
-async def test_a_pass_goes_batch_by_batch_and_says_when_it_is_over(pool: Pool) -> None:
+async def test_a_sweep_runs_in_batches(pool: Pool) -> None:
+    """`run_once` prunes one batch, and returns 0 at the end of a sweep."""
     await lived_through(pool, BATCH + 1, "8 days")
     signals, left = Observed(), []
-    one = janitor(pool, signals)
-    while await one.run_once():
+    pruner = make_pruner(pool, signals)
+    while await pruner.run_once():
         left.append((await rows(pool))["outbox"])
     assert left[:2] == [1, 0]
     assert (await rows(pool))["inbox"] == 0
     assert signals.value("janitor_pruned_total", {"table": "outbox"}) == BATCH + 1
     await lived_through(pool, 1, "8 days")
-    assert await one.run_once()  # the next pass begins
+    assert await pruner.run_once()  # the next sweep begins
     assert (await rows(pool))["outbox"] == 0
 
 
 @pytest.mark.parametrize("forgotten", [("inbox",), ("inbox", "sagas")])
-async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
-    stage: Stage, forgotten: tuple[str, ...]
-) -> None:
+async def test_a_late_redelivery_starts_nothing(stage: Stage, forgotten: tuple[str, ...]) -> None:
+    """A message that is delivered again after its inbox row was deleted starts no saga."""
     order, signals = await placed(stage.pool), Observed()
     consumer = consumer_of(stage.pool, signals)
     for times in (1, 2):
@@ -152,14 +152,14 @@ async def test_a_message_that_comes_again_after_it_was_forgotten_starts_nothing(
         assert len(await stage.log(order.id)) == (0 if times == 2 and "sagas" in forgotten else 8)
         for table in forgotten:
             async with stage.pool.acquire() as conn:
-                at_once = janitor(stage.pool, retention_seconds=0)
+                at_once = make_pruner(stage.pool, retention_seconds=0)
                 assert (await dict(at_once.prunes)[table](conn, START, END))[0] == (
                     1 if times == 1 or table == "inbox" else 0
                 )
 
 
-async def test_ids_from_the_future_keep_no_row(pool: Pool) -> None:
-    """As a process makes them whose clock is ahead, here by ten years."""
+async def test_rows_with_ids_in_the_future_are_deleted(pool: Pool) -> None:
+    """A process whose clock is ahead makes such ids, here by ten years."""
     await lived_through(pool, 3, "-3650 days")
     before = await rows(pool)
     await sweep(pool)
@@ -172,11 +172,12 @@ async def test_ids_from_the_future_keep_no_row(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(("sagas", "lines"), [(1, MAX_STEPS * 5), (300, 10)])
-async def test_a_batch_is_bounded_by_lines_of_logs(pool: Pool, sagas: int, lines: int) -> None:
+async def test_a_batch_is_limited_by_saga_steps(pool: Pool, sagas: int, lines: int) -> None:
+    """A batch of sagas is limited by the number of their steps."""
     await lived_through(pool, sagas, "91 days")
     await pool.execute(LOGGED, lines)
     before, left = await shown(pool), (await rows(pool))["saga_steps"]
-    async for batch in janitor(pool).sweep():
+    async for batch in make_pruner(pool).sweep():
         assert batch.error is None
         now = await shown(pool)
         assert now == {saga: log for saga, log in before.items() if saga in now}
@@ -185,24 +186,26 @@ async def test_a_batch_is_bounded_by_lines_of_logs(pool: Pool, sagas: int, lines
     assert await rows(pool) == KEPT | dict.fromkeys(("outbox", "inbox", "sagas", "saga_steps"), 0) | {"orders": sagas}
 
 
-async def test_a_table_that_fails_keeps_no_other_from_being_pruned(pool: Pool) -> None:
+async def test_an_error_in_one_table_stops_no_other(pool: Pool) -> None:
+    """An error in one table does not stop the others."""
     await lived_through(pool, 3, "91 days")
     await pool.execute("ALTER TABLE outbox RENAME TO elsewhere")
     signals = Observed()
-    one = janitor(pool, signals)
-    while await one.run_once():
+    pruner = make_pruner(pool, signals)
+    while await pruner.run_once():
         pass
-    failures = [signals.value("janitor_failures_total", {"table": each}) for each in TABLES]
+    failures = [signals.value("janitor_failures_total", {"table": table}) for table in TABLES]
     assert dict(zip(TABLES, failures, strict=True)) == {**dict.fromkeys(TABLES, 0), "outbox": 1}
     await pool.execute("ALTER TABLE elsewhere RENAME TO outbox")
     left = dict.fromkeys(("inbox", "sagas", "saga_steps"), 0)
     assert await rows(pool) == KEPT | left
-    while await one.run_once():
+    while await pruner.run_once():
         pass
     assert await rows(pool) == KEPT | left | {"outbox": 0}
 
 
-async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: Pool) -> None:
+async def test_only_expired_keys_are_deleted(pool: Pool) -> None:
+    """Expired keys are deleted; others stay."""
     for name in ("living", "expired"):
         await place(pool, IdempotencyKey(TENANT, name, b"", 1))
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE key = 'expired'")
@@ -211,22 +214,25 @@ async def test_expired_keys_are_removed_and_living_ones_are_kept(pool: Pool) -> 
     assert await pool.fetchval("SELECT count(*) FROM orders") == 2
 
 
-async def test_more_expired_keys_than_a_batch_has_go_in_one_pass(pool: Pool) -> None:
+async def test_a_sweep_deletes_many_batches_of_keys(pool: Pool) -> None:
+    """One sweep deletes more expired keys than fit into a batch."""
     await pool.execute(KEYS, BATCH + 1)
     assert (await sweep(pool))["idempotency_keys"] == BATCH + 1
 
 
-async def test_living_keys_are_not_looked_at(pool: Pool) -> None:
+async def test_unexpired_keys_are_not_read(pool: Pool) -> None:
+    """Pruning keys reads no unexpired row."""
     await pool.execute(KEYS, 20_000)
     await pool.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '1 day'")
     await pool.execute("VACUUM ANALYZE idempotency_keys")
-    one = janitor(pool)
-    plans = await plans_of(pool, lambda conn: dict(one.prunes)["idempotency_keys"](conn, START, END))
+    pruner = make_pruner(pool)
+    plans = await plans_of(pool, lambda conn: dict(pruner.prunes)["idempotency_keys"](conn, START, END))
     assert len(plans) == 1
     assert buffers(plans) < 20
 
 
-async def test_rows_that_somebody_holds_at_this_moment_are_left_alone(pool: Pool) -> None:
+async def test_locked_rows_are_skipped(pool: Pool) -> None:
+    """Rows that another transaction holds are skipped."""
     await lived_through(pool, 3, "100 days")
     await pool.execute(KEYS, 3)
     async with pool.acquire() as conn, conn.transaction():
@@ -237,18 +243,20 @@ async def test_rows_that_somebody_holds_at_this_moment_are_left_alone(pool: Pool
     assert left == {"orders": 3, "outbox": 1, "inbox": 1, "sagas": 1, "saga_steps": 2, "idempotency_keys": 1}
 
 
-async def test_with_nothing_to_do_it_does_nothing(pool: Pool) -> None:
+async def test_an_empty_sweep_does_nothing(pool: Pool) -> None:
+    """With nothing to prune, a sweep deletes nothing."""
     await lived_through(pool, 3, "1 day")
     assert set((await sweep(pool)).values()) == {0}
 
 
 @pytest.mark.parametrize("table", ["outbox", "inbox", "sagas"])
-async def test_old_rows_are_found_without_reading_a_table_whatever_the_planner_knows(pool: Pool, table: str) -> None:
+async def test_old_rows_are_found_by_an_index(pool: Pool, table: str) -> None:
+    """Pruning reads no table from end to end, with any statistics."""
     await lived_through(pool, 20_000, "1 day")
     await lived_through(pool, 2_000, "100 days")
-    one = janitor(pool)
+    pruner = make_pruner(pool)
     for _ in range(2):
-        plans = await plans_of(pool, lambda conn: dict(one.prunes)[table](conn, START, END))
+        plans = await plans_of(pool, lambda conn: dict(pruner.prunes)[table](conn, START, END))
         assert table not in full_scans(plans)
         assert f"{table}_pkey" in indexes(plans)
         await pool.execute("ANALYZE")
