@@ -167,7 +167,7 @@ async def test_an_empty_body_is_accepted(
     assert (await cancel(api, order.id, content=content, headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("content", [b'{"reason": "no"}', b"[]", b"null", b"0", b'""', b"{", b"\xff"])
+@pytest.mark.parametrize("content", [b'{"reason": "no"}', b"[]", b"null", b"0", b'""', b"{", b"\n", b"\xff"])
 async def test_any_other_body_is_refused(api: httpx.AsyncClient, pool: Pool, content: bytes) -> None:
     """Any other body is a 422, and nothing changes."""
     order = await placed(pool)

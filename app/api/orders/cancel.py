@@ -73,7 +73,7 @@ async def _require_no_body(request: Request, bodies: Bodies, source: str) -> Non
         return  # ignore its Content-Type: some clients send one without a body
     body = await bodies.read(request, source)
     try:
-        empty = not body.strip() or parse_json(body) == {}
+        empty = not body or parse_json(body) == {}
     except MalformedRequest:
         empty = False
     if not empty:
