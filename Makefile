@@ -28,7 +28,7 @@ test: .venv/.dev .servers ## run every test, on real servers; installs them with
 	@$(BIN)/pytest $(ARGS)
 
 # The model of sagas takes as long as half of the rest, so it is left to `make test-unit`.
-FAST := tests/unit tests/contract --deselect tests/unit/test_saga_model.py --quiet
+FAST := tests/unit tests/contract --deselect tests/unit/saga/test_saga_model.py --quiet
 
 .PHONY: test-fast
 test-fast: .venv/.dev ## run most tests that need no server (50 s)
