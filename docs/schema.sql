@@ -101,6 +101,7 @@ CREATE TABLE outbox (
     parked_at TIMESTAMP WITH TIME ZONE,
     resends INTEGER DEFAULT 0 NOT NULL,
     pending_since TIMESTAMP WITH TIME ZONE,
+    first_published_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT outbox_pkey PRIMARY KEY (id)
 );
 
@@ -118,6 +119,7 @@ CREATE TABLE saga_steps (
     outcome TEXT NOT NULL,
     detail TEXT,
     reply JSONB,
+    started_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT saga_steps_pkey PRIMARY KEY (id),
     CONSTRAINT saga_steps_saga_id_fkey FOREIGN KEY(saga_id) REFERENCES sagas (id)
 );
@@ -142,6 +144,8 @@ CREATE TABLE sagas (
     finished_at TIMESTAMP WITH TIME ZONE,
     needs_operator_at TIMESTAMP WITH TIME ZONE,
     hold_seconds INTEGER,
+    compensating_at TIMESTAMP WITH TIME ZONE,
+    traced_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT sagas_pkey PRIMARY KEY (id),
     CONSTRAINT sagas_id_fkey FOREIGN KEY(id) REFERENCES orders (id)
 );

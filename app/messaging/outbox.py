@@ -40,6 +40,7 @@ table = Table(
     Column("parked_at", DateTime(timezone=True)),
     Column("resends", Integer, nullable=False, server_default=text("0")),
     Column("pending_since", DateTime(timezone=True)),  # NULL in rows of older releases: use `occurred_at`
+    Column("first_published_at", DateTime(timezone=True)),  # of a row that was made pending again after that
     Index("outbox_next_attempt_at_idx", "next_attempt_at", "id", postgresql_where=text(PENDING)),
     Index("outbox_subject_sequence_idx", "subject", "sequence", postgresql_where=text("published_at IS NULL")),
 )
@@ -192,7 +193,8 @@ async def republish(conn: Connection, ids: Collection[UUID], after_seconds: floa
             FOR UPDATE SKIP LOCKED
         )
         UPDATE outbox
-        SET published_at = NULL, next_attempt_at = clock_timestamp(), attempts = 0, resends = resends + 1,
+        SET published_at = NULL, first_published_at = coalesce(first_published_at, published_at),
+            next_attempt_at = clock_timestamp(), attempts = 0, resends = resends + 1,
             pending_since = clock_timestamp()
         FROM due WHERE outbox.id = due.id
         RETURNING outbox.id

@@ -160,8 +160,8 @@ async def send_again(conn: Connection, row_id: UUID) -> None:
     await conn.execute(
         """
         UPDATE outbox
-        SET published_at = NULL, parked_at = NULL, attempts = 0, next_attempt_at = clock_timestamp(),
-            claim_token = NULL, pending_since = clock_timestamp()
+        SET first_published_at = coalesce(first_published_at, published_at), published_at = NULL, parked_at = NULL,
+            attempts = 0, next_attempt_at = clock_timestamp(), claim_token = NULL, pending_since = clock_timestamp()
         WHERE id = $1 AND (published_at IS NOT NULL OR parked_at IS NOT NULL)
         """,
         row_id,

@@ -169,11 +169,12 @@ class Runner:
         assert run.permit is not None  # noqa: S101 - bug: an attempt is recorded with a permit
         self._signals.crash_point(f"saga.{call.step}.{call.action}.attempted")
         request = StepRequest(order, saga.started_at, saga.hold_seconds, saga.do_reply)
+        started = time.monotonic()
         outcome = await self._partners.call(state, run.permit, request)
         self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
         new_state = plan.advance(state, outcome, self._plans)
         wait = self._wait(state.attempts, outcome) if new_state == state else None
-        return Progress(new_state, [_log_entry(call, state.attempts, outcome)], wait)
+        return Progress(new_state, [_log_entry(call, state.attempts, outcome, started)], wait)
 
     async def _record(self, run: Run, progress: Progress) -> bool:
         """Write the progress and the attempt that follows. Return false if the saga has ended or was released.
@@ -294,9 +295,11 @@ def _log_needs_operator(before: Saga, saga: Saga) -> None:
         log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
 
 
-def _log_entry(call: Call, attempt: int, outcome: Outcome) -> StepLogEntry:
+def _log_entry(call: Call, attempt: int, outcome: Outcome, started: float) -> StepLogEntry:
     reply = outcome.reply if isinstance(outcome, Done) else None
-    return StepLogEntry(call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply)
+    return StepLogEntry(
+        call.step, call.action, attempt, gateway.label(outcome), gateway.detail(outcome), reply, started
+    )
 
 
 def _find_tracking_id(entries: Sequence[StepLogEntry]) -> str | None:

@@ -7,12 +7,16 @@ older version changes nothing.
 `needs_operator_at` is the time from which an operator must look at the saga: by then its current call has failed for
 too long, or it got an answer that retrying cannot fix. The next call clears it. It is only shown; no code acts on it.
 
+`compensating_at` is the time from which the saga undoes. `traced_at` is the time at which its trace was written after
+the fact; NULL: it was not. In the log, `started_at` is the start of the call whose outcome the row records.
+
 `deadline_at` and `hold_seconds` are fixed when the saga starts, even if the settings change later: every attempt to
 hold stock must ask for the same time, and for longer than the saga may take. `hold_seconds` is NULL in sagas that an
 older release started.
 """
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -68,6 +72,8 @@ sagas = Table(
     Column("finished_at", DateTime(timezone=True)),
     Column("needs_operator_at", DateTime(timezone=True)),
     Column("hold_seconds", Integer),
+    Column("compensating_at", DateTime(timezone=True)),
+    Column("traced_at", DateTime(timezone=True)),
     Index("sagas_next_attempt_at_idx", "next_attempt_at", postgresql_where=text("finished_at IS NULL")),
 )
 
@@ -83,6 +89,7 @@ saga_steps = Table(
     Column("outcome", Text, nullable=False),
     Column("detail", Text),
     Column("reply", JSONB),
+    Column("started_at", DateTime(timezone=True)),
     Index("saga_steps_saga_id_idx", "saga_id"),
 )
 
@@ -121,7 +128,10 @@ class Saga:
 
 @dataclass(frozen=True, slots=True)
 class StepLogEntry:
-    """One entry of the log. `outcome`: attempted (before the call), done, refused, not-sent or unknown."""
+    """One entry of the log. `outcome`: attempted (before the call), done, refused, not-sent or unknown.
+
+    `started`: on `time.monotonic`, when the call of this outcome started.
+    """
 
     step: str
     action: Action
@@ -129,6 +139,7 @@ class StepLogEntry:
     outcome: str
     detail: str | None = None
     reply: Mapping[str, Any] | None = None
+    started: float | None = None
 
 
 async def claim(
@@ -176,17 +187,20 @@ SAVE = """
             finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
             needs_operator_at = least(
                 CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
-                now.at + make_interval(secs => $15))
+                now.at + make_interval(secs => $15)),
+            compensating_at = CASE
+                WHEN direction <> $3 AND $3 = 'backward' THEN now.at ELSE compensating_at END
         FROM (SELECT clock_timestamp() AS at) AS now
         WHERE id = $1 AND version = $2
         RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
                   extract(epoch FROM now.at - started_at)::float8 AS age_seconds
     ), logged AS (
-        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply)
+        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply, started_at)
         SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
-               entry.reply
-        FROM saved, unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[])
-            WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, number)
+               entry.reply, clock_timestamp() - make_interval(secs => entry.seconds)
+        FROM saved,
+             unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[], $16::float8[])
+            WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, seconds, number)
         ORDER BY entry.number
     )
     SELECT saved.version, saved.needs_operator, saved.age_seconds,
@@ -231,6 +245,7 @@ async def save(
         [entry.detail for entry in entries],
         [None if entry.reply is None else json.dumps(dict(entry.reply)) for entry in entries],
         operator_in_seconds,
+        [None if entry.started is None else time.monotonic() - entry.started for entry in entries],
     )
     if row is None:
         raise StaleLease(f"saga {saga.id} was taken over")
