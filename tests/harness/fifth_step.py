@@ -10,7 +10,7 @@ from app.saga.steps import NEWEST, PLANS, Plans, StepSpec
 
 AWARD_POINTS = "award_points"
 NO_ACCOUNT = Reason("no-account")
-VERSION = NEWEST + 1
+VERSION = max(PLANS) + 1
 
 
 @dataclass

@@ -1,14 +1,14 @@
-"""What tests sweep over, derived from the newest plan and the sandbox: partner calls and crash points."""
+"""What tests sweep over, from the plan of new sagas and from the sandbox: partner calls and crash points."""
 
 import importlib
 import pkgutil
 from collections.abc import Sequence
 
 import sandbox
-from app.saga.steps import PLANS, Action, StepSpec
+from app.saga.steps import NEWEST, PLANS, Action, StepSpec
 from sandbox.calls import Operation
 
-PLAN = PLANS[max(PLANS)]  # also if new sagas do not start with it yet
+PLAN = PLANS[NEWEST]
 INSTANTS = ("attempted", "answered")
 
 # The sandbox names its operations; their idempotency keys end with the step, or with `step:undo`.
