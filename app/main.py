@@ -19,7 +19,8 @@ from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
 from app.bootstrap.workers import LEASING_ROLES
 from app.errors import DatabaseUnavailable
-from app.messaging.transport_lease import IN_PROCESS, TransportLease
+from app.messaging import local
+from app.messaging.transport_lease import TransportLease
 from app.observability.signals import Signals
 from app.settings import Settings
 
@@ -108,7 +109,7 @@ async def take_lease(settings: Settings, lease: TransportLease) -> None:
 
 def _report_start(settings: Settings, lease: TransportLease, address: str) -> None:
     log.info("serve.started", address=address, roles=sorted(settings.roles))
-    if settings.roles & LEASING_ROLES and lease.transport == IN_PROCESS:
+    if settings.roles & LEASING_ROLES and lease.transport == local.NAME:
         log.warning(
             "serve.in_process_transport", advice="events reach no broker; set ORDERS_RABBITMQ_URL if they should"
         )

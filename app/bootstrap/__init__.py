@@ -19,7 +19,7 @@ from app.auth.guards import Security
 from app.auth.rate_limit import RateLimit
 from app.auth.tokens import Keys, SharedSecret, Tokens
 from app.bootstrap import metrics, readiness
-from app.bootstrap.brokers import dead_letters_by_queue, make_broker
+from app.bootstrap.brokers import dead_letters_by_queue, make_broker, transport_name
 from app.bootstrap.consumers import CONSUMERS, ConsumerRow, queues
 from app.bootstrap.readiness import Messaging
 from app.bootstrap.workers import LEASING_ROLES, BackgroundTask, make_pruner, process_name, start
@@ -28,7 +28,7 @@ from app.cache import Cache
 from app.idempotency import Idempotency, IdempotencyConfig
 from app.messaging import backpressure
 from app.messaging.backpressure import Backpressure
-from app.messaging.transport_lease import IN_PROCESS, RABBITMQ, TransportLease
+from app.messaging.transport_lease import TransportLease
 from app.observability.signals import Signals
 from app.operations import stats
 from app.operations.maintenance import pruner
@@ -53,8 +53,7 @@ class RequestState(TypedDict):
 
 def transport_lease(settings: Settings) -> TransportLease:
     """Return the lease of the transport that the settings name, not yet taken."""
-    name = RABBITMQ if settings.rabbitmq_url.get_secret_value() else IN_PROCESS
-    return TransportLease(name, process_name())
+    return TransportLease(transport_name(settings.rabbitmq_url.get_secret_value()), process_name())
 
 
 async def build(

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 
 from app import db
 from app.bootstrap.consumers import queues
+from app.messaging import local
 from app.messaging.broker import Broker
 from app.messaging.local import LocalBroker
+from app.messaging.rabbitmq import broker as rabbitmq
 from app.messaging.rabbitmq.broker import RabbitBroker
 from app.messaging.topology import QueueSpec
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetters
 
 PATIENCE_SECONDS = 5.0  # for commands, which publish nothing but dead letters
+
+
+def transport_name(url: str) -> str:
+    """Return the name of the transport at `url`: that of the broker that `make_broker` returns."""
+    return rabbitmq.NAME if url else local.NAME
 
 
 def make_broker(
@@ -22,7 +29,7 @@ def make_broker(
     specs: Sequence[QueueSpec] = queues(),
 ) -> Broker:
     """Return RabbitMQ at `url`, or the in-process transport if it is empty."""
-    if url:
+    if transport_name(url) == rabbitmq.NAME:
         return RabbitBroker(url, specs, patience_seconds, signals)
     return LocalBroker(pool)
 

@@ -9,7 +9,6 @@ from app.api.health import Check
 from app.cache import Cache
 from app.errors import DatabaseUnavailable
 from app.messaging.broker import Broker, Subscription
-from app.messaging.local import LocalBroker
 from app.messaging.relay import Relay
 from app.messaging.transport_lease import TransportLease
 
@@ -49,11 +48,12 @@ def checks(
     found: dict[str, Callable[[], Awaitable[str]]] = {"postgres": partial(_check_postgres, pool)}
     if messaging is not None:
         found["transport"] = messaging.check_transport
-        if not isinstance(messaging.broker, LocalBroker):
-            found["rabbitmq"] = messaging.check_broker
+        if messaging.broker.is_shared:
+            found[messaging.broker.name] = messaging.check_broker
+    decisive = frozenset(found) if not takes_orders else frozenset({"postgres"})
     if cache is not None:
         found["redis"] = partial(_check_redis, cache)
-    return found, frozenset({"postgres"} if takes_orders else {"postgres", "transport", "rabbitmq"})
+    return found, decisive
 
 
 async def _check_postgres(pool: db.Pool) -> str:

@@ -21,7 +21,7 @@ from app.messaging.consumer import Consumer
 from app.messaging.facts import EventsPending, EventsResent, MessageHandled
 from app.messaging.queue_depth import QueueDepth
 from app.messaging.relay import Relay, RelayConfig
-from app.messaging.transport_lease import RABBITMQ, RENEW_PERIOD_SECONDS, LeasedTransport, TransportLease
+from app.messaging.transport_lease import RENEW_PERIOD_SECONDS, LeasedTransport, TransportLease
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetters
 from app.operations.maintenance import lost_letters, pruner, resender
@@ -129,7 +129,7 @@ def _maintenance(
         BackgroundTask.loop("janitor", prunes.run_once, pruner.PERIOD_SECONDS),
     ]
     # Other processes may use a broker that this one does not know; its dead letters would look lost from here.
-    if broker.name == RABBITMQ or settings.roles & LEASING_ROLES:
+    if broker.is_shared or settings.roles & LEASING_ROLES:
         lost = LostLetters(DeadLetters(pool, queue, broker.dead_letters(queue, pool)), signals)
         tasks.append(BackgroundTask.loop("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
     return tasks

@@ -31,6 +31,10 @@ class Broker(Protocol):
         """The name of the transport, which every relay and consumer of one database must share."""
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other processes reach the same messages."""
+
+    @property
     def transport(self) -> Transport:
         """Where the relay publishes."""
 

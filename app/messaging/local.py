@@ -61,6 +61,7 @@ class LocalBroker:
     """The in-process transport behind the broker port."""
 
     name = NAME
+    is_shared = False
 
     def __init__(self, pool: db.Pool) -> None:
         self._pool = pool

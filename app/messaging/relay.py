@@ -68,8 +68,9 @@ class Transport(Protocol):
     ) -> Sequence[PublishResult]:
         """Publish for up to `seconds`; send nothing later. Return `results`, one for each envelope.
 
-        `results` is filled as results arrive, so a cancelled caller has them too. Raises Unavailable when every message
-        is unconfirmed.
+        `results` is filled as results arrive, so a cancelled caller has them too. A refusal says that this message can
+        never be accepted, or that no queue took it; anything else, unknown errors included, leaves it unconfirmed, or
+        raises Unavailable when every message is.
         """
 
 

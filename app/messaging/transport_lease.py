@@ -28,7 +28,6 @@ from app.messaging.relay import PublishResult, Transport
 
 log = structlog.get_logger(__name__)
 
-RABBITMQ, IN_PROCESS = "rabbitmq", "in-process"
 LEASE_SECONDS = 30.0
 RENEW_PERIOD_SECONDS = 5.0
 RELEASE_SECONDS = 1.0  # the process is ending; without a release, the lease expires

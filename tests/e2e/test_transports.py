@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from app import db
-from app.messaging.transport_lease import LEASE_SECONDS, RABBITMQ, TransportLease
+from app.messaging.rabbitmq.broker import NAME as RABBITMQ
+from app.messaging.transport_lease import LEASE_SECONDS, TransportLease
 from tests.e2e.conftest import System, client, order
 from tests.harness import servers
 from tests.harness.wait import AMPLE_SECONDS, wait_until

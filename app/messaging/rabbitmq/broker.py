@@ -19,6 +19,7 @@ class RabbitBroker:
     """A RabbitMQ server or cluster. Connections are opened at their first use."""
 
     name = NAME
+    is_shared = True
 
     def __init__(self, url: str, queues: Collection[QueueSpec], patience_seconds: float, signals: Signals) -> None:
         self._url = url

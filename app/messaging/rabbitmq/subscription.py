@@ -19,10 +19,10 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, HeadersType
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from app.errors import BrokerUnavailable, DatabaseUnavailable
+from app.errors import BrokerUnavailable
 from app.loops import Loop
-from app.messaging.consumer import Consumer, Dead, Handled, Retry, unreadable
-from app.messaging.envelope import UnreadableMessage, parse
+from app.messaging.consumer import Consumer, Dead, Handled
+from app.messaging.delivery import failure_headers, handle_to_end, is_set_within
 from app.messaging.facts import MessageDeadLettered
 from app.messaging.rabbitmq.connection import (
     CONNECT_SECONDS,
@@ -39,7 +39,6 @@ from app.messaging.topology import DEAD_LETTER_EXCHANGE, QueueSpec
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 10.0
-DATABASE_PAUSE_SECONDS = 1.0  # between attempts while Postgres is down; the message stays here, unacknowledged
 DEAD_LETTER_PAUSE_SECONDS = 1.0  # between attempts while no dead letter can be published
 
 
@@ -134,7 +133,7 @@ class RabbitSubscription:
     async def _watch(self, connection: AbstractConnection, channel: AbstractChannel, ended: asyncio.Event) -> None:
         """Return when `ended` is set. Raises BrokerUnavailable when messages wait and none is delivered."""
         deliveries, silent_checks = self._deliveries, 0
-        while not await _is_set_within(ended, self._watch_seconds):
+        while not await is_set_within(ended, self._watch_seconds):
             async with asyncio.timeout(SETUP_SECONDS):
                 queue = await declare(connection, channel, self._queue)
             waiting = queue.declaration_result.message_count
@@ -159,38 +158,15 @@ class RabbitSubscription:
 
     async def _process(self, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
         """Handle one delivery to its end, or until the connection is lost; then the broker delivers it again."""
-        try:
-            envelope = parse(message.headers, message.body)
-        except UnreadableMessage as error:
-            await self._dead_letter(ended, message, unreadable(f"unreadable: {error}"))
-            return
-        while True:
-            try:
-                result = await self._consumer.handle(envelope)
-            except DatabaseUnavailable as error:
-                log.warning("consumer.waiting", event_id=str(envelope.id), error=str(error))
-                pause = DATABASE_PAUSE_SECONDS
-            else:
-                match result:
-                    case Handled():
-                        await message.ack()
-                        return
-                    case Dead():
-                        await self._dead_letter(ended, message, result)
-                        return
-                    case Retry(in_seconds=pause):
-                        pass
-            if await _is_set_within(ended, pause):
-                return
+        match await handle_to_end(self._consumer, message.headers, message.body, ended):
+            case Handled():
+                await message.ack()
+            case Dead() as dead:
+                await self._dead_letter(ended, message, dead)
 
     async def _dead_letter(self, ended: asyncio.Event, message: AbstractIncomingMessage, dead: Dead) -> None:
         """Publish the message to the dead-letter exchange, and acknowledge it once that is confirmed."""
-        failures: HeadersType = {
-            "x-reason": dead.reason,
-            "x-attempts": dead.attempts,
-            "x-first-failure-at": dead.first_failure_at.isoformat(),
-            "x-last-failure-at": dead.last_failure_at.isoformat(),
-        }
+        failures: HeadersType = dict(failure_headers(dead))
         copy = clone_message(message, message.headers, frame_limit(message), failures)
         while True:
             try:
@@ -198,7 +174,7 @@ class RabbitSubscription:
                 break
             except BrokerUnavailable as error:
                 log.warning("consumer.not_dead_letter", message_id=message.message_id, error=str(error))
-            if await _is_set_within(ended, DEAD_LETTER_PAUSE_SECONDS):
+            if await is_set_within(ended, DEAD_LETTER_PAUSE_SECONDS):
                 return
         await message.ack()
         self._consumer.signals.emit(MessageDeadLettered(message.message_id or "-", dead.reason, dead.attempts))
@@ -235,11 +211,3 @@ class _DeadLetterPublisher:
         """Close the connection, if there is one."""
         connection, self._connection, self._channel = self._connection, None, None
         await close(connection)
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

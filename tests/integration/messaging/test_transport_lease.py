@@ -7,8 +7,10 @@ import pytest
 
 from app import db
 from app.errors import ConfigurationError, TransportNotLeased
+from app.messaging.local import NAME as IN_PROCESS
+from app.messaging.rabbitmq.broker import NAME as RABBITMQ
 from app.messaging.relay import UNCONFIRMED, Relay
-from app.messaging.transport_lease import IN_PROCESS, RABBITMQ, LeasedTransport, TransportLease
+from app.messaging.transport_lease import LeasedTransport, TransportLease
 from tests.harness import servers
 from tests.harness.events import CONFIRMED, Effects, event, put
 from tests.harness.relays import local_transport, make_relay
