@@ -1,5 +1,6 @@
 """The JSON of orders: request models with all limits, their translation into commands, and the response model."""
 
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -38,6 +39,7 @@ FLAT = ("sku", "quantity", "unit_price")
 COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
 PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
 MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # tokens of payment providers do not contain this
+_camel = functools.cache(to_camel)  # called for every name of every request: without the cache, 4 % of a replay
 
 
 def _parse_price(value: object) -> Decimal:
@@ -115,7 +117,7 @@ def _locate(place: tuple[str | int, ...], error: ValueError) -> ValidationError:
 
 
 def _rename_fields(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    snake = {to_camel(name): name for name in names}
+    snake = {_camel(name): name for name in names}
     renamed = {snake.get(name, name): part for name, part in value.items()}
     if len(renamed) < len(value):
         raise ValueError("a field is given twice, in snake_case and in camelCase")
