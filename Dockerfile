@@ -14,6 +14,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY migrations migrations
+COPY load load
 COPY sandbox sandbox
 RUN pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && pip --python /opt/orders/bin/python install --quiet --no-cache-dir --no-deps --no-index /wheels/*.whl

@@ -23,6 +23,12 @@ up: ## build and start everything in containers, and wait until it is ready (ARG
 down: ## stop the containers; the data stays in its volumes (VOLUMES=1 removes it)
 	@docker compose --profile "*" down $(if $(VOLUMES),--volumes)
 
+URL ?= http://127.0.0.1:8000
+
+.PHONY: load
+load: .venv/.demo ## load a running service (URL=http://127.0.0.1:8000) and judge it (ARGS="--orders 10000 --rate 100")
+	@$(BIN)/orders load $(URL) $(ARGS)
+
 .PHONY: test
 test: .venv/.dev .servers ## run every test, on real servers; installs them with apt where it may (many minutes; ARGS="-k outbox")
 	@$(BIN)/pytest $(ARGS)

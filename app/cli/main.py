@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from app.cli import demo, dlq, documents, migrate, outbox, sagas, serve, token
+from app.cli import demo, dlq, documents, load, migrate, outbox, sagas, serve, token
 from app.errors import ConfigurationError, RequestError, Unavailable
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command()(documents.asyncapi)
 app.command()(migrate.prune)
 app.command()(demo.demo)
 app.command()(token.token)
+app.command()(load.load)
 
 
 def main() -> None:
