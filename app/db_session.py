@@ -32,6 +32,7 @@ UNAVAILABLE = (
 OPEN_SESSION = """
 SELECT current_setting('transaction_read_only') = 'on' AS read_only,  -- on a standby too
        current_setting('synchronous_commit') AS synchronous_commit,
+       current_setting('synchronous_standby_names') <> '' AS has_synchronous_standby,
        current_setting('server_encoding') AS encoding,
        -- Our statements rely on it. A role or database may have another default.
        set_config('default_transaction_isolation', 'read committed', false),
@@ -87,10 +88,12 @@ async def _open_session(conn: asyncpg.Connection) -> None:
     [found] = await conn.fetch(OPEN_SESSION)
     if found["read_only"]:
         raise DatabaseUnavailable("postgres: the server is read-only or in recovery")
-    if found["synchronous_commit"] == "off":
+    ignores_standby = found["synchronous_commit"] == "local" and found["has_synchronous_standby"]
+    if found["synchronous_commit"] == "off" or ignores_standby:
+        loss = "in a failover to the synchronous standby" if ignores_standby else "when the server crashes"
         raise ConfigurationError(
-            "ORDERS_DATABASE_URL: synchronous_commit is off there, so an acknowledged order could be lost; "
-            "set it to on (or local, remote_write, remote_apply)"
+            f"ORDERS_DATABASE_URL: synchronous_commit is {found['synchronous_commit']} there, so an acknowledged order "
+            f"could be lost {loss}; set it to on (or remote_apply)"
         )
     if found["encoding"] != "UTF8":
         raise ConfigurationError(
