@@ -17,6 +17,6 @@ a broker lost and removes rows past their retention.
 
 Around it: `main` and `bootstrap` put the parts of a process together from `settings`; `demo` runs the whole system in
 one command; `db`, `cache`, `loops`, `observability` and `errors` serve all rooms. An upper room may import a lower one,
-never the other way round: `pyproject.toml` holds the contracts. Outside this package are `sandbox`, the simulator of the
-partners, and `load`, which loads and judges a running service. They stand alone; only `cli` and `demo` start them.
+never the other way round: `pyproject.toml` holds the contracts. Outside this package are `sandbox`, the simulator of
+the partners, and `load`, which loads and judges a running service. They stand alone; only `cli` and `demo` start them.
 """
