@@ -28,6 +28,7 @@ KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
 MAX_SQLITE_INTEGER = 2**63 - 1  # the largest integer that SQLite can store
 
 ItemId = Annotated[str, PathParameter(min_length=1, max_length=200)]
+Limit = Annotated[int | None, Query(ge=1, le=MAX_SQLITE_INTEGER)]
 
 partners = APIRouter(tags=["partners"])
 simulator = APIRouter(tags=["simulator"])
@@ -133,30 +134,49 @@ async def entries(
     ledger: CurrentLedger,
     saga_id: str | None = None,
     after: Annotated[int, Query(ge=0, le=MAX_SQLITE_INTEGER)] = 0,
-    limit: Annotated[int | None, Query(ge=1, le=MAX_SQLITE_INTEGER)] = None,
+    limit: Limit = None,
 ) -> JSONResponse:
     """List the ledger entries with a `seq` greater than `after`, oldest first; all of them without a `limit`.
 
     `outcome` is `done`, `replayed`, `refused`, `undone`, `nothing-to-undo` or `error` (the partner made no
-    decision; `detail` has the reason). `applied` is true if the call moved money, stock or a parcel.
-    `amount_minor` is set if it moved money. `key` is null if no call caused the entry: a hold expired.
+    decision; `detail` has the reason). `applied` is true if the call moved a saga's money, stock or parcel.
+    `amount_minor` is set if it moved money. `key` is null if no partner call caused the entry: a hold expired, or
+    `PUT /stock` set the free quantity of an item (`stock.set`, without a saga; `detail` is JSON).
     """
     return JSONResponse({"entries": ledger.entries(saga_id or None, after, limit)})
 
 
 @simulator.get("/ledger/summary")
-async def summary(ledger: CurrentLedger, saga_id: str | None = None) -> JSONResponse:
-    """Sum up the entries: `{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped}}}`.
+async def summary(
+    ledger: CurrentLedger,
+    saga_id: str | None = None,
+    after: Annotated[str, Query(max_length=64)] = "",
+    limit: Limit = None,
+) -> JSONResponse:
+    """Sum up the entries: `{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped, …}}}`.
 
-    The amounts are totals of all charges and refunds; the flags show the current state. Without `saga_id`, the
-    summary covers every saga that has an entry.
+    The amounts are totals of all charges and refunds; the flags show the current state. `moves` counts the applied
+    entries of each operation, and `items` has the quantities that are held or sold. Without `saga_id`, the summary
+    covers every saga that has an entry, ordered by id: up to `limit` of those with an id greater than `after`.
     """
-    return JSONResponse({"sagas": ledger.summary(saga_id or None)})
+    return JSONResponse({"sagas": ledger.summary(saga_id or None, after, limit)})
+
+
+@simulator.get("/ledger/stock")
+async def stock_summary(
+    ledger: CurrentLedger, after: Annotated[str, Query(max_length=200)] = "", limit: Limit = None
+) -> JSONResponse:
+    """Show the stock of each item that was ever moved or set: `{"items": {id: {free, held, sold, supplied}}}`.
+
+    `supplied` is what the ledger says was ever put on the shelf: the initial stock and each change by `PUT /stock`.
+    So free + held + sold must equal it. Items are paged like the sagas of the summary.
+    """
+    return JSONResponse({"items": ledger.stock(after, limit, inventory.INITIAL_FREE, inventory.INITIALLY_EMPTY_ITEM)})
 
 
 @simulator.put("/stock/{item_id:path}")
 async def set_stock(item_id: ItemId, shelf: Shelf, ledger: CurrentLedger) -> dict[str, int]:
-    """Set the free quantity of an item; held and sold quantities stay."""
+    """Set the free quantity of an item; held and sold quantities stay. The ledger records it as `stock.set`."""
     with ledger.transaction() as db:
         inventory.set_free(db, item_id, shelf.quantity)
         return inventory.stock(db, item_id)

@@ -22,6 +22,7 @@ from sandbox.problems import problem
 HOLD = Operation("inventory.hold", "reserve_inventory", "reserve_inventory:undo", (409, "out-of-stock"))
 COMMIT = Operation("inventory.commit", "commit_inventory", "reserve_inventory:undo", (409, "hold-expired"))
 RELEASE = Operation("inventory.release", "reserve_inventory:undo")
+STOCK_SET = "stock.set"  # the ledger's name for `PUT /stock`
 
 INITIAL_FREE = 1_000_000
 INITIALLY_EMPTY_ITEM = "OUT-OF-STOCK"
@@ -108,11 +109,15 @@ def stock(db: sqlite3.Connection, item_id: str) -> dict[str, int]:
 
 
 def set_free(db: sqlite3.Connection, item_id: str, quantity: int) -> None:
-    """Set the free quantity of an item; held and sold quantities stay."""
+    """Set the free quantity of an item, and record the change; held and sold quantities stay."""
+    before = stock(db, item_id)["free"]
     db.execute(
         "INSERT INTO stock (item_id, free) VALUES (?, ?) ON CONFLICT DO UPDATE SET free = excluded.free",
         (item_id, quantity),
     )
+    # The entry belongs to no saga. It moves nothing of a saga's, so it does not count as applied.
+    detail = json.dumps({"item_id": item_id, "free_before": before, "free": quantity})
+    ledger.append(db, saga_id="", operation=STOCK_SET, outcome="done", detail=detail)
 
 
 def _change_hold(db: sqlite3.Connection, saga_id: str, old_state: str, new_state: str, target: StockPart) -> bool:

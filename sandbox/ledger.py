@@ -3,7 +3,9 @@
 One transaction commits a decision: its state change, its stored answer and its ledger entry.
 """
 
+import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -51,7 +53,8 @@ CREATE TABLE IF NOT EXISTS faults (position INTEGER PRIMARY KEY, rule TEXT NOT N
 """
 
 # Each operation applies at most once per saga: a later call is a replay, or the tombstone blocks it. So sums and
-# flags over the applied entries give a saga's state from the ledger alone.
+# flags over the applied entries give a saga's state from the ledger alone; `moves` shows an operation that broke the
+# rule. The index on (saga_id, seq) gives the order, so a page reads only its own sagas.
 SUMMARY = """
 SELECT saga_id,
        coalesce(sum(amount_minor) FILTER (WHERE operation = 'payment.charge'), 0) AS charged_minor,
@@ -60,8 +63,21 @@ SELECT saga_id,
        max(operation = 'inventory.commit' AND applied) AS sale,
        max(operation = 'inventory.release' AND applied) AS release,
        max(operation = 'shipping.create' AND applied) AS shipment,
-       max(operation = 'shipping.cancel' AND applied) AS cancellation
-FROM ledger WHERE :saga_id IS NULL OR saga_id = :saga_id GROUP BY saga_id
+       max(operation = 'shipping.cancel' AND applied) AS cancellation,
+       group_concat(operation) FILTER (WHERE applied) AS moves,
+       (SELECT items FROM holds WHERE holds.saga_id = ledger.saga_id AND state IN ('held', 'committed')) AS items
+FROM ledger WHERE {selected} GROUP BY saga_id ORDER BY saga_id LIMIT :limit
+"""
+ONE_SAGA, LATER_SAGAS = "saga_id = :saga_id", "saga_id > :after"  # entries of `PUT /stock` have no saga: ''
+
+# What the ledger says was ever put on the shelf of an item: its initial stock, and each change by `PUT /stock`.
+STOCK = """
+SELECT item_id, free, held, sold,
+       (CASE item_id WHEN :empty_item THEN 0 ELSE :initial_free END) + coalesce((
+           SELECT sum(detail ->> '$.free' - detail ->> '$.free_before') FROM ledger
+           WHERE saga_id = '' AND operation = 'stock.set' AND detail ->> '$.item_id' = stock.item_id
+       ), 0) AS supplied
+FROM stock WHERE item_id > :after ORDER BY item_id LIMIT :limit
 """
 
 
@@ -99,9 +115,15 @@ class Ledger:
         )
         return [{**row, "applied": bool(row["applied"])} for row in rows]
 
-    def summary(self, saga_id: str | None) -> dict[str, dict[str, Any]]:
-        """Return for each saga the total of its charges and refunds, and flags for its current state."""
-        rows = self._db.execute(SUMMARY, {"saga_id": saga_id})
+    def summary(self, saga_id: str | None, after: str, limit: int | None) -> dict[str, dict[str, Any]]:
+        """Return for each saga the total of its charges and refunds, its moves, and flags for its current state.
+
+        Sagas are ordered by id, from the first one greater than `after`; with `saga_id`, only that one.
+        """
+        rows = self._db.execute(
+            SUMMARY.format(selected=LATER_SAGAS if saga_id is None else ONE_SAGA),
+            {"saga_id": saga_id, "after": after, "limit": -1 if limit is None else limit},
+        )
         return {
             row["saga_id"]: {
                 "charged_minor": row["charged_minor"],
@@ -109,9 +131,24 @@ class Ledger:
                 "held": bool(row["hold"] and not row["sale"] and not row["release"]),
                 "committed": bool(row["sale"] and not row["release"]),
                 "shipped": bool(row["shipment"] and not row["cancellation"]),
+                "moves": dict(Counter(row["moves"].split(",")) if row["moves"] else ()),
+                "items": json.loads(row["items"] or "{}"),
             }
             for row in rows
         }
+
+    def stock(self, after: str, limit: int | None, initial_free: int, empty_item: str) -> dict[str, dict[str, int]]:
+        """Return free, held, sold and supplied quantities of items that were ever moved or set, ordered by id."""
+        rows = self._db.execute(
+            STOCK,
+            {
+                "after": after,
+                "limit": -1 if limit is None else limit,
+                "initial_free": initial_free,
+                "empty_item": empty_item,
+            },
+        )
+        return {row["item_id"]: {name: row[name] for name in ("free", "held", "sold", "supplied")} for row in rows}
 
 
 def append(
@@ -125,7 +162,7 @@ def append(
     amount_minor: int | None = None,
     detail: str | None = None,
 ) -> None:
-    """Write one entry in the current transaction. `applied`: the call moved money, stock or a parcel."""
+    """Write one entry in the current transaction. `applied`: the call moved a saga's money, stock or parcel."""
     at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     db.execute(
         "INSERT INTO ledger (at, saga_id, operation, key, outcome, applied, amount_minor, detail)"

@@ -1,6 +1,7 @@
 """Check the ledger: it records every decision in order, and a kill of the sandbox loses no answered call."""
 
 import asyncio
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -213,3 +214,54 @@ async def test_missing_ledger_folder_is_created(tmp_path: Path) -> None:
     app: Any = create_app(path)
     async with app.router.lifespan_context(app):
         assert path.exists()
+
+
+async def test_pages_of_the_summary_have_no_gap_or_repeat(http: httpx.AsyncClient, partners: Partners) -> None:
+    """Paging the summary with `after` and `limit` returns each saga once, ordered by id."""
+    sagas = sorted(str(uuid4()) for _ in range(7))
+    for saga in sagas:
+        await partners.payment.charge(charge_of(UUID(saga)))
+    whole: dict[str, Any] = {}
+    after = ""
+    while page := (await http.get("/ledger/summary", params={"after": after, "limit": 3})).json()["sagas"]:
+        assert not page.keys() & whole.keys()
+        assert len(page) <= 3
+        whole |= page
+        after = max(page)
+    assert list(whole) == sorted(whole)
+    assert whole == (await http.get("/ledger/summary")).json()["sagas"]
+    assert set(sagas) <= whole.keys()
+
+
+async def test_summary_counts_moves_and_shows_items(
+    http: httpx.AsyncClient, partners: Partners, saga: UUID, item: PartnerItem
+) -> None:
+    """The summary counts the applied entries of each operation, and shows what is held or sold."""
+    for act in list(DO.values()) * 2:
+        await act(partners, saga, item)
+    sold = await summary(http, saga)
+    assert sold["moves"] == dict.fromkeys(DO, 1)
+    assert sold["items"] == {item.sku: item.quantity}
+    await partners.inventory.release(saga)
+    released = await summary(http, saga)
+    assert released["moves"]["inventory.release"] == 1
+    assert released["items"] == {}
+
+
+async def test_set_stock_is_a_ledger_entry(http: httpx.AsyncClient, partners: Partners, item: PartnerItem) -> None:
+    """`PUT /stock` is recorded without a saga, and explains the stock: free + held + sold equals what was supplied."""
+    await partners.inventory.hold(uuid4(), [item], HOLD_SECONDS)
+    for quantity in (5, 70):
+        (await http.put(f"/stock/{item.sku}", json={"quantity": quantity})).raise_for_status()
+    listed = (await http.get("/ledger")).json()["entries"]
+    details = [json.loads(entry["detail"]) for entry in listed if entry["operation"] == "stock.set"]
+    assert [detail for detail in details if detail["item_id"] == item.sku] == [
+        {"item_id": item.sku, "free_before": 1_000_000 - item.quantity, "free": 5},
+        {"item_id": item.sku, "free_before": 5, "free": 70},
+    ]
+    assert "" not in (await http.get("/ledger/summary")).json()["sagas"]
+    before = f"{item.sku[:-1]}{chr(ord(item.sku[-1]) - 1)}"
+    page = (await http.get("/ledger/stock", params={"after": before, "limit": 1})).json()["items"]
+    assert page == {
+        item.sku: {"free": 70, "held": item.quantity, "sold": 0, "supplied": 70 + item.quantity},
+    }
