@@ -1,0 +1,238 @@
+"""Which rows may wait how long, who moves them on, and which metric and alert report them when they wait longer (I6).
+
+`LIMITS` has one row for each state of each table. The gauge `age_limit_exceeded_rows`, `orders verify`, the table in
+docs/ages.md and the checks of the alert rules read it. Ages are those of Postgres's clock.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from app import db
+from app.messaging.outbox import PENDING
+from app.operations.audit import UNFINISHED
+
+GAUGE = "age_limit_exceeded_rows"  # for states without a metric of their own
+ALERT = "AgeLimitExceeded"
+COUNTED_ROWS = 10_000  # a count stops there: beyond it, the exact number tells an operator nothing more
+
+CLAIM_LEASE_SECONDS = 30.0  # the default of ORDERS_OUTBOX_LEASE_SECONDS; a claimed row may wait for two leases
+REPORTED_SECONDS = 86_400.0  # for how long an unfinished command is reported
+
+
+@dataclass(frozen=True, slots=True)
+class AgeLimit:
+    """How long rows of a table may be in one state.
+
+    `owner`: the role, or person, that moves a row on. `limit_seconds`: 0: an operator must look at once; None: such
+    rows may stay, and `note` says why. `overdue`: the SQL after FROM that selects the rows past the limit. `order_id`:
+    the SQL expression for the order of such a row; None: the row belongs to no order.
+    """
+
+    table: str
+    state: str
+    owner: str
+    note: str
+    limit_seconds: float | None = None
+    metric: str | None = None
+    alert: str | None = None
+    overdue: str = ""
+    order_id: str | None = None
+
+
+def _older(column: str, seconds: float) -> str:
+    """Return the condition; `clock_timestamp()` is volatile, so it is in a subselect that runs once."""
+    return f"{column} < (SELECT clock_timestamp() - interval '{seconds:g} s')"
+
+
+# `order.placed` has the id of its order. A resent event was published before, so its first publication counts.
+EVENT_TIME = "SELECT coalesce(first_published_at, pending_since, occurred_at) FROM outbox WHERE outbox.id = orders.id"
+NO_SAGA = "(SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL"
+# A message id is that of an outbox row, and the subject of a row is the id of its order.
+SUBJECT = "(SELECT outbox.subject::uuid FROM outbox WHERE outbox.id = inbox.message_id::uuid)"
+
+LIMITS: tuple[AgeLimit, ...] = (
+    AgeLimit(
+        "outbox",
+        "waiting",
+        "relay",
+        "not yet claimed, while the broker is down too",
+        60,
+        "outbox_oldest_pending_age_seconds",
+        "OutboxOldestPending",
+        f"outbox WHERE {PENDING} AND claim_token IS NULL AND {_older('coalesce(pending_since, occurred_at)', 60)}",
+        "subject::uuid",
+    ),
+    AgeLimit(
+        "outbox",
+        "claimed",
+        "relay",
+        "by a relay that has died: its lease has ended, and no other relay has claimed the row",
+        2 * CLAIM_LEASE_SECONDS,
+        "outbox_oldest_pending_age_seconds",
+        "OutboxOldestPending",
+        f"outbox WHERE {PENDING} AND claim_token IS NOT NULL AND {_older('next_attempt_at', CLAIM_LEASE_SECONDS)}",
+        "subject::uuid",
+    ),
+    AgeLimit(
+        "outbox",
+        "parked",
+        "operator",
+        "the broker refused the event too often",
+        0,
+        "outbox_parked",
+        "OutboxParked",
+        "outbox WHERE published_at IS NULL AND parked_at IS NOT NULL",
+        "subject::uuid",
+    ),
+    AgeLimit("outbox", "published", "janitor", "kept for the retention, and until its order is final"),
+    AgeLimit(
+        "orders",
+        "without a saga",
+        "consumer",
+        "its event is not published, not consumed, a dead letter, or purged",
+        120,
+        "orders_unstarted",
+        "OrdersUnstarted",
+        f"orders WHERE status = 'pending' AND {NO_SAGA} AND {_older(f'coalesce(({EVENT_TIME}), placed_at)', 120)}",
+        "orders.id",
+    ),
+    AgeLimit("orders", "with a saga", "consumer", "the limits of its saga apply"),
+    AgeLimit("orders", "final", "customer", "never removed"),
+    AgeLimit("order_lines", "any", "customer", "part of their order"),
+    AgeLimit(
+        "sagas",
+        "due",
+        "consumer",
+        "no process claims it: none has the role `consumer`, or all are busy",
+        60,
+        GAUGE,
+        ALERT,
+        f"sagas WHERE finished_at IS NULL AND {_older('next_attempt_at', 60)}",
+        "sagas.id",
+    ),
+    AgeLimit(
+        "sagas",
+        "late",
+        "consumer",
+        "60 s past its deadline; it compensates, and a partner does not undo",
+        60,
+        GAUGE,
+        ALERT,
+        f"sagas WHERE finished_at IS NULL AND {_older('deadline_at', 60)}",
+        "sagas.id",
+    ),
+    AgeLimit(
+        "sagas",
+        "undo fails",
+        "operator",
+        "an undo has failed for `ORDERS_SAGA_NEEDS_OPERATOR_SECONDS`, 300 s by default; retries continue",
+        300,
+        "saga_needs_operator",
+        "SagaNeedsOperator",
+        "sagas WHERE finished_at IS NULL AND direction = 'backward' AND needs_operator_at <= clock_timestamp()",
+        "sagas.id",
+    ),
+    AgeLimit(
+        "sagas",
+        "needs an operator",
+        "operator",
+        "a call got an answer that retrying cannot fix; retries continue",
+        0,
+        "saga_needs_operator",
+        "SagaNeedsOperator",
+        "sagas WHERE finished_at IS NULL AND direction = 'forward' AND needs_operator_at <= clock_timestamp()",
+        "sagas.id",
+    ),
+    AgeLimit("sagas", "finished", "janitor", "kept for the retention"),
+    AgeLimit("saga_steps", "any", "consumer", "a log: the limits of its saga apply, and it goes with its saga"),
+    AgeLimit(
+        "inbox",
+        "failing",
+        "consumer",
+        "the handler failed, and the message has not been delivered again since",
+        300,
+        "orders_unstarted",
+        "OrdersUnstarted",
+        "inbox WHERE attempts > 0 AND processed_at IS NULL AND dead_at IS NULL AND " + _older("last_failure_at", 300),
+        SUBJECT,
+    ),
+    AgeLimit(
+        "inbox",
+        "dead letter",
+        "operator",
+        "the message could not be handled",
+        0,
+        "dlq_depth",
+        "DeadLetters",
+        "inbox WHERE dead_at IS NOT NULL AND processed_at IS NULL AND purged_at IS NULL",
+        SUBJECT,
+    ),
+    AgeLimit("inbox", "processed", "janitor", "kept for the retention"),
+    AgeLimit("inbox", "purged", "operator", "kept for good; its order, if it has not started, has its own limit"),
+    AgeLimit(
+        "idempotency_keys",
+        "expired",
+        "janitor",
+        "an hour past its expiry; a new request with the key takes an expired row over at any time",
+        3600,
+        GAUGE,
+        ALERT,
+        f"idempotency_keys WHERE {_older('expires_at', 3600)}",
+    ),
+    AgeLimit("idempotency_keys", "live", "customer", "until its expiry"),
+    AgeLimit(
+        "transport_leases",
+        "expired",
+        "relay, consumer",
+        "its process was killed, and since then no process with one of these roles has renewed a lease",
+        60,
+        GAUGE,
+        ALERT,
+        f"transport_leases WHERE {_older('expires_at', 60)}",
+    ),
+    AgeLimit("transport_leases", "live", "relay, consumer", "renewed every 5 s"),
+    AgeLimit(
+        "operator_actions",
+        "unfinished",
+        "operator",
+        "the command was killed: run it again. The row stays; it is reported for a day",
+        3600,
+        GAUGE,
+        ALERT,
+        f"operator_actions WHERE outcome = '{UNFINISHED}' AND {_older('at', 3600)}"
+        f" AND NOT {_older('at', REPORTED_SECONDS)}",
+        "operator_actions.order_id",
+    ),
+    AgeLimit("operator_actions", "finished", "operator", "kept for good"),
+)
+
+
+def limited() -> Iterator[AgeLimit]:
+    """Return the states whose rows have an age limit."""
+    return (limit for limit in LIMITS if limit.limit_seconds is not None)
+
+
+def gauged() -> Iterator[AgeLimit]:
+    """Return the states that only the gauge `age_limit_exceeded_rows` reports."""
+    return (limit for limit in LIMITS if limit.metric == GAUGE)
+
+
+async def count_overdue(conn: db.Connection, limits: Collection[AgeLimit]) -> dict[tuple[str, str], int]:
+    """Return how many rows are past each of these limits, by table and state, each up to `COUNTED_ROWS`."""
+    counts = " UNION ALL ".join(
+        f"SELECT {place}, (SELECT count(*) FROM (SELECT FROM {limit.overdue} LIMIT {COUNTED_ROWS}) AS overdue)"  # noqa: S608 - constants
+        for place, limit in enumerate(limits)
+    )
+    found = {place: rows for place, rows in await conn.fetch(counts)} if counts else {}  # noqa: C416 - records
+    return {(limit.table, limit.state): found[place] for place, limit in enumerate(limits)}
+
+
+async def list_overdue(conn: db.Connection, limit: AgeLimit, at_most: int) -> list[UUID]:
+    """Return the orders of up to `at_most` rows past this limit. A row without an order adds none."""
+    if limit.order_id is None:
+        return []
+    rows = await conn.fetch(
+        f"SELECT {limit.order_id} AS order_id FROM {limit.overdue} LIMIT {at_most:d}"  # noqa: S608 - constants and a number
+    )
+    return [UUID(int=row["order_id"].int) for row in rows if row["order_id"] is not None]
