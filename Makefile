@@ -94,11 +94,11 @@ requirements: .venv/.dev ## pin the newest versions that pyproject.toml allows
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-find-links --no-emit-index-url
 
-# Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer
-# always as a process, and libfaketime is loaded into one.
+# Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer and
+# Prometheus always as processes, and libfaketime is loaded into one.
 .PHONY: .servers
 .servers: .venv/.dev
-	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer libfaketime; \
+	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer libfaketime prometheus; \
 		else scripts/install-servers; fi
 
 .venv/.dev: requirements/dev.txt pyproject.toml
