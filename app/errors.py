@@ -26,6 +26,7 @@ OrdersError
 │   ├── TransportNotLeased           transport-not-leased (internal: relay and consumer wait)
 │   ├── IssuerUnavailable            issuer-unavailable
 │   ├── BrokerUnavailable            broker-unavailable
+│   ├── PartnerUnavailable           partner-unavailable (internal: `verify` reports it as not checked)
 │   ├── CacheUnavailable             cache-unavailable (internal: requests continue without Redis)
 │   ├── OutboxFull                   outbox-full
 │   └── Overloaded                   overloaded
@@ -211,6 +212,12 @@ class BrokerUnavailable(Unavailable):
     """The broker did not answer, or did not confirm in time."""
 
     code = "broker-unavailable"
+
+
+class PartnerUnavailable(Unavailable):
+    """A partner's ledger or state could not be read."""
+
+    code = "partner-unavailable"
 
 
 class CacheUnavailable(Unavailable):

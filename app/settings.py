@@ -69,6 +69,53 @@ class Operations(Database):
         return value
 
 
+class Partners(BaseSettings):
+    """Where the partners are, and how long a call to one of them may take."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
+    payment_provider: Literal["http", "stripe"] = Field(
+        default="http", description="the API of the payment partner: this service's own, or Stripe's"
+    )
+    payment_url: str = Field(
+        default="",
+        description="the payment partner; needed by the role consumer; with `stripe`: its public API",
+    )
+    stripe_api_key: SecretStr = Field(
+        default=SecretStr(""), description="with `stripe`: a secret or restricted key; needed by the role consumer"
+    )
+    shipping_url: str = Field(default="", description="the shipping partner; needed by the role consumer")
+    saga_lease_seconds: Seconds = Field(
+        default=30, description="after this time another process may take the saga of one that died"
+    )
+    partner_timeout_seconds: Seconds = Field(
+        default=10, description="deadline of one partner call, at most a third of the lease"
+    )
+
+    @field_validator("inventory_url", "payment_url", "shipping_url")
+    @classmethod
+    def _partner_spelling(cls, value: str) -> str:
+        if {"?", "#"} & set(value):  # a call's path is appended
+            raise ValueError("must have no query and no fragment")
+        return _check_web_url(value)
+
+    @field_validator("stripe_api_key")
+    @classmethod
+    def _stripe_key_spelling(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not STRIPE_KEY.fullmatch(value.get_secret_value()):
+            raise ValueError("must be a secret or a restricted key: sk_… or rk_…")
+        return value
+
+
+class Verification(Partners, Retention, Operations):
+    """What `orders verify` needs."""
+
+    outbox_max_pending: PositiveInt = Field(
+        default=1_000_000, description="events that may wait for the broker; beyond, new orders get a 503"
+    )
+
+
 class Auth(BaseSettings):
     """Who may call. What `orders token` needs."""
 
@@ -107,7 +154,7 @@ class Auth(BaseSettings):
         return self
 
 
-class Settings(Operations, Retention, Auth):
+class Settings(Verification, Auth):
     """What `orders serve` needs. Environment variables with the prefix `ORDERS_`; times are in seconds."""
 
     database_pool_size: PositiveInt = Field(
@@ -128,19 +175,6 @@ class Settings(Operations, Retention, Auth):
     redis_timeout_seconds: Seconds = Field(
         default=0.2, description="deadline of a Redis call; then Redis is skipped for some seconds"
     )
-    inventory_url: str = Field(default="", description="the inventory partner; needed by the role consumer")
-    payment_provider: Literal["http", "stripe"] = Field(
-        default="http", description="the API of the payment partner: this service's own, or Stripe's"
-    )
-    payment_url: str = Field(
-        default="",
-        description="the payment partner; needed by the role consumer; with `stripe`: its public API",
-    )
-    stripe_api_key: SecretStr = Field(
-        default=SecretStr(""), description="with `stripe`: a secret or restricted key; needed by the role consumer"
-    )
-    shipping_url: str = Field(default="", description="the shipping partner; needed by the role consumer")
-
     roles: Annotated[frozenset[Role], NoDecode] = Field(
         default=ALL_ROLES,
         description="what this process does, separated by commas; `consumer` also runs the sagas",
@@ -206,9 +240,6 @@ class Settings(Operations, Retention, Auth):
         default=2, description="longest first pause after a row was refused; full jitter, doubling"
     )
     outbox_backoff_cap_seconds: Seconds = Field(default=300, description="upper limit of such a pause")
-    outbox_max_pending: PositiveInt = Field(
-        default=1_000_000, description="events that may wait for the broker; beyond, new orders get a 503"
-    )
     outbox_max_attempts: PositiveInt = Field(default=10, description="refusals after which a row is parked")
 
     consumer_prefetch: PositiveInt = Field(default=64, le=65_535, description="unacknowledged messages per consumer")
@@ -218,14 +249,8 @@ class Settings(Operations, Retention, Auth):
         default=0.5, description="time between polls for due sagas; a new saga in this process starts at once"
     )
     saga_concurrency: PositiveInt = Field(default=64, le=10_000, description="concurrent sagas in a process")
-    saga_lease_seconds: Seconds = Field(
-        default=30, description="after this time another process may take the saga of one that died"
-    )
     saga_deadline_seconds: Seconds = Field(
         default=900, description="a saga that is not done by then starts compensating"
-    )
-    partner_timeout_seconds: Seconds = Field(
-        default=10, description="deadline of one partner call, at most a third of the lease"
     )
     partner_retry_base_seconds: Seconds = Field(
         default=0.25, description="longest first pause before a retry; full jitter, doubling"
@@ -276,20 +301,6 @@ class Settings(Operations, Retention, Auth):
                 raise ValueError("must begin with rediss:// to have options for TLS")
             if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
                 raise ValueError("ssl_cert_reqs must be none, optional or required")
-        return value
-
-    @field_validator("inventory_url", "payment_url", "shipping_url")
-    @classmethod
-    def _partner_spelling(cls, value: str) -> str:
-        if {"?", "#"} & set(value):  # a call's path is appended
-            raise ValueError("must have no query and no fragment")
-        return _check_web_url(value)
-
-    @field_validator("stripe_api_key")
-    @classmethod
-    def _stripe_key_spelling(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value() and not STRIPE_KEY.fullmatch(value.get_secret_value()):
-            raise ValueError("must be a secret or a restricted key: sk_… or rk_…")
         return value
 
     @field_validator("admin_token")

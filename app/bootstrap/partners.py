@@ -9,11 +9,11 @@ from app.observability.traces import trace_headers
 from app.partners.client import PartnerClient, open_session
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
-from app.partners.ports import PartnerPorts, Payment
+from app.partners.ports import PartnerPorts
 from app.partners.shipping import HttpShipping
 from app.partners.stripe_payment import API_URL, StripePayment
 from app.saga.gateway import CircuitConfig, PartnerGateway
-from app.settings import Settings
+from app.settings import Partners, Settings
 
 
 async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, signals: Signals) -> PartnerGateway:
@@ -24,14 +24,15 @@ async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, sig
     )
     ports = PartnerPorts(
         HttpInventory(client(settings.inventory_url)),
-        _payment(settings, client),
+        make_payment(settings, client),
         HttpShipping(client(settings.shipping_url)),
     )
     config = CircuitConfig(settings.partner_circuit_failures, settings.partner_circuit_open_seconds)
     return PartnerGateway(ports, config, signals)
 
 
-def _payment(settings: Settings, client: Callable[..., PartnerClient]) -> Payment:
+def make_payment(settings: Partners, client: Callable[..., PartnerClient]) -> HttpPayment | StripePayment:
+    """Return the payment partner that the settings name. `client` makes a client from a URL."""
     if settings.payment_provider == "http":
         return HttpPayment(client(settings.payment_url))
     # Stripe is not part of our traces, so it gets none of their headers.

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from app.cli import demo, dlq, documents, load, migrate, outbox, sagas, serve, token
+from app.cli import demo, dlq, documents, load, migrate, outbox, sagas, serve, token, verify
 from app.errors import ConfigurationError, RequestError, Unavailable
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(migrate.migrate)
 app.command()(demo.sandbox)
 app.command()(documents.openapi)
 app.command()(documents.asyncapi)
+app.command()(verify.verify)
 app.command()(migrate.prune)
 app.command()(demo.demo)
 app.command()(token.token)

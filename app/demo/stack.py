@@ -21,6 +21,7 @@ from app.loops import in_thread
 from app.observability import logs
 
 HOST = "127.0.0.1"
+SANDBOX_URL_FILE = "sandbox-url"  # in the data directory, for `orders verify --data-dir`
 SANDBOX_SHUTDOWN_SECONDS = 2.0  # the ledger already has every answered call
 
 WELCOME = """
@@ -68,6 +69,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
                 shipping_url=sandbox_url,
                 roles=settings.ALL_ROLES,
             )
+            (directory / SANDBOX_URL_FILE).write_text(sandbox_url)
             partners = simulator(directory / "ledger.sqlite", sandbox_socket)
             lease = bootstrap.transport_lease(configured)
             await main.take_lease(configured, lease)

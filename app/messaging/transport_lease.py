@@ -132,6 +132,12 @@ class TransportLease:
         raise self._refusal
 
 
+async def list_live(conn: db.Connection) -> set[str]:
+    """Return the names of the transports that live processes use."""
+    rows = await conn.fetch("SELECT DISTINCT transport FROM transport_leases WHERE expires_at > clock_timestamp()")
+    return {row["transport"] for row in rows}
+
+
 class LeasedTransport:
     """A transport that publishes only while the lease is held."""
 

@@ -31,6 +31,10 @@ class HttpPayment:
         body = {"saga_id": str(charge.saga_id)}
         return await self._client.call("/v1/payments/refund", f"{charge.saga_id}:charge_payment:undo", body, REFUND)
 
+    async def state_of(self, charge: ChargeRequest) -> str | Unknown | None:
+        """Return the state of a charge, as `state` does."""
+        return await self.state(charge.saga_id)
+
     async def state(self, saga_id: UUID) -> str | Unknown | None:
         """Return `charged`, `declined` or `refunded`; None if it was never seen (a call may be in flight)."""
         return await self._client.state(f"/v1/payments/{saga_id}", STATES)

@@ -122,6 +122,27 @@ class Shipping(Protocol):
         """Cancel the shipment of the saga, if there is one, and block any later shipment."""
 
 
+class InventoryQuery(Protocol):
+    """Shows what the inventory partner has for a saga. `verify` reads it; a saga never depends on it."""
+
+    async def state(self, saga_id: UUID) -> str | Unknown | None:
+        """Return `held`, `committed`, `released` or `expired`; None if it was never seen (a call may be in flight)."""
+
+
+class PaymentQuery(Protocol):
+    """Shows what the payment partner has for a saga."""
+
+    async def state_of(self, charge: ChargeRequest) -> str | Unknown | None:
+        """Return `charged`, `declined` or `refunded`; None if it was never seen (a call may be in flight)."""
+
+
+class ShippingQuery(Protocol):
+    """Shows what the shipping partner has for a saga."""
+
+    async def state(self, saga_id: UUID) -> str | Unknown | None:
+        """Return `created`, `refused` or `cancelled`; None if it was never seen (a call may be in flight)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartnerPorts:
     """The partners that the saga's steps call."""

@@ -72,6 +72,45 @@ class StripePayment:
         """Refund what was charged. It is done only when the refund has succeeded: a pending refund may still fail."""
         return await self._within_timeout(self._undo(charge))
 
+    async def state_of(self, charge: ChargeRequest) -> str | Unknown | None:
+        """Return `charged`, `declined` or `refunded`, None if Stripe has no intent of the saga. Changes nothing.
+
+        A charge without a recorded id is searched for, and the search index may be an hour behind. Unknown also if the
+        amount of the intent is not the order's, or only a part of it was refunded.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await self._find_state(charge)
+        except TimeoutError:
+            return Unknown(f"no answer within {self._timeout_seconds:g} s")
+
+    async def _find_state(self, charge: ChargeRequest) -> str | Unknown | None:
+        found = [charge.payment_id] if charge.payment_id else await self._find_by_search(charge)
+        if not isinstance(found, list):
+            return Unknown(found.detail)
+        states = [await self._read_state(intent, charge) for intent in found]
+        if states.count("charged") > 1:
+            return "charged twice"
+        return next((state for state in states if state not in ("declined", "refunded")), states[0] if states else None)
+
+    async def _read_state(self, intent: str, charge: ChargeRequest) -> str | Unknown:
+        if not INTENT_ID.fullmatch(intent):
+            return Unknown("charged by another provider")
+        answer = await self._get(f"{INTENTS}/{intent}")
+        if not isinstance(answer, Answer) or answer.status != HTTPStatus.OK:
+            return _make_unknown(answer) if isinstance(answer, Answer) else Unknown(answer.detail)
+        if _read_status(answer) != "succeeded":
+            return "declined"  # or cancelled: no money moved
+        refunds = await self._get(f"/v1/refunds?{urlencode({'payment_intent': intent, 'limit': 10})}")
+        listed = _read_list(refunds) if isinstance(refunds, Answer) else None
+        if listed is None:
+            return _make_unknown(refunds) if isinstance(refunds, Answer) else Unknown(refunds.detail)
+        live = {_as_text(_as_object(refund).get("status")) for refund in listed}
+        if "succeeded" in live:
+            return "refunded"
+        expected = stripe_amount(charge.amount_minor, charge.currency)
+        return "charged" if _as_object(answer.body).get("amount") == expected else "charged another amount"
+
     async def _within_timeout(self, call: Coroutine[Any, Any, Outcome]) -> Outcome:
         try:
             async with asyncio.timeout(self._timeout_seconds):

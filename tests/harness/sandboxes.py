@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -55,11 +56,11 @@ def charge_of(
 
 
 @contextlib.contextmanager
-def in_a_thread() -> Iterator[str]:
-    """Run a sandbox with a ledger in memory in a thread, and yield its URL."""
+def in_a_thread(ledger: Path | None = None) -> Iterator[str]:
+    """Run a sandbox in a thread, with its ledger in memory unless there is a file for it, and yield its URL."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     config = uvicorn.Config(
-        create_app(None), http=http_protocol, log_config=None, timeout_keep_alive=KEEP_ALIVE_SECONDS
+        create_app(ledger), http=http_protocol, log_config=None, timeout_keep_alive=KEEP_ALIVE_SECONDS
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
