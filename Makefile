@@ -29,6 +29,10 @@ URL ?= http://127.0.0.1:8000
 load: .venv/.demo ## load a running service (URL=http://127.0.0.1:8000) and judge it (ARGS="--orders 10000 --rate 100")
 	@$(BIN)/orders load $(URL) $(ARGS)
 
+.PHONY: chaos
+chaos: .venv/.dev .servers ## send orders while everything is killed, frozen and cut off, and judge (ARGS="--orders 300"; 10,000: 10 minutes)
+	@$(BIN)/python -m chaos.runner $(ARGS)
+
 .PHONY: test
 test: .venv/.dev .servers ## run every test, on real servers; installs them with apt where it may (many minutes; ARGS="-k outbox")
 	@$(BIN)/pytest $(ARGS)

@@ -8,10 +8,24 @@ collect) → `verdict` (pure judgement) → `report` (text and JSON). Beside the
 `progress` (the live line).
 """
 
+from load.history import Histories
 from load.mix import OrderMix
 from load.report import as_json, as_text
-from load.run import LoadConfig, run
+from load.run import LoadConfig, observe, run
 from load.service import CannotCheck
-from load.verdict import Verdict
+from load.verdict import PROMISES, Observed, Verdict, judge
 
-__all__ = ["CannotCheck", "LoadConfig", "OrderMix", "Verdict", "as_json", "as_text", "run"]
+__all__ = [
+    "PROMISES",
+    "CannotCheck",
+    "Histories",
+    "LoadConfig",
+    "Observed",
+    "OrderMix",
+    "Verdict",
+    "as_json",
+    "as_text",
+    "judge",
+    "observe",
+    "run",
+]

@@ -1,5 +1,6 @@
 """What the clients of a run saw: each request that was sent for a key, and its response."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ class KeyHistory:
     responses: set[tuple[str, bytes]] = field(default_factory=set)  # (Location, body) of each 201; correct: one
     problem: str | None = None  # the last response that was not a 201
     acknowledged_seconds: float | None = None  # from when the first request was due to the first 201
+    acknowledged_at: float | None = None  # on `time.monotonic`
 
     @property
     def is_acknowledged(self) -> bool:
@@ -34,6 +36,7 @@ class KeyHistory:
         """Record a response. Return whether it was a 201."""
         self.outcomes[str(status)] += 1
         if status == CREATED:
+            self.acknowledged_at = self.acknowledged_at or time.monotonic()
             self.responses.add((location, body))
             return True
         self.problem = body.decode(errors="replace")[:300]

@@ -11,7 +11,7 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -33,9 +33,12 @@ UNFINISHED = ("pending", "compensating")
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """One run. `rate`: keys per second; None: as fast as `clients` go. `settle_seconds`: to answer and end all."""
+    """One run against a service that has these `urls`.
 
-    url: str
+    `rate`: keys per second; None: as fast as `clients` go. `settle_seconds`: to answer all keys and end all orders.
+    """
+
+    urls: Sequence[str]
     sandbox_url: str
     orders: int = 1000
     rate: float | None = None
@@ -48,21 +51,26 @@ class LoadConfig:
 
 async def run(config: LoadConfig) -> Verdict:
     """Run it and judge it. Raises CannotCheck if the service or the ledger cannot be read."""
+    return judge(await observe(config, Histories()))
+
+
+async def observe(config: LoadConfig, histories: Histories) -> Observed:
+    """Run it, and collect the evidence; `histories` fills meanwhile. Raises CannotCheck."""
     connector = aiohttp.TCPConnector(limit=2 * config.clients + 2)  # a client may send twice at once
     async with aiohttp.ClientSession(connector=connector) as session:
-        service = Service(session, config.url, config.sandbox_url, config.token)
+        service = Service(session, config.urls, config.sandbox_url, config.token)
         started_at = await service.find_start()
         await service.require_ledger()
-        return judge(await _Run(config, service, started_at).observe())
+        return await _Run(config, service, started_at, histories).observe()
 
 
 class _Run:
-    def __init__(self, config: LoadConfig, service: Service, placed_after: datetime) -> None:
+    def __init__(self, config: LoadConfig, service: Service, placed_after: datetime, histories: Histories) -> None:
         self._config = config
         self._service = service
         self._placed_after = placed_after
         self._mix = OrderMix(config.run_id, config.seed)
-        self._histories = Histories()
+        self._histories = histories
         self._progress = Progress(service, self._histories, config.orders)
         self._seconds = 0.0
 

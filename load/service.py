@@ -2,9 +2,10 @@
 
 import asyncio
 import email.utils
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,9 +15,8 @@ PAGE = 100
 LEDGER_PAGE = 1000
 CLOCK_SECONDS = 2  # `Date` has whole seconds, and processes of the service may differ a little
 RETRY_SECONDS = 0.5
-OK = 200
+OK, NOT_FOUND = 200, 404
 
-T = TypeVar("T")
 NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -25,11 +25,11 @@ class CannotCheck(Exception):
 
 
 class Service:
-    """A running service, and the partners' ledger (`sandbox_url`)."""
+    """A running service, and the partners' ledger (`sandbox_url`). Calls go to its `urls` in turn."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, sandbox_url: str, token: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str], sandbox_url: str, token: str) -> None:
         self._session = session
-        self._url = url.rstrip("/")
+        self._urls = itertools.cycle(url.rstrip("/") for url in urls)
         self._sandbox_url = sandbox_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -37,27 +37,28 @@ class Service:
         """Send one `POST /orders`. Return status, Location and body. Raises NETWORK_ERRORS."""
         async with asyncio.timeout(timeout_seconds):
             headers = {"Idempotency-Key": key, **self._headers}
-            async with self._session.post(f"{self._url}/orders", json=body, headers=headers) as response:
+            async with self._session.post(f"{next(self._urls)}/orders", json=body, headers=headers) as response:
                 return response.status, response.headers.get("Location", ""), await response.read()
 
     async def find_start(self) -> datetime:
         """Return an instant just before now, by the service's clock. Raises CannotCheck."""
+        url = next(self._urls)
         try:
-            async with self._session.get(f"{self._url}/livez", headers=self._headers) as response:
+            async with self._session.get(f"{url}/livez", headers=self._headers) as response:
                 now = email.utils.parsedate_to_datetime(response.headers["Date"])
         except (*NETWORK_ERRORS, KeyError, ValueError) as error:
-            raise CannotCheck(f"no service answers at {self._url}: {_describe(error)}") from error
+            raise CannotCheck(f"no service answers at {url}: {_describe(error)}") from error
         return now.astimezone(UTC) - timedelta(seconds=CLOCK_SECONDS)
 
     async def require_ledger(self) -> None:
         """Check that the partners' ledger can be read. Raises CannotCheck."""
-        await self._get(f"{self._sandbox_url}/ledger/summary", {"limit": 1}, patience_seconds=0)
+        await self._get_from(self._sandbox_url, "/ledger/summary", {"limit": 1}, patience_seconds=0)
 
     async def orders(self, placed_after: datetime, patience_seconds: float, **filters: str) -> AsyncIterator[Any]:
         """Yield the orders placed since then, newest first. Raises CannotCheck."""
         query: dict[str, str | int] = {"placed_after": placed_after.isoformat(), "limit": PAGE, **filters}
         while True:
-            page = await self._get(f"{self._url}/orders", query, patience_seconds)
+            page = await self._get("/orders", query, patience_seconds)
             for order in page["orders"]:
                 yield order
             if page["next_cursor"] is None:
@@ -66,12 +67,12 @@ class Service:
 
     async def find_order(self, order_id: str, patience_seconds: float) -> Any | None:
         """Return an order; None if there is none. Raises CannotCheck."""
-        return await self._get(f"{self._url}/orders/{order_id}", {}, patience_seconds, missing=None)
+        return await self._get(f"/orders/{order_id}", {}, patience_seconds, missing=None)
 
     async def why_stuck(self, order_id: str) -> str | None:
         """Return what an unfinished order waits for, if the service says so."""
         try:
-            story = await self._get(f"{self._url}/orders/{order_id}/timeline", {}, patience_seconds=0, missing={})
+            story = await self._get(f"/orders/{order_id}/timeline", {}, patience_seconds=0, missing={})
         except CannotCheck:
             return None
         return (story.get("why_stuck") or {}).get("message")
@@ -80,7 +81,7 @@ class Service:
         """Yield (saga id, sums) of every saga in the partners' ledger. Raises CannotCheck."""
         query: dict[str, str | int] = {"limit": LEDGER_PAGE}
         while True:
-            page = await self._get(f"{self._sandbox_url}/ledger/summary", query, patience_seconds)
+            page = await self._get_from(self._sandbox_url, "/ledger/summary", query, patience_seconds)
             for saga_id, row in page["sagas"].items():
                 yield saga_id, row
             if len(page["sagas"]) < LEDGER_PAGE or (last := max(page["sagas"])) == query.get("after"):
@@ -89,15 +90,15 @@ class Service:
 
     async def stock(self, item: str, patience_seconds: float) -> Mapping[str, int]:
         """Return the free, held and sold quantity of an item. Raises CannotCheck."""
-        found: Mapping[str, int] = await self._get(
-            f"{self._sandbox_url}/v1/inventory/stock/{item}", {}, patience_seconds
+        found: Mapping[str, int] = await self._get_from(
+            self._sandbox_url, f"/v1/inventory/stock/{item}", {}, patience_seconds
         )
         return found
 
     async def backlog(self) -> dict[str, float]:
         """Return events that wait in the outbox, and unfinished sagas, as far as the service shows them."""
         try:
-            async with asyncio.timeout(RETRY_SECONDS), self._session.get(f"{self._url}/metrics") as response:
+            async with asyncio.timeout(RETRY_SECONDS), self._session.get(f"{next(self._urls)}/metrics") as response:
                 families = {family.name: family for family in text_string_to_metric_families(await response.text())}
         except (*NETWORK_ERRORS, ValueError):
             return {}
@@ -108,28 +109,29 @@ class Service:
             if name in families
         }
 
-    async def _get(self, url: str, query: Mapping[str, Any], patience_seconds: float, **missing: Any) -> Any:
-        async def get() -> Any:
-            timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-            async with self._session.get(url, params=query, headers=self._headers, timeout=timeout) as response:
-                if response.status == 404 and "missing" in missing:  # noqa: PLR2004 - the status Not Found
-                    return missing["missing"]
-                if response.status != OK:
-                    raise aiohttp.ClientError(f"GET {url} got {response.status}: {(await response.text())[:200]}")
-                return await response.json()
+    async def _get(self, path: str, query: Mapping[str, Any], patience_seconds: float, **missing: Any) -> Any:
+        return await self._get_from(None, path, query, patience_seconds, **missing)
 
-        return await _retry(get, url, patience_seconds)
-
-
-async def _retry(call: Callable[[], Awaitable[T]], url: str, patience_seconds: float) -> T:
-    deadline = asyncio.get_running_loop().time() + patience_seconds
-    while True:
-        try:
-            return await call()
-        except (*NETWORK_ERRORS, ValueError) as error:
+    async def _get_from(
+        self, url: str | None, path: str, query: Mapping[str, Any], patience_seconds: float, **missing: Any
+    ) -> Any:
+        """Return the JSON of a GET. `url` None: the service's next one. `missing`: what a 404 stands for."""
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        deadline = asyncio.get_running_loop().time() + patience_seconds
+        while True:
+            where = f"{url or next(self._urls)}{path}"
+            try:
+                async with self._session.get(where, params=query, headers=self._headers, timeout=timeout) as response:
+                    if response.status == NOT_FOUND and "missing" in missing:
+                        return missing["missing"]
+                    if response.status == OK:
+                        return await response.json()
+                    problem = f"{response.status}: {(await response.text())[:200]}"
+            except (*NETWORK_ERRORS, ValueError) as error:
+                problem = _describe(error)
             if asyncio.get_running_loop().time() >= deadline:
-                raise CannotCheck(f"cannot read {url}: {_describe(error)}") from error
-        await asyncio.sleep(RETRY_SECONDS)
+                raise CannotCheck(f"cannot read {where}: {problem}")
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 def _describe(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from load.mix import Kind
 FINAL = ("confirmed", "rejected", "cancelled")
 ENOUGH = 0.95  # of the keys must end with a 201, or the run proves nothing
 INITIAL_STOCK = 1_000_000  # the sandbox's, of a new item
+INTERNAL_ERROR = "500"
 NAMED = 20  # orders or keys named for one violation
 SHARES = {"p50": 0.50, "p99": 0.99, "p99.9": 0.999}
 NOTHING = {"charged_minor": 0, "refunded_minor": 0, "held": False, "committed": False, "shipped": False}
@@ -161,6 +162,12 @@ def _unfinished(seen: Observed) -> Iterator[str]:
             yield f"{id_} ({order['status']}{'; ' + seen.stuck[id_] if id_ in seen.stuck else ''})"
 
 
+def _errors(seen: Observed) -> Iterator[str]:
+    for history in seen.histories.by_number.values():
+        if history.outcomes[INTERNAL_ERROR]:
+            yield history.order.key
+
+
 def _charges(seen: Observed) -> Iterator[str]:
     for id_, order in seen.orders.items():
         row = seen.ledger.get(id_, NOTHING)
@@ -206,6 +213,7 @@ PROMISES = {
     ONE_ORDER: _duplicates,
     "every 201 of a key is the same, byte for byte": _replays,
     ALL_END: _unfinished,
+    "a failure is an honest 4xx or 503, never a 500": _errors,
     "charged - refunded is the total if confirmed, else zero": _charges,
     "stock is sold and shipped if confirmed, else neither": _parcels,
     "an order ends as its partners decided": _refusals,

@@ -39,7 +39,7 @@ def load(
     if address.scheme not in {"http", "https"} or not address.hostname:
         raise typer.BadParameter("must be an http:// or https:// URL", param_hint="URL")
     config = load_run.LoadConfig(
-        url=url,
+        urls=[url],
         sandbox_url=sandbox or f"http://{address.hostname}:{DEFAULT_SANDBOX_PORT}",
         orders=orders,
         rate=rate,

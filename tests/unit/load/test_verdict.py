@@ -86,6 +86,10 @@ def _leave_pending(seen: Observed, id_: str) -> None:
     seen.orders[id_]["status"] = "pending"  # type: ignore[index] # a dict
 
 
+def _fail(seen: Observed, id_: str) -> None:
+    seen.histories.by_number[int(id_[6:])].add(500, "", b"{}")
+
+
 def _charge_twice(seen: Observed, id_: str) -> None:
     seen.ledger[id_]["charged_minor"] *= 2  # type: ignore[index] # a dict
 
@@ -107,6 +111,7 @@ DAMAGE: list[tuple[Callable[[Observed, str], None], str]] = [
     (_duplicate, "one key makes one order"),
     (_answer_differently, "every 201 of a key is the same, byte for byte"),
     (_leave_pending, "every order ends"),
+    (_fail, "a failure is an honest 4xx or 503, never a 500"),
     (_charge_twice, "charged - refunded is the total if confirmed, else zero"),
     (_ship_nothing, "stock is sold and shipped if confirmed, else neither"),
     (_confirm_refused, "an order ends as its partners decided"),

@@ -1,0 +1,46 @@
+"""`python -m chaos.runner`: load with induced failures. Exit 1 on a violation."""
+
+import asyncio
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chaos.runner import report
+from chaos.runner.run import RunConfig, run
+from tests.harness.run import ControllerRun
+
+
+def main(
+    orders: Annotated[int, typer.Option(min=10, max=1_000_000, help="Keyed orders to send.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Decides the schedule of faults, and what is ordered.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Inject only faults whose name contains this.")] = None,
+    output: Annotated[Path, typer.Option(help="Directory for the report and the logs.")] = Path("chaos-report"),
+) -> None:
+    """Load the whole system while faults are injected into every part of it, and judge what is left."""
+    command = " ".join(["make chaos", f'ARGS="--orders {orders} --seed {seed}"'])
+    config = RunConfig(orders, seed, tuple(only or ()), command)
+    if not config.kinds():
+        raise typer.BadParameter("no fault has such a name", param_hint="--only")
+    typer.echo(f"{orders:,} orders and faults for {config.duration_seconds:.0f} s, seed {seed}", err=True)
+    servers = ControllerRun()
+    try:
+        verdict = asyncio.run(run(config, servers.directory))
+    finally:
+        shutil.copytree(servers.directory / "logs", output / "logs", dirs_exist_ok=True)
+        servers.close()
+    (output / "report.html").write_text(report.as_html(verdict))
+    (output / "report.json").write_text(
+        json.dumps({**dataclasses.asdict(verdict), "violations": verdict.violations}, indent=1)
+    )
+    typer.echo(report.as_text(verdict))
+    typer.echo(f"Report: {output / 'report.html'}")
+    sys.exit(1 if verdict.violations else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,77 @@
+"""Which dangerous states the run has met. A fault run that never came near the danger proves nothing."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from load import Observed
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the states are recognised by: log events of the service, ledger entries, responses, and orders."""
+
+    log_events: Counter[str]
+    ledger_outcomes: Counter[str]
+    responses: Counter[str]
+    reasons: Counter[str]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A state and how often it was met."""
+
+    state: str
+    count: int
+
+
+# state: (where it is seen, the name there)
+STATES: Mapping[str, tuple[str, str]] = {
+    "the answer to a COMMIT was lost, and the second attempt decided": ("log_events", "commit.unknown"),
+    "a runner lost its lease, and its write was refused": ("log_events", "saga.lease_lost"),
+    "a relay lost its lease, and its record was refused": ("log_events", "relay.lease_lost"),
+    "a partner's circuit opened": ("log_events", "partner.circuit"),
+    "a message was lost after its confirm, and sent again": ("log_events", "janitor.resent"),
+    "an unreadable message became a dead letter": ("log_events", "consumer.dead_lettered"),
+    "the broker refused or returned a message": ("log_events", "relay.refused"),
+    "a consumer waited for Postgres": ("log_events", "consumer.waiting"),
+    "a loop paused, because a dependency was down": ("log_events", "loop.paused"),
+    "requests continued without Redis": ("log_events", "redis.out"),
+    "a partner got a call again, and replayed its answer": ("ledger_outcomes", "replayed"),
+    "a late call met the tombstone of its undo": ("ledger_outcomes", "undone"),
+    "an undo found nothing to undo": ("ledger_outcomes", "nothing-to-undo"),
+    "a client got a 503": ("responses", "503"),
+    "a client got no answer": ("responses", "no answer"),
+    "a client hung up, and sent again": ("responses", "hung up"),
+    "an order ran out of time, and was undone": ("reasons", "timed-out"),
+    "a partner refused": ("reasons", "card-declined"),
+}
+
+
+def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Observed) -> Evidence:
+    """Gather the evidence of a run."""
+    events: Counter[str] = Counter()
+    for log in logs:
+        with log.open(errors="replace") as lines:
+            events.update(_event_of(line) for line in lines)
+    return Evidence(
+        log_events=events,
+        ledger_outcomes=Counter(str(entry["outcome"]) for entry in ledger),
+        responses=seen.histories.outcomes(),
+        reasons=Counter(str(order["status_reason"]) for order in seen.orders.values()),
+    )
+
+
+def _event_of(line: str) -> str:
+    try:
+        return str(json.loads(line)["event"])
+    except (ValueError, KeyError, TypeError):  # a traceback, or a line that a kill cut short
+        return ""
+
+
+def reached(evidence: Evidence) -> list[Reached]:
+    """Return how often each state was met."""
+    return [Reached(state, getattr(evidence, where)[name]) for state, (where, name) in STATES.items()]

@@ -1,0 +1,169 @@
+"""One run: start the system, send the load while the schedule injects its faults, wait until all is quiet, judge."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+
+import load
+from chaos.runner import LIVENESS_SECONDS, faults, reach
+from chaos.runner.measure import Sampler, sampling
+from chaos.runner.schedule import FaultKind, Injection, plan
+from chaos.runner.system import System, running
+from chaos.runner.verdict import ChaosVerdict, InjectedFault, recovery
+from tests.harness.checker import Answers, violations
+
+ORDERS_PER_SECOND = 40.0  # at most; two cores carry it beside everything else
+SHORTEST_SECONDS = 60.0
+FULL_RUN = 5000  # orders; from here on every state has to be reached
+LEDGER_PAGE = 1000
+QUIET_POLL_SECONDS = 0.5
+QUIET = """
+    SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)
+       AND NOT EXISTS (SELECT FROM sagas WHERE finished_at IS NULL)
+       AND NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'compensating'))
+"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. `only`: parts of the names of faults; empty: all of them."""
+
+    orders: int
+    seed: int
+    only: Sequence[str] = ()
+    command: str = ""
+
+    @property
+    def duration_seconds(self) -> float:
+        """Return how long orders are sent and faults injected."""
+        return max(SHORTEST_SECONDS, self.orders / ORDERS_PER_SECOND)
+
+    def kinds(self) -> list[FaultKind]:
+        """Return the faults of this run."""
+        return [kind for kind in faults.kinds() if not self.only or any(part in kind.name for part in self.only)]
+
+
+async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
+    """Run it. Everything that it starts ends with it."""
+    async with running(directory) as system:
+        first = await _warm_up(system)
+        sampler, histories = Sampler(system.postgres.url), load.Histories()
+        async with sampling(sampler):
+            injecting = asyncio.create_task(_inject_all(config, system, sampler.started_at))
+            try:
+                observed = await load.observe(_load_config(config, system), histories)
+                injected = await injecting
+            finally:
+                injecting.cancel()
+                await asyncio.wait([injecting])
+            settled = await _wait_until_quiet(system, sampler.started_at + injected[-1].to_second)
+        series = sampler.series(histories)
+        async with httpx.AsyncClient(base_url=system.sandbox.url, trust_env=False, timeout=60) as sandbox:
+            entries = await _ledger(sandbox)
+            found = await violations(system.postgres.url, sandbox, _answers(first, histories))
+        evidence = reach.collect(system.logs(), entries, observed)
+        return ChaosVerdict(
+            seed=config.seed,
+            orders=config.orders,
+            command=config.command,
+            versions=await _versions(system),
+            load=load.judge(observed),
+            checker=found,
+            settled_seconds=settled,
+            faults=[replace(fault, recovered_seconds=recovery(series, fault.to_second)) for fault in injected],
+            reached=reach.reached(evidence),
+            series=series,
+            required=list(reach.STATES) if config.orders >= FULL_RUN and not config.only else (),
+        )
+
+
+def _load_config(config: RunConfig, system: System) -> load.LoadConfig:
+    return load.LoadConfig(
+        urls=system.urls,
+        sandbox_url=system.sandbox.url,
+        orders=config.orders,
+        rate=config.orders / config.duration_seconds,
+        clients=64,
+        settle_seconds=LIVENESS_SECONDS,
+        seed=config.seed,
+    )
+
+
+async def _warm_up(system: System) -> load.Histories:
+    """Place one order, so that the topology is declared, and written to disk, before the first fault."""
+    config = load.LoadConfig(urls=system.urls, sandbox_url=system.sandbox.url, orders=1, clients=1, settle_seconds=60)
+    histories = load.Histories()
+    verdict = load.judge(await load.observe(config, histories))
+    if verdict.outcome != "holds":
+        raise RuntimeError(f"the system does not work without faults:\n{load.as_text(verdict)}")
+    await system.rabbitmq.sync()
+    return histories
+
+
+async def _inject_all(config: RunConfig, system: System, started_at: float) -> list[InjectedFault]:
+    injections = plan(config.seed, config.duration_seconds, config.kinds())
+    done = await asyncio.gather(*(_inject(injection, system, started_at) for injection in injections))
+    await system.recover()
+    return sorted(done, key=lambda fault: fault.to_second)
+
+
+async def _inject(injection: Injection, system: System, started_at: float) -> InjectedFault:
+    await asyncio.sleep(max(0.0, started_at + injection.at_seconds - time.monotonic()))
+    from_second, error = time.monotonic() - started_at, None
+    try:
+        await faults.inject(injection, system)
+    except Exception as failure:  # noqa: BLE001 - the report names it, and the run fails
+        error = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
+    return InjectedFault(
+        injection.kind.name, injection.kind.component, from_second, time.monotonic() - started_at, error
+    )
+
+
+async def _wait_until_quiet(system: System, last_fault_at: float) -> float | None:
+    """Return the seconds from the last fault until everything had ended; None if it took too long."""
+    conn = await asyncpg.connect(system.postgres.url)
+    try:
+        while not await conn.fetchval(QUIET):
+            if time.monotonic() - last_fault_at > LIVENESS_SECONDS:
+                return None
+            await asyncio.sleep(QUIET_POLL_SECONDS)
+        return time.monotonic() - last_fault_at
+    finally:
+        conn.terminate()
+
+
+async def _ledger(sandbox: httpx.AsyncClient) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    while True:
+        after = entries[-1]["seq"] if entries else 0
+        page = (await sandbox.get("/ledger", params={"after": after, "limit": LEDGER_PAGE})).raise_for_status()
+        entries += page.json()["entries"]
+        if len(page.json()["entries"]) < LEDGER_PAGE:
+            return entries
+
+
+def _answers(*all_histories: load.Histories) -> Answers:
+    return Answers(
+        {
+            history.order.key: set(history.responses)
+            for histories in all_histories
+            for history in histories.by_number.values()
+        }
+    )
+
+
+async def _versions(system: System) -> dict[str, str]:
+    conn = await asyncpg.connect(system.postgres.url)
+    try:
+        database: str = await conn.fetchval("SELECT current_setting('server_version')")
+    finally:
+        conn.terminate()
+    names = ("orders", "fastapi", "asyncpg", "aio-pika", "aiohttp")
+    return {"PostgreSQL": database.split(maxsplit=1)[0], **{name: metadata.version(name) for name in names}}

@@ -1,0 +1,99 @@
+"""The system under test: private servers, the partner sandbox, and service processes for each role.
+
+Every process belongs to the run and ends with it. Service processes reach Postgres and RabbitMQ through proxies that
+can cut, slow and falsify their connections; the judge reaches the servers directly.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from app import db
+from chaos import amqp, postgres
+from chaos.proxy import Proxy
+from tests.harness import installed
+from tests.harness.processes import Service
+
+PROCESSES = {"api": 2, "relay": 2, "consumer": 2, "janitor": 1}
+SETTINGS = {
+    # A dead process's work is taken over when its lease ends; a frozen one wakes up after its lease has ended.
+    "ORDERS_OUTBOX_LEASE_SECONDS": "3",
+    "ORDERS_OUTBOX_PUBLISH_TIMEOUT_SECONDS": "1",
+    "ORDERS_SAGA_LEASE_SECONDS": "3",
+    "ORDERS_PARTNER_TIMEOUT_SECONDS": "1",
+    "ORDERS_PARTNER_RETRY_BASE_SECONDS": "0.1",
+    "ORDERS_PARTNER_RETRY_CAP_SECONDS": "2",
+    "ORDERS_PARTNER_CIRCUIT_OPEN_SECONDS": "1",
+    "ORDERS_SAGA_DEADLINE_SECONDS": "45",
+    "ORDERS_LOG_FORMAT": "json",
+}
+RESTART_SECONDS = 120.0
+
+
+@dataclass
+class System:
+    """Everything that faults can reach."""
+
+    postgres: installed.Postgres
+    redis: installed.Redis
+    rabbitmq: installed.RabbitMQ
+    sandbox: Service
+    postgres_link: Proxy
+    rabbitmq_link: Proxy
+    roles: dict[str, list[Service]]
+
+    @property
+    def urls(self) -> list[str]:
+        """Return the URLs of the processes that take orders."""
+        return [service.url for service in self.roles["api"]]
+
+    @property
+    def services(self) -> list[Service]:
+        """Return every process of the service."""
+        return [service for services in self.roles.values() for service in services]
+
+    def logs(self) -> list[Path]:
+        """Return the logs of the service's processes."""
+        return [service.log for service in self.services]
+
+    async def recover(self) -> None:
+        """Stop every fault, and start whatever does not run. The faults do so themselves, unless they failed."""
+        for link in (self.postgres_link, self.rabbitmq_link):
+            link.disarm()
+        async with httpx.AsyncClient(base_url=self.sandbox.url, trust_env=False, timeout=RESTART_SECONDS) as sandbox:
+            (await sandbox.delete("/faults")).raise_for_status()
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[System]:
+    """Start everything, and end it with the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = installed.Postgres(directory)
+        redis, rabbitmq = installed.Redis(directory), installed.RabbitMQ(directory)
+        await asyncio.gather(*(stack.enter_async_context(server) for server in (database, redis, rabbitmq)))
+        ledger, logs = directory / "ledger.sqlite", directory / "logs"
+        logs.mkdir()
+        sandbox = Service({}, ("sandbox", "--ledger", str(ledger)), log=logs / "sandbox.log")
+        postgres_link = Proxy("127.0.0.1", database.port, frames=postgres)
+        rabbitmq_link = Proxy("127.0.0.1", rabbitmq.port, frames=amqp)
+        for part in (sandbox, postgres_link, rabbitmq_link):
+            await stack.enter_async_context(part)
+        await asyncio.to_thread(db.migrate, database.url)
+        env = {
+            **SETTINGS,
+            "ORDERS_DATABASE_URL": postgres_link.url(database.url),
+            "ORDERS_REDIS_URL": redis.url,
+            "ORDERS_RABBITMQ_URL": rabbitmq_link.url(rabbitmq.url()),
+            **dict.fromkeys(("ORDERS_INVENTORY_URL", "ORDERS_PAYMENT_URL", "ORDERS_SHIPPING_URL"), sandbox.url),
+        }
+        roles = {
+            role: [Service({**env, "ORDERS_ROLES": role}, log=logs / f"{role}-{number}.log") for number in range(count)]
+            for role, count in PROCESSES.items()
+        }
+        system = System(database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles)
+        await asyncio.gather(*(stack.enter_async_context(service) for service in system.services))
+        yield system
