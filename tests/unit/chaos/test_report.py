@@ -1,0 +1,83 @@
+"""The verdict of a fault run and its report: a run fails for every reason that it should fail for."""
+
+from pathlib import Path
+
+import pytest
+
+import load
+from chaos.runner import reach, report
+from chaos.runner.measure import Series
+from chaos.runner.reach import STATES, Evidence, Reached
+from chaos.runner.verdict import ChaosVerdict, InjectedFault, recovery
+from tests.unit.load.test_verdict import a_clean_run
+
+FAULT = InjectedFault("api: kill -9", "api", 1.0, 2.0, None, 0.5)
+
+
+def a_verdict() -> ChaosVerdict:
+    """Return the verdict of a run in which everything held."""
+    return ChaosVerdict(
+        seed=1,
+        orders=200,
+        command="make chaos",
+        versions={"PostgreSQL": "17"},
+        load=load.judge(a_clean_run()),
+        checker=[],
+        settled_seconds=1.0,
+        faults=[FAULT],
+        reached=[Reached(state, 1) for state in STATES],
+        series=Series([0, None, 5], [1, None, 0], [10, 0, 10], [0.01, None, 0.02], [0.1, None, 0.2]),
+        required=list(STATES),
+    )
+
+
+def test_a_clean_run_holds() -> None:
+    """The page is complete in itself, and says that every promise held."""
+    page = report.as_html(a_verdict())
+    assert a_verdict().violations == []
+    assert "Every promise held" in page
+    assert "api: kill -9" in page
+    assert "http" not in page.lower().replace("by http alone", "")
+    assert report.as_text(a_verdict()).endswith("Verdict: HOLDS")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"checker": ["I5: two charges"]}, "I5: two charges"),
+        ({"settled_seconds": None}, "the system was not quiet in time after the last fault"),
+        ({"reached": [Reached(state, 0) for state in STATES]}, f"not reached: {next(iter(STATES))}"),
+        (
+            {"faults": [InjectedFault("redis: flush", "redis", 1.0, 1.0, "OSError: gone")]},
+            "not injected: redis: flush: OSError: gone",
+        ),
+    ],
+)
+def test_each_reason_fails_the_run(change: dict[str, object], reason: str) -> None:
+    """A violation, a late end, a state that was not met and a fault that failed are all reasons."""
+    verdict = a_verdict()
+    for name, value in change.items():
+        setattr(verdict, name, value)
+    assert reason in verdict.violations
+    assert f"VIOLATED: {reason}" in report.as_text(verdict)
+    assert "violations" in report.as_html(verdict)
+
+
+def test_recovery_is_measured_from_the_end_of_the_fault() -> None:
+    """The service has recovered in the first full second with half of the usual 201s."""
+    series = Series(acknowledged=[40, 40, 0, 0, 5, 30, 40])
+    assert recovery(series, 2.5) == 2.5
+    assert recovery(series, 6.5) is None
+    assert recovery(Series(), 1.0) is None
+
+
+def test_states_are_recognised_by_their_evidence(tmp_path: Path) -> None:
+    """Log events are counted by name; a line that a kill cut short is skipped."""
+    log = tmp_path / "api.log"
+    log.write_text('{"event": "commit.unknown"}\nTraceback (most recent call last):\n{"event": "commit.unk')
+    evidence = reach.collect([log], [{"outcome": "replayed"}], a_clean_run())
+    assert isinstance(evidence, Evidence)
+    found = {row.state: row.count for row in reach.reached(evidence)}
+    assert found["the answer to a COMMIT was lost, and the second attempt decided"] == 1
+    assert found["a partner got a call again, and replayed its answer"] == 1
+    assert found["a runner lost its lease, and its write was refused"] == 0
