@@ -49,12 +49,22 @@ async def in_thread(function: Callable[..., None], *args: Any) -> None:
 
 
 class Loop:
-    """Runs `run_once` repeatedly until `stop`. After an error it pauses (0.1 s doubling to 5 s, jittered)."""
+    """Runs `run_once` repeatedly until `stop`. After an error it pauses (0.1 s doubling to 5 s, jittered).
 
-    def __init__(self, name: str, run_once: Callable[[], Awaitable[int]], poll_seconds: float) -> None:
+    `succeeded` is called after every run without an error. It must not raise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run_once: Callable[[], Awaitable[int]],
+        poll_seconds: float,
+        succeeded: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self._run_once = run_once
         self._poll_seconds = poll_seconds
+        self._succeeded = succeeded
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -94,6 +104,7 @@ class Loop:
                 log.exception("loop.failed", loop=self.name)
             else:
                 failures = 0
+                self._succeeded()
                 if not done:
                     await self._sleep(self._poll_seconds)
             if failures:

@@ -1,5 +1,6 @@
 """Facts about HTTP requests, and their metrics."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -17,6 +18,7 @@ class RequestServed(Fact):
     route: str
     status: int
     seconds: float
+    exemplar: Mapping[str, str] | None = None  # the exported trace of the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
         buckets=REQUEST_SECONDS,
         registry=registry,
     )
-    signals.subscribe(
-        RequestServed, lambda fact: duration.labels(fact.method, fact.route, fact.status).observe(fact.seconds)
-    )
+
+    duration.labels("POST", "/orders", 201)  # the other series start with their first request
+
+    def observe(fact: RequestServed) -> None:
+        exemplar = None if fact.exemplar is None else dict(fact.exemplar)
+        duration.labels(fact.method, fact.route, fact.status).observe(fact.seconds, exemplar)
+
+    signals.subscribe(RequestServed, observe)

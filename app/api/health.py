@@ -5,8 +5,11 @@ Each dependency is checked at most once a second for all callers, over connectio
 
 import asyncio
 import math
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from enum import StrEnum
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Generic, Literal, TypeVar
 
@@ -14,6 +17,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from pydantic import BaseModel
 
 from app.errors import Unavailable
@@ -27,6 +31,8 @@ FRESH_SECONDS = 1.0  # how long further callers get the same result
 COUNTING_SHARE = 0.05  # the share of time that may be spent on counting rows for gauges
 COUNTED_SECONDS = 10.0  # the longest pause between counts, since alerts use these gauges
 COUNTING_SECONDS = 10.0  # the limit for one statement; enough for a million rows on a busy disk
+
+WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 Check = Callable[[], Awaitable[str]]
 CheckStatus = Literal["ok", "degraded", "down"]
@@ -98,6 +104,36 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
         task.exception()
 
 
+class Encoding(StrEnum):
+    """How metrics are rendered, with the content type."""
+
+    TEXT = CONTENT_TYPE_LATEST
+    OPENMETRICS = openmetrics.CONTENT_TYPE_LATEST  # with exemplars
+
+
+RENDERERS: Mapping[Encoding, Callable[[CollectorRegistry], bytes]] = {
+    Encoding.TEXT: generate_latest,
+    Encoding.OPENMETRICS: openmetrics.generate_latest,
+}
+
+
+def choose_encoding(accept: str) -> Encoding:
+    """Return OpenMetrics if the `Accept` header asks for it, and does not prefer the text format."""
+    weights = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for item in accept.split(","):
+        media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+        if media_type in weights:
+            weights[media_type] = max(weights[media_type], _weight(parameters))
+    openmetrics_weight, text_weight = weights.values()
+    return Encoding.OPENMETRICS if openmetrics_weight and openmetrics_weight >= text_weight else Encoding.TEXT
+
+
+def _weight(parameters: Collection[str]) -> float:
+    """Return the weight `q` (RFC 9110, section 12.4.2); 0 if it is malformed."""
+    given = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+    return float(given) if WEIGHT.fullmatch(given) else 0.0
+
+
 class Health:
     """The state behind `/readyz` and `/metrics`.
 
@@ -110,16 +146,16 @@ class Health:
         checks: Mapping[str, Check],
         decisive: frozenset[str],
         registry: CollectorRegistry,
-        count: Callable[[], Awaitable[None]],
+        count: SharedCall[None],
     ) -> None:
         # A check continues after its caller has stopped waiting. Cancelling it would close its connection, so over a
         # slow link no check would ever finish.
         self._checks = {name: SharedCall(check, fresh_seconds=0) for name, check in checks.items()}
         self._decisive = decisive
         self._registry = registry
-        self._count = SharedCall(count, COUNTING_SHARE)
+        self._count = count
         self._readiness = SharedCall(self._check_all)
-        self._exposition = SharedCall(self._expose)
+        self._expositions = {encoding: SharedCall(partial(self._expose, encoding)) for encoding in Encoding}
         self._turns = asyncio.Semaphore(PROBES_PER_TURN)
 
     async def readiness(self) -> Readiness:
@@ -128,9 +164,9 @@ class Health:
         await self.wait_turn()
         return readiness
 
-    async def exposition(self) -> bytes:
+    async def exposition(self, encoding: Encoding) -> bytes:
         """Render every metric, or return the last result."""
-        exposition = await self._exposition()
+        exposition = await self._expositions[encoding]()
         await self.wait_turn()
         return exposition
 
@@ -141,7 +177,8 @@ class Health:
 
     async def close(self) -> None:
         """Cancel the checks and counts that are running."""
-        calls: list[SharedCall[Any]] = [self._readiness, self._exposition, self._count, *self._checks.values()]
+        shown: list[SharedCall[Any]] = [self._readiness, *self._expositions.values()]
+        calls: list[SharedCall[Any]] = [*shown, self._count, *self._checks.values()]
         for call in calls:
             await call.close()
 
@@ -161,14 +198,14 @@ class Health:
             detail = (error.public if isinstance(error, Unavailable) else None) or f"{name} is out of reach"
             return CheckRow(name=name, status="down" if name in self._decisive else "degraded", detail=detail)
 
-    async def _expose(self) -> bytes:
+    async def _expose(self, encoding: Encoding) -> bytes:
         """Render every metric. A count that takes too long continues; its gauges keep their last values until then."""
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 await self._count()
         except (Unavailable, TimeoutError) as error:
             log.warning("metrics.stale", error=str(error))
-        return generate_latest(self._registry)
+        return RENDERERS[encoding](self._registry)
 
 
 @router.get("/livez", operation_id="getLiveness", summary="Is the process up?")
@@ -198,6 +235,10 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", operation_id="getMetrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return every metric, at most a second old. While Postgres is down, gauges read from it keep their last values."""
+    """Return every metric, at most a second old. While Postgres is down, gauges read from it keep their last values.
+
+    With `Accept: application/openmetrics-text` the response is OpenMetrics, with exemplars.
+    """
     health: Health = request.state.health
-    return Response(await health.exposition(), media_type=CONTENT_TYPE_LATEST)
+    encoding = choose_encoding(",".join(request.headers.getlist("accept")))
+    return Response(await health.exposition(encoding), media_type=encoding.value)

@@ -11,6 +11,7 @@ from app import db
 from app.api import health
 from app.api.body import Bodies
 from app.api.facts import ServerStopping
+from app.api.health import SharedCall
 from app.api.ops.deps import OpsDeps
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.long_poll import Waiters
@@ -21,7 +22,7 @@ from app.auth.tokens import Keys, SharedSecret, Tokens
 from app.bootstrap import metrics, readiness
 from app.bootstrap.brokers import dead_letters_by_queue, make_broker, transport_name
 from app.bootstrap.consumers import CONSUMERS, ConsumerRow, queues
-from app.bootstrap.readiness import Messaging
+from app.bootstrap.readiness import Messaging, OutboxAge
 from app.bootstrap.workers import LEASING_ROLES, BackgroundTask, make_pruner, process_name, start
 from app.bootstrap.workers import build as build_workers
 from app.cache import Cache
@@ -29,6 +30,7 @@ from app.idempotency import Idempotency, IdempotencyConfig
 from app.messaging import backpressure
 from app.messaging.backpressure import Backpressure
 from app.messaging.transport_lease import TransportLease
+from app.observability.facts import LoopsStarting
 from app.observability.signals import Signals
 from app.operations import stats
 from app.operations.maintenance import pruner
@@ -85,9 +87,9 @@ async def build(
     stack.push_async_callback(broker.close)  # before the lease is released
 
     workers = await build_workers(stack, settings, signals, lease, broker, work_pool, relay_pool, consumers)
-    backlog, waiters = Backpressure(relay_pool, settings.outbox_max_pending), Waiters(request_pool)
+    backlog, waiters = Backpressure(relay_pool, settings.outbox_max_pending), Waiters(request_pool, signals)
     if "api" in settings.roles:
-        workers.tasks.append(BackgroundTask.loop("backlog", backlog.run_once, backpressure.PERIOD_SECONDS))
+        workers.tasks.append(BackgroundTask.loop("backlog", backlog.run_once, backpressure.PERIOD_SECONDS, signals))
         workers.tasks.append(BackgroundTask("waiters", waiters.run, waiters.stop))
         signals.subscribe(OrderFinished, lambda fact: waiters.wake(fact.order_id))
         signals.subscribe(ServerStopping, lambda _: waiters.answer_all())
@@ -99,13 +101,16 @@ async def build(
     )
     is_leasing = bool(settings.roles & LEASING_ROLES)
     messaging = Messaging(broker, lease, workers.relay, workers.subscriptions)
+    count = SharedCall(partial(stats.measure, probe_pool, signals), health.COUNTING_SHARE)
+    outbox_age = OutboxAge(count, signals)
     checks = readiness.checks(
-        probe_pool, cache, messaging if is_leasing else None, takes_orders="api" in settings.roles
+        probe_pool, cache, messaging if is_leasing else None, outbox_age, takes_orders="api" in settings.roles
     )
-    probes = health.Health(*checks, registry, partial(stats.measure, probe_pool, signals))
+    probes = health.Health(*checks, registry, count)
     security = await _open_security(stack, settings, cache)
     # One source may use half of the slots: enough for many senders, and the rest stays free for other sources.
     bodies = Bodies(settings.http_body_timeout_seconds, max(1, settings.http_max_in_flight // 2))
+    signals.emit(LoopsStarting(tuple(task.name for task in workers.tasks)))
     start(stack, workers.tasks, settings.shutdown_timeout_seconds / 2)
     stack.push_async_callback(probes.close)
     return {

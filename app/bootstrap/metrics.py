@@ -9,8 +9,10 @@ from app.bootstrap.consumers import queues
 from app.idempotency import facts as idempotency_facts
 from app.messaging import facts as messaging_facts
 from app.messaging.topology import QueueSpec
+from app.observability import facts as loop_facts
 from app.observability.logs import LOG_LINES_DROPPED
 from app.observability.signals import Signals
+from app.operations import facts as operation_facts
 from app.operations.maintenance import facts as maintenance_facts
 from app.operations.maintenance import pruner
 from app.orders import facts as order_facts
@@ -28,6 +30,8 @@ def install(signals: Signals, specs: Sequence[QueueSpec] = queues(), plans: Plan
     messaging_facts.install_metrics(signals, registry, [spec.name for spec in specs])
     saga_facts.install_metrics(signals, registry, plans)
     maintenance_facts.install_metrics(signals, registry, pruner.TABLES)
+    operation_facts.install_metrics(signals, registry)
+    loop_facts.install_metrics(signals, registry)
     registry.register(LOG_LINES_DROPPED)
     return registry
 

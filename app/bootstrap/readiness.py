@@ -1,5 +1,7 @@
 """The readiness checks, and which of them decide."""
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -7,10 +9,15 @@ from functools import partial
 from app import db
 from app.api.health import Check
 from app.cache import Cache
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, Unavailable
 from app.messaging.broker import Broker, Subscription
+from app.messaging.facts import OutboxMeasured
 from app.messaging.relay import Relay
 from app.messaging.transport_lease import TransportLease
+from app.observability.signals import Signals
+
+OLDEST_EVENT_SECONDS = 300.0
+COUNT_PATIENCE_SECONDS = 1.0  # less than a check may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +44,35 @@ class Messaging:
         return "reachable"
 
 
+class OutboxAge:
+    """Checks how long the oldest event has waited, as of the last count. `count`: counts for all callers together."""
+
+    def __init__(self, count: Callable[[], Awaitable[None]], signals: Signals) -> None:
+        self._count = count
+        self._oldest_seconds = 0.0
+        signals.subscribe(OutboxMeasured, self._keep)
+
+    def _keep(self, fact: OutboxMeasured) -> None:
+        self._oldest_seconds = fact.oldest_pending_age_seconds
+
+    async def check(self) -> str:
+        """Raise Unavailable if an event has waited too long. While a count is slow, use the last one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COUNT_PATIENCE_SECONDS):
+                await self._count()
+        if self._oldest_seconds > OLDEST_EVENT_SECONDS:
+            text = f"an event has waited for {self._oldest_seconds:.0f} s"
+            raise Unavailable(text, text)
+        return f"no event has waited for more than {OLDEST_EVENT_SECONDS:.0f} s"
+
+
 def checks(
-    pool: db.Pool, cache: Cache | None, messaging: Messaging | None, *, takes_orders: bool
+    pool: db.Pool, cache: Cache | None, messaging: Messaging | None, outbox_age: OutboxAge, *, takes_orders: bool
 ) -> tuple[Mapping[str, Check], frozenset[str]]:
     """Return the checks by name, and the names of those that decide. `messaging` None: neither relay nor consumer.
 
     A process that takes orders needs only Postgres, because the outbox keeps events while the broker is down. Other
-    processes need both.
+    processes need both. In a process that publishes and takes no orders, an old event decides too.
     """
     found: dict[str, Callable[[], Awaitable[str]]] = {"postgres": partial(_check_postgres, pool)}
     if messaging is not None:
@@ -51,6 +80,9 @@ def checks(
         if messaging.broker.is_shared:
             found[messaging.broker.name] = messaging.check_broker
     decisive = frozenset(found) if not takes_orders else frozenset({"postgres"})
+    found["outbox"] = outbox_age.check
+    if messaging is not None and messaging.relay is not None and not takes_orders:
+        decisive |= {"outbox"}
     if cache is not None:
         found["redis"] = partial(_check_redis, cache)
     return found, decisive

@@ -22,6 +22,7 @@ from app.messaging.facts import EventsPending, EventsResent, MessageHandled
 from app.messaging.queue_depth import QueueDepth
 from app.messaging.relay import Relay, RelayConfig
 from app.messaging.transport_lease import RENEW_PERIOD_SECONDS, LeasedTransport, TransportLease
+from app.observability.facts import LoopSucceeded
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetters
 from app.operations.maintenance import lost_letters, pruner, resender
@@ -49,10 +50,17 @@ class BackgroundTask:
     stop: Callable[[], None]
 
     @classmethod
-    def loop(cls, name: str, run_once: Callable[[], Awaitable[int]], period_seconds: float) -> "BackgroundTask":
+    def loop(
+        cls, name: str, run_once: Callable[[], Awaitable[int]], period_seconds: float, signals: Signals
+    ) -> "BackgroundTask":
         """Return a task that calls `run_once` repeatedly."""
-        loop = Loop(name, run_once, period_seconds)
+        loop = make_loop(name, run_once, period_seconds, signals)
         return cls(name, loop.run, loop.stop)
+
+
+def make_loop(name: str, run_once: Callable[[], Awaitable[int]], period_seconds: float, signals: Signals) -> Loop:
+    """Return a loop that reports each success."""
+    return Loop(name, run_once, period_seconds, lambda: signals.emit(LoopSucceeded(name)))
 
 
 @dataclass(slots=True)
@@ -79,7 +87,7 @@ async def build(
     workers = Workers()
     if settings.roles & LEASING_ROLES:
         renew = partial(lease.renew, relay_pool)
-        workers.tasks.append(BackgroundTask.loop("transport", renew, RENEW_PERIOD_SECONDS))
+        workers.tasks.append(BackgroundTask.loop("transport", renew, RENEW_PERIOD_SECONDS, signals))
     if "consumer" in settings.roles:
         workers.gateway = await open_gateway(stack, settings, signals)
         orchestrator = Orchestrator(work_pool, workers.gateway, _saga_config(settings), signals)
@@ -90,12 +98,12 @@ async def build(
     if "relay" in settings.roles:
         transport = LeasedTransport(broker.transport, lease)
         workers.relay = Relay(relay_pool, transport, _relay_config(settings), signals)
-        loop = Loop("relay", workers.relay.run_once, settings.outbox_poll_seconds)
+        loop = make_loop("relay", workers.relay.run_once, settings.outbox_poll_seconds, signals)
         workers.tasks.append(BackgroundTask("relay", loop.run, loop.stop))
         signals.wake(loop.wake, OrderPlaced, CancelAccepted, OrderFinished, EventsPending, EventsResent, SagaDue)
     if settings.roles & LEASING_ROLES:
         depth = QueueDepth(broker, queues(consumers), signals)
-        workers.tasks.append(BackgroundTask.loop("depths", depth.run_once, queue_depth.PERIOD_SECONDS))
+        workers.tasks.append(BackgroundTask.loop("depths", depth.run_once, queue_depth.PERIOD_SECONDS, signals))
     if "janitor" in settings.roles:
         workers.tasks += _maintenance(settings, signals, broker, relay_pool, consumers)
     return workers
@@ -125,13 +133,13 @@ def _maintenance(
     resends = Resender(pool, queue.consumer, partial(broker.read_depth, queue), signals)
     prunes = make_pruner(pool, settings, signals, consumers)
     tasks = [
-        BackgroundTask.loop("resender", resends.run_once, resender.PERIOD_SECONDS),
-        BackgroundTask.loop("janitor", prunes.run_once, pruner.PERIOD_SECONDS),
+        BackgroundTask.loop("resender", resends.run_once, resender.PERIOD_SECONDS, signals),
+        BackgroundTask.loop("janitor", prunes.run_once, pruner.PERIOD_SECONDS, signals),
     ]
     # Other processes may use a broker that this one does not know; its dead letters would look lost from here.
     if broker.is_shared or settings.roles & LEASING_ROLES:
         lost = LostLetters(DeadLetters(pool, queue, broker.dead_letters(queue, pool)), signals)
-        tasks.append(BackgroundTask.loop("lost-letters", lost.run_once, lost_letters.POLL_SECONDS))
+        tasks.append(BackgroundTask.loop("lost-letters", lost.run_once, lost_letters.POLL_SECONDS, signals))
     return tasks
 
 

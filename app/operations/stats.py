@@ -8,7 +8,8 @@ from app import db
 from app.messaging import outbox_admin
 from app.messaging.facts import OutboxMeasured
 from app.observability.signals import Signals
-from app.operations import outbox
+from app.operations import ages, database_stats, outbox
+from app.operations.facts import AgesMeasured, DatabaseMeasured
 from app.operations.outbox import OutboxCounts
 from app.orders import queries as order_queries
 from app.saga import queries as saga_queries
@@ -59,12 +60,17 @@ async def read(pool: db.Pool, pools: Mapping[str, db.Pool]) -> StatsAnswer:
 
 
 async def measure(pool: db.Pool, signals: Signals) -> None:
-    """Measure outbox and sagas for the gauges. Raises DatabaseUnavailable."""
+    """Measure outbox, sagas, ages and the database for the gauges. Raises DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         pending, age, parked = await outbox_admin.stats(conn)
         sagas = await saga_queries.measure(conn)
+        overdue = await ages.count_overdue(conn, list(ages.gauged()))
+        snapshot = await database_stats.oldest_snapshot_age_seconds(conn)
+        dead_tuples = await database_stats.dead_tuples(conn)
     signals.emit(OutboxMeasured(pending, age, parked))
     signals.emit(SagasMeasured(sagas.in_flight, sagas.oldest_age_seconds, sagas.needs_operator))
+    signals.emit(AgesMeasured(overdue))
+    signals.emit(DatabaseMeasured(snapshot, dead_tuples))
 
 
 def _use(pool: db.Pool) -> PoolUse:

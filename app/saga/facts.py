@@ -7,6 +7,7 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from app.observability.exemplars import current_exemplar
 from app.observability.signals import Fact, Signals
 from app.orders.model import FINAL, Status
 from app.partners.ports import OUTCOMES
@@ -77,7 +78,7 @@ def install_metrics(signals: Signals, registry: CollectorRegistry, plans: Plans 
         needs_operator.set(fact.needs_operator)
 
     signals.subscribe(SagasMeasured, set_gauges)
-    signals.subscribe(SagaFinished, lambda fact: duration.observe(fact.seconds))
+    signals.subscribe(SagaFinished, lambda fact: duration.observe(fact.seconds, current_exemplar()))
     _install_calls(signals, registry, plans)
 
 
@@ -105,7 +106,7 @@ def _install_calls(signals: Signals, registry: CollectorRegistry, plans: Plans) 
             compensation_failed.labels(spec.step)
 
     def observe_call(fact: PartnerCalled) -> None:
-        call_duration.labels(fact.step, fact.action, fact.outcome).observe(fact.seconds)
+        call_duration.labels(fact.step, fact.action, fact.outcome).observe(fact.seconds, current_exemplar())
         if fact.action is Action.UNDO and fact.outcome != "done":
             compensation_failed.labels(fact.step).inc()
 

@@ -4,6 +4,7 @@ import asyncio
 
 from app import db
 from app.loops import Loop
+from app.observability.facts import LoopSucceeded
 from app.observability.signals import Signals
 from app.saga import store
 from app.saga.gateway import PartnerGateway
@@ -22,7 +23,9 @@ class Orchestrator:
         self._config = config
         self._plans = plans
         self._runner = Runner(pool, partners, config, signals, plans)
-        self._loop = Loop("orchestrator", self._dispatch, config.poll_seconds)
+        self._loop = Loop(
+            "orchestrator", self._dispatch, config.poll_seconds, lambda: signals.emit(LoopSucceeded("orchestrator"))
+        )
         self._running: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:

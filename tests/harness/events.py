@@ -35,6 +35,27 @@ async def put(pool: db.Pool, *events: Envelope) -> None:
             await outbox.add(conn, envelope)
 
 
+async def put_old_event(pool: db.Pool) -> None:
+    """Write an event that has waited for an hour, and is due in an hour."""
+    async with db.transaction(pool) as conn:
+        await outbox.add(conn, event())
+        await conn.execute(
+            "UPDATE outbox SET pending_since = pending_since - interval '1 hour', "
+            "next_attempt_at = clock_timestamp() + interval '1 hour'"
+        )
+
+
+async def make_due(pool: db.Pool) -> None:
+    """Make every waiting event due now."""
+    await pool.execute("UPDATE outbox SET next_attempt_at = clock_timestamp()")
+
+
+async def make_garbage(pool: db.Pool) -> None:
+    """Write an event, and leave a dead version of its row."""
+    await put(pool, event())
+    await pool.execute("UPDATE outbox SET last_error = 'dead'")
+
+
 def nothing(_: str = "") -> None:
     """Do nothing, as a callback that a test does not need."""
 

@@ -181,3 +181,18 @@ async def test_a_loop_stopped_before_it_ran_does_nothing() -> None:
     loop.stop()
     await loop.run()
     assert work.calls == 0
+
+
+async def test_only_a_run_without_an_error_is_a_success() -> None:
+    work, successes = Work(BrokerUnavailable("down"), RuntimeError("defect"), 1, 0), 0
+
+    def succeed() -> None:
+        nonlocal successes
+        successes += 1
+
+    loop = Loop("test", work.run_once, NEVER_SECONDS, succeed)
+    task = asyncio.create_task(loop.run())
+    await wait_until(lambda: successes == 2, AMPLE_SECONDS, "two successes")
+    assert work.calls == 4
+    loop.stop()
+    await task

@@ -12,6 +12,8 @@ from uuid import UUID
 
 from app import db
 from app.loops import Loop
+from app.observability.facts import LoopSucceeded
+from app.observability.signals import Signals
 from app.orders import queries
 
 CAPACITY = 200  # well below the concurrency limit, so that waiting requests leave slots for others
@@ -21,10 +23,12 @@ POLL_SECONDS = 0.25  # the delay for orders that end in another process; too sho
 class Waiters:
     """The waiters of this process, by order. At capacity a request is answered at once."""
 
-    def __init__(self, pool: db.Pool, *, capacity: int = CAPACITY, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self, pool: db.Pool, signals: Signals, *, capacity: int = CAPACITY, poll_seconds: float = POLL_SECONDS
+    ) -> None:
         self._pool = pool
         self._capacity = capacity
-        self._loop = Loop("waiters", self.run_once, poll_seconds)
+        self._loop = Loop("waiters", self.run_once, poll_seconds, lambda: signals.emit(LoopSucceeded("waiters")))
         self._events: dict[UUID, set[asyncio.Event]] = {}
         self._count = 0
         self._is_stopping = False

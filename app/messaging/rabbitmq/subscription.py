@@ -35,6 +35,7 @@ from app.messaging.rabbitmq.connection import (
 from app.messaging.rabbitmq.messages import clone_message, frame_limit
 from app.messaging.rabbitmq.topology import declare
 from app.messaging.topology import DEAD_LETTER_EXCHANGE, QueueSpec
+from app.observability.facts import LoopSucceeded
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +115,7 @@ class RabbitSubscription:
             tag = await queue.consume(partial(self._accept, ended), timeout=SETUP_SECONDS)
             self._ended = ended
             log.info("consumer.started", queue=self._queue.name)
+            self._report_success()
             if self._stopping:
                 ended.set()  # `stop` was called before `_ended` was this event
             await self._watch(connection, channel, ended)
@@ -142,6 +144,11 @@ class RabbitSubscription:
             if silent_checks == 2:  # noqa: PLR2004 - the first time, a message may be in transit
                 raise BrokerUnavailable("rabbitmq: messages wait in the queue, and none is delivered")
             deliveries = self._deliveries
+            self._report_success()
+
+    def _report_success(self) -> None:
+        """Report that the broker has this consumer. A run of the loop itself ends only when the connection is lost."""
+        self._consumer.signals.emit(LoopSucceeded(self._loop.name))
 
     async def _accept(self, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
         task = asyncio.current_task()

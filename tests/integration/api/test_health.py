@@ -23,8 +23,18 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
 KEY = {"Idempotency-Key": "k"}
-READY = {"status": "ok", "checks": [{"name": "postgres", "status": "ok", "detail": "reachable, schema current"}]}
-DOWN = {"status": "down", "checks": [{"name": "postgres", "status": "down", "detail": "postgres is out of reach"}]}
+OUTBOX = {"name": "outbox", "status": "ok", "detail": "no event has waited for more than 300 s"}
+READY = {
+    "status": "ok",
+    "checks": [{"name": "postgres", "status": "ok", "detail": "reachable, schema current"}, OUTBOX],
+}
+DOWN = {
+    "status": "down",
+    "checks": [
+        {"name": "postgres", "status": "down", "detail": "postgres is out of reach"},
+        {"name": "outbox", "status": "degraded", "detail": "outbox is out of reach"},
+    ],
+}
 
 
 async def becomes_ready(process: httpx.AsyncClient, path: str = "/readyz") -> None:
@@ -41,6 +51,7 @@ async def becomes(process: httpx.AsyncClient, status: int, readiness: object, pa
 
 
 FROM_THE_START = (
+    'age_limit_exceeded_rows{state="due",table="sagas"}',
     "outbox_pending",
     "outbox_oldest_pending_age_seconds",
     "outbox_published_total",
@@ -95,7 +106,7 @@ async def test_readiness_depends_on_the_schema(api: httpx.AsyncClient, pool: Poo
     await pool.execute("UPDATE alembic_version SET version_num = 'of a later release'")
     await becomes_ready(api)
     await pool.execute("DELETE FROM alembic_version")
-    await becomes(api, 503, DOWN)
+    await becomes(api, 503, {**DOWN, "checks": [DOWN["checks"][0], OUTBOX]})
 
 
 @pytest.mark.parametrize("roles", ["api", "api,relay,consumer,janitor"])

@@ -9,6 +9,7 @@ import pytest
 
 from app import db
 from app.api.orders.long_poll import Waiters
+from app.observability.signals import Signals
 from tests.harness.api import assert_problem, serving
 from tests.harness.databases import patient_pool
 from tests.harness.orders import placed, start_saga
@@ -173,7 +174,7 @@ async def has_polled(pool: db.Pool) -> bool:
 
 async def test_beyond_capacity_a_request_does_not_wait(pool: db.Pool) -> None:
     """A registration that ends makes room for another, and after `answer_all` there are none."""
-    waiters = Waiters(pool, capacity=2)
+    waiters = Waiters(pool, Signals(), capacity=2)
     first, second = uuid4(), uuid4()
     with waiters.register(first) as one, waiters.register(first) as two:
         assert one is not None
@@ -195,7 +196,7 @@ async def test_all_waiters_share_one_query(pool: db.Pool, database_url: str) -> 
     async with patient_pool(database_url, 1) as heard:
         async with db.connection(heard) as conn:
             conn.add_query_logger(lambda query: asked.append(query.query))
-        waiters = Waiters(heard)
+        waiters = Waiters(heard, Signals())
         await waiters.run_once()
         assert asked == []
         with contextlib.ExitStack() as places:
@@ -208,7 +209,7 @@ async def test_all_waiters_share_one_query(pool: db.Pool, database_url: str) -> 
 
 async def test_an_end_in_this_process_wakes_its_waiters(stage: Stage) -> None:
     """Its waiters do not wait for the next poll, and other waiters are not woken."""
-    waiters = Waiters(stage.pool, poll_seconds=3600)
+    waiters = Waiters(stage.pool, stage.signals, poll_seconds=3600)
     saga = await start_saga(stage.pool)
     with waiters.register(saga) as ended, waiters.register(uuid4()) as other:
         assert ended is not None

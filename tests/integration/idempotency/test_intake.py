@@ -179,7 +179,7 @@ async def test_a_dead_or_frozen_redis_changes_no_answer(database_url: str, serve
         assert (await place(api, "other")).status_code == 201
         ready = await api.get("/readyz")
         rows = {row["name"]: row["status"] for row in ready.json()["checks"]}
-        assert (ready.status_code, rows) == (200, {"postgres": "ok", "redis": "degraded"})
+        assert (ready.status_code, rows) == (200, {"postgres": "ok", "outbox": "ok", "redis": "degraded"})
 
 
 async def test_a_repeat_gets_one_order_after_a_lost_commit(database_url: str, pool: db.Pool) -> None:

@@ -5,7 +5,16 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.api.health import COUNTED_SECONDS, COUNTING_SHARE, FRESH_SECONDS, PROBES_PER_TURN, Health, SharedCall
+from app.api.health import (
+    COUNTED_SECONDS,
+    COUNTING_SHARE,
+    FRESH_SECONDS,
+    PROBES_PER_TURN,
+    Encoding,
+    Health,
+    SharedCall,
+    choose_encoding,
+)
 from app.errors import DatabaseUnavailable
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -116,7 +125,7 @@ async def test_many_probes_do_not_fill_the_event_loop() -> None:
         await health.readiness()
         answered += 1
 
-    health = Health({}, frozenset(), CollectorRegistry(), count)
+    health = Health({}, frozenset(), CollectorRegistry(), SharedCall(count))
     await health.readiness()
     crowd = [asyncio.create_task(probe()) for _ in range(300)]
     for _ in range(20):
@@ -126,3 +135,21 @@ async def test_many_probes_do_not_fill_the_event_loop() -> None:
     await asyncio.gather(*crowd)
     assert answered == 300
     await health.close()
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("", Encoding.TEXT),
+        ("*/*", Encoding.TEXT),
+        ("text/plain", Encoding.TEXT),
+        ("application/openmetrics-text", Encoding.OPENMETRICS),
+        ("text/plain;q=0.5, Application/OpenMetrics-Text; version=1.0.0", Encoding.OPENMETRICS),
+        ("application/openmetrics-text;q=0.2,text/plain;q=0.9", Encoding.TEXT),
+        ("application/openmetrics-text;q=0", Encoding.TEXT),
+        ("application/openmetrics-text;q=nan", Encoding.TEXT),
+        (";;,=", Encoding.TEXT),
+    ],
+)
+def test_the_accept_header_chooses_the_encoding(accept: str, encoding: Encoding) -> None:
+    assert choose_encoding(accept) is encoding
