@@ -1,7 +1,6 @@
 """Build what verifies the invariants, for `orders verify` and for the janitor."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +16,7 @@ from app.operations.verify import books
 from app.operations.verify.books import Book, LedgerBook, Query, QueryBook
 from app.operations.verify.broker_side import BrokerSide
 from app.operations.verify.run import Verifier, VerifyConfig
-from app.partners.client import PartnerClient, open_session
+from app.partners.client import PartnerClient
 from app.partners.inventory import HttpInventory
 from app.partners.ledger import LedgerClient
 from app.partners.shipping import HttpShipping
@@ -34,14 +33,17 @@ class PartnerAccess:
     missing: dict[str, str]
 
 
-async def open_books(stack: contextlib.AsyncExitStack, settings: Verification) -> PartnerAccess:
-    """Find out which partners have ledgers. Their HTTP session ends with `stack`."""
-    session = await stack.enter_async_context(open_session())
+async def find_books(
+    session: aiohttp.ClientSession, settings: Verification, is_paused: Callable[[str], bool] = lambda _: False
+) -> PartnerAccess:
+    """Find out which partners have ledgers. `is_paused`: whether the circuit of a partner is open."""
     access = PartnerAccess([], {})
     ledgers: dict[str, set[str]] = {}
     for partner, url in _urls(settings).items():
         if not url:
             access.missing[partner] = NOT_SET.format(f"ORDERS_{partner.upper()}_URL")
+        elif is_paused(partner):
+            access.missing[partner] = f"the circuit of {partner} is open"
         else:
             ledgers.setdefault(url.rstrip("/"), set()).add(partner)
     if settings.payment_provider == "stripe":

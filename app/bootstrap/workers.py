@@ -14,6 +14,7 @@ import structlog
 from app import db
 from app.bootstrap.consumers import CONSUMERS, ConsumerRow, queues
 from app.bootstrap.partners import open_gateway
+from app.bootstrap.verification import find_books, make_config, make_verifier
 from app.loops import Backoff, Loop
 from app.messaging import queue_depth
 from app.messaging.broker import Broker, Subscription
@@ -25,11 +26,15 @@ from app.messaging.transport_lease import RENEW_PERIOD_SECONDS, LeasedTransport,
 from app.observability.facts import LoopSucceeded
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetters
-from app.operations.maintenance import lost_letters, pruner, resender
+from app.operations.maintenance import lost_letters, pruner, resender, verifying
 from app.operations.maintenance.lost_letters import LostLetters
 from app.operations.maintenance.pruner import Pruner, PrunerConfig
 from app.operations.maintenance.resender import Resender
+from app.operations.maintenance.verifying import RecentVerifier
+from app.operations.verify.run import Verifier
 from app.orders.facts import CancelAccepted, OrderFinished, OrderPlaced
+from app.partners.circuit import CircuitState
+from app.partners.client import open_session
 from app.saga.facts import SagaDue
 from app.saga.gateway import PartnerGateway
 from app.saga.orchestrator import Orchestrator
@@ -106,6 +111,7 @@ async def build(
         workers.tasks.append(BackgroundTask.loop("depths", depth.run_once, queue_depth.PERIOD_SECONDS, signals))
     if "janitor" in settings.roles:
         workers.tasks += _maintenance(settings, signals, broker, relay_pool, consumers)
+        workers.tasks.append(await _verification(stack, settings, signals, broker, relay_pool, workers.gateway))
     return workers
 
 
@@ -141,6 +147,28 @@ def _maintenance(
         lost = LostLetters(DeadLetters(pool, queue, broker.dead_letters(queue, pool)), signals)
         tasks.append(BackgroundTask.loop("lost-letters", lost.run_once, lost_letters.POLL_SECONDS, signals))
     return tasks
+
+
+async def _verification(
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    signals: Signals,
+    broker: Broker,
+    pool: db.Pool,
+    gateway: PartnerGateway | None,
+) -> BackgroundTask:
+    """Return the task that verifies recent orders. Without the URL of a partner, it leaves out what needs it."""
+    session = await stack.enter_async_context(open_session())
+
+    def is_paused(partner: str) -> bool:
+        return gateway is not None and gateway.circuit_state(partner) is CircuitState.OPEN
+
+    async def make() -> Verifier:
+        access = await find_books(session, settings, is_paused)
+        return make_verifier(pool, broker, queues(), access, make_config(settings))
+
+    recent = RecentVerifier(make, signals)
+    return BackgroundTask.loop("verify", recent.run_once, verifying.PERIOD_SECONDS)
 
 
 def start(stack: contextlib.AsyncExitStack, tasks: Sequence[BackgroundTask], grace_seconds: float) -> None:

@@ -11,12 +11,13 @@ import typer
 from app import db, settings
 from app.bootstrap.brokers import make_broker
 from app.bootstrap.consumers import queues
-from app.bootstrap.verification import make_config, make_verifier, open_books
+from app.bootstrap.verification import find_books, make_config, make_verifier
 from app.cli.options import AsJson, DataDir, parse_duration, servers
 from app.demo.stack import SANDBOX_URL_FILE
 from app.observability.signals import Signals
 from app.operations.verify.report import InvariantVerdict, VerdictStatus, VerifyReport
 from app.operations.verify.run import Scope
+from app.partners.client import open_session
 
 STATEMENT_SECONDS = 120.0  # a few statements read a whole table
 POOL_SIZE = 2
@@ -52,7 +53,8 @@ async def _run(data_dir: Path | None, scope: Scope) -> VerifyReport:
         pool = await stack.enter_async_context(db.open_pool(url, POOL_SIZE, STATEMENT_SECONDS))
         broker = make_broker(configured.rabbitmq_url.get_secret_value(), pool, Signals())
         stack.push_async_callback(broker.close)
-        access = await open_books(stack, configured)
+        session = await stack.enter_async_context(open_session())
+        access = await find_books(session, configured)
         verifier = make_verifier(pool, broker, queues(), access, make_config(configured))
         with typer.progressbar(length=1, hidden=not sys.stderr.isatty(), file=sys.stderr, label="verifying") as bar:
 
@@ -60,7 +62,7 @@ async def _run(data_dir: Path | None, scope: Scope) -> VerifyReport:
                 bar.length = max(orders, 1)
                 bar.update(done - bar.pos)
 
-            return await verifier.run(scope, progress)
+            return (await verifier.run(scope, progress)).report()
 
 
 def _load(data_dir: Path | None) -> settings.Verification:

@@ -9,15 +9,18 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from prometheus_client import CollectorRegistry
 
 from app.bootstrap.brokers import make_broker
 from app.bootstrap.consumers import queues
-from app.bootstrap.verification import make_config, make_verifier, open_books
+from app.bootstrap.verification import find_books, make_config, make_verifier
 from app.db import Pool
 from app.observability.signals import Signals
+from app.operations.maintenance.verifying import RecentVerifier
 from app.operations.verify.findings import Invariant
 from app.operations.verify.report import InvariantVerdict, VerdictStatus, VerifyReport
-from app.operations.verify.run import Scope
+from app.operations.verify.run import Scope, Verifier
+from app.partners.client import open_session
 from app.settings import Verification, load
 from tests.harness.api import serving
 from tests.harness.orders import placed
@@ -44,6 +47,7 @@ class Verified:
     sandbox: httpx.AsyncClient
     sandbox_url: str
     ledger: Path
+    _stack: contextlib.AsyncExitStack
     orders: dict[str, UUID] = field(default_factory=dict)
 
     @property
@@ -66,14 +70,41 @@ class Verified:
 
     async def verify(self, scope: Scope = ALL_ORDERS, page_size: int = 500, **settings: Any) -> VerifyReport:
         """Run one pass as `orders verify` does, but without a grace: nothing is in progress."""
+        async with self.verifier(page_size, **settings) as verifier:
+            return (await verifier.run(scope)).report()
+
+    async def verify_recent(self, recent: RecentVerifier, registry: CollectorRegistry) -> dict[str, tuple[float, bool]]:
+        """Run one pass of the janitor; return the violations of each invariant, and whether it was ever checked."""
+        await recent.run_once()
+        return {
+            invariant.value: (
+                _sample(registry, "invariant_violations", invariant),
+                _sample(registry, "invariant_checked_timestamp_seconds", invariant) > 0,
+            )
+            for invariant in Invariant
+        }
+
+    def janitor(self, signals: Signals, **settings: Any) -> RecentVerifier:
+        """Return the janitor's task, for orders of any age."""
+
+        async def make() -> Verifier:
+            return await stack.enter_async_context(self.verifier(**settings))
+
+        stack = self._stack
+        return RecentVerifier(make, signals, settled_seconds=0)
+
+    @contextlib.asynccontextmanager
+    async def verifier(self, page_size: int = 500, **settings: Any) -> AsyncIterator[Verifier]:
+        """Lend a verifier of this system."""
         values = {"database_url": self.database_url, **self.partners, **settings}
         configured = load(Verification, **values)
         async with contextlib.AsyncExitStack() as stack:
             broker = make_broker(configured.rabbitmq_url.get_secret_value(), self.pool, Signals())
             stack.push_async_callback(broker.close)
-            access = await open_books(stack, configured)
+            session = await stack.enter_async_context(open_session())
+            access = await find_books(session, configured)
             config = replace(make_config(configured), grace_seconds=0, page_size=page_size)
-            return await make_verifier(self.pool, broker, queues(), access, config).run(scope)
+            yield make_verifier(self.pool, broker, queues(), access, config)
 
     def write_ledger(self, statement: str, *values: Any) -> None:
         """Change the ledger's file behind the sandbox's back."""
@@ -100,8 +131,14 @@ async def system_to_verify(database_url: str, pool: Pool, directory: Path) -> As
     """Lend a system without orders."""
     ledger = directory / "ledger.sqlite"
     with in_a_thread(ledger) as url:
-        async with plain_http(url) as http:
-            yield Verified(database_url, pool, http, url, ledger)
+        async with plain_http(url) as http, contextlib.AsyncExitStack() as stack:
+            yield Verified(database_url, pool, http, url, ledger, stack)
+
+
+def _sample(registry: CollectorRegistry, name: str, invariant: Invariant) -> float:
+    value = registry.get_sample_value(name, {"invariant": invariant.value})
+    assert value is not None
+    return value
 
 
 def verdict_on(report: VerifyReport, invariant: str) -> InvariantVerdict:

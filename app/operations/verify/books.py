@@ -83,6 +83,10 @@ class LedgerBook:
 
     async def read(self, orders: Sequence[OrderFacts]) -> Mapping[str, PartnerRecord]:
         """Ask for each saga by itself."""
+        return await self.read_ids([str(order.id) for order in orders])
+
+    async def read_ids(self, ids: Sequence[str]) -> Mapping[str, PartnerRecord]:
+        """Ask for each saga by its id."""
         limit = asyncio.Semaphore(QUERIES_AT_ONCE)
 
         async def one(saga_id: str) -> PartnerRecord:
@@ -90,7 +94,6 @@ class LedgerBook:
                 row = await self.client.read_saga(saga_id)
             return NOTHING if row is None else _parse(row)
 
-        ids = [str(order.id) for order in orders]
         return dict(zip(ids, await gather_all(one(saga_id) for saga_id in ids), strict=True))
 
 

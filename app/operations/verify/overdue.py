@@ -1,5 +1,7 @@
 """Find rows that are past their age limit: I6, by the table of limits that metrics and alerts use too."""
 
+from collections.abc import Collection
+
 from app import db
 from app.operations import ages
 from app.operations.ages import AgeLimit
@@ -9,10 +11,15 @@ from app.operations.verify.findings import MAX_SUSPECTS, Invariant, Suspicion
 NEED_BROKER = frozenset({("outbox", "waiting"), ("outbox", "claimed"), ("orders", "without a saga")})
 
 
-async def find(pool: db.Pool, *, broker_works: bool) -> list[Suspicion]:
+# The next call of a saga may end these states by itself.
+CURABLE = tuple(limit for limit in ages.limited() if limit.table == "sagas")
+FINAL = tuple(limit for limit in ages.limited() if limit.table != "sagas")
+
+
+async def find(pool: db.Pool, limits: Collection[AgeLimit], *, broker_works: bool) -> list[Suspicion]:
     """Return what is past its age limit: the orders of such rows, or the number of rows that belong to no order."""
     found: list[Suspicion] = []
-    for limit in ages.limited():
+    for limit in limits:
         if broker_works or (limit.table, limit.state) not in NEED_BROKER:
             found += await _find(pool, limit)
     return found

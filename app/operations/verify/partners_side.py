@@ -50,12 +50,15 @@ class PartnersSide:
             self._count(book, sum(order.is_final for order in orders))
         return suspicions
 
-    async def judge_again(self, orders: Sequence[OrderFacts]) -> list[Suspicion]:
-        """Judge orders that looked wrong by fresh records."""
+    async def judge_again(self, orders: Sequence[OrderFacts], ids: Sequence[UUID]) -> list[Suspicion]:
+        """Judge orders that looked wrong by fresh records. `ids`: those looked for; the others are strays."""
         suspicions: list[Suspicion] = []
+        strays = sorted({str(order_id) for order_id in ids} - {str(order.id) for order in orders})
         for book in tuple(self._books):
             try:
                 suspicions += _judge(orders, book, await book.read(orders))
+                for saga_id, record in (await book.read_ids(strays)).items() if isinstance(book, LedgerBook) else ():
+                    suspicions += effects.judge_stray(saga_id, record)
             except PartnerUnavailable as error:
                 self._give_up(book, error)
         return suspicions

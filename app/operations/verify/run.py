@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from app.operations.verify.snapshot import Bounds, OrderFacts
 from app.orders.model import rfc3339
 
 MARGIN = timedelta(seconds=60)  # between clocks: rows this close to the end of their retention may be gone
+OVERDUE_POLL_SECONDS = 1.0
 
 Progress = Callable[[int, int], None]  # how many orders were examined, and how many there are
 
@@ -41,14 +42,41 @@ class VerifyConfig:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The orders to examine: those placed in the last `since_seconds` (None: all), the newest `limit` of them.
+    """What a pass examines: the first `limit` orders after `start`, placed in the last `since_seconds`.
 
-    `whole_tables`: also look through keys, outbox and stock, which no selection of orders narrows.
+    `until_seconds`: leave out orders placed in the last so many seconds. `again`: orders to judge besides. `is_whole`:
+    also look through keys, outbox, stock and the rest of the ledger, which no selection of orders narrows.
+    `is_patient`: wait for the grace of suspects; else leave those out whose grace is not over.
     """
 
     since_seconds: float | None = None
+    start: UUID | None = None
+    until_seconds: float = 0
     limit: int | None = None
-    whole_tables: bool = True
+    again: Collection[UUID] = ()
+    is_whole: bool = True
+    is_patient: bool = True
+
+
+@dataclass(slots=True)
+class Pass:
+    """One pass. `first`: what looked wrong at first sight. `unfinished`: orders that no partner could be judged for."""
+
+    scope: Scope
+    bounds: Bounds
+    found: Findings = field(default_factory=Findings)
+    first: Findings = field(default_factory=Findings)
+    unfinished: set[UUID] = field(default_factory=set)
+    seconds: float = 0.0
+
+    def report(self) -> VerifyReport:
+        """Return the verdicts."""
+        return VerifyReport(
+            checked_at=rfc3339(self.bounds.at),
+            took_seconds=round(self.seconds, 3),
+            orders=self.bounds.orders,
+            invariants=[make_verdict(invariant, self.found, self.bounds.orders) for invariant in Invariant],
+        )
 
 
 class Verifier:
@@ -68,35 +96,31 @@ class Verifier:
         self._missing = missing
         self._config = config
 
-    async def run(self, scope: Scope = Scope(), progress: Progress = lambda *_: None) -> VerifyReport:
+    async def run(self, scope: Scope, progress: Progress = lambda *_: None) -> Pass:
         """Run one pass. Raises DatabaseUnavailable."""
         started = time.monotonic()
         async with db.connection(self._pool) as conn:
-            bounds = await snapshot.find_bounds(conn, scope.since_seconds, scope.limit)
-        found, first = Findings(), Findings()
-        partners = PartnersSide(self._pool, self._books, self._missing, found)
-        await self._examine_orders(bounds, partners, first, found, progress)
-        if scope.whole_tables:
-            await self._examine_tables(bounds, partners, found)
-        depths = await self._broker.examine(self._pool, found)
-        found.suspect(await overdue.find(self._pool, broker_works=depths.is_known))
-        await self._look_again(first, partners, depths, found)
-        return VerifyReport(
-            checked_at=rfc3339(bounds.at),
-            took_seconds=round(time.monotonic() - started, 3),
-            orders=bounds.orders,
-            invariants=[make_verdict(invariant, found, bounds.orders) for invariant in Invariant],
-        )
+            bounds = await snapshot.find_bounds(
+                conn, scope.start, scope.since_seconds, scope.until_seconds, scope.limit
+            )
+        run = Pass(scope, bounds)
+        partners = PartnersSide(self._pool, self._books, self._missing, run.found)
+        await self._examine_orders(run, partners, progress)
+        if scope.is_whole:
+            await self._examine_tables(run, partners)
+        depths = await self._broker.examine(self._pool, run.found)
+        await self._examine_ages(run, broker_works=depths.is_known)
+        await self._look_again(run, partners, depths)
+        run.seconds = time.monotonic() - started
+        return run
 
-    async def _examine_orders(
-        self, bounds: Bounds, partners: PartnersSide, first: Findings, found: Findings, progress: Progress
-    ) -> None:
-        done = 0
+    async def _examine_orders(self, run: Pass, partners: PartnersSide, progress: Progress) -> None:
+        done, bounds = 0, run.bounds
         progress(0, bounds.orders)
         async for after, page in self._pages(bounds):
-            first.suspect(self._judge_tables(page, bounds.at))
-            first.suspect(await partners.judge_page(page, after, page[-1].id))
-            self._count(page, bounds.at, found)
+            run.first.suspect(self._judge_tables(page, bounds.at))
+            run.first.suspect(await partners.judge_page(page, after, page[-1].id))
+            self._count(page, run)
             done += len(page)
             progress(done, max(done, bounds.orders))
 
@@ -111,9 +135,9 @@ class Verifier:
             after = page[-1].id
 
     def _judge_tables(self, page: Sequence[OrderFacts], now: datetime) -> Iterator[Suspicion]:
-        events_since = self._kept_since(now, self._config.outbox_retention_seconds)
-        sagas_since = self._kept_since(now, self._config.saga_retention_seconds)
-        inbox_since = self._kept_since(now, self._config.inbox_retention_seconds)
+        events_since = _kept_since(now, self._config.outbox_retention_seconds)
+        sagas_since = _kept_since(now, self._config.saga_retention_seconds)
+        inbox_since = _kept_since(now, self._config.inbox_retention_seconds)
         for order in page:
             yield from records.judge(order, events_since)
             yield from events.judge(order)
@@ -123,47 +147,84 @@ class Verifier:
             yield from balances.judge_cancel(order)
             yield from limits.judge(order, now)
 
-    def _count(self, page: Sequence[OrderFacts], now: datetime, found: Findings) -> None:
-        events_since = self._kept_since(now, self._config.outbox_retention_seconds)
-        found.count(len(page), *(set(Invariant) - {Invariant.I3, Invariant.I5, Invariant.I7}))
-        found.count(sum(records.expects_events(order, events_since) for order in page), Invariant.I3)
+    def _count(self, page: Sequence[OrderFacts], run: Pass) -> None:
+        events_since = _kept_since(run.bounds.at, self._config.outbox_retention_seconds)
+        run.found.count(len(page), *(set(Invariant) - {Invariant.I3, Invariant.I5, Invariant.I7}))
+        run.found.count(sum(records.expects_events(order, events_since) for order in page), Invariant.I3)
+        room = MAX_SUSPECTS - len(run.unfinished)
+        run.unfinished.update([order.id for order in page if not order.is_final][:room])
 
-    async def _examine_tables(self, bounds: Bounds, partners: PartnersSide, found: Findings) -> None:
-        await partners.judge_rest(bounds.end)
+    async def _examine_tables(self, run: Pass, partners: PartnersSide) -> None:
+        await partners.judge_rest(run.bounds.end)
         number = 0
         async for page_size, suspicions in keys.walk(self._pool, self._config.page_size):
             number += page_size
-            found.suspect(suspicions)
-        found.suspect(await keys.find_shared(self._pool, MAX_SUSPECTS))
-        found.note(f"{number} keys", Invariant.I2)
-        found.suspect(await broker_side.find_foreign_events(self._pool, MAX_SUSPECTS))
-        found.suspect(await broker_side.measure_backlog(self._pool, self._config.max_pending))
+            run.found.suspect(suspicions)
+        run.found.suspect(await keys.find_shared(self._pool, MAX_SUSPECTS))
+        run.found.note(f"{number:,} keys", Invariant.I2)
+        run.found.suspect(await broker_side.find_foreign_events(self._pool, MAX_SUSPECTS))
+        run.found.suspect(await broker_side.measure_backlog(self._pool, self._config.max_pending))
 
-    async def _look_again(self, first: Findings, partners: PartnersSide, depths: Depths, found: Findings) -> None:
-        """Judge suspects by fresh rows, once nothing is in progress any more that started before they were read."""
-        if not first.suspects:
+    async def _examine_ages(self, run: Pass, *, broker_works: bool) -> None:
+        """Find overdue rows. Those that the next call of a saga may cure are overdue only if none cures them."""
+        run.found.suspect(await overdue.find(self._pool, overdue.FINAL, broker_works=broker_works))
+        curable = await overdue.find(self._pool, overdue.CURABLE, broker_works=broker_works)
+        if not run.scope.is_patient:
+            curable = [suspicion for suspicion in curable if _as_id(suspicion.subject) in run.scope.again]
+            run.found.suspect(curable)
             return
-        await self._settle(first.suspects.values())
-        ids = sorted({UUID(suspicion.subject) for suspicion in first.suspects.values()})
+        ends_at = time.monotonic() + self._config.grace_seconds
+        while curable and time.monotonic() < ends_at:
+            await asyncio.sleep(min(OVERDUE_POLL_SECONDS, max(0.0, ends_at - time.monotonic())))
+            still = {
+                item.subject for item in await overdue.find(self._pool, overdue.CURABLE, broker_works=broker_works)
+            }
+            curable = [suspicion for suspicion in curable if suspicion.subject in still]
+        run.found.suspect(curable)
+
+    async def _look_again(self, run: Pass, partners: PartnersSide, depths: Depths) -> None:
+        """Judge suspects by fresh rows, once nothing is in progress any more that started before they were read."""
+        suspects = await self._settle(run)
+        ids = sorted({UUID(suspicion.subject) for suspicion in suspects} | set(run.scope.again))
         for start in range(0, len(ids), self._config.page_size):
             batch = ids[start : start + self._config.page_size]
             async with db.connection(self._pool) as conn:
                 orders = await snapshot.read_again(conn, self._config.consumer, batch)
                 now = await db.now(conn)
-            again = [*self._judge_tables(orders, now), *await partners.judge_again(orders)]
-            found.suspect(broker_side.keep_proven(again, depths, found))
-        for invariant, number in first.overflow.items():
-            if any(True for _ in found.of(invariant)):
-                found.overflow[invariant] += number
+            again = [*self._judge_tables(orders, now), *await partners.judge_again(orders, batch)]
+            run.found.suspect(broker_side.keep_proven(again, depths, run.found))
+            run.unfinished.update(order.id for order in orders if not order.is_final)
+        for invariant, number in run.first.overflow.items():
+            if run.found.kept[invariant]:
+                run.found.overflow[invariant] += number
 
-    async def _settle(self, suspicions: Iterable[Suspicion]) -> None:
-        """Wait until the grace after the last change of a suspect is over."""
+    async def _settle(self, run: Pass) -> list[Suspicion]:
+        """Return the suspects whose grace is over; a patient pass waits for all of them."""
+        suspects = list(run.first.suspects.values())
         async with db.connection(self._pool) as conn:
             now = await db.now(conn)
-        changes = [suspicion.since for suspicion in suspicions if suspicion.since is not None]
-        if changes:
-            rest = (max(changes) - now).total_seconds() + self._config.grace_seconds
-            await asyncio.sleep(min(max(rest, 0.0), self._config.grace_seconds))
+        if not run.scope.is_patient:
+            return [suspicion for suspicion in suspects if self._grace_left(suspicion, now) <= 0]
+        rest = max((self._grace_left(suspicion, now) for suspicion in suspects), default=0.0)
+        await asyncio.sleep(min(max(rest, 0.0), self._config.grace_seconds))
+        return suspects
 
-    def _kept_since(self, now: datetime, retention_seconds: float) -> datetime:
-        return now - timedelta(seconds=retention_seconds) + MARGIN
+    def _grace_left(self, suspicion: Suspicion, now: datetime) -> float:
+        changed_at = suspicion.since or now
+        return (changed_at - now).total_seconds() + self._config.grace_seconds
+
+
+def violating_orders(suspicions: Iterable[Suspicion]) -> set[UUID]:
+    """Return the subjects that are ids."""
+    return {found for suspicion in suspicions if (found := _as_id(suspicion.subject)) is not None}
+
+
+def _as_id(subject: str) -> UUID | None:
+    try:
+        return UUID(subject)
+    except ValueError:
+        return None
+
+
+def _kept_since(now: datetime, retention_seconds: float) -> datetime:
+    return now - timedelta(seconds=retention_seconds) + MARGIN

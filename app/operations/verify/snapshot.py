@@ -1,7 +1,7 @@
 """Read orders with all that belongs to them, in pages. One statement reads a page, so its rows are consistent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,14 +10,11 @@ from app import db
 from app.orders.events import PLACED
 from app.orders.model import FINAL, Status
 
-# The id of an order's last event is made right after `updated_at`, by the same clock, so a few milliseconds of the
-# primary key contain it. There is no index from orders to published events; `wide` reads the whole table instead.
-BEFORE_MS, AFTER_MS = 2, 100
+# There is no index from orders to published events. The id of an order's last event is made just after `updated_at`, by
+# the same clock, so a few milliseconds of the primary key almost always contain it. Few orders need the wider range,
+# after a slow statement, and fewer the whole table.
 FIRST_ID = "(lpad(to_hex(floor(extract(epoch FROM {at}) * 1000)::bigint + {ms}), 12, '0') || repeat('0', 20))::uuid"
-NEAR = (
-    f"last.id >= {FIRST_ID.format(at='o.updated_at', ms=-BEFORE_MS)}"
-    f" AND last.id < {FIRST_ID.format(at='o.updated_at', ms=AFTER_MS)} AND"
-)
+BEFORE_MS, AFTER_MS, LONG_AFTER_MS = 2, 100, 10_000
 SHOWN_ORDERS = 10  # of an item
 BY_RANGE = "WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3"
 BY_IDS = "WHERE id = ANY($1::uuid[]) ORDER BY id"
@@ -53,10 +50,26 @@ LEFT JOIN outbox AS placed ON placed.id = o.id
 LEFT JOIN inbox AS i ON i.consumer = {consumer} AND i.message_id = o.id::text
 LEFT JOIN LATERAL (
     SELECT last.type, last.sequence, last.tenant FROM outbox AS last
-    WHERE {near} last.subject = o.id::text AND last.sequence = o.version AND last.type <> '{placed_type}' LIMIT 1
+    WHERE last.id >= {first_id} AND last.id < {last_id}
+      AND last.subject = o.id::text AND last.sequence = o.version AND last.type <> '{placed_type}'
+    LIMIT 1
 ) AS last ON o.status IN ({final})
 ORDER BY o.id
 """
+
+LATER = f"""
+SELECT last.subject, last.type, last.sequence, last.tenant
+FROM orders AS o JOIN outbox AS last
+  ON last.subject = o.id::text AND last.sequence = o.version AND last.type <> '{PLACED}'
+ AND last.id >= {FIRST_ID.format(at="o.updated_at", ms=-BEFORE_MS)}
+ AND last.id < {FIRST_ID.format(at="o.updated_at", ms=LONG_AFTER_MS)}
+WHERE o.id = ANY($1::uuid[])
+"""  # noqa: S608 - constants
+ANYWHERE = f"""
+SELECT last.subject, last.type, last.sequence, last.tenant
+FROM outbox AS last JOIN orders AS o ON o.id = last.subject::uuid
+WHERE last.subject = ANY(SELECT unnest($1::uuid[])::text) AND last.sequence = o.version AND last.type <> '{PLACED}'
+"""  # noqa: S608 - constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,34 +136,49 @@ class Bounds:
     orders: int
 
 
-async def find_bounds(conn: db.Connection, since_seconds: float | None, limit: int | None) -> Bounds:
-    """Find the orders of a pass: all, or those placed in the last `since_seconds`, and of these the newest `limit`."""
+async def find_bounds(
+    conn: db.Connection, start: UUID | None, since_seconds: float | None, until_seconds: float, limit: int | None
+) -> Bounds:
+    """Find the orders of a pass: the first `limit` after `start` that were placed between these ages."""
     at = await db.now(conn)
-    start = UUID(int=0) if since_seconds is None else db.first_id(at - timedelta(seconds=since_seconds))
+    since = UUID(int=0) if since_seconds is None else db.first_id(at - timedelta(seconds=since_seconds))
+    first = max(start or since, since)
+    end = db.first_id(at - timedelta(seconds=until_seconds)) if until_seconds else UUID(int=2**128 - 1)
     row = await conn.fetchrow(
         """
-        SELECT count(*) AS orders, max(id::text)::uuid AS last, min(id::text)::uuid AS first
-        FROM (SELECT id FROM orders WHERE id > $1 ORDER BY id DESC LIMIT $2) AS recent
+        SELECT count(*) AS orders, max(id::text)::uuid AS last
+        FROM (SELECT id FROM orders WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS selected
         """,
-        start,
+        first,
+        end,
         limit,
     )
     assert row is not None  # noqa: S101 - bug: an aggregate always has its row
-    if not row["orders"]:
-        return Bounds(at, start, start, 0)
-    first = UUID(int=max(row["first"].int - 1, start.int)) if limit is not None else start
-    return Bounds(at, first, UUID(int=row["last"].int), row["orders"])
+    return Bounds(at, first, first if row["last"] is None else UUID(int=row["last"].int), row["orders"])
 
 
 async def read_page(conn: db.Connection, consumer: str, after: UUID, end: UUID, limit: int) -> list[OrderFacts]:
     """Return the next `limit` orders by id."""
-    statement = _statement(BY_RANGE, "$4", NEAR)
-    return [_parse(row) for row in await conn.fetch(statement, after, end, limit, consumer)]
+    page = [_parse(row) for row in await conn.fetch(_statement(BY_RANGE, "$4"), after, end, limit, consumer)]
+    return await _add_last_events(conn, page, LATER)
 
 
 async def read_again(conn: db.Connection, consumer: str, ids: Sequence[UUID]) -> list[OrderFacts]:
     """Return these orders. Their last events are looked for in the whole outbox."""
-    return [_parse(row) for row in await conn.fetch(_statement(BY_IDS, "$2", ""), ids, consumer)]
+    orders = [_parse(row) for row in await conn.fetch(_statement(BY_IDS, "$2"), ids, consumer)]
+    return await _add_last_events(conn, await _add_last_events(conn, orders, LATER), ANYWHERE)
+
+
+async def _add_last_events(conn: db.Connection, orders: Sequence[OrderFacts], query: str) -> list[OrderFacts]:
+    """Look again for the last events of final orders that have none."""
+    missing = [order.id for order in orders if order.is_final and order.last_type is None]
+    rows = {row["subject"]: row for row in await conn.fetch(query, missing)} if missing else {}
+    return [
+        replace(order, last_type=row["type"], last_sequence=row["sequence"], last_tenant=row["tenant"])
+        if (row := rows.get(str(order.id))) is not None
+        else order
+        for order in orders
+    ]
 
 
 async def find_missing(conn: db.Connection, ids: Sequence[UUID]) -> set[UUID]:
@@ -165,9 +193,12 @@ async def find_orders_with(conn: db.Connection, sku: str) -> list[UUID]:
     return [UUID(int=row["order_id"].int) for row in await conn.fetch(query, sku, SHOWN_ORDERS)]
 
 
-def _statement(selected: str, consumer: str, near: str) -> str:
+def _statement(selected: str, consumer: str) -> str:
     final = ", ".join(f"'{status.value}'" for status in sorted(FINAL))
-    return PAGE.format(selected=selected, consumer=consumer, near=near, final=final, placed_type=PLACED)
+    first_id, last_id = (FIRST_ID.format(at="o.updated_at", ms=ms) for ms in (-BEFORE_MS, AFTER_MS))
+    return PAGE.format(
+        selected=selected, consumer=consumer, first_id=first_id, last_id=last_id, final=final, placed_type=PLACED
+    )
 
 
 def _parse(row: Any) -> OrderFacts:
