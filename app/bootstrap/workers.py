@@ -168,7 +168,7 @@ async def _verification(
         return make_verifier(pool, broker, queues(), access, make_config(settings))
 
     recent = RecentVerifier(make, signals)
-    return BackgroundTask.loop("verify", recent.run_once, verifying.PERIOD_SECONDS)
+    return BackgroundTask.loop("verify", recent.run_once, verifying.PERIOD_SECONDS, signals)
 
 
 def start(stack: contextlib.AsyncExitStack, tasks: Sequence[BackgroundTask], grace_seconds: float) -> None:

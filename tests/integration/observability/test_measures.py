@@ -17,7 +17,7 @@ LOOPS = {
     "api": {"backlog", "waiters"},
     "relay": {"relay", "transport", "depths"},
     "consumer": {"orchestrator", "consumer", "transport", "depths"},
-    "janitor": {"resender", "janitor", "lost-letters"},
+    "janitor": {"resender", "janitor", "lost-letters", "verify"},
 }
 
 
