@@ -13,7 +13,7 @@ from app.api import docs, health, openapi, problems
 from app.api.facts import ServerStopping
 from app.api.middleware import RequestMiddleware
 from app.api.ops import dlq, outbox, sagas, stats
-from app.api.orders import cancel, listing, place, read
+from app.api.orders import cancel, listing, place, read, timeline
 from app.api.server import http_protocol, listener
 from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
@@ -54,7 +54,7 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
     app.include_router(health.router)
     app.include_router(docs.router)
     if "api" in settings.roles:
-        for routes in (place, cancel, listing, read, outbox, stats, dlq, sagas):
+        for routes in (place, cancel, listing, timeline, read, outbox, stats, dlq, sagas):
             app.include_router(routes.router)
     openapi.install(app, queues())
     return app

@@ -85,6 +85,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
+        state = scope.setdefault("state", {})
+        state["is_head"], state["is_stream"] = method == "HEAD", False
         if method == "HEAD":
             # Every GET route answers HEAD too (RFC 9110, section 9.3.2). The server keeps its own scope, and so sends
             # only the headers.
@@ -94,7 +96,7 @@ class RequestMiddleware:
         request_id = given if ACCEPTABLE_ID.fullmatch(given) else str(uuid4())
         started_at = time.perf_counter()
         status = 0
-        slot = scope.setdefault("state", {})["slot"] = ConcurrencySlot(self._slots)
+        slot = state["slot"] = ConcurrencySlot(self._slots)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -102,7 +104,7 @@ class RequestMiddleware:
                 status = message["status"]
                 response_headers = MutableHeaders(scope=message)
                 response_headers[REQUEST_ID] = request_id
-                response_headers.update(scope.get("state", {}).get("answer_headers", {}))
+                response_headers.update(state.get("answer_headers", {}))
                 protect(message["headers"])
             await send(message)
 
@@ -127,7 +129,11 @@ class RequestMiddleware:
                 await problems.internal_error()(scope, receive, send_with_id)
             finally:
                 slot.release()
-                self._signals.emit(RequestServed(method, _find_route(scope), status, time.perf_counter() - started_at))
+                self._measure(scope, method, status, time.perf_counter() - started_at)
+
+    def _measure(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+        if not scope["state"]["is_stream"]:  # a stream lasts as long as its client likes: that is no latency
+            self._signals.emit(RequestServed(method, _find_route(scope), status, seconds))
 
 
 def _find_route(scope: Scope) -> str:

@@ -19,6 +19,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 # Added by hand: a dependency that exists only for the document would cost every request time.
 TENANT = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "with `ORDERS_AUTH_MODE=jwt`"}
+EVENT_STREAM = "text/event-stream"  # its example is text; the others are JSON
 SECURITY: Mapping[str, list[dict[str, list[str]]]] = {"orders": [{"tenant": []}, {}]}  # by tag
 REFERENCE = "#/components/schemas/"
 
@@ -41,8 +42,8 @@ def install(app: FastAPI, queues: Sequence[QueueSpec]) -> None:
                 if "requestBody" in operation:
                     operation["requestBody"].setdefault("required", False)
                 for described in operation["responses"].values():
-                    for content in described.get("content", {}).values():
-                        if isinstance(content.get("example"), str):
+                    for media_type, content in described.get("content", {}).items():
+                        if isinstance(content.get("example"), str) and media_type != EVENT_STREAM:
                             content["example"] = json.loads(content["example"])
         components = document.setdefault("components", {})
         components.setdefault("securitySchemes", {})["tenant"] = TENANT

@@ -15,6 +15,7 @@ from app.api.health import SharedCall
 from app.api.ops.deps import OpsDeps
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.long_poll import Waiters
+from app.api.orders.streams import Streams
 from app.auth import jwks
 from app.auth.guards import Security
 from app.auth.rate_limit import RateLimit
@@ -88,11 +89,15 @@ async def build(
 
     workers = await build_workers(stack, settings, signals, lease, broker, work_pool, relay_pool, consumers)
     backlog, waiters = Backpressure(relay_pool, settings.outbox_max_pending), Waiters(request_pool, signals)
+    streams = Streams(request_pool, specs[0].consumer)
+    stack.push_async_callback(streams.close)
     if "api" in settings.roles:
         workers.tasks.append(BackgroundTask.loop("backlog", backlog.run_once, backpressure.PERIOD_SECONDS, signals))
         workers.tasks.append(BackgroundTask("waiters", waiters.run, waiters.stop))
         signals.subscribe(OrderFinished, lambda fact: waiters.wake(fact.order_id))
         signals.subscribe(ServerStopping, lambda _: waiters.answer_all())
+        signals.subscribe(OrderFinished, lambda fact: streams.wake(fact.order_id))
+        signals.subscribe(ServerStopping, lambda _: streams.stop())
 
     metrics.install_gauges(
         registry,
@@ -121,6 +126,7 @@ async def build(
             admit=backlog.require_room,
             bodies=bodies,
             waiters=waiters,
+            streams=streams,
             signals=signals,
         ),
         "ops": OpsDeps(

@@ -18,6 +18,8 @@ from app.cli.options import AsJson, DataDir, identify_actor, open_pool, servers
 from app.operations import saga_views, sagas
 from app.operations.saga_views import ListedSaga, SagaAnswer, SagaChanged, SagasAnswer, SagaView, UnstartedOrder
 from app.operations.sagas import ActionOutcome, SagaAction
+from app.operations.timeline import TimelineEntry
+from app.operations.why_stuck import WhyStuck
 from app.orders.model import Status
 
 app = typer.Typer(help="Show, retry and compensate sagas.", no_args_is_help=True, rich_markup_mode=None)
@@ -60,7 +62,7 @@ def list_sagas(
 
 @app.command()
 def show(saga_id: SagaId, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Print an order's saga, every call to a partner with its outcome, and the actions of operators."""
+    """Print an order's story: every call to a partner, events, operators, and what it waits for."""
     answer = asyncio.run(_show(data_dir, saga_id))
     typer.echo(answer.model_dump_json(indent=2) if as_json else _format_details(answer))
 
@@ -97,7 +99,7 @@ async def _list(data_dir: Path | None, limit: int, status: str | None, *, stuck:
 async def _show(data_dir: Path | None, saga_id: UUID) -> SagaAnswer:
     url, _ = servers(data_dir)
     async with open_pool(url) as pool:
-        return await saga_views.read_one(pool, saga_id)
+        return await saga_views.read_one(pool, saga_id, CONSUMERS[0].queue.consumer)
 
 
 def _change(
@@ -152,20 +154,28 @@ def _format_details(answer: SagaAnswer) -> str:
         lines.append("  saga    none: it has not started, or was removed after its retention")
     else:
         lines += _format_saga(answer.saga)
-    if answer.log:
-        lines.append("\ncalls")
-    for line in answer.log:
-        call = (
-            f"  {line.at}  {line.action:<4} {line.step:<17} {line.attempt:>3}  {_add_detail(line.outcome, line.detail)}"
-        )
-        lines.append("  ".join([call, *(f"{name} {value}" for name, value in (line.reply or {}).items())]))
-    if answer.operator_actions:
-        lines.append("\noperators")
-    lines += [
-        f"  {action.at}  {action.actor}  {action.action}: {_add_detail(action.outcome, action.reason)}"
-        for action in answer.operator_actions
-    ]
-    return "\n".join(lines)
+    if answer.why_stuck is not None:
+        lines += _format_why_stuck(answer.why_stuck)
+    return "\n".join([*lines, "", *map(_format_entry, answer.timeline)])
+
+
+def _format_why_stuck(why: WhyStuck) -> list[str]:
+    again = f", next attempt {_time_of(why.next_attempt_at)}" if why.next_attempt_at else ""
+    return [f"  waits   for {why.waiting_for} since {_time_of(why.since)}{again}", f"          {why.message}"]
+
+
+def _format_entry(entry: TimelineEntry) -> str:
+    """Return one line: time, what happened, how long it took, and its outcome."""
+    attempt = f" #{entry.attempt}" if entry.attempt and entry.attempt > 1 else ""
+    what = f"{entry.event} {entry.step}{attempt}" if entry.step else entry.event.replace("-", " ")
+    took = "" if entry.seconds is None else f"{entry.seconds * 1000:,.0f} ms"
+    outcome = _add_detail(entry.outcome or "", entry.detail) if entry.outcome else entry.detail or ""
+    return f"  {_time_of(entry.at):<13} {entry.source:<9} {what:<26} {took:>9}  {outcome}".rstrip()
+
+
+def _time_of(instant: str | None) -> str:
+    """Return the time of day, which is what one compares; the first line has the date."""
+    return "" if instant is None else instant[11:23]
 
 
 def _format_saga(saga: SagaView) -> list[str]:

@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from app import db
 from app.errors import OrderNotFound
-from app.operations import audit
+from app.operations import audit, timeline
 from app.operations.sagas import ActionOutcome, SagaAction
+from app.operations.timeline import TimelineEntry
+from app.operations.why_stuck import WhyStuck
 from app.orders import store
 from app.orders.model import Status, rfc3339
 from app.saga import queries, unstarted
@@ -133,7 +135,7 @@ class OperatorActionView(BaseModel):
 class SagaAnswer(BaseModel):
     """An order with its saga, log and operator actions. `saga`: null before it starts, and after its retention.
 
-    `log`: in order, at most the last thousand lines.
+    `log`: in order, at most the last thousand lines. `timeline` and `why_stuck`: as in `GET /orders/{id}/timeline`.
     """
 
     order_id: str
@@ -146,6 +148,8 @@ class SagaAnswer(BaseModel):
     saga: SagaView | None
     log: list[StepLogView]
     operator_actions: list[OperatorActionView]
+    timeline: list[TimelineEntry]
+    why_stuck: WhyStuck | None
 
 
 MESSAGES = {
@@ -184,8 +188,9 @@ async def read_unfinished(pool: db.Pool, consumer: str, limit: int, status: str 
     )
 
 
-async def read_one(pool: db.Pool, order_id: UUID) -> SagaAnswer:
-    """Return an order with its saga, its log and what operators did. Raises OrderNotFound."""
+async def read_one(pool: db.Pool, order_id: UUID, consumer: str) -> SagaAnswer:
+    """Return an order with its saga, its log, what operators did, and its timeline. Raises OrderNotFound."""
+    story = await timeline.read(pool, order_id, None, consumer)
     async with db.connection(pool) as conn:
         order = await store.load(conn, order_id)
         if order is None:
@@ -206,4 +211,6 @@ async def read_one(pool: db.Pool, order_id: UUID) -> SagaAnswer:
         operator_actions=[
             OperatorActionView(**dataclasses.asdict(action) | {"at": rfc3339(action.at)}) for action in actions
         ],
+        timeline=story.entries,
+        why_stuck=story.why_stuck,
     )

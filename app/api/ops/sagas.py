@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from app.api import openapi
 from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
 from app.api.ops.route import Deps, NoQuery, Operator, operator_router
+from app.api.orders.timeline import EXAMPLE as TIMELINE
 from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, parse_unfinished
 from app.observability.traces import trace_headers
 from app.operations import saga_views, sagas
@@ -28,6 +29,11 @@ from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)
 router = operator_router("/ops/sagas")
+
+
+def _consumer(deps: OpsDeps) -> str:
+    """Return the inbox name of the saga's consumer."""
+    return next(iter(deps.dead_letters.values())).queue.consumer
 
 
 def _parse_flag(text: object) -> bool:
@@ -88,6 +94,8 @@ LISTED: Mapping[str, Any] = {
     ],
 }
 SHOWN: Mapping[str, Any] = {
+    "timeline": TIMELINE["entries"],
+    "why_stuck": TIMELINE["why_stuck"],
     "order_id": ORDER_ID,
     "tenant": "default",
     "status": "compensating",
@@ -142,8 +150,7 @@ async def list_sagas(deps: Deps, query: Annotated[ListSagas, Query()]) -> JSONRe
 
     The answer also has the orders that cannot start, because their `order.placed` is a dead letter or was purged.
     """
-    consumer = next(iter(deps.dead_letters.values())).queue.consumer
-    answer = await saga_views.read_unfinished(deps.pool, consumer, query.limit, query.status, stuck=query.stuck)
+    answer = await saga_views.read_unfinished(deps.pool, _consumer(deps), query.limit, query.status, stuck=query.stuck)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -161,7 +168,7 @@ async def list_sagas(deps: Deps, query: Annotated[ListSagas, Query()]) -> JSONRe
 )
 async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     """Show an order's saga, every call to a partner with its outcome, and the actions of operators."""
-    answer = await saga_views.read_one(deps.pool, order_id)
+    answer = await saga_views.read_one(deps.pool, order_id, _consumer(deps))
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 

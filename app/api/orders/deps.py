@@ -13,6 +13,7 @@ from app.api import openapi
 from app.api.body import Bodies
 from app.api.orders.long_poll import Waiters
 from app.api.orders.schemas import order_json
+from app.api.orders.streams import Streams
 from app.idempotency import Idempotency
 from app.idempotency.key import HEADER, IdempotencyKey, bind, read_key
 from app.idempotency.store import StoredResponse
@@ -37,6 +38,7 @@ class OrdersDeps:
     admit: Callable[[], None]
     bodies: Bodies
     waiters: Waiters
+    streams: Streams
     signals: Signals
 
     def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
