@@ -13,7 +13,7 @@ from app.errors import PartnerUnavailable
 from app.messaging.broker import Broker
 from app.messaging.topology import QueueSpec
 from app.operations.verify import books
-from app.operations.verify.books import Book, LedgerBook, Query, QueryBook
+from app.operations.verify.books import LEDGER_PAGE, Book, LedgerBook, Query, QueryBook
 from app.operations.verify.broker_side import BrokerSide
 from app.operations.verify.run import Verifier, VerifyConfig
 from app.partners.client import PartnerClient
@@ -34,7 +34,10 @@ class PartnerAccess:
 
 
 async def find_books(
-    session: aiohttp.ClientSession, settings: Verification, is_paused: Callable[[str], bool] = lambda _: False
+    session: aiohttp.ClientSession,
+    settings: Verification,
+    is_paused: Callable[[str], bool] = lambda _: False,
+    page_size: int = LEDGER_PAGE,
 ) -> PartnerAccess:
     """Find out which partners have ledgers. `is_paused`: whether the circuit of a partner is open."""
     access = PartnerAccess([], {})
@@ -52,7 +55,7 @@ async def find_books(
         client = LedgerClient(session, url, settings.partner_timeout_seconds)
         try:
             if await client.exists():
-                access.books.append(LedgerBook(client, frozenset(partners)))
+                access.books.append(LedgerBook(client, frozenset(partners), page_size))
             else:
                 access.books.extend(QueryBook(name, _query(name, url, settings, session)) for name in sorted(partners))
         except PartnerUnavailable as error:

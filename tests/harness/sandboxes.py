@@ -14,6 +14,8 @@ from uuid import UUID
 import aiohttp
 import httpx
 import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.server.listener import KEEP_ALIVE_SECONDS
 from app.partners.client import PartnerClient
@@ -56,11 +58,18 @@ def charge_of(
 
 
 @contextlib.contextmanager
-def in_a_thread(ledger: Path | None = None) -> Iterator[str]:
-    """Run a sandbox in a thread, with its ledger in memory unless there is a file for it, and yield its URL."""
+def in_a_thread(ledger: Path | None = None, *, hides_ledger: bool = False) -> Iterator[str]:
+    """Run a sandbox in a thread, with its ledger in memory unless there is a file for it, and yield its URL.
+
+    `hides_ledger`: answer as partners do that show no ledger.
+    """
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    app = _hide_ledger(create_app(ledger)) if hides_ledger else create_app(ledger)
     config = uvicorn.Config(
-        create_app(ledger), http=http_protocol, log_config=None, timeout_keep_alive=KEEP_ALIVE_SECONDS
+        _hide_ledger(app) if hides_ledger else app,
+        http=http_protocol,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -70,6 +79,14 @@ def in_a_thread(ledger: Path | None = None) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def _hide_ledger(app: ASGIApp) -> ASGIApp:
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        hidden = scope["type"] == "http" and scope["path"].startswith("/ledger")
+        await (PlainTextResponse("no such page", 404) if hidden else app)(scope, receive, send)
+
+    return routed
 
 
 def plain_http(url: str) -> httpx.AsyncClient:

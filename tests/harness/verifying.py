@@ -55,9 +55,10 @@ class Verified:
         """The settings that name the partners."""
         return dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), self.sandbox_url)
 
-    async def place(self, *names: str, **changes: Any) -> None:
+    async def place(self, *names: str, settings: Mapping[str, Any] | None = None, **changes: Any) -> None:
         """Run a service until an order of each of these names has ended, each with a key of its name."""
-        async with serving(self.database_url, roles=ROLES, **self.partners) as api:
+        values: dict[str, Any] = {"roles": ROLES, **self.partners, **(settings or {})}
+        async with serving(self.database_url, **values) as api:
             for name in names:
                 body = {"items": [LINE]} | changes
                 answer = await api.post("/orders", json=body, headers={"Idempotency-Key": name})
@@ -102,7 +103,7 @@ class Verified:
             broker = make_broker(configured.rabbitmq_url.get_secret_value(), self.pool, Signals())
             stack.push_async_callback(broker.close)
             session = await stack.enter_async_context(open_session())
-            access = await find_books(session, configured)
+            access = await find_books(session, configured, page_size=page_size)
             config = replace(make_config(configured), grace_seconds=0, page_size=page_size)
             yield make_verifier(self.pool, broker, queues(), access, config)
 
@@ -127,10 +128,12 @@ class Verified:
 
 
 @contextlib.asynccontextmanager
-async def system_to_verify(database_url: str, pool: Pool, directory: Path) -> AsyncIterator[Verified]:
-    """Lend a system without orders."""
+async def system_to_verify(
+    database_url: str, pool: Pool, directory: Path, *, hides_ledger: bool = False
+) -> AsyncIterator[Verified]:
+    """Lend a system without orders. `hides_ledger`: the partners answer only query calls."""
     ledger = directory / "ledger.sqlite"
-    with in_a_thread(ledger) as url:
+    with in_a_thread(ledger, hides_ledger=hides_ledger) as url:
         async with plain_http(url) as http, contextlib.AsyncExitStack() as stack:
             yield Verified(database_url, pool, http, url, ledger, stack)
 

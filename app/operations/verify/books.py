@@ -57,27 +57,28 @@ class LedgerBook:
 
     has_ledger = True
 
-    def __init__(self, client: LedgerClient, partners: frozenset[str]) -> None:
+    def __init__(self, client: LedgerClient, partners: frozenset[str], page_size: int = LEDGER_PAGE) -> None:
         self.client = client
         self.partners = partners
+        self._page_size = page_size
 
     async def walk(self, after: str, end: str | None) -> AsyncIterator[Mapping[str, PartnerRecord]]:
         """Yield pages of the sagas with ids greater than `after`, up to `end`. Raises PartnerUnavailable."""
-        while page := await self.client.read_sagas(after, LEDGER_PAGE):
+        while page := await self.client.read_sagas(after, self._page_size):
             last = max(page)
             if last <= after:
                 raise PartnerUnavailable("the ledger does not page by saga id")
             yield {saga_id: _parse(row) for saga_id, row in page.items() if end is None or saga_id <= end}
-            if len(page) < LEDGER_PAGE or (end is not None and last > end):
+            if len(page) < self._page_size or (end is not None and last > end):
                 return
             after = last
 
     async def walk_stock(self) -> AsyncIterator[Mapping[str, Mapping[str, int]]]:
         """Yield pages of the items that were ever moved or set. Raises PartnerUnavailable."""
         after = ""
-        while page := await self.client.read_stock(after, LEDGER_PAGE):
+        while page := await self.client.read_stock(after, self._page_size):
             yield page
-            if len(page) < LEDGER_PAGE or (last := max(page)) <= after:
+            if len(page) < self._page_size or (last := max(page)) <= after:
                 return
             after = last
 
