@@ -75,6 +75,7 @@ verify: .venv/.dev ## check style, types, architecture and generated files (10 s
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/generate_docs.py --check
+	@$(BIN)/python scripts/check_monitoring.py
 	@$(BIN)/hadolint Dockerfile deploy/edge/Dockerfile
 	@if docker compose version >/dev/null 2>&1; then docker compose --profile "*" config --quiet; \
 		else echo "docker compose is not installed: docker-compose.yml was not checked"; fi

@@ -1,9 +1,11 @@
-"""Write docs/configuration.md, docs/schema.sql and the API documents; with `--check`, exit 1 if one is stale."""
+"""Write the generated pages of docs/; with `--check`, exit 1 if one is stale."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import yaml
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from sqlalchemy import Dialect
@@ -15,14 +17,17 @@ from app.api import asyncapi
 from app.bootstrap.consumers import queues
 from app.main import create_app
 from app.messaging import inbox, outbox, transport_lease
-from app.operations import audit
+from app.operations import ages, audit
+from app.operations.ages import AgeLimit
 from app.orders import tables
 from app.saga import store
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 
 TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
 DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-DOCS = Path(__file__).parents[1] / "docs"
+REPOSITORY = Path(__file__).parents[1]
+DOCS = REPOSITORY / "docs"
+RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yml"
 
 CONFIGURATION = """\
 # Configuration
@@ -60,6 +65,42 @@ newest installed one.
 SCHEMA = """\
 -- The tables as the migrations leave them, for reading: `orders migrate` makes them. `make generate` makes this page
 -- from the tables that the code describes; tests/integration/test_schema.py compares these with the migrations.
+"""
+
+AGES = """\
+# Age limits
+
+Each row in each state has an owner, and most have a limit: how long a row may be in the state until it is reported (I6
+in [invariants.md](invariants.md)). `orders verify` lists the orders of the rows past their limits, and the alert of
+each limit fires. `{gauge}` counts the rows of the states that have no metric of their own, up to
+{counted:,} of each state. All ages are by Postgres's clock. `make generate` makes this table from
+`app/operations/ages.py`.
+
+| table | state | moved on by | limit | metric | alert | meaning |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+ALERTS = """\
+# Alerts
+
+The alert rules of the service are in [`deploy/prometheus/rules.yml`](../deploy/prometheus/rules.yml), for Prometheus
+2.42 or newer. For your own Prometheus, add the file to `rule_files`, and scrape `/metrics` of every process as job
+`orders`, at least each 10 s. `promtool test rules deploy/prometheus/rules_test.yml` tests the rules. `make generate`
+makes this table from them.
+
+- `page`: customers are affected, or money may be wrong, and it does not end by itself. `ticket`: look at it on a
+  working day.
+- A ratio needs at least 20 events. Its failures are only those that were ours to prevent: `timed-out`, `hold-expired`
+  and `compensated-by-operator`. A declined card or missing stock is none.
+- Gauges about rows and queues are read from Postgres or the broker, so every process shows the same value: the rules
+  take the maximum. Counters are per process: the rules take the sum.
+- `time() - loop_last_success_timestamp_seconds` is the age of the last success of a background loop. It finds a relay
+  or consumer that runs and does nothing, which `up` cannot.
+
+| alert | severity | fires when | condition |
+|---|---|---|---|
+{rows}
 """
 
 
@@ -112,6 +153,34 @@ def _statement(element: CreateTable | CreateIndex) -> str:
     return "\n" + "\n".join(line.rstrip() for line in lines if line.strip()) + ";\n"
 
 
+def age_limits() -> str:
+    """Return the page with one row for each state of each table."""
+    rows = "\n".join(_age_row(limit) for limit in ages.LIMITS)
+    return AGES.format(gauge=ages.GAUGE, counted=ages.COUNTED_ROWS, rows=rows)
+
+
+def _age_row(limit: AgeLimit) -> str:
+    seconds = limit.limit_seconds
+    allowed = "none" if seconds is None else f"{seconds:g} s" if seconds else "at once"
+    metric = f"`{limit.metric}`" if limit.metric else ""
+    alert = f"[{limit.alert}](runbook.md#{limit.alert.lower()})" if limit.alert else ""
+    return f"| `{limit.table}` | {limit.state} | {limit.owner} | {allowed} | {metric} | {alert} | {limit.note} |"
+
+
+def alerts() -> str:
+    """Return the page with one row for each alert rule."""
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return ALERTS.format(rows="\n".join(_alert_row(rule) for rule in rules if "alert" in rule))
+
+
+def _alert_row(rule: dict[str, Any]) -> str:
+    name, severity = rule["alert"], rule["labels"]["severity"]
+    summary = rule["annotations"]["summary"].removesuffix(".")
+    condition = " ".join(rule["expr"].split()).replace("|", "\\|")
+    lasting = f", for {rule['for']}" if "for" in rule else ""
+    return f"| [{name}](runbook.md#{name.lower()}) | {severity} | {summary} | `{condition}`{lasting} |"
+
+
 def main() -> int:
     """Write the files, or with `--check` compare them."""
     stale = 0
@@ -121,6 +190,8 @@ def main() -> int:
         "openapi.json": openapi(),
         "asyncapi.json": messages,
         "schema.sql": schema(),
+        "ages.md": age_limits(),
+        "alerts.md": alerts(),
     }
     for name, text in pages.items():
         path = DOCS / name
