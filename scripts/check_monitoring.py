@@ -25,7 +25,9 @@ LABEL_LIST = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\(
 NAME = re.compile(r"(?<![\w:$.])[a-zA-Z_:][\w:]*(?!\s*\()(?![\w:])")
 VARIABLE = re.compile(r"label_values\((.*),[^,]*\)$")
 # In prose, only names with an ending that no column and no setting has are recognised.
-IN_PROSE = re.compile(r"`([a-z]+(?:_[a-z]+)*(?:_total|_depth|_bucket|_age_seconds|_timestamp_seconds|_duration_seconds))\b")
+IN_PROSE = re.compile(
+    r"`([a-z]+(?:_[a-z]+)*(?:_total|_depth|_bucket|_age_seconds|_timestamp_seconds|_duration_seconds))\b"
+)
 PROMQL_BLOCK = re.compile(r"```promql\n(.*?)```", re.DOTALL)
 RUNBOOK_LINK = re.compile(r"runbook\.md#([\w-]+)")
 
