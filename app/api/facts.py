@@ -1,10 +1,10 @@
 """Facts about HTTP requests, and their metrics."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
 
+from app.observability.exemplars import current_exemplar
 from app.observability.signals import Fact, Signals
 
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -18,7 +18,6 @@ class RequestServed(Fact):
     route: str
     status: int
     seconds: float
-    exemplar: Mapping[str, str] | None = None  # the exported trace of the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,6 @@ def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
     duration.labels("POST", "/orders", 201)  # the other series start with their first request
 
     def observe(fact: RequestServed) -> None:
-        exemplar = None if fact.exemplar is None else dict(fact.exemplar)
-        duration.labels(fact.method, fact.route, fact.status).observe(fact.seconds, exemplar)
+        duration.labels(fact.method, fact.route, fact.status).observe(fact.seconds, current_exemplar())
 
     signals.subscribe(RequestServed, observe)

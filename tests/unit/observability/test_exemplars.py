@@ -9,7 +9,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from app.api.facts import RequestServed
-from app.observability.exemplars import current_exemplar
 from app.observability.signals import Fact
 from app.orders.model import Status
 from app.saga.facts import PartnerCalled, SagaFinished
@@ -19,7 +18,7 @@ from tests.harness.observed import Observed
 FACTS: Mapping[str, Callable[[], Fact]] = {
     "saga_duration_seconds": lambda: SagaFinished(Status.CONFIRMED, None, 0.1),
     "saga_step_duration_seconds": lambda: PartnerCalled("charge_payment", Action.DO, "done", 0.1),
-    "http_server_request_duration_seconds": lambda: RequestServed("GET", "/orders", 200, 0.1, current_exemplar()),
+    "http_server_request_duration_seconds": lambda: RequestServed("GET", "/orders", 200, 0.1),
 }
 
 
