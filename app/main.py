@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from app import bootstrap, db
 from app.api import docs, health, openapi, problems
+from app.api import tracing as api_tracing
 from app.api.facts import ServerStopping
 from app.api.middleware import RequestMiddleware
 from app.api.ops import dlq, outbox, sagas, stats
@@ -22,21 +23,31 @@ from app.errors import DatabaseUnavailable
 from app.messaging import local
 from app.messaging.transport_lease import TransportLease
 from app.observability.signals import Signals
+from app.observability.tracing import Tracing
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings, signals: Signals | None = None, lease: TransportLease | None = None) -> FastAPI:
-    """Make the application for the roles in `settings`; its lifespan starts and stops them.
+def create_app(
+    settings: Settings,
+    signals: Signals | None = None,
+    lease: TransportLease | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """Make the application for the roles in `settings`; its lifespan starts and stops them, and ends `tracing`.
 
     If the caller passes a `lease`, it takes it first, and ends the process when the lease is refused.
     """
     seam = signals or Signals()
+    if tracing is not None:
+        seam.tracer = tracing.tracer
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[RequestState]:
         async with contextlib.AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.shutdown, settings.shutdown_timeout_seconds / 4)
             yield await bootstrap.build(stack, settings, seam, lease or bootstrap.transport_lease(settings))
 
     app = FastAPI(
@@ -48,6 +59,7 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
         docs_url=None,  # the module `docs` serves the page, from local files and with a policy for its scripts
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=api_tracing.NO_FASTAPI_TELEMETRY,
     )
     app.add_middleware(RequestMiddleware, signals=seam, max_in_flight=settings.http_max_in_flight)
     problems.install(app)
@@ -57,6 +69,7 @@ def create_app(settings: Settings, signals: Signals | None = None, lease: Transp
         for routes in (place, cancel, listing, timeline, read, outbox, stats, dlq, sagas):
             app.include_router(routes.router)
     openapi.install(app, queues())
+    api_tracing.install(app, tracing)
     return app
 
 
@@ -65,6 +78,7 @@ def make_server(
     socket_: socket.socket,
     signals: Signals | None = None,
     lease: TransportLease | None = None,
+    tracing: Tracing | None = None,
 ) -> listener.Server:
     """Make the application and its server, with the server's connection limits."""
     seam = signals or Signals()
@@ -72,7 +86,7 @@ def make_server(
         settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
     )
     return listener.Server(
-        create_app(settings, seam, lease),
+        create_app(settings, seam, lease, tracing),
         socket_,
         settings.shutdown_timeout_seconds,
         http,
@@ -81,7 +95,7 @@ def make_server(
     )
 
 
-async def serve(settings: Settings, signals: Signals | None = None) -> None:
+async def serve(settings: Settings, signals: Signals | None = None, tracing: Tracing | None = None) -> None:
     """Check the database, take the transport lease, then serve until cancelled.
 
     Raises ConfigurationError, also while it serves: if Postgres is down at first, another transport is found later.
@@ -95,7 +109,7 @@ async def serve(settings: Settings, signals: Signals | None = None) -> None:
         except DatabaseUnavailable as error:
             # Start anyway: /readyz reports it, requests get 503, and work resumes when Postgres is back.
             log.warning("serve.without_database", error=str(error))
-        server = make_server(settings, socket_, signals, lease)
+        server = make_server(settings, socket_, signals, lease, tracing)
         address = "{}:{}".format(*socket_.getsockname()[:2])
         started = partial(_report_start, settings, lease, address)
         await listener.run(server, started=started, unless=lease.until_refused())

@@ -195,6 +195,9 @@ class Settings(Verification, Auth):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="lowest level that is logged"
     )
+    trace_caller_sampling: bool = Field(
+        default=False, description="obey the sampled flag of a caller's `traceparent`: callers decide what is traced"
+    )
     rate_limit: str = Field(
         default="", description="requests per tenant, such as `200/second` (`minute`, `hour`, `day`); empty: no limit"
     )

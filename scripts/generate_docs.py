@@ -22,6 +22,8 @@ from app.operations.ages import AgeLimit
 from app.orders import tables
 from app.saga import store
 from app.settings import ALL_ROLES, PREFIX, Settings, load
+from app.telemetry_settings import PREFIX as OTEL_PREFIX
+from app.telemetry_settings import Telemetry
 
 TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
 DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -57,6 +59,17 @@ The service refuses to start with settings that contradict each other:
   needs the secret.
 - The role `consumer` needs all three partner URLs; with `ORDERS_PAYMENT_PROVIDER=stripe` it needs
   `ORDERS_STRIPE_API_KEY` instead of `ORDERS_PAYMENT_URL` ([how to use Stripe](partners.md#pay-through-stripe)).
+
+## Traces
+
+`orders serve` and `orders demo` obey these standard variables of OpenTelemetry ([what is traced](tracing.md)). The
+exporter reads those for certificates and compression too.
+
+| variable | default | meaning |
+|---|---|---|
+{otel_rows}
+
+## Demo
 
 `orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb`. The default is the
 newest installed one.
@@ -107,7 +120,11 @@ makes this table from them.
 def configuration() -> str:
     """Return the page with one row per setting, in the order of the class."""
     rows = (_row(name, field) for name, field in Settings.model_fields.items())
-    return CONFIGURATION.format(rows="\n".join(rows))
+    otel_rows = (
+        f"| `{OTEL_PREFIX}{name.upper()}` | {_default(field)} | {field.description} |"
+        for name, field in Telemetry.model_fields.items()
+    )
+    return CONFIGURATION.format(rows="\n".join(rows), otel_rows="\n".join(otel_rows))
 
 
 def _row(name: str, field: FieldInfo) -> str:

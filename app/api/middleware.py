@@ -1,4 +1,4 @@
-"""The middleware of every request: request id, trace, log context, metric, concurrency limit, and the 500.
+"""The middleware of every request: request id, log context, metric, concurrency limit, and the 500.
 
 Pure ASGI: a BaseHTTPMiddleware would cost more than the rest of a request's path together.
 """
@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.api.facts import RequestServed
 from app.errors import Overloaded
+from app.observability.exemplars import current_exemplar
 from app.observability.signals import Signals
-from app.observability.traces import trace_context
 
 log = structlog.get_logger(__name__)
 
@@ -108,10 +108,7 @@ class RequestMiddleware:
                 protect(message["headers"])
             await send(message)
 
-        with (
-            structlog.contextvars.bound_contextvars(request_id=request_id),
-            trace_context({name: ",".join(headers.getlist(name)) for name in ("traceparent", "tracestate")}),
-        ):
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 if scope["path"] not in UNBOUNDED:
                     slot.acquire()
@@ -133,7 +130,7 @@ class RequestMiddleware:
 
     def _measure(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         if not scope["state"]["is_stream"]:  # a stream lasts as long as its client likes: that is no latency
-            self._signals.emit(RequestServed(method, _find_route(scope), status, seconds))
+            self._signals.emit(RequestServed(method, _find_route(scope), status, seconds, current_exemplar()))
 
 
 def _find_route(scope: Scope) -> str:

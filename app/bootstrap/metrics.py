@@ -12,6 +12,7 @@ from app.messaging.topology import QueueSpec
 from app.observability import facts as loop_facts
 from app.observability.logs import LOG_LINES_DROPPED
 from app.observability.signals import Signals
+from app.observability.tracing import SPANS_DROPPED
 from app.operations import facts as operation_facts
 from app.operations.maintenance import facts as maintenance_facts
 from app.operations.maintenance import pruner
@@ -33,6 +34,7 @@ def install(signals: Signals, specs: Sequence[QueueSpec] = queues(), plans: Plan
     operation_facts.install_metrics(signals, registry)
     loop_facts.install_metrics(signals, registry)
     registry.register(LOG_LINES_DROPPED)
+    registry.register(SPANS_DROPPED)
     return registry
 
 

@@ -15,10 +15,12 @@ import typer
 import sandbox
 from app import bootstrap, db, main, settings
 from app.api.server import listener as server_listener
+from app.bootstrap.tracing import make_tracing
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from app.errors import ConfigurationError
 from app.loops import in_thread
 from app.observability import logs
+from app.telemetry_settings import load_telemetry
 
 HOST = "127.0.0.1"
 SANDBOX_URL_FILE = "sandbox-url"  # in the data directory, for `orders verify --data-dir`
@@ -47,6 +49,7 @@ Press Ctrl-C to stop.
 
 async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
     """Run until a signal arrives. `data_dir` None: use a temporary directory."""
+    telemetry = load_telemetry()
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(_open_directory(data_dir))
         logs.configure_logging("console", "WARNING", background=True)
@@ -73,7 +76,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
             partners = simulator(directory / "ledger.sqlite", sandbox_socket)
             lease = bootstrap.transport_lease(configured)
             await main.take_lease(configured, lease)
-            service = main.make_server(configured, service_socket, lease=lease)
+            service = main.make_server(configured, service_socket, lease=lease, tracing=make_tracing(telemetry))
             text = WELCOME.format(
                 service=service_url,
                 sandbox=sandbox_url,

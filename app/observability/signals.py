@@ -1,20 +1,26 @@
-"""The one seam between the work and its observers: facts and crash points.
+"""The one seam between the work and its observers: facts, spans and crash points.
 
 A *fact* says what has happened, and is emitted after its commit. Each room declares its own facts, as frozen
 subclasses of `Fact`, and its own metrics, which subscribe. Wake-ups subscribe too. A handler cannot make the work fail:
 its exceptions are logged.
 
+A *span* is a part of the trace of an order or a request. It exists only where the current trace is sampled.
+
 A *crash point* names a point in the code at which a process may die. Tests pass a function that kills the process or
 raises there; in production, nothing happens. No setting can install such a function.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, Tracer
+from opentelemetry.util.types import Attributes
 
 log = structlog.get_logger(__name__)
 
@@ -37,10 +43,11 @@ def never_crash(_: str) -> None:
 
 
 class Signals:
-    """Delivers facts to their subscribers, in the order of subscription, and calls crash points."""
+    """Delivers facts to their subscribers, in the order of subscription, starts spans, and calls crash points."""
 
     def __init__(self, crash_points: CrashPoints = never_crash) -> None:
         self.crash_point = crash_points
+        self.tracer: Tracer = NoOpTracer()
         self._handlers: dict[type[Fact], list[Callable[[Any], None]]] = {}
 
     def subscribe(self, kind: type[AnyFact], handler: Callable[[AnyFact], None]) -> None:
@@ -51,6 +58,21 @@ class Signals:
         """Call `wake` after every fact of these types."""
         for kind in kinds:
             self.subscribe(kind, lambda _: wake())
+
+    @contextlib.contextmanager
+    def span(
+        self,
+        name: str,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] = (),
+    ) -> Iterator[Span]:
+        """Run a block in a span below the current one, if the current trace is sampled. An exception is its error."""
+        if not trace.get_current_span().get_span_context().trace_flags.sampled:
+            yield trace.INVALID_SPAN
+            return
+        with self.tracer.start_as_current_span(name, kind=kind, attributes=attributes, links=links) as span:
+            yield span
 
     def emit(self, fact: Fact) -> None:
         """Log the fact if its type says so, and call its subscribers. Never raises."""

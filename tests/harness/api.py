@@ -24,11 +24,11 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 @contextlib.asynccontextmanager
-async def serving(database_url: str, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client."""
+async def serving(database_url: str, *, tracing: Any = None, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client. `tracing`: a `Tracing`."""
     settings = load(Settings, database_url=database_url, **{**DEFAULTS, **values})
     with contextlib.closing(server_listener.listen("127.0.0.1", 0)) as listener:
-        server = make_server(settings, listener)
+        server = make_server(settings, listener, tracing=tracing)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await wait_until(lambda: server.started or task.done(), AMPLE_SECONDS, "start of the server")

@@ -61,6 +61,7 @@ DEFAULTS = {
     "port": 8000,
     "log_format": "json",
     "log_level": "INFO",
+    "trace_caller_sampling": False,
     "shutdown_timeout_seconds": 20,
     "http_body_timeout_seconds": 10,
     "idempotency_required": False,
