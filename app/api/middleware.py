@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.api.facts import RequestServed
 from app.errors import Overloaded
-from app.observability.exemplars import current_exemplar
 from app.observability.signals import Signals
 
 log = structlog.get_logger(__name__)
@@ -130,7 +129,7 @@ class RequestMiddleware:
 
     def _measure(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         if not scope["state"]["is_stream"]:  # a stream lasts as long as its client likes: that is no latency
-            self._signals.emit(RequestServed(method, _find_route(scope), status, seconds, current_exemplar()))
+            self._signals.emit(RequestServed(method, _find_route(scope), status, seconds))
 
 
 def _find_route(scope: Scope) -> str:

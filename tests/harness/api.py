@@ -25,7 +25,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 @contextlib.asynccontextmanager
 async def serving(database_url: str, *, tracing: Any = None, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve with the role `api` alone, unless `values` (settings) say otherwise; lend a client. `tracing`: a `Tracing`."""
+    """Serve with the role `api` alone, unless `values` (settings) say otherwise, and `tracing`; lend a client."""
     settings = load(Settings, database_url=database_url, **{**DEFAULTS, **values})
     with contextlib.closing(server_listener.listen("127.0.0.1", 0)) as listener:
         server = make_server(settings, listener, tracing=tracing)
