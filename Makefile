@@ -74,7 +74,7 @@ verify: .venv/.dev ## check style, types, architecture and generated files (10 s
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python scripts/generate_docs.py --check
+	@$(BIN)/python -m scripts.generate_docs --check
 	@$(BIN)/python scripts/check_monitoring.py
 	@$(BIN)/hadolint Dockerfile deploy/edge/Dockerfile
 	@if docker compose version >/dev/null 2>&1; then docker compose --profile "*" config --quiet; \
@@ -87,7 +87,7 @@ fmt: .venv/.dev ## format the code, and fix what ruff can fix (1 s)
 
 .PHONY: generate
 generate: .venv/.dev ## update the generated files (5 s)
-	@$(BIN)/python scripts/generate_docs.py
+	@$(BIN)/python -m scripts.generate_docs
 
 .PHONY: requirements
 requirements: .venv/.dev ## pin the newest versions that pyproject.toml allows

@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/; with `--check`, exit 1 if one is stale."""
+"""Write the generated documents and Grafana's dashboards; with `--check`, exit 1 if one is stale."""
 
 import json
 import sys
@@ -24,12 +24,14 @@ from app.saga import store
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 from app.telemetry_settings import PREFIX as OTEL_PREFIX
 from app.telemetry_settings import Telemetry
+from scripts.dashboards import pages as dashboards
 
 TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
 DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
 RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yml"
+DASHBOARDS = REPOSITORY / "deploy" / "grafana" / "dashboards"
 
 CONFIGURATION = """\
 # Configuration
@@ -203,15 +205,15 @@ def main() -> int:
     stale = 0
     messages = json.dumps(asyncapi.document(queues()), indent=2, ensure_ascii=False) + "\n"
     pages = {
-        "configuration.md": configuration(),
-        "openapi.json": openapi(),
-        "asyncapi.json": messages,
-        "schema.sql": schema(),
-        "ages.md": age_limits(),
-        "alerts.md": alerts(),
+        DOCS / "configuration.md": configuration(),
+        DOCS / "openapi.json": openapi(),
+        DOCS / "asyncapi.json": messages,
+        DOCS / "schema.sql": schema(),
+        DOCS / "ages.md": age_limits(),
+        DOCS / "alerts.md": alerts(),
     }
-    for name, text in pages.items():
-        path = DOCS / name
+    pages |= {DASHBOARDS / name: text for name, text in dashboards.files().items()}
+    for path, text in pages.items():
         if "--check" not in sys.argv:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
