@@ -98,11 +98,12 @@ def format_report(report: VerifyReport) -> str:
 def _format_verdict(verdict: InvariantVerdict, width: int) -> list[str]:
     result = typer.style(verdict.status, fg=COLORS[verdict.status], bold=verdict.status is VerdictStatus.VIOLATED)
     count = f" ({verdict.violations:,})" if verdict.violations else ""
-    lines = [f"  {verdict.invariant}  {verdict.title:<{width}}  {verdict.examined:>9,}  {result}{count}"]
+    aside = f"  ({verdict.detail})" if verdict.detail and verdict.status is VerdictStatus.HOLDS else ""
+    lines = [f"  {verdict.invariant}  {verdict.title:<{width}}  {verdict.examined:>9,}  {result}{count}{aside}"]
     lines += [f"        {example.subject}  {example.problem}" for example in verdict.examples[:SHOWN]]
     if verdict.violations > SHOWN:
         lines.append(f"        and {verdict.violations - SHOWN:,} more")
-    if verdict.detail:
+    if verdict.detail and not aside:
         lines.append(f"        {verdict.detail}")
     return lines
 

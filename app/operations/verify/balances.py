@@ -6,6 +6,7 @@ from uuid import UUID
 from app.operations.verify.books import PartnerRecord
 from app.operations.verify.findings import Invariant, Suspicion
 from app.operations.verify.snapshot import OrderFacts
+from app.orders import money
 from app.orders.model import Status
 
 # The states that the query calls may show: of a confirmed order, and of any other final one.
@@ -55,9 +56,11 @@ def judge_shelf(item: str, stock: Mapping[str, int], orders: Sequence[UUID]) -> 
 
 
 def _judge_money(order: OrderFacts, record: PartnerRecord, due: int) -> Iterator[Suspicion]:
-    balance = (record.charged_minor or 0) - (record.refunded_minor or 0)
-    if balance != due:
-        problem = f"it is {order.status}, charged {record.charged_minor}, refunded {record.refunded_minor}, due {due}"
+    charged_minor, refunded_minor = record.charged_minor or 0, record.refunded_minor or 0
+    if charged_minor - refunded_minor != due:
+        amounts = (charged_minor, refunded_minor, due)
+        charged, refunded, owed = (money.from_minor(amount, order.currency) for amount in amounts)
+        problem = f"it is {order.status}: charged {charged}, refunded {refunded}, due {owed} {order.currency}"
         yield _suspect(Invariant.I5, order, problem)
     live = record.moves.get("payment.charge", 0) - record.moves.get("payment.refund", 0)
     if live > 1:

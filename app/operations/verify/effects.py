@@ -29,7 +29,8 @@ def judge_stray(saga_id: str, record: PartnerRecord) -> Iterator[Suspicion]:
     if record.moves:
         yield Suspicion(Invariant.I4, saga_id, f"there is no such order, and partners did {', '.join(record.moves)}")
     if (balance := (record.charged_minor or 0) - (record.refunded_minor or 0)) != 0:
-        yield Suspicion(Invariant.I5, saga_id, f"there is no such order, and its balance is {balance}")
+        problem = f"there is no such order, and charged - refunded is {balance} in minor units"
+        yield Suspicion(Invariant.I5, saga_id, problem)
     if record.held or record.committed:
         yield Suspicion(Invariant.I7, saga_id, "there is no such order, and it has stock")
 

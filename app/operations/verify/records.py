@@ -5,6 +5,7 @@ from datetime import datetime
 
 from app.operations.verify.findings import Invariant, Suspicion
 from app.operations.verify.snapshot import OrderFacts
+from app.orders import money
 from app.orders.events import TYPES
 
 
@@ -21,7 +22,10 @@ def expects_events(order: OrderFacts, kept_since: datetime) -> bool:
 
 def _durable(order: OrderFacts, kept_since: datetime) -> Iterator[tuple[Invariant, str]]:
     if order.lines_total_minor != order.total_minor:
-        yield Invariant.I1, f"its lines add up to {order.lines_total_minor}, its total is {order.total_minor}"
+        lines, total = (
+            money.from_minor(amount, order.currency) for amount in (order.lines_total_minor, order.total_minor)
+        )
+        yield Invariant.I1, f"its lines add up to {lines}, its total is {total} {order.currency}"
     if expects_events(order, kept_since) and not order.has_placed:
         yield Invariant.I1, "the outbox has no order.placed of it"
     elif order.is_final and order.updated_at > kept_since and order.last_type != TYPES[order.status]:

@@ -161,7 +161,7 @@ class Verifier:
             number += page_size
             run.found.suspect(suspicions)
         run.found.suspect(await keys.find_shared(self._pool, MAX_SUSPECTS))
-        run.found.note(f"{number:,} keys", Invariant.I2)
+        run.found.note("1 key" if number == 1 else f"{number:,} keys", Invariant.I2)
         run.found.suspect(await broker_side.find_foreign_events(self._pool, MAX_SUSPECTS))
         run.found.suspect(await broker_side.measure_backlog(self._pool, self._config.max_pending))
 

@@ -18,9 +18,9 @@ async def test_table_of_a_healthy_system(system: Verified) -> None:
     """A row per invariant with its verdict and its examined orders; exit code 0, and nothing on stderr."""
     await system.place("one")
     code, out, err = await orders("verify", **settings_of(system))
-    rows = [line.split() for line in out.splitlines() if line.startswith("  I")]
-    assert [row[0] for row in rows] == [f"I{number}" for number in range(1, 10)]
-    assert {(row[-2], row[-1]) for row in rows} == {("1", "holds")}
+    rows = [line for line in out.splitlines() if line.startswith("  I")]
+    assert [row.split()[0] for row in rows] == [f"I{number}" for number in range(1, 10)]
+    assert all("  1  holds" in row for row in rows)
     assert (code, err) == (0, "")
 
 
@@ -31,7 +31,7 @@ async def test_violation_names_the_order(system: Verified) -> None:
     code, out, _ = await orders("verify", **settings_of(system))
     assert code == 1
     assert "violated (1)" in out
-    assert f"{system.orders['one']}  its lines add up to 2997, its total is 2998" in out
+    assert f"{system.orders['one']}  its lines add up to 29.97, its total is 29.98 USD" in out
 
 
 async def test_json_is_the_report(system: Verified) -> None:
