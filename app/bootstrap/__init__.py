@@ -103,6 +103,7 @@ async def build(
         registry,
         None if workers.gateway is None else workers.gateway.circuit_state,
         lambda: sum(pool.get_size() - pool.get_idle_size() for pool in pools.values()),
+        lambda: streams.count,
     )
     is_leasing = bool(settings.roles & LEASING_ROLES)
     messaging = Messaging(broker, lease, workers.relay, workers.subscriptions)

@@ -39,8 +39,12 @@ def install(signals: Signals, specs: Sequence[QueueSpec] = queues(), plans: Plan
 
 
 def install_gauges(
-    registry: CollectorRegistry, circuit_state: Callable[[str], int] | None, connections_in_use: Callable[[], int]
+    registry: CollectorRegistry,
+    circuit_state: Callable[[str], int] | None,
+    connections_in_use: Callable[[], int],
+    streams: Callable[[], int] = lambda: 0,
 ) -> None:
     """Create the gauges that read the state of a component when they are shown."""
     saga_facts.watch_circuits(registry, circuit_state)
     Gauge("db_pool_in_use", "Connections lent out", registry=registry).set_function(connections_in_use)
+    Gauge("event_streams_open", "Event streams of orders", registry=registry).set_function(streams)

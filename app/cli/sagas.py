@@ -154,6 +154,8 @@ def _format_details(answer: SagaAnswer) -> str:
         lines.append("  saga    none: it has not started, or was removed after its retention")
     else:
         lines += _format_saga(answer.saga)
+    if ids := {name: value for line in answer.log for name, value in (line.reply or {}).items()}:
+        lines.append("  ids     " + ", ".join(f"{name} {value}" for name, value in ids.items()))
     if answer.why_stuck is not None:
         lines += _format_why_stuck(answer.why_stuck)
     return "\n".join([*lines, "", *map(_format_entry, answer.timeline)])

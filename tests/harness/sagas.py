@@ -196,5 +196,5 @@ class Stage:
     async def standing(self, saga_id: UUID) -> dict[str, Any]:
         """Return the partners' totals for the saga: money kept, stock held or sold, parcels sent."""
         told = await sandboxes.summary(self.http, saga_id)
-        charged, refunded = told.pop("charged_minor"), told.pop("refunded_minor")
-        return {"kept_minor": charged - refunded, **told}
+        state = {name: told[name] for name in ("held", "committed", "shipped")}
+        return {"kept_minor": told["charged_minor"] - told["refunded_minor"], **state}

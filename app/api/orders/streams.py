@@ -7,7 +7,7 @@ one task reads its story: at once when the order ends in this process, else ever
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from uuid import UUID
 
 import structlog
@@ -50,8 +50,15 @@ class Streams:
     """The streams of this process. `consumer`: the inbox name of the saga's consumer."""
 
     def __init__(
-        self, pool: db.Pool, consumer: str, *, capacity: int = CAPACITY, tenant_capacity: int = TENANT_CAPACITY
+        self,
+        pool: db.Pool,
+        consumer: str,
+        *,
+        capacity: int = CAPACITY,
+        tenant_capacity: int = TENANT_CAPACITY,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
+        self._heartbeat_seconds = heartbeat_seconds
         self._pool = pool
         self.consumer = consumer
         self._capacity = capacity
@@ -78,7 +85,7 @@ class Streams:
 
     async def follow(
         self, order_id: UUID, tenant: str, position: Position, entries: Sequence[TimelineEntry]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the entries past `position` as server-sent events, until the order has ended or the process stops."""
         with self._join(order_id, tenant, entries) as story:
             while True:
@@ -144,7 +151,7 @@ class Streams:
     async def _wait(self, changed: asyncio.Event) -> bool:
         """Wait for a change. Return false if a heartbeat is due before."""
         try:
-            async with asyncio.timeout(HEARTBEAT_SECONDS):
+            async with asyncio.timeout(self._heartbeat_seconds):
                 await changed.wait()
         except TimeoutError:
             return False

@@ -66,6 +66,15 @@ EXAMPLE = {
         "next_attempt_at": "2026-11-21T03:47:05.120000Z",
     },
 }
+EVENT = {
+    "type": "object",
+    "properties": {
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "an entry of the timeline"},
+        "event": {"type": "string", "description": "the source of the entry"},
+        "id": {"type": "string", "description": "for `Last-Event-ID`"},
+        "retry": {"type": "integer", "description": "milliseconds until a client may reconnect"},
+    },
+}
 EVENTS = "event: saga\\ndata: {...an entry...}\\nid: 17.event-1.placed.publish-1.saga\\n\\n"
 
 
@@ -97,7 +106,7 @@ async def read_timeline(request: Request, response: Response, order_id: UUID) ->
     responses={
         HTTPStatus.OK.value: {
             "description": "Each entry of the timeline as it happens, until the final status",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS}},
+            "content": {"text/event-stream": {"schema": EVENT, "example": EVENTS}},
             "headers": openapi.headers("Cache-Control"),
         },
         HTTPStatus.NO_CONTENT.value: {"description": "`Last-Event-ID` is that of the final status: do not reconnect"},
@@ -106,7 +115,10 @@ async def read_timeline(request: Request, response: Response, order_id: UUID) ->
     openapi_extra={
         "parameters": [
             openapi.header_parameter(
-                LAST_EVENT_ID, "The `id` of the last event that the client got: continue after it", "17.placed.saga"
+                LAST_EVENT_ID,
+                "The `id` of the last event that the client got: continue after it",
+                "17.placed.saga",
+                pattern=f"^({timeline.POSITION.pattern})?$",
             )
         ]
     },
@@ -132,6 +144,6 @@ async def follow(request: Request, order_id: UUID) -> Response:
 
 def _position(request: Request) -> Position:
     try:
-        return Position.parse(request.headers.get(LAST_EVENT_ID, "0"))
+        return Position.parse(request.headers.get(LAST_EVENT_ID) or "0")
     except ValueError as error:
         raise MalformedRequest(f"{LAST_EVENT_ID}: {error}") from error
