@@ -15,9 +15,12 @@ demo: .venv/.demo ## run the whole system in one command (ARGS="--port 8001 --ep
 	@exec $(BIN)/orders demo $(ARGS)
 
 .PHONY: up
-up: ## build and start everything in containers, and wait until it is ready (ARGS="--profile scale")
-	@docker compose $(ARGS) up --detach --build --wait
+up: ## build and start everything in containers, and wait until it is ready (ARGS="--profile scale --profile obs")
+	@$(TRACES) docker compose $(ARGS) up --detach --build --wait
 	@echo "API http://localhost:$${ORDERS_PORT:-8000}/docs  sandbox http://localhost:$${SANDBOX_PORT:-9000}/docs"
+
+# With the profile `obs` there is a collector, so the service sends traces to it.
+TRACES := $(if $(filter obs,$(ARGS)),OTEL_EXPORTER_OTLP_ENDPOINT=$${OTEL_EXPORTER_OTLP_ENDPOINT:-http://otel-collector:4318})
 
 .PHONY: down
 down: ## stop the containers; the data stays in its volumes (VOLUMES=1 removes it)
