@@ -16,7 +16,7 @@ GAUGE = "age_limit_exceeded_rows"  # for states without a metric of their own
 ALERT = "AgeLimitExceeded"
 COUNTED_ROWS = 10_000  # a count stops there: beyond it, the exact number tells an operator nothing more
 
-CLAIM_LEASE_SECONDS = 30.0  # the default of ORDERS_OUTBOX_LEASE_SECONDS; a claimed row may wait for two leases
+LEASE_SECONDS = 30.0  # the default of ORDERS_OUTBOX_LEASE_SECONDS; a claimed row may wait for two leases
 REPORTED_SECONDS = 86_400.0  # for how long an unfinished command is reported
 
 
@@ -24,9 +24,9 @@ REPORTED_SECONDS = 86_400.0  # for how long an unfinished command is reported
 class AgeLimit:
     """How long rows of a table may be in one state.
 
-    `owner`: the role, or person, that moves a row on. `limit_seconds`: 0: an operator must look at once; None: such
-    rows may stay, and `note` says why. `overdue`: the SQL after FROM that selects the rows past the limit. `order_id`:
-    the SQL expression for the order of such a row; None: the row belongs to no order.
+    `owner`: the role or person that moves a row on, or `none`. `limit_seconds`: 0: an operator must look at once; None:
+    such rows may stay, and `note` says why. `overdue`: the SQL after FROM that selects the rows past the limit.
+    `order_id`: the SQL expression for the order of such a row; None: the row belongs to no order.
     """
 
     table: str
@@ -45,8 +45,11 @@ def _older(column: str, seconds: float) -> str:
     return f"{column} < (SELECT clock_timestamp() - interval '{seconds:g} s')"
 
 
+PENDING_SINCE = "coalesce(pending_since, occurred_at)"
 # `order.placed` has the id of its order. A resent event was published before, so its first publication counts.
-EVENT_TIME = "SELECT coalesce(first_published_at, pending_since, occurred_at) FROM outbox WHERE outbox.id = orders.id"
+EVENT_TIME = """coalesce((
+    SELECT coalesce(first_published_at, pending_since, occurred_at) FROM outbox WHERE outbox.id = orders.id
+), placed_at)"""
 NO_SAGA = "(SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL"
 # A message id is that of an outbox row, and the subject of a row is the id of its order.
 SUBJECT = "(SELECT outbox.subject::uuid FROM outbox WHERE outbox.id = inbox.message_id::uuid)"
@@ -55,156 +58,161 @@ LIMITS: tuple[AgeLimit, ...] = (
     AgeLimit(
         "outbox",
         "waiting",
-        "relay",
-        "not yet claimed, while the broker is down too",
-        60,
-        "outbox_oldest_pending_age_seconds",
-        "OutboxOldestPending",
-        f"outbox WHERE {PENDING} AND claim_token IS NULL AND {_older('coalesce(pending_since, occurred_at)', 60)}",
-        "subject::uuid",
+        owner="relay",
+        note="not yet claimed, while the broker is down too",
+        limit_seconds=60,
+        metric="outbox_oldest_pending_age_seconds",
+        alert="OutboxOldestPending",
+        overdue=f"outbox WHERE {PENDING} AND claim_token IS NULL AND {_older(PENDING_SINCE, 60)}",
+        order_id="subject::uuid",
     ),
     AgeLimit(
         "outbox",
         "claimed",
-        "relay",
-        "by a relay that has died: its lease has ended, and no other relay has claimed the row",
-        2 * CLAIM_LEASE_SECONDS,
-        "outbox_oldest_pending_age_seconds",
-        "OutboxOldestPending",
-        f"outbox WHERE {PENDING} AND claim_token IS NOT NULL AND {_older('next_attempt_at', CLAIM_LEASE_SECONDS)}",
-        "subject::uuid",
+        owner="relay",
+        note="by a relay that has died: its lease has ended, and no other relay has claimed the row",
+        limit_seconds=2 * LEASE_SECONDS,
+        metric="outbox_oldest_pending_age_seconds",
+        alert="OutboxOldestPending",
+        overdue=f"outbox WHERE {PENDING} AND claim_token IS NOT NULL AND {_older('next_attempt_at', LEASE_SECONDS)}",
+        order_id="subject::uuid",
     ),
     AgeLimit(
         "outbox",
         "parked",
-        "operator",
-        "the broker refused the event too often",
-        0,
-        "outbox_parked",
-        "OutboxParked",
-        "outbox WHERE published_at IS NULL AND parked_at IS NOT NULL",
-        "subject::uuid",
+        owner="operator",
+        note="the broker refused the event too often",
+        limit_seconds=0,
+        metric="outbox_parked",
+        alert="OutboxParked",
+        overdue="outbox WHERE published_at IS NULL AND parked_at IS NOT NULL",
+        order_id="subject::uuid",
     ),
-    AgeLimit("outbox", "published", "janitor", "kept for the retention, and until its order is final"),
+    AgeLimit("outbox", "published", owner="janitor", note="kept for the retention, and until its order is final"),
     AgeLimit(
         "orders",
         "without a saga",
-        "consumer",
-        "its event is not published, not consumed, a dead letter, or purged",
-        120,
-        "orders_unstarted",
-        "OrdersUnstarted",
-        f"orders WHERE status = 'pending' AND {NO_SAGA} AND {_older(f'coalesce(({EVENT_TIME}), placed_at)', 120)}",
-        "orders.id",
+        owner="consumer",
+        note="its event is not published, not consumed, a dead letter, or purged",
+        limit_seconds=120,
+        metric="orders_unstarted",
+        alert="OrdersUnstarted",
+        overdue=f"orders WHERE status = 'pending' AND {NO_SAGA} AND {_older(EVENT_TIME, 120)}",
+        order_id="orders.id",
     ),
-    AgeLimit("orders", "with a saga", "consumer", "the limits of its saga apply"),
-    AgeLimit("orders", "final", "customer", "never removed"),
-    AgeLimit("order_lines", "any", "customer", "part of their order"),
+    AgeLimit("orders", "with a saga", owner="consumer", note="the limits of its saga apply"),
+    AgeLimit("orders", "final", owner="none", note="never removed"),
+    AgeLimit("order_lines", "any", owner="none", note="part of their order"),
     AgeLimit(
         "sagas",
         "due",
-        "consumer",
-        "no process claims it: none has the role `consumer`, or all are busy",
-        60,
-        GAUGE,
-        ALERT,
-        f"sagas WHERE finished_at IS NULL AND {_older('next_attempt_at', 60)}",
-        "sagas.id",
+        owner="consumer",
+        note="no process claims it: none has the role `consumer`, or all are busy",
+        limit_seconds=60,
+        metric=GAUGE,
+        alert=ALERT,
+        overdue=f"sagas WHERE finished_at IS NULL AND {_older('next_attempt_at', 60)}",
+        order_id="sagas.id",
     ),
     AgeLimit(
         "sagas",
         "late",
-        "consumer",
-        "60 s past its deadline; it compensates, and a partner does not undo",
-        60,
-        GAUGE,
-        ALERT,
-        f"sagas WHERE finished_at IS NULL AND {_older('deadline_at', 60)}",
-        "sagas.id",
+        owner="consumer",
+        note="60 s past its deadline; it compensates, and a partner does not undo",
+        limit_seconds=60,
+        metric=GAUGE,
+        alert=ALERT,
+        overdue=f"sagas WHERE finished_at IS NULL AND {_older('deadline_at', 60)}",
+        order_id="sagas.id",
     ),
     AgeLimit(
         "sagas",
         "undo fails",
-        "operator",
-        "an undo has failed for `ORDERS_SAGA_NEEDS_OPERATOR_SECONDS`, 300 s by default; retries continue",
-        300,
-        "saga_needs_operator",
-        "SagaNeedsOperator",
-        "sagas WHERE finished_at IS NULL AND direction = 'backward' AND needs_operator_at <= clock_timestamp()",
-        "sagas.id",
+        owner="operator",
+        note="an undo has failed for `ORDERS_SAGA_NEEDS_OPERATOR_SECONDS`, 300 s by default; retries continue",
+        limit_seconds=300,
+        metric="saga_needs_operator",
+        alert="SagaNeedsOperator",
+        overdue="sagas WHERE finished_at IS NULL AND direction = 'backward' AND needs_operator_at <= clock_timestamp()",
+        order_id="sagas.id",
     ),
     AgeLimit(
         "sagas",
         "needs an operator",
-        "operator",
-        "a call got an answer that retrying cannot fix; retries continue",
-        0,
-        "saga_needs_operator",
-        "SagaNeedsOperator",
-        "sagas WHERE finished_at IS NULL AND direction = 'forward' AND needs_operator_at <= clock_timestamp()",
-        "sagas.id",
+        owner="operator",
+        note="a call got an answer that retrying cannot fix; retries continue",
+        limit_seconds=0,
+        metric="saga_needs_operator",
+        alert="SagaNeedsOperator",
+        overdue="sagas WHERE finished_at IS NULL AND direction = 'forward' AND needs_operator_at <= clock_timestamp()",
+        order_id="sagas.id",
     ),
-    AgeLimit("sagas", "finished", "janitor", "kept for the retention"),
-    AgeLimit("saga_steps", "any", "consumer", "a log: the limits of its saga apply, and it goes with its saga"),
+    AgeLimit("sagas", "finished", owner="janitor", note="kept for the retention"),
+    AgeLimit(
+        "saga_steps", "any", owner="consumer", note="a log: the limits of its saga apply, and it goes with its saga"
+    ),
     AgeLimit(
         "inbox",
         "failing",
-        "consumer",
-        "the handler failed, and the message has not been delivered again since",
-        300,
-        "orders_unstarted",
-        "OrdersUnstarted",
-        "inbox WHERE attempts > 0 AND processed_at IS NULL AND dead_at IS NULL AND " + _older("last_failure_at", 300),
-        SUBJECT,
+        owner="consumer",
+        note="the handler failed, and the message has not been delivered again since",
+        limit_seconds=300,
+        metric="orders_unstarted",
+        alert="OrdersUnstarted",
+        overdue="inbox WHERE attempts > 0 AND processed_at IS NULL AND dead_at IS NULL AND "
+        + _older("last_failure_at", 300),
+        order_id=SUBJECT,
     ),
     AgeLimit(
         "inbox",
         "dead letter",
-        "operator",
-        "the message could not be handled",
-        0,
-        "dlq_depth",
-        "DeadLetters",
-        "inbox WHERE dead_at IS NOT NULL AND processed_at IS NULL AND purged_at IS NULL",
-        SUBJECT,
+        owner="operator",
+        note="the message could not be handled",
+        limit_seconds=0,
+        metric="dlq_depth",
+        alert="DeadLetters",
+        overdue="inbox WHERE dead_at IS NOT NULL AND processed_at IS NULL AND purged_at IS NULL",
+        order_id=SUBJECT,
     ),
-    AgeLimit("inbox", "processed", "janitor", "kept for the retention"),
-    AgeLimit("inbox", "purged", "operator", "kept for good; its order, if it has not started, has its own limit"),
+    AgeLimit("inbox", "processed", owner="janitor", note="kept for the retention"),
+    AgeLimit(
+        "inbox", "purged", owner="none", note="kept for good; its order, if it has not started, has its own limit"
+    ),
     AgeLimit(
         "idempotency_keys",
         "expired",
-        "janitor",
-        "an hour past its expiry; a new request with the key takes an expired row over at any time",
-        3600,
-        GAUGE,
-        ALERT,
-        f"idempotency_keys WHERE {_older('expires_at', 3600)}",
+        owner="janitor",
+        note="an hour past its expiry; a new request with the key takes an expired row over at any time",
+        limit_seconds=3600,
+        metric=GAUGE,
+        alert=ALERT,
+        overdue=f"idempotency_keys WHERE {_older('expires_at', 3600)}",
     ),
-    AgeLimit("idempotency_keys", "live", "customer", "until its expiry"),
+    AgeLimit("idempotency_keys", "live", owner="janitor", note="until its expiry"),
     AgeLimit(
         "transport_leases",
         "expired",
-        "relay, consumer",
-        "its process was killed, and since then no process with one of these roles has renewed a lease",
-        60,
-        GAUGE,
-        ALERT,
-        f"transport_leases WHERE {_older('expires_at', 60)}",
+        owner="relay, consumer",
+        note="its process was killed, and since then no process with one of these roles has renewed a lease",
+        limit_seconds=60,
+        metric=GAUGE,
+        alert=ALERT,
+        overdue=f"transport_leases WHERE {_older('expires_at', 60)}",
     ),
-    AgeLimit("transport_leases", "live", "relay, consumer", "renewed every 5 s"),
+    AgeLimit("transport_leases", "live", owner="relay, consumer", note="renewed every 5 s"),
     AgeLimit(
         "operator_actions",
         "unfinished",
-        "operator",
-        "the command was killed: run it again. The row stays; it is reported for a day",
-        3600,
-        GAUGE,
-        ALERT,
-        f"operator_actions WHERE outcome = '{UNFINISHED}' AND {_older('at', 3600)}"
+        owner="operator",
+        note="the command was killed: run it again. The row stays; it is reported for a day",
+        limit_seconds=3600,
+        metric=GAUGE,
+        alert=ALERT,
+        overdue=f"operator_actions WHERE outcome = '{UNFINISHED}' AND {_older('at', 3600)}"
         f" AND NOT {_older('at', REPORTED_SECONDS)}",
-        "operator_actions.order_id",
+        order_id="operator_actions.order_id",
     ),
-    AgeLimit("operator_actions", "finished", "operator", "kept for good"),
+    AgeLimit("operator_actions", "finished", owner="none", note="kept for good"),
 )
 
 
