@@ -11,9 +11,9 @@ from app.operations.verify.findings import MAX_SUSPECTS, Invariant, Suspicion
 NEED_BROKER = frozenset({("outbox", "waiting"), ("outbox", "claimed"), ("orders", "without a saga")})
 
 
-# The next call of a saga may end these states by itself.
-CURABLE = tuple(limit for limit in ages.limited() if limit.table == "sagas")
-FINAL = tuple(limit for limit in ages.limited() if limit.table != "sagas")
+# The next call of a saga may end these states.
+CURABLE = tuple(limit for limit in ages.limited() if (limit.table, limit.metric) == ("sagas", "saga_needs_operator"))
+INCURABLE = tuple(limit for limit in ages.limited() if limit not in CURABLE)
 
 
 async def find(pool: db.Pool, limits: Collection[AgeLimit], *, broker_works: bool) -> list[Suspicion]:

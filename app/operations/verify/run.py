@@ -167,7 +167,7 @@ class Verifier:
 
     async def _examine_ages(self, run: Pass, *, broker_works: bool) -> None:
         """Find overdue rows. Those that the next call of a saga may cure are overdue only if none cures them."""
-        run.found.suspect(await overdue.find(self._pool, overdue.FINAL, broker_works=broker_works))
+        run.found.suspect(await overdue.find(self._pool, overdue.INCURABLE, broker_works=broker_works))
         curable = await overdue.find(self._pool, overdue.CURABLE, broker_works=broker_works)
         if not run.scope.is_patient:
             curable = [suspicion for suspicion in curable if _as_id(suspicion.subject) in run.scope.again]
@@ -194,9 +194,7 @@ class Verifier:
             again = [*self._judge_tables(orders, now), *await partners.judge_again(orders, batch)]
             run.found.suspect(broker_side.keep_proven(again, depths, run.found))
             run.unfinished.update(order.id for order in orders if not order.is_final)
-        for invariant, number in run.first.overflow.items():
-            if run.found.kept[invariant]:
-                run.found.overflow[invariant] += number
+        _count_overflow(run)
 
     async def _settle(self, run: Pass) -> list[Suspicion]:
         """Return the suspects whose grace is over; a patient pass waits for all of them."""
@@ -212,6 +210,16 @@ class Verifier:
     def _grace_left(self, suspicion: Suspicion, now: datetime) -> float:
         changed_at = suspicion.since or now
         return (changed_at - now).total_seconds() + self._config.grace_seconds
+
+
+def _count_overflow(run: Pass) -> None:
+    """Count suspects that were too many to be looked at again; they are not proven if none of the others was."""
+    for invariant, number in run.first.overflow.items():
+        if run.found.kept[invariant]:
+            suspects = run.first.kept[invariant] + number
+            run.found.overflow[invariant] = max(run.found.overflow[invariant], suspects - run.found.kept[invariant])
+        else:
+            run.found.hinder(f"{number:,} suspects were too many to be looked at again", invariant)
 
 
 def violating_orders(suspicions: Iterable[Suspicion]) -> set[UUID]:

@@ -132,6 +132,30 @@ async def overdue_saga(system: Verified) -> UUID:
     return order
 
 
+async def saga_that_needs_an_operator(system: Verified) -> UUID:
+    order = system.orders["one"]
+    await system.pool.execute("UPDATE orders SET status = 'pending', version = 1 WHERE id = $1", order)
+    await system.pool.execute(
+        "UPDATE sagas SET finished_at = NULL, needs_operator_at = clock_timestamp() WHERE id = $1", order
+    )
+    return order
+
+
+async def parked_event(system: Verified) -> UUID:
+    order = await system.place_silently()
+    await system.pool.execute("UPDATE outbox SET parked_at = pending_since, last_error = 'nack' WHERE id = $1", order)
+    return order
+
+
+async def dead_letter(system: Verified) -> UUID:
+    order = await system.place_silently(published=True)
+    await system.pool.execute(
+        "INSERT INTO inbox (consumer, message_id, attempts, dead_at) VALUES ('saga', $1, 7, clock_timestamp())",
+        str(order),
+    )
+    return order
+
+
 async def overdue_event(system: Verified) -> UUID:
     return await system.place_silently(DAY_SECONDS)
 
@@ -184,6 +208,9 @@ DAMAGE: list[tuple[str, Callable[[Verified], Awaitable[UUID]]]] = [
     ("I2", key_with_the_response_of_another),
     ("I1", key_of_no_order),
     ("I6", overdue_saga),
+    ("I6", saga_that_needs_an_operator),
+    ("I6", parked_event),
+    ("I6", dead_letter),
     ("I6", overdue_event),
     ("I1", edited_total),
     ("I5", confirmed_after_its_cancel),
