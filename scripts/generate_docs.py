@@ -112,6 +112,8 @@ makes this table from them.
   take the maximum. Counters are per process: the rules take the sum.
 - `time() - loop_last_success_timestamp_seconds` is the age of the last success of a background loop. It finds a relay
   or consumer that runs and does nothing, which `up` cannot.
+- With service discovery, a process that is gone is no target, so `TargetDown` does not fire for it. `RelayDown` and
+  `ConsumerDown` fire when the last process of their role is gone.
 
 | alert | severity | fires when | condition |
 |---|---|---|---|
