@@ -12,11 +12,13 @@ from starlette.requests import Request
 from app.auth.rate_limit import RateLimit
 from app.auth.tokens import Tokens
 from app.errors import InsufficientScope, NotOffered, Unauthorized
+from app.observability import log_fields
 
 Scope = Literal["orders:read", "orders:write", "orders:operate"]
 
 DEFAULT_TENANT = "default"
 MAX_TENANT_CHARACTERS = 200
+UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
 
 
@@ -63,6 +65,7 @@ async def authenticate_caller(request: Request, scope: Scope) -> Caller:
     if security.tokens is not None:
         claims = await security.tokens.verify(_read_token(request))
     tenant = DEFAULT_TENANT if claims is None else _read_tenant(claims, security.tenant_claim)
+    log_fields.bind(tenant=tenant, **_order_in_path(request))
     if security.rate_limit is not None:
         # Count before checking the scope, so that requests without the scope count too.
         state = await security.rate_limit.count(tenant)
@@ -80,6 +83,7 @@ async def authenticate_operator(request: Request) -> CurrentOperator:
     Raises NotOffered if neither is configured, otherwise the errors of `authenticate_caller`.
     """
     security: Security = request.state.security
+    log_fields.bind(**_order_in_path(request))
     if security.tokens is None and not security.admin_token:
         raise NotOffered("Not Found")
     token = _read_token(request)
@@ -101,6 +105,12 @@ def _read_token(request: Request) -> str:
     if match is None:
         raise Unauthorized("the Authorization header is not one bearer token", "invalid_token")
     return match[1]
+
+
+def _order_in_path(request: Request) -> dict[str, str]:
+    """Return the log field of the order in the path. Routing has not checked it, so anything but a UUID is left out."""
+    given = str(request.path_params.get("order_id", ""))
+    return {"order_id": given} if UUID_TEXT.fullmatch(given) else {}
 
 
 def _equal(given: str, expected: str) -> bool:

@@ -25,6 +25,7 @@ from app.loops import Backoff
 from app.messaging import inbox
 from app.messaging.envelope import Envelope, UnreadableMessage, one_line
 from app.messaging.facts import DuplicateHandled, HandlerFailed, MessageHandled
+from app.observability import log_fields
 from app.observability.signals import Signals
 from app.observability.traces import trace_context
 
@@ -81,18 +82,22 @@ class Consumer:
 
     async def handle(self, envelope: Envelope) -> HandleResult:
         """Run the handler, unless the message already took effect. Raises DatabaseUnavailable only."""
+        trace = {"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}
+        with trace_context(trace), log_fields.bound(**envelope.log_fields()):
+            return await self._handle(envelope)
+
+    async def _handle(self, envelope: Envelope) -> HandleResult:
         handler = self.handlers.get(envelope.type)
         if handler is None:
             return await self._count_failure(envelope, f"unknown type {envelope.type}", max_attempts=1)
         try:
-            with trace_context({"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}):
-                is_first = await self._apply(handler, envelope)
+            is_first = await self._apply(handler, envelope)
         except DatabaseUnavailable:
             raise
         except UnreadableMessage as error:
             return await self._count_failure(envelope, f"unreadable: {error}", max_attempts=1)
         except Exception as error:
-            log.exception("consumer.failed", event_id=str(envelope.id), order_id=envelope.subject)
+            log.exception("consumer.failed")
             self.signals.emit(HandlerFailed())
             return await self._count_failure(envelope, f"{type(error).__name__}: {error}", self._max_attempts)
         if not is_first:

@@ -9,6 +9,7 @@ import structlog
 from app.errors import DatabaseUnavailable
 from app.messaging.consumer import Consumer, Dead, Handled, Retry, unreadable
 from app.messaging.envelope import UnreadableMessage, parse
+from app.observability import log_fields
 
 log = structlog.get_logger(__name__)
 
@@ -23,11 +24,12 @@ async def handle_to_end(
         envelope = parse(headers, body)
     except UnreadableMessage as error:
         return unreadable(f"unreadable: {error}")
+    log_fields.bind(**envelope.log_fields())  # the delivery's task ends with it
     while True:
         try:
             result = await consumer.handle(envelope)
         except DatabaseUnavailable as error:
-            log.warning("consumer.waiting", event_id=str(envelope.id), error=str(error))
+            log.warning("consumer.waiting", error=str(error))
             pause = DATABASE_PAUSE_SECONDS
         else:
             if not isinstance(result, Retry):

@@ -45,6 +45,10 @@ class Envelope:
         """The routing key of the event's type."""
         return routing_key(self.type)
 
+    def log_fields(self) -> dict[str, str]:
+        """Return what every log line about the event shows."""
+        return {"event_id": str(self.id), "order_id": self.subject, "tenant": self.tenant}
+
     def body(self) -> bytes:
         """The data alone (binary content mode), as JSON."""
         return json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).encode()

@@ -32,7 +32,9 @@ from app.loops import Backoff
 from app.messaging import outbox
 from app.messaging.envelope import Envelope
 from app.messaging.facts import BatchFailed, MessageParked, MessagePublished, MessageRefused
+from app.observability import log_fields
 from app.observability.signals import Signals
+from app.observability.traces import trace_context
 
 log = structlog.get_logger(__name__)
 
@@ -159,7 +161,9 @@ class Relay:
             async with db.connection(self._pool, wait_seconds) as conn:
                 ours = await outbox.record_results(conn, token, records)
             for (row, result), record in zip(known, records, strict=True):
-                self._report(row, result, record, is_ours=record.id in ours)
+                trace = {"traceparent": row.envelope.traceparent, "tracestate": row.envelope.tracestate}
+                with trace_context(trace), log_fields.bound(**row.envelope.log_fields()):
+                    self._report(row, result, record, is_ours=record.id in ours)
         if len(known) == len(rows):
             self._limit = min(self._config.batch_size, self._limit * 2)
         else:
@@ -181,7 +185,7 @@ class Relay:
     ) -> None:
         event_id, order_id = row.envelope.id, row.envelope.subject
         if not is_ours:
-            log.warning("relay.lease_lost", event_id=str(event_id), order_id=order_id)
+            log.warning("relay.lease_lost")
         elif refusal is None:
             self._signals.emit(MessagePublished(event_id))
         else:

@@ -10,6 +10,7 @@ import threading
 import time
 
 import structlog
+from opentelemetry import trace
 from prometheus_client import Counter
 
 # No local variables, which structlog would show: they hold credentials, tokens, addresses and keys.
@@ -96,6 +97,7 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -127,6 +129,15 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
     # These libraries log every reconnect and request at INFO or WARNING; our own lines cover what matters.
     for noisy in ("aio_pika", "aiormq", "uvicorn", "alembic"):
         logging.getLogger(noisy).setLevel("ERROR" if noisy in {"aio_pika", "aiormq"} else "WARNING")
+
+
+def _add_trace_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the ids of the current span, whether or not its trace is exported."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event.setdefault("trace_id", trace.format_trace_id(context.trace_id))
+        event.setdefault("span_id", trace.format_span_id(context.span_id))
+    return event
 
 
 def _handler(*, background: bool) -> logging.Handler:

@@ -34,6 +34,7 @@ import structlog
 from app import db
 from app.errors import DatabaseUnavailable, StaleLease
 from app.loops import Backoff
+from app.observability import log_fields
 from app.observability.signals import Signals
 from app.observability.traces import trace_context
 from app.orders import store as order_store
@@ -135,7 +136,7 @@ class Runner:
         Only a cancellation raises. After any other error the saga is claimed again when its lease expires.
         """
         run = Run(saga, time.monotonic() + saga.remaining_seconds)
-        with trace_context(saga.trace), structlog.contextvars.bound_contextvars(order_id=str(saga.id)):
+        with trace_context(saga.trace), log_fields.bound(order_id=str(saga.id)):
             try:
                 await self._run(run)
             except StaleLease:
@@ -154,6 +155,10 @@ class Runner:
         if order is None:
             raise AssertionError(f"bug: saga {run.saga.id} has no order")
         run.saga = replace(run.saga, cancelled=order.cancel_reason)
+        with log_fields.bound(tenant=order.tenant):
+            await self._step(run, order)
+
+    async def _step(self, run: Run, order: Order) -> None:
         progress = Progress(run.saga.state)
         while await self._record(run, progress):
             state = run.saga.state

@@ -17,6 +17,7 @@ from app.api.orders.streams import Streams
 from app.idempotency import Idempotency
 from app.idempotency.key import HEADER, IdempotencyKey, bind, read_key
 from app.idempotency.store import StoredResponse
+from app.observability import log_fields
 from app.observability.signals import Signals
 from app.orders.model import Order
 
@@ -44,6 +45,8 @@ class OrdersDeps:
     def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
         """Return the request's key, bound to the request. `body` is in normal form. Raises the errors of `read_key`."""
         key = read_key(request.headers.getlist(HEADER), required=self.key_required)
+        if key is not None:
+            log_fields.bind(idempotency_key=log_fields.hash_key(key))
         return None if key is None else bind(tenant, key, request.method, request.url.path, request.url.query, body)
 
 

@@ -15,6 +15,7 @@ from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
 from app.api.orders.schemas import OrderAnswer, PlaceOrderRequest, read_place_order
 from app.auth.guards import authenticate_caller
 from app.idempotency.store import StoredResponse
+from app.observability import log_fields
 from app.observability.traces import trace_headers
 from app.orders import store
 from app.orders.facts import OrderPlaced
@@ -42,6 +43,7 @@ async def place(request: Request) -> Response:
 
     def make() -> tuple[PlacedOrder, StoredResponse]:
         row = store.new_order(body.command(sender.tenant), trace_headers())
+        log_fields.bind(order_id=str(row.order.id))
         return row, stored_response(row.order, HTTPStatus.CREATED)
 
     result = await deps.idempotency.run(key, store.insert, make, deps.admit)
