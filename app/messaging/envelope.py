@@ -46,8 +46,8 @@ class Envelope:
         return routing_key(self.type)
 
     def log_fields(self) -> dict[str, str]:
-        """Return what every log line about the event shows."""
-        return {"event_id": str(self.id), "order_id": self.subject, "tenant": self.tenant}
+        """Return what every log line about the event shows. A foreign message may hold any text."""
+        return {"event_id": str(self.id), "order_id": one_line(self.subject), "tenant": one_line(self.tenant)}
 
     def body(self) -> bytes:
         """The data alone (binary content mode), as JSON."""
