@@ -20,7 +20,11 @@ async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, sig
     """Return the gateway; its HTTP session ends with `stack`."""
     session = await stack.enter_async_context(open_session())
     client = partial(
-        PartnerClient, session, timeout_seconds=settings.partner_timeout_seconds, extra_headers=trace_headers
+        PartnerClient,
+        session,
+        timeout_seconds=settings.partner_timeout_seconds,
+        extra_headers=trace_headers,
+        signals=signals,
     )
     ports = PartnerPorts(
         HttpInventory(client(settings.inventory_url)),

@@ -22,6 +22,7 @@ from app.messaging.consumer import Consumer
 from app.messaging.facts import EventsPending, EventsResent, MessageHandled
 from app.messaging.queue_depth import QueueDepth
 from app.messaging.relay import Relay, RelayConfig
+from app.messaging.spans import IN_PROCESS, RABBITMQ
 from app.messaging.transport_lease import RENEW_PERIOD_SECONDS, LeasedTransport, TransportLease
 from app.observability.facts import LoopSucceeded
 from app.observability.signals import Signals
@@ -102,7 +103,7 @@ async def build(
             _subscribe(workers, row, settings, signals, lease, broker, work_pool)
     if "relay" in settings.roles:
         transport = LeasedTransport(broker.transport, lease)
-        workers.relay = Relay(relay_pool, transport, _relay_config(settings), signals)
+        workers.relay = Relay(relay_pool, transport, _relay_config(settings, _messaging_system(broker)), signals)
         loop = make_loop("relay", workers.relay.run_once, settings.outbox_poll_seconds, signals)
         workers.tasks.append(BackgroundTask("relay", loop.run, loop.stop))
         signals.wake(loop.wake, OrderPlaced, CancelAccepted, OrderFinished, EventsPending, EventsResent, SagaDue)
@@ -125,7 +126,9 @@ def _subscribe(
     pool: db.Pool,
 ) -> None:
     handlers = dict.fromkeys(row.queue.event_types, row.handler(settings))
-    consumer = Consumer(pool, row.queue.consumer, handlers, settings.inbox_max_attempts, signals)
+    consumer = Consumer(
+        pool, row.queue.consumer, handlers, settings.inbox_max_attempts, signals, _messaging_system(broker)
+    )
     subscription = broker.subscribe(row.queue, consumer, settings.consumer_prefetch, lease.require)
     if subscription is not None:
         workers.subscriptions.append(subscription)
@@ -218,10 +221,15 @@ def _saga_config(settings: Settings) -> SagaConfig:
     )
 
 
-def _relay_config(settings: Settings) -> RelayConfig:
+def _messaging_system(broker: Broker) -> str:
+    return RABBITMQ if broker.is_shared else IN_PROCESS
+
+
+def _relay_config(settings: Settings, messaging_system: str) -> RelayConfig:
     return RelayConfig(
         batch_size=settings.outbox_batch_size,
         lease_seconds=settings.outbox_lease_seconds,
         backoff=Backoff(settings.outbox_backoff_base_seconds, settings.outbox_backoff_cap_seconds),
         max_attempts=settings.outbox_max_attempts,
+        messaging_system=messaging_system,
     )

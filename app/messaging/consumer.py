@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from opentelemetry.trace import Status, StatusCode
 
 from app import db
 from app.errors import DatabaseUnavailable
@@ -25,9 +26,9 @@ from app.loops import Backoff
 from app.messaging import inbox
 from app.messaging.envelope import Envelope, UnreadableMessage, one_line
 from app.messaging.facts import DuplicateHandled, HandlerFailed, MessageHandled
+from app.messaging.spans import RABBITMQ, processing
 from app.observability import log_fields
 from app.observability.signals import Signals
-from app.observability.traces import trace_context
 
 log = structlog.get_logger(__name__)
 
@@ -69,22 +70,38 @@ def unreadable(reason: str) -> Dead:
 
 
 class Consumer:
-    """Handles messages. `name`: its key in the inbox. `handlers`: by event type; each runs in a transaction."""
+    """Handles messages. `name`: its key in the inbox. `handlers`: by event type; each runs in a transaction.
+
+    `messaging_system`: the name of the transport in spans.
+    """
 
     def __init__(
-        self, pool: db.Pool, name: str, handlers: Mapping[str, Handler], max_attempts: int, signals: Signals
+        self,
+        pool: db.Pool,
+        name: str,
+        handlers: Mapping[str, Handler],
+        max_attempts: int,
+        signals: Signals,
+        messaging_system: str = RABBITMQ,
     ) -> None:
         self.handlers = handlers
         self._pool = pool
         self._name = name
         self._max_attempts = max_attempts
         self.signals = signals
+        self._messaging_system = messaging_system
 
     async def handle(self, envelope: Envelope) -> HandleResult:
         """Run the handler, unless the message already took effect. Raises DatabaseUnavailable only."""
-        trace = {"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}
-        with trace_context(trace), log_fields.bound(**envelope.log_fields()):
-            return await self._handle(envelope)
+        with (
+            processing(self.signals, envelope, self._name, self._messaging_system) as span,
+            log_fields.bound(**envelope.log_fields()),
+        ):
+            result = await self._handle(envelope)
+            if not isinstance(result, Handled):
+                span.set_attribute("error.type", "dead" if isinstance(result, Dead) else "failed")
+                span.set_status(Status(StatusCode.ERROR, result.reason))
+            return result
 
     async def _handle(self, envelope: Envelope) -> HandleResult:
         handler = self.handlers.get(envelope.type)

@@ -48,10 +48,11 @@ table = Table(
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRow:
-    """A row that this relay holds until its lease ends. `attempts`: refusals so far."""
+    """A row that this relay holds until its lease ends. `attempts`: refusals so far. `resends`: of a published row."""
 
     envelope: Envelope
     attempts: int
+    resends: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
         UPDATE outbox
         SET claim_token = $1, next_attempt_at = clock_timestamp() + make_interval(secs => $2)
         FROM due WHERE outbox.id = due.id
-        RETURNING outbox.id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, attempts
+        RETURNING outbox.id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, attempts,
+                  resends
         """,  # noqa: S608 - a constant and a number
         token,
         lease_seconds,
@@ -134,6 +136,7 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
                 tracestate=row["tracestate"],
             ),
             attempts=row["attempts"],
+            resends=row["resends"],
         )
         for row in rows
     ]

@@ -32,6 +32,7 @@ from app.loops import Backoff
 from app.messaging import outbox
 from app.messaging.envelope import Envelope
 from app.messaging.facts import BatchFailed, MessageParked, MessagePublished, MessageRefused
+from app.messaging.spans import RABBITMQ, UNKNOWN, PublishSpans
 from app.observability import log_fields
 from app.observability.signals import Signals
 from app.observability.traces import trace_context
@@ -78,12 +79,16 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RelayConfig:
-    """`batch_size`: rows in one claim. `max_attempts`: refusals of a row before it is parked."""
+    """`batch_size`: rows in one claim. `max_attempts`: refusals of a row before it is parked.
+
+    `messaging_system`: the name of the transport in spans.
+    """
 
     batch_size: int
     lease_seconds: float
     backoff: Backoff
     max_attempts: int
+    messaging_system: str = RABBITMQ
 
 
 class Relay:
@@ -122,8 +127,9 @@ class Relay:
         self._signals.crash_point("relay.claimed")
         seconds = self._config.lease_seconds * LEASE_SHARE - (time.monotonic() - claimed_at)
         results: list[PublishResult] = [UNCONFIRMED] * len(rows)
+        spans = PublishSpans(rows, self._signals, self._config.messaging_system)
         try:
-            await self._transport.publish([row.envelope for row in rows], seconds, results)
+            await self._transport.publish(spans.envelopes, seconds, results)
         except asyncio.CancelledError:  # this process is ending: another relay need not wait for the lease
             await self._record_quickly(token, rows, results)
             raise
@@ -131,6 +137,8 @@ class Relay:
             self._signals.emit(BatchFailed(len(rows)))
             await self._release(token, rows)
             raise
+        finally:
+            spans.end([_error_of(result) for result in results])
         self._signals.crash_point("relay.published")
         await self._record(token, rows, results)
         return len(rows)
@@ -198,3 +206,10 @@ class Relay:
                 await outbox.release(conn, token, [row.envelope.id for row in rows])
         except DatabaseUnavailable as error:
             log.warning("relay.not_released", error=str(error), until="the lease ends")
+
+
+def _error_of(result: PublishResult) -> str | None:
+    """Return what a publish span says about the result."""
+    if result is UNCONFIRMED:
+        return UNKNOWN
+    return None if result is None else result.reason

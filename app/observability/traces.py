@@ -1,13 +1,46 @@
 """W3C trace context: read from headers, pass on in headers, keep within its size limit."""
 
 import contextlib
+import hashlib
+import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 
 from opentelemetry import context, propagate
 
 TRACESTATE_BYTES = 512
 TRACESTATE_MEMBER_BYTES = 128
+
+
+_chosen_span_id: ContextVar[int | None] = ContextVar("chosen_span_id", default=None)
+
+
+def derive_span_id(*parts: object) -> int:
+    """Return the span id of a stored row. The same parts always give the same id, and never 0, which is invalid."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") or 1
+
+
+@contextlib.contextmanager
+def chosen_span_id(span_id: int) -> Iterator[None]:
+    """Give the spans that the block starts this id. It should start one."""
+    token = _chosen_span_id.set(span_id)
+    try:
+        yield
+    finally:
+        _chosen_span_id.reset(token)
+
+
+def find_chosen_span_id() -> int | None:
+    """Return the id that the next span must have, if the block around it chose one."""
+    return _chosen_span_id.get()
+
+
+def to_nanoseconds(at: datetime | None = None) -> int:
+    """Return the instant, now by default, in nanoseconds since 1970, as spans count."""
+    return time.time_ns() if at is None else int(at.timestamp() * 1_000_000) * 1000
 
 
 def trace_headers() -> dict[str, str]:

@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter
 
-from app.observability.traces import limit_tracestate
+from app.observability.traces import find_chosen_span_id, limit_tracestate
 
 # One counter per process; each registry shows it.
 SPANS_DROPPED = Counter(
@@ -35,7 +35,11 @@ _chosen_trace_id: ContextVar[int | None] = ContextVar("chosen_trace_id", default
 
 
 class ChosenIds(RandomIdGenerator):
-    """Random ids, except that a request's first span gets the trace id for which its sampling was decided."""
+    """Random ids, unless one was chosen: a request's first span gets the trace id that its sampling was decided for."""
+
+    def generate_span_id(self) -> int:
+        """Return the span id that the block chose, or a random one."""
+        return find_chosen_span_id() or super().generate_span_id()
 
     def generate_trace_id(self) -> int:
         """Return the trace id chosen for this request, or a random one."""

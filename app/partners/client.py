@@ -12,9 +12,13 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from json import loads
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
+from app.observability.signals import Signals
 from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 MAX_REPLY_BYTES = 64 * 1024
@@ -92,7 +96,7 @@ def open_session() -> aiohttp.ClientSession:
 class PartnerClient:
     """Calls one partner at `base_url`. A call ends within `timeout_seconds`; connecting may take half of that.
 
-    `extra_headers` is called before each request, for trace propagation.
+    `extra_headers` is called before each request, for trace propagation. `signals`: for the span of each request.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class PartnerClient:
         base_url: str,
         timeout_seconds: float,
         extra_headers: Callable[[], Mapping[str, str]] = dict,
+        signals: Signals | None = None,
     ) -> None:
         self._session = session
         self._base_url = base_url.rstrip("/")
@@ -108,6 +113,7 @@ class PartnerClient:
         # aiohttp rounds its own total timeout up to whole seconds; the deadline around each attempt is exact.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeout_seconds / 2)
         self._extra_headers = extra_headers
+        self._signals = signals or Signals()
 
     async def call(self, path: str, key: str, body: Mapping[str, Any], agreed: Agreement) -> Outcome:
         """Send `body` once with its Idempotency-Key. aiohttp may repeat a GET on its own, but never a POST."""
@@ -134,6 +140,31 @@ class PartnerClient:
         form: Mapping[str, str] | None = None,
     ) -> Answer | NotSent | Unknown:
         """Send one request with a JSON or a form body, and return the answer for the caller to interpret."""
+        with self._signals.span(method, SpanKind.CLIENT, self._span_attributes(method, path)) as span:
+            answer = await self._attempt(method, path, headers, json, form)
+            _describe_answer(span, answer)
+            return answer
+
+    def _span_attributes(self, method: str, path: str) -> dict[str, AttributeValue]:
+        """Return the attributes of a client span, by the conventions for HTTP. The URL is without credentials."""
+        parts = urlsplit(self._base_url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = parts.hostname or ""
+        return {
+            "http.request.method": method,
+            "url.full": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{path}",
+            "server.address": host,
+            "server.port": port,
+        }
+
+    async def _attempt(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        json: Mapping[str, Any] | None,
+        form: Mapping[str, str] | None,
+    ) -> Answer | NotSent | Unknown:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._exchange(method, path, headers, json, form)
@@ -171,6 +202,18 @@ class PartnerClient:
             # An undo or a commit may be answered without a body; a body must be valid.
             body = _parse_object(raw) if raw else {}
             return Answer(response.status, response.headers, body)
+
+
+def _describe_answer(span: Span, answer: Answer | NotSent | Unknown) -> None:
+    """Record the answer on the client span. A status of 400 or more is an error, and so is no answer."""
+    if isinstance(answer, Answer):
+        span.set_attribute("http.response.status_code", answer.status)
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            span.set_attribute("error.type", str(answer.status))
+            span.set_status(Status(StatusCode.ERROR))
+    else:
+        span.set_attribute("error.type", "not-sent" if isinstance(answer, NotSent) else "unknown")
+        span.set_status(Status(StatusCode.ERROR, answer.detail))
 
 
 def _interpret(answer: Answer, agreed: Agreement) -> Outcome:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import structlog
+from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from app.loops import full_jitter
 from app.observability.signals import Signals
-from app.orders.model import Reason
+from app.orders.model import Order, Reason
 from app.partners.circuit import Circuit, CircuitState, Permit, is_failure
 from app.partners.ports import Done, NotSent, Outcome, PartnerPorts, Refused, Unknown
 from app.saga import plan
@@ -75,13 +77,19 @@ class PartnerGateway:
         """Make the current call of the saga, whose attempt has been recorded, and release the permit."""
         spec, action = self._call_of(state)
         started_at = time.perf_counter()
-        with permit:
+        with (
+            permit,
+            self._signals.span(
+                f"{spec.step} {action}", attributes=step_attributes(spec, action, state, request.order)
+            ) as span,
+        ):
             try:
                 outcome = await spec.calls()[action](self._ports, request)
                 self._record_outcome(spec.partner, action, state.attempts > 1, permit, outcome)
             except Exception as error:  # a recorded attempt needs an outcome, even after a defect
                 log.exception("partner.defect", step=spec.step, action=action)
                 outcome = Unknown(f"defect: {type(error).__name__}", our_fault=True)
+            _describe_outcome(span, outcome)
         seconds = time.perf_counter() - started_at
         self._signals.emit(PartnerCalled(spec.step, action, label(outcome), seconds))
         if not isinstance(outcome, Done):
@@ -121,6 +129,27 @@ class PartnerGateway:
     def circuit_state(self, partner: str) -> CircuitState:
         """Return the state of the partner's circuit that is most open."""
         return max(circuit.state for (name, _, _), circuit in self._circuits.items() if name == partner)
+
+
+def step_attributes(spec: StepSpec, action: Action, state: SagaState, order: Order) -> dict[str, AttributeValue]:
+    """Return the attributes of the span of one attempt."""
+    return {
+        "orders.order_id": str(order.id),
+        "orders.tenant": order.tenant,
+        "orders.step": spec.step,
+        "orders.action": action,
+        "orders.attempt": state.attempts,
+        "orders.partner": spec.partner,
+        "orders.replayed": state.attempts > 1,
+    }
+
+
+def _describe_outcome(span: Span, outcome: Outcome) -> None:
+    """Record the outcome on the span. A refusal is an error, too: it ends the order."""
+    span.set_attribute("orders.outcome", label(outcome))
+    if not isinstance(outcome, Done):
+        span.set_attribute("error.type", label(outcome))
+        span.set_status(Status(StatusCode.ERROR, detail(outcome)))
 
 
 def label(outcome: Outcome) -> str:

@@ -30,13 +30,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Status as SpanStatus
 
 from app import db
 from app.errors import DatabaseUnavailable, StaleLease
 from app.loops import Backoff
 from app.observability import log_fields
 from app.observability.signals import Signals
-from app.observability.traces import trace_context
+from app.observability.traces import trace_context, trace_headers
 from app.orders import store as order_store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order, Reason, Status
@@ -136,7 +139,11 @@ class Runner:
         Only a cancellation raises. After any other error the saga is claimed again when its lease expires.
         """
         run = Run(saga, time.monotonic() + saga.remaining_seconds)
-        with trace_context(saga.trace), log_fields.bound(order_id=str(saga.id)):
+        with (
+            trace_context(saga.trace),
+            log_fields.bound(order_id=str(saga.id)),
+            self._signals.span("saga", attributes={"orders.order_id": str(saga.id)}) as span,
+        ):
             try:
                 await self._run(run)
             except StaleLease:
@@ -147,6 +154,7 @@ class Runner:
                 log.exception("saga.failed", resumes="when the lease ends")
             finally:
                 run.release_permit()
+                _describe_run(span, run.saga.state)
         return run.due_in_seconds
 
     async def _run(self, run: Run) -> None:
@@ -155,6 +163,7 @@ class Runner:
         if order is None:
             raise AssertionError(f"bug: saga {run.saga.id} has no order")
         run.saga = replace(run.saga, cancelled=order.cancel_reason)
+        trace.get_current_span().set_attribute("orders.tenant", order.tenant)
         with log_fields.bound(tenant=order.tenant):
             await self._step(run, order)
 
@@ -210,7 +219,7 @@ class Runner:
             if isinstance(end := plan.decide(state), Finish):
                 tracking_id = _find_tracking_id(progress.entries)
                 order = await order_store.change_status(
-                    conn, order, end.status, state.reason, before.trace, tracking_id
+                    conn, order, end.status, state.reason, trace_headers(), tracking_id
                 )
         run.saga = saga
         if isinstance(end, Finish):
@@ -291,6 +300,14 @@ class Runner:
         self._signals.crash_point("saga.finished")
         self._signals.emit(OrderFinished(order.id, order.status, order.status_reason))
         self._signals.emit(SagaFinished(order.status, order.status_reason, max(0.0, saga.age_seconds)))
+
+
+def _describe_run(span: Span, state: SagaState) -> None:
+    """Say on the span how the saga stands. One that compensates is an error."""
+    span.set_attribute("orders.direction", state.direction)
+    if state.direction is SagaDirection.BACKWARD:
+        span.set_attribute("error.type", state.reason or "compensating")
+        span.set_status(SpanStatus(StatusCode.ERROR, state.reason or "compensating"))
 
 
 def _log_needs_operator(before: Saga, saga: Saga) -> None:

@@ -1,9 +1,11 @@
 """Start sagas: the handler of `order.placed`."""
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from app import db
 from app.messaging.envelope import Envelope, UnreadableMessage
+from app.observability.traces import trace_headers
 from app.orders.model import Status
 from app.saga import plan
 from app.saga.steps import NEWEST, PLANS, Plans
@@ -33,6 +35,9 @@ async def handle_order_placed(
     if status != Status.PENDING:
         return
     state = plan.begin(plan_version, plans)
+    # The saga continues below the span of this delivery, if there is one, else below the event's.
+    stored: Mapping[str, str | None] = {"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}
+    trace = trace_headers() or stored
     await conn.execute(
         """
         INSERT INTO sagas (id, plan_version, direction, step, attempts, version, next_attempt_at, deadline_at,
@@ -47,8 +52,8 @@ async def handle_order_placed(
         state.direction,
         state.step,
         deadline_seconds,
-        envelope.traceparent,
-        envelope.tracestate,
+        trace.get("traceparent"),
+        trace.get("tracestate"),
         hold_seconds,
         HOLD_MARGIN_SECONDS,
     )

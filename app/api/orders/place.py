@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
+from opentelemetry import trace
 
 from app.api import openapi
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
@@ -46,8 +47,12 @@ async def place(request: Request) -> Response:
         log_fields.bind(order_id=str(row.order.id))
         return row, stored_response(row.order, HTTPStatus.CREATED)
 
-    result = await deps.idempotency.run(key, store.insert, make, deps.admit)
+    with deps.signals.span("order transaction", attributes={"orders.tenant": sender.tenant}):
+        result = await deps.idempotency.run(key, store.insert, make, deps.admit)
     order_id = UUID(result.location.rpartition("/")[2])
+    trace.get_current_span().set_attributes(
+        {"orders.order_id": str(order_id), "orders.tenant": sender.tenant, "orders.replayed": result.replayed}
+    )
     if result.replayed:
         log.info("order.replayed", order_id=str(order_id))
     else:
