@@ -181,8 +181,9 @@ async def connection(pool: Pool, wait_seconds: float | None = None) -> AsyncIter
         conn = await pool.acquire(timeout=pool.wait_seconds if wait_seconds is None else wait_seconds)
         try:
             yield conn
-        except (TimeoutError, asyncio.CancelledError):
-            # The statement, or its cancellation, may still be running: no other caller may get this connection.
+        except (TimeoutError, asyncio.CancelledError, asyncpg.InternalClientError):
+            # The statement, or its cancellation, may still be running, or the connection is in no usable state: no
+            # other caller may get it.
             conn.terminate()
             raise
         except asyncpg.ReadOnlySQLTransactionError:
@@ -225,7 +226,7 @@ async def transaction(
         await conn.execute("BEGIN" if milliseconds is None else f"BEGIN; SET LOCAL lock_timeout = {milliseconds}")
         try:
             yield conn
-        except (TimeoutError, asyncio.CancelledError):
+        except (TimeoutError, asyncio.CancelledError, asyncpg.InternalClientError):
             raise  # a server that does not answer would not answer a ROLLBACK either: `connection` terminates it
         except BaseException:
             await conn.execute("ROLLBACK")

@@ -24,6 +24,7 @@ UNAVAILABLE = (
     asyncpg.LockNotAvailableError,  # lock_timeout: another session keeps a row locked for too long
     asyncpg.ReadOnlySQLTransactionError,  # connected to a standby, as after a failover
     asyncpg.InterfaceError,  # the connection is already closed
+    asyncpg.InternalClientError,  # the server has said goodbye (FATAL), and the connection is about to be closed
     asyncpg.TargetServerAttributeNotMatched,  # no host is of the kind that the URL requires
 )
 

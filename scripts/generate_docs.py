@@ -25,6 +25,7 @@ from app.settings import ALL_ROLES, PREFIX, Settings, load
 from app.telemetry_settings import PREFIX as OTEL_PREFIX
 from app.telemetry_settings import Telemetry
 from scripts.dashboards import pages as dashboards
+from tests.harness.failure_modes import MODES, FailureMode
 
 TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
 DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -96,6 +97,18 @@ each limit fires. `{gauge}` counts the rows of the states that have no metric of
 {rows}
 """
 
+FAILURE_MODES = """\
+# Failure modes
+
+What each failure looks like: to support (`why_stuck` in the [timeline](timeline.md) of an order that suffers from it),
+in the metrics, and which [alert](alerts.md) fires if it lasts. `tests/e2e/test_failure_modes.py` provokes each of them
+with real servers and processes. `make generate` makes this table from `tests/harness/failure_modes.py`.
+
+| failure | `waiting_for` | `why_stuck` says, or how the order ends | metric | alert |
+|---|---|---|---|---|
+{rows}
+"""
+
 ALERTS = """\
 # Alerts
 
@@ -119,6 +132,22 @@ makes this table from them.
 |---|---|---|---|
 {rows}
 """
+
+
+def failure_modes() -> str:
+    """Return the page with one row per failure mode."""
+    return FAILURE_MODES.format(rows="\n".join(map(_failure_mode_row, MODES)))
+
+
+def _failure_mode_row(mode: FailureMode) -> str:
+    labels = ",".join(f'{name}="{value}"' for name, value in mode.labels.items())
+    metric = f"`{mode.metric}{{{labels}}}`" if labels else f"`{mode.metric}`"
+    alert = f"[{mode.alert}](runbook.md#{mode.alert.lower()})" if mode.alert else f"none: {mode.because}"
+    if mode.answer is not None:
+        shown = f"the timeline cannot be read: 503 `{mode.answer}`"
+    else:
+        shown = f"“{mode.says}”" if mode.says else f"`status_reason` is `{mode.status_reason}`"
+    return f"| {mode.name} | {f'`{mode.waiting_for}`' if mode.waiting_for else '–'} | {shown} | {metric} | {alert} |"
 
 
 def configuration() -> str:
@@ -213,6 +242,7 @@ def main() -> int:
         DOCS / "schema.sql": schema(),
         DOCS / "ages.md": age_limits(),
         DOCS / "alerts.md": alerts(),
+        DOCS / "failure-modes.md": failure_modes(),
     }
     pages |= {DASHBOARDS / name: text for name, text in dashboards.files().items()}
     for path, text in pages.items():

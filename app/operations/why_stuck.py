@@ -119,7 +119,7 @@ def _explain_event(at: Situation) -> WhyStuck | None:
     if at.parked_at is not None:
         fix = f"An operator must fix the cause, then run: orders outbox requeue {at.event_id}"
         return _stuck(
-            f"{what} is parked: the broker refused it too often ({at.event_error}). {fix}", "operator", at.parked_at
+            f"{what} is parked: it was refused too often ({at.event_error}). {fix}", "operator", at.parked_at
         )
     if not at.is_long_ago(at.event_since):
         return None

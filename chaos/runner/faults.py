@@ -44,6 +44,7 @@ PARTNER_KINDS = (
     "duplicate",
 )
 SLOW_SECONDS = 0.3
+AWAKE_SECONDS = 0.7  # between two freezes: enough to take leases
 CALL_SECONDS = 15.0
 
 Inject = Callable[[System, random.Random, float], Awaitable[None]]
@@ -143,9 +144,17 @@ def _of_role(role: str, act: Callable[[Service, float], Awaitable[None]]) -> Inj
     async def hit(system: System, rng: random.Random, seconds: float) -> None:
         services = system.roles[role]
         victims = services if rng.random() < 0.3 else [rng.choice(services)]  # noqa: PLR2004 - now and then
-        await asyncio.gather(*(act(service, seconds) for service in victims))
+        await asyncio.gather(*(_alone(system, service, act, seconds) for service in victims))
 
     return hit
+
+
+async def _alone(
+    system: System, service: Service, act: Callable[[Service, float], Awaitable[None]], seconds: float
+) -> None:
+    """Hit a process when no other fault does: one that is being restarted cannot be killed."""
+    async with system.busy[service.url]:
+        await act(service, seconds)
 
 
 async def _restart(service: Service, seconds: float) -> None:
@@ -154,10 +163,21 @@ async def _restart(service: Service, seconds: float) -> None:
     await service.start()
 
 
+async def _freeze_mid_publish(system: System, _: random.Random, seconds: float) -> None:
+    """Freeze every relay for longer than its lease while a slow link keeps its events on their way."""
+    slow = Delay(seconds=SLOW_SECONDS)
+    system.rabbitmq_link.arm(slow)
+    try:
+        await asyncio.sleep(AWAKE_SECONDS)
+        await asyncio.gather(*(_alone(system, relay, _freeze, seconds) for relay in system.roles["relay"]))
+    finally:
+        system.rabbitmq_link.disarm(slow)
+
+
 async def _roll(system: System, _: random.Random, seconds: float) -> None:
     """Restart every process, one at a time, as a deployment does."""
     for service in system.services:
-        await _restart(service, seconds)
+        await _alone(system, service, _restart, seconds)
 
 
 async def _kill_rabbitmq(system: System, _: random.Random, seconds: float) -> None:
@@ -247,13 +267,14 @@ def _service_faults() -> dict[str, _Row]:
     rows = {}
     for role in ("api", "relay", "consumer", "janitor"):
         rows[f"{role}: kill -9"] = _Row(role, (0.0, 2.0), _of_role(role, _kill))
-        rows[f"{role}: freeze past its lease"] = _Row(role, (3.5, 6.0), _of_role(role, _freeze))
+        rows[f"{role}: freeze past its lease"] = _Row(role, (3.5, 5.0), _of_role(role, _freeze))
         rows[f"{role}: restart"] = _Row(role, (0.0, 0.5), _of_role(role, _restart))
     return rows
 
 
 FAULTS: dict[str, _Row] = {
     **_service_faults(),
+    "relay: freeze in the middle of a batch": _Row("rabbitmq-link", (4.0, 6.0), _freeze_mid_publish),
     "postgres: kill -9": _Row("postgres", (0.2, 2.0), _killing(lambda system: system.postgres)),
     "postgres: freeze": _Row("postgres", (0.5, 3.0), _freezing(lambda system: system.postgres)),
     "postgres: end all sessions": _Row("postgres", (0.0, 0.0), _end_sessions),
@@ -305,6 +326,7 @@ FAULTS: dict[str, _Row] = {
     ),
     "partners: kill -9": _Row("partners", (0.2, 3.0), _killing(lambda system: system.sandbox)),
     "partners: freeze": _Row("partners", (0.5, 4.0), _freezing(lambda system: system.sandbox)),
+    "partners: freeze past the deadline": _Row("partners", (12.5, 14.0), _freezing(lambda system: system.sandbox)),
     "partners: errors, timeouts, resets, garbage": _Row("partners", (3.0, 8.0), _let_partners_fail),
     "all roles: rolling restart": _Row("deployment", (0.0, 0.1), _roll),
 }

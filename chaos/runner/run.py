@@ -109,18 +109,23 @@ async def _warm_up(system: System) -> load.Histories:
 
 async def _inject_all(config: RunConfig, system: System, started_at: float) -> list[InjectedFault]:
     injections = plan(config.seed, config.duration_seconds, config.kinds())
-    done = await asyncio.gather(*(_inject(injection, system, started_at) for injection in injections))
+    locks = {injection.kind.component: asyncio.Lock() for injection in injections}
+    done = await asyncio.gather(
+        *(_inject(injection, system, started_at, locks[injection.kind.component]) for injection in injections)
+    )
     await system.recover()
     return sorted(done, key=lambda fault: fault.to_second)
 
 
-async def _inject(injection: Injection, system: System, started_at: float) -> InjectedFault:
+async def _inject(injection: Injection, system: System, started_at: float, component: asyncio.Lock) -> InjectedFault:
+    """Inject one fault when it is due, and when the last one of its component has been repaired."""
     await asyncio.sleep(max(0.0, started_at + injection.at_seconds - time.monotonic()))
-    from_second, error = time.monotonic() - started_at, None
-    try:
-        await faults.inject(injection, system)
-    except Exception as failure:  # noqa: BLE001 - the report names it, and the run fails
-        error = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
+    async with component:
+        from_second, error = time.monotonic() - started_at, None
+        try:
+            await faults.inject(injection, system)
+        except Exception as failure:  # noqa: BLE001 - the report names it, and the run fails
+            error = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
     return InjectedFault(
         injection.kind.name, injection.kind.component, from_second, time.monotonic() - started_at, error
     )

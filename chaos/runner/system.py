@@ -6,8 +6,9 @@ can cut, slow and falsify their connections; the judge reaches the servers direc
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -28,7 +29,7 @@ SETTINGS = {
     "ORDERS_PARTNER_RETRY_BASE_SECONDS": "0.1",
     "ORDERS_PARTNER_RETRY_CAP_SECONDS": "2",
     "ORDERS_PARTNER_CIRCUIT_OPEN_SECONDS": "1",
-    "ORDERS_SAGA_DEADLINE_SECONDS": "45",
+    "ORDERS_SAGA_DEADLINE_SECONDS": "12",  # short enough that some orders are late
     "ORDERS_LOG_FORMAT": "json",
 }
 RESTART_SECONDS = 120.0
@@ -45,6 +46,9 @@ class System:
     postgres_link: Proxy
     rabbitmq_link: Proxy
     roles: dict[str, list[Service]]
+    busy: defaultdict[str, asyncio.Lock] = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )  # by URL of a process
 
     @property
     def urls(self) -> list[str]:

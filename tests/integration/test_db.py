@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -290,3 +291,33 @@ async def test_an_error_quotes_no_value(noting: db.Pool, statement: str) -> None
         async with db.connection(noting) as conn:
             await conn.execute(statement, "12 Private Lane")
     assert "Private Lane" not in str(raised.value)
+
+
+async def test_a_goodbye_without_an_end_is_an_outage(database_url: str) -> None:
+    """After a FATAL error on an idle session, before its connection ends, a statement is an outage and no bug."""
+    farewell = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+    parts = urlsplit(database_url)
+    clients: list[asyncio.StreamWriter] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        clients.append(writer)
+        upstream = await asyncio.open_connection(parts.hostname, parts.port)
+        await asyncio.gather(forward(reader, upstream[1]), forward(upstream[0], writer), return_exceptions=True)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}").geturl()
+        async with pool_of(url, 1) as pool, pool_of(database_url, 1) as other:
+            assert await answer(pool) == 42
+            clients[0].write(b"E" + (len(farewell) + 4).to_bytes(4, "big") + farewell)
+            await clients[0].drain()
+            assert await answer(other) == 42  # many turns of the event loop, in which the session gets the goodbye
+            with pytest.raises(DatabaseUnavailable):
+                async with db.transaction(pool):
+                    pytest.fail("the session is over")
+            assert await answer(pool) == 42
