@@ -118,9 +118,7 @@ def _explain_event(at: Situation) -> WhyStuck | None:
     what = f"Its event {_short(at.event_type)}"
     if at.parked_at is not None:
         fix = f"An operator must fix the cause, then run: orders outbox requeue {at.event_id}"
-        return _stuck(
-            f"{what} is parked: it was refused too often ({at.event_error}). {fix}", "operator", at.parked_at
-        )
+        return _stuck(f"{what} is parked: it was refused too often ({at.event_error}). {fix}", "operator", at.parked_at)
     if not at.is_long_ago(at.event_since):
         return None
     since = at.event_since or at.placed_at

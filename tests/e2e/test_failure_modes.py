@@ -48,7 +48,7 @@ async def place(service: Service, body: dict[str, Any] | None = None) -> str:
         return str(response.json()["id"])
 
 
-async def start_and_place(system: System, body: dict[str, Any] | None = None, **settings: str) -> Failed:
+async def start_and_place(system: System, body: dict[str, Any] | None = None, /, **settings: str) -> Failed:
     service = await system.start(**settings)
     return service, await place(service, body)
 
@@ -144,7 +144,7 @@ async def database_slow(system: System, _: Path) -> AsyncIterator[Failed]:
     url = system.env["ORDERS_DATABASE_URL"]
     parts = urlsplit(url)
     async with Proxy(parts.hostname or "", parts.port or 0, frames=postgres) as proxy:
-        impatient: dict[str, Any] = {"database_pool_wait_seconds": "0.5", "database_statement_seconds": "0.5"}
+        impatient = {"database_pool_wait_seconds": "0.5", "database_statement_seconds": "0.5"}
         service, order_id = await start_and_place(system, database_url=proxy.url(url), roles="api", **impatient)
         proxy.arm(Blackhole())
         yield service, order_id
