@@ -101,7 +101,12 @@ def _promises(verdict: ChaosVerdict) -> str:
     rows = [(promise, f"{broken[promise]:,} violations" if promise in broken else "holds") for promise in load.PROMISES]
     checker = f"{len(verdict.checker):,} violations" if verdict.checker else "holds"
     return _table(
-        ("promise", "found"), [*rows, ("invariants I1 to I7, by tables and ledger, judged independently", checker)]
+        ("promise", "found"),
+        [
+            *rows,
+            ("invariants I1 to I7, by tables and ledger, judged independently", checker),
+            *((f"{invariant}, by orders verify", said) for invariant, said in verdict.verified.items()),
+        ],
     )
 
 

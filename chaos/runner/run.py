@@ -1,6 +1,7 @@
 """One run: start the system, send the load while the schedule injects its faults, wait until all is quiet, judge."""
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from chaos.runner import LIVENESS_SECONDS, faults, reach
 from chaos.runner.measure import Sampler, sampling
 from chaos.runner.schedule import FaultKind, Injection, plan
 from chaos.runner.system import System, running
-from chaos.runner.verdict import ChaosVerdict, InjectedFault, recovery
+from chaos.runner.verdict import HOLDS, ChaosVerdict, InjectedFault, recovery
 from tests.harness.checker import Answers, violations
+from tests.harness.commands import orders
 
 ORDERS_PER_SECOND = 40.0  # at most; two cores carry it beside everything else
 SHORTEST_SECONDS = 60.0
@@ -65,6 +67,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
                 await asyncio.wait([injecting])
             settled = await _wait_until_quiet(system, sampler.started_at + injected[-1].to_second)
         series = sampler.series(histories)
+        verified = await _verify(system)
         async with httpx.AsyncClient(base_url=system.sandbox.url, trust_env=False, timeout=60) as sandbox:
             entries = await _ledger(sandbox)
             found = await violations(system.postgres.url, sandbox, _answers(first, histories))
@@ -76,6 +79,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
             versions=await _versions(system),
             load=load.judge(observed),
             checker=found,
+            verified=verified,
             settled_seconds=settled,
             faults=[replace(fault, recovered_seconds=recovery(series, fault.to_second)) for fault in injected],
             reached=reach.reached(evidence),
@@ -142,6 +146,23 @@ async def _wait_until_quiet(system: System, last_fault_at: float) -> float | Non
         return time.monotonic() - last_fault_at
     finally:
         conn.terminate()
+
+
+async def _verify(system: System) -> dict[str, str]:
+    """Run `orders verify` as an operator would, after purging the dead letters of rubbish messages."""
+    servers = {"database_url": system.postgres.url, "rabbitmq_url": system.rabbitmq.url()}
+    partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), system.sandbox.url)
+    await orders("dlq", "purge", "--reason", "rubbish of the run", **servers)
+    code, out, err = await orders("verify", "--json", **servers, **partners)
+    if not out:
+        return {"I1 to I9": f"exit {code}: {err.strip()}"}
+    rows = json.loads(out)["invariants"]
+    return {
+        row["invariant"]: row["status"]
+        if row["status"] == HOLDS
+        else f"{row['status']}: {row['detail']} {row['examples'][:3]}"
+        for row in rows
+    }
 
 
 async def _ledger(sandbox: httpx.AsyncClient) -> list[dict[str, Any]]:

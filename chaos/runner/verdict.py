@@ -7,6 +7,8 @@ from chaos.runner.measure import Series
 from chaos.runner.reach import Reached
 from load import Verdict
 
+HOLDS = "holds"
+
 
 @dataclass(frozen=True)
 class InjectedFault:
@@ -30,6 +32,7 @@ class ChaosVerdict:
     versions: dict[str, str]
     load: Verdict
     checker: list[str]  # violations that the checker of tables and ledger found
+    verified: dict[str, str]  # what `orders verify` said of each invariant
     settled_seconds: float | None  # from the last fault to the end of the last order and event; None: not in time
     faults: list[InjectedFault] = field(default_factory=list)
     reached: list[Reached] = field(default_factory=list)
@@ -44,6 +47,7 @@ class ChaosVerdict:
             for violation in self.load.violations
         ]
         found += self.checker
+        found += [f"orders verify: {name} {said}" for name, said in self.verified.items() if said != HOLDS]
         if self.settled_seconds is None:
             found.append("the system was not quiet in time after the last fault")
         missed = {row.state for row in self.reached if not row.count}

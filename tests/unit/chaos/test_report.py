@@ -23,6 +23,7 @@ def a_verdict() -> ChaosVerdict:
         versions={"PostgreSQL": "17"},
         load=load.judge(a_clean_run()),
         checker=[],
+        verified={"I1": "holds"},
         settled_seconds=1.0,
         faults=[FAULT],
         reached=[Reached(state, 1) for state in STATES],
@@ -45,6 +46,7 @@ def test_a_clean_run_holds() -> None:
     ("change", "reason"),
     [
         ({"checker": ["I5: two charges"]}, "I5: two charges"),
+        ({"verified": {"I5": "violated: 1"}}, "orders verify: I5 violated: 1"),
         ({"settled_seconds": None}, "the system was not quiet in time after the last fault"),
         ({"reached": [Reached(state, 0) for state in STATES]}, f"not reached: {next(iter(STATES))}"),
         (
