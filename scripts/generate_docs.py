@@ -114,7 +114,7 @@ ALERTS = """\
 
 The alert rules of the service are in [`deploy/prometheus/rules.yml`](../deploy/prometheus/rules.yml), for Prometheus
 2.42 or newer. For your own Prometheus, add the file to `rule_files`, and scrape `/metrics` of every process as job
-`orders`, at least each 10 s. `promtool test rules deploy/prometheus/rules_test.yml` tests the rules. `make generate`
+`orders`, at least every 10 s. `promtool test rules deploy/prometheus/rules_test.yml` tests the rules. `make generate`
 makes this table from them.
 
 - `page`: customers are affected, or money may be wrong, and it does not end by itself. `ticket`: look at it on a
