@@ -59,7 +59,7 @@ DATABASE = Dashboard(
             "Does every background loop work?",
             "Time since each last succeeded in any process. Some run once a minute.",
             "s",
-            [Query("time() - max by (loop) (loop_last_success_timestamp_seconds)", "{{loop}}")],
+            [Query("time() - max by (loop) (max_over_time(loop_last_success_timestamp_seconds[1h]))", "{{loop}}")],
         ),
     ],
 )

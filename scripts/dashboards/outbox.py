@@ -73,9 +73,9 @@ OUTBOX = Dashboard(
         ),
         Panel(
             "Does a relay work?",
-            "Time since a relay of any process last worked without an error.",
+            "Time since a relay of any process last worked without an error, also if that process has ended.",
             "s",
-            [Query('time() - max(loop_last_success_timestamp_seconds{loop="relay"})', "relay")],
+            [Query('time() - max(max_over_time(loop_last_success_timestamp_seconds{loop="relay"}[1h]))', "relay")],
             limit=60,
             alert="RelayDown",
         ),
@@ -85,7 +85,8 @@ OUTBOX = Dashboard(
             "s",
             [
                 Query(
-                    'time() - max by (loop) (loop_last_success_timestamp_seconds{loop=~"consumer|orchestrator"})',
+                    "time() - max by (loop)"
+                    ' (max_over_time(loop_last_success_timestamp_seconds{loop=~"consumer|orchestrator"}[1h]))',
                     "{{loop}}",
                 )
             ],

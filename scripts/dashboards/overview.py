@@ -28,7 +28,7 @@ OVERVIEW = Dashboard(
         DURATION,
         Panel(
             "How do orders end?",
-            "By status and reason. A reason without a status of its own is shown beside it.",
+            "By status and reason. A confirmed order has no reason.",
             "ops",
             [
                 Query(
