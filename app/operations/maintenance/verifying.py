@@ -5,6 +5,7 @@ before, so a violation is reported until it is gone. `orders verify` looks at ev
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from uuid import UUID
 
 import structlog
@@ -33,6 +34,7 @@ class RecentVerifier:
         self._settled_seconds = settled_seconds
         self._signals = signals
         self._start: UUID | None = None
+        self._keys_after: datetime | None = None
         self._again: set[UUID] = set()
 
     async def run_once(self) -> int:
@@ -43,11 +45,12 @@ class RecentVerifier:
             until_seconds=self._settled_seconds,
             limit=ORDERS_PER_PASS,
             again=frozenset(self._again),
+            keys_after=self._keys_after,
             is_whole=False,
             is_patient=False,
         )
         done = await (await self._make()).run(scope)
-        self._start = done.bounds.end
+        self._start, self._keys_after = done.bounds.end, done.keys_until
         violating = violating_orders([*done.found.suspects.values(), *done.first.suspects.values()])
         self._again = set(sorted(violating | done.unfinished)[:MAX_SUSPECTS])
         self._report(done)

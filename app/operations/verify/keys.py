@@ -7,6 +7,7 @@ order that it names, and no second key may have placed the same order.
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -18,16 +19,23 @@ LOCATION = r"^/orders/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$"
 CANCEL_ACCEPTED = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED})
 FIRST = ("", "")
 
-PAGE = f"""
+WITH_ORDERS = """
 WITH page AS MATERIALIZED (
-    SELECT tenant, key, status, location, body, created_at FROM idempotency_keys
-    WHERE (tenant, key) > ($1, $2) ORDER BY tenant, key LIMIT $3
+    SELECT tenant, key, status, location, body, expires_at FROM idempotency_keys {selected}
 )
 SELECT page.*, orders.id, orders.tenant AS order_tenant, orders.status AS order_status, orders.currency,
        orders.customer_id, orders.placed_at
-FROM page LEFT JOIN orders ON orders.id = substring(page.location FROM '{LOCATION}')::uuid
+FROM page LEFT JOIN orders ON orders.id = substring(page.location FROM '{location}')::uuid
 ORDER BY page.tenant, page.key
-"""  # noqa: S608 - a constant
+"""
+BY_KEY = "WHERE (tenant, key) > ($1, $2) ORDER BY tenant, key LIMIT $3"
+# Keys expire in the order of their first use, and there is an index on that. A reader of new keys starts an hour back.
+BY_EXPIRY = """
+    WHERE expires_at > coalesce($1, (SELECT max(expires_at) FROM idempotency_keys) - interval '1 hour')
+    ORDER BY expires_at LIMIT $2
+"""
+PAGE = WITH_ORDERS.format(selected=BY_KEY, location=LOCATION)
+NEXT = WITH_ORDERS.format(selected=BY_EXPIRY, location=LOCATION)
 
 # One sort or hash in Postgres, which spills to disk; no index leads from an order to its key.
 SHARED = """
@@ -46,6 +54,19 @@ async def walk(pool: db.Pool, limit: int) -> AsyncIterator[tuple[int, list[Suspi
         if len(rows) < limit:
             return
         after = rows[-1]["tenant"], rows[-1]["key"]
+
+
+async def read_next(pool: db.Pool, after: datetime | None, limit: int) -> tuple[int, list[Suspicion], datetime | None]:
+    """Return how many of the next keys there are, what is wrong with them, and where to continue.
+
+    `after`: the expiry of the last key that was read; None: start with those of the last hour. If a key is wrong, the
+    caller continues with the same keys, so that the violation stays visible until it is gone.
+    """
+    async with db.connection(pool) as conn:
+        rows = await conn.fetch(NEXT, after, limit)
+    suspicions = [suspicion for row in rows for suspicion in judge(row)]
+    last = max((row["expires_at"] for row in rows), default=after)
+    return len(rows), suspicions, after if suspicions else last
 
 
 async def find_shared(pool: db.Pool, limit: int) -> list[Suspicion]:

@@ -45,7 +45,8 @@ class Scope:
     """What a pass examines: the first `limit` orders after `start`, placed in the last `since_seconds`.
 
     `until_seconds`: leave out orders placed in the last so many seconds. `again`: orders to judge besides. `is_whole`:
-    also look through keys, outbox, stock and the rest of the ledger, which no selection of orders narrows.
+    also look through all keys, outbox, stock and the rest of the ledger, which no selection of orders narrows; else
+    only through the next keys, those that expire after `keys_after`.
     `is_patient`: wait for the grace of suspects; else leave those out whose grace is not over.
     """
 
@@ -54,6 +55,7 @@ class Scope:
     until_seconds: float = 0
     limit: int | None = None
     again: Collection[UUID] = ()
+    keys_after: datetime | None = None
     is_whole: bool = True
     is_patient: bool = True
 
@@ -67,6 +69,7 @@ class Pass:
     found: Findings = field(default_factory=Findings)
     first: Findings = field(default_factory=Findings)
     unfinished: set[UUID] = field(default_factory=set)
+    keys_until: datetime | None = None
     seconds: float = 0.0
 
     def report(self) -> VerifyReport:
@@ -108,6 +111,10 @@ class Verifier:
         await self._examine_orders(run, partners, progress)
         if scope.is_whole:
             await self._examine_tables(run, partners)
+        else:
+            number, suspicions, run.keys_until = await keys.read_next(self._pool, scope.keys_after, MAX_SUSPECTS)
+            run.found.suspect(suspicions)
+            run.found.note(_count_keys(number), Invariant.I2)
         depths = await self._broker.examine(self._pool, run.found)
         await self._examine_ages(run, broker_works=depths.is_known)
         await self._look_again(run, partners, depths)
@@ -161,7 +168,7 @@ class Verifier:
             number += page_size
             run.found.suspect(suspicions)
         run.found.suspect(await keys.find_shared(self._pool, MAX_SUSPECTS))
-        run.found.note("1 key" if number == 1 else f"{number:,} keys", Invariant.I2)
+        run.found.note(_count_keys(number), Invariant.I2)
         run.found.suspect(await broker_side.find_foreign_events(self._pool, MAX_SUSPECTS))
         run.found.suspect(await broker_side.measure_backlog(self._pool, self._config.max_pending))
 
@@ -220,6 +227,10 @@ def _count_overflow(run: Pass) -> None:
             run.found.overflow[invariant] = max(run.found.overflow[invariant], suspects - run.found.kept[invariant])
         else:
             run.found.hinder(f"{number:,} suspects were too many to be looked at again", invariant)
+
+
+def _count_keys(number: int) -> str:
+    return "1 key" if number == 1 else f"{number:,} keys"
 
 
 def violating_orders(suspicions: Iterable[Suspicion]) -> set[UUID]:

@@ -56,3 +56,19 @@ async def test_without_partners_money_is_never_checked(system: Verified) -> None
     await system.place("one")
     shown = await system.verify_recent(system.janitor(signals, **NO_PARTNERS), registry)
     assert shown == HOLDS | {name: NEVER_CHECKED[name] for name in ("I4", "I5", "I7")}
+
+
+async def test_new_keys_are_judged(system: Verified) -> None:
+    """A key that names another order is found by the next pass, and stays visible until it is gone."""
+    signals = Signals()
+    registry = metrics.install(signals)
+    await system.place("one")
+    janitor = system.janitor(signals)
+    assert await system.verify_recent(janitor, registry) == HOLDS
+    await system.place("two")
+    rename = "UPDATE idempotency_keys SET location = '/orders/' || $1::text WHERE key = 'two'"
+    await system.pool.execute(rename, str(system.orders["one"]))
+    for _ in range(2):
+        assert (await system.verify_recent(janitor, registry))["I2"] == (1.0, True)
+    await system.pool.execute(rename, str(system.orders["two"]))
+    assert await system.verify_recent(janitor, registry) == HOLDS
