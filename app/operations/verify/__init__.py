@@ -2,8 +2,8 @@
 
 A pass (`run`) reads the orders in pages, each page in one statement, so that its rows belong together (`snapshot`).
 Then it reads what the partners have for the same orders (`books`), and judges only what the snapshot shows as final:
-the partners have been called for the last time by then. One module per group of invariants judges; only `keys` and `overdue` also read, since
-no order leads to their rows.
+the partners have been called for the last time by then. One module per group of invariants judges. Only `keys` and
+`overdue` also read, since their rows are not found by their orders.
 
     I1, I9 `records`   I1, I2, I9 `keys`   I3 `events`   I4 `effects`   I5, I7 `balances`   I6 `overdue`   I8 `limits`
 
