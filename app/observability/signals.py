@@ -54,6 +54,10 @@ class Signals:
         """Call `handler` with every fact of exactly this type. It must not block."""
         self._handlers.setdefault(kind, []).append(handler)
 
+    def has_subscriber(self, kind: type[Fact]) -> bool:
+        """Return whether anything subscribes to facts of exactly this type."""
+        return kind in self._handlers
+
     def wake(self, wake: Callable[[], None], *kinds: type[Fact]) -> None:
         """Call `wake` after every fact of these types."""
         for kind in kinds:

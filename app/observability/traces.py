@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from opentelemetry import context, propagate
+from opentelemetry import context, propagate, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 TRACESTATE_BYTES = 512
 TRACESTATE_MEMBER_BYTES = 128
@@ -41,6 +42,18 @@ def find_chosen_span_id() -> int | None:
 def to_nanoseconds(at: datetime | None = None) -> int:
     """Return the instant, now by default, in nanoseconds since 1970, as spans count."""
     return time.time_ns() if at is None else int(at.timestamp() * 1_000_000) * 1000
+
+
+def sampled_headers(span_id: int) -> dict[str, str]:
+    """Return the headers of a span of the current trace, with the flag that the trace is exported."""
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return {}
+    flags = TraceFlags(current.trace_flags | TraceFlags.SAMPLED)
+    span = SpanContext(current.trace_id, span_id, is_remote=True, trace_flags=flags, trace_state=current.trace_state)
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, trace.set_span_in_context(NonRecordingSpan(span)))
+    return carrier
 
 
 def trace_headers() -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -41,6 +42,13 @@ class SagaFinished(Fact):
     status: Status
     reason: str | None
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SagaWentWrong(Fact):
+    """A saga has compensated, needs an operator, or has ended after its deadline."""
+
+    order_id: UUID
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ locks the order first.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -39,14 +39,14 @@ from app.errors import DatabaseUnavailable, StaleLease
 from app.loops import Backoff
 from app.observability import log_fields
 from app.observability.signals import Signals
-from app.observability.traces import trace_context, trace_headers
+from app.observability.traces import sampled_headers, trace_context, trace_headers
 from app.orders import store as order_store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order, Reason, Status
 from app.partners.circuit import Permit
 from app.partners.ports import Done, Outcome, Unknown
 from app.saga import gateway, plan, store
-from app.saga.facts import SagaFinished
+from app.saga.facts import SagaFinished, SagaWentWrong
 from app.saga.gateway import PartnerGateway
 from app.saga.plan import Call, Finish, SagaDirection, SagaState
 from app.saga.steps import PLANS, Action, Plans, StepRequest
@@ -202,7 +202,7 @@ class Runner:
         if state.direction is before.state.direction and self._may_call(run):
             async with db.connection(self._pool) as conn:
                 run.saga = await self._attempt(conn, before, state, progress.entries)
-            _log_needs_operator(before, run.saga)
+            self._report_needs_operator(before, run.saga)
             return True
         async with db.transaction(self._pool) as conn:
             order = await order_store.load(conn, before.id, lock=True)
@@ -218,13 +218,14 @@ class Runner:
                 order = await order_store.change_status(conn, order, Status.COMPENSATING, state.reason, before.trace)
             if isinstance(end := plan.decide(state), Finish):
                 tracking_id = _find_tracking_id(progress.entries)
-                order = await order_store.change_status(
-                    conn, order, end.status, state.reason, trace_headers(), tracking_id
-                )
+                headers = self._end_trace(run, state)
+                order = await order_store.change_status(conn, order, end.status, state.reason, headers, tracking_id)
         run.saga = saga
         if isinstance(end, Finish):
             self._emit_finished(saga, order)
-        _log_needs_operator(before, saga)
+            if _went_wrong(run, state):
+                self._signals.emit(SagaWentWrong(saga.id))
+        self._report_needs_operator(before, saga)
         run.due_in_seconds = None if pause is None else pause.seconds
         return continues
 
@@ -296,6 +297,19 @@ class Runner:
             return Wait((outcome.retry_after_seconds or 0.0) + jitter, outcome.alarming)
         return Wait(jitter)
 
+    def _end_trace(self, run: Run, end: SagaState) -> Mapping[str, str]:
+        """Return the trace context of the final event. What goes wrong is traced: if not from its start, then late."""
+        if not _went_wrong(run, end) or not self._signals.has_subscriber(SagaWentWrong) or run.saga.is_sampled:
+            return trace_headers()
+        return sampled_headers(store.late_span_id(run.saga.id))
+
+    def _report_needs_operator(self, before: Saga, saga: Saga) -> None:
+        """Report once, after the first write that returns the saga as needing an operator."""
+        if saga.needs_operator and not before.needs_operator:
+            state = saga.state
+            log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
+            self._signals.emit(SagaWentWrong(saga.id))
+
     def _emit_finished(self, saga: Saga, order: Order) -> None:
         self._signals.crash_point("saga.finished")
         self._signals.emit(OrderFinished(order.id, order.status, order.status_reason))
@@ -310,11 +324,8 @@ def _describe_run(span: Span, state: SagaState) -> None:
         span.set_status(SpanStatus(StatusCode.ERROR, state.reason or "compensating"))
 
 
-def _log_needs_operator(before: Saga, saga: Saga) -> None:
-    """Log once, after the first write that returns the saga as needing an operator."""
-    if saga.needs_operator and not before.needs_operator:
-        state = saga.state
-        log.error("saga.needs_operator", step=state.step, direction=state.direction, attempts=state.attempts)
+def _went_wrong(run: Run, end: SagaState) -> bool:
+    return run.late or end.direction is SagaDirection.BACKWARD
 
 
 def _log_entry(call: Call, attempt: int, outcome: Outcome, started: float) -> StepLogEntry:

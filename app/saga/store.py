@@ -42,6 +42,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
 from app.errors import StaleLease
+from app.observability.traces import derive_span_id
 from app.orders.model import Reason
 from app.orders.store import DEFAULT_CANCEL_REASON
 from app.saga import plan
@@ -120,10 +121,20 @@ class Saga:
         return self.cancelled is not None and self.state.direction is plan.SagaDirection.FORWARD
 
     @property
+    def is_sampled(self) -> bool:
+        """Return whether the trace of the order's request is exported."""
+        return (self.traceparent or "").endswith("1")
+
+    @property
     def trace(self) -> dict[str, str]:
         """Return the trace context of the order's request, as headers."""
         headers = {"traceparent": self.traceparent, "tracestate": self.tracestate}
         return {name: value for name, value in headers.items() if value}
+
+
+def late_span_id(saga_id: UUID) -> int:
+    """Return the id of the saga's span in a trace that is written after the fact."""
+    return derive_span_id("saga", saga_id)
 
 
 @dataclass(frozen=True, slots=True)
