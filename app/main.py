@@ -48,7 +48,8 @@ def create_app(
         async with contextlib.AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.shutdown, settings.shutdown_timeout_seconds / 4)
-            yield await bootstrap.build(stack, settings, seam, lease or bootstrap.transport_lease(settings))
+            held = lease or bootstrap.transport_lease(settings)
+            yield await bootstrap.build(stack, settings, seam, held, tracing=tracing)
 
     app = FastAPI(
         title="Orders",

@@ -24,6 +24,7 @@ from app.bootstrap import metrics, readiness
 from app.bootstrap.brokers import dead_letters_by_queue, make_broker, transport_name
 from app.bootstrap.consumers import CONSUMERS, ConsumerRow, queues
 from app.bootstrap.readiness import Messaging, OutboxAge
+from app.bootstrap.tracing import late_traces_task
 from app.bootstrap.workers import LEASING_ROLES, BackgroundTask, make_pruner, process_name, start
 from app.bootstrap.workers import build as build_workers
 from app.cache import Cache
@@ -33,6 +34,7 @@ from app.messaging.backpressure import Backpressure
 from app.messaging.transport_lease import TransportLease
 from app.observability.facts import LoopsStarting
 from app.observability.signals import Signals
+from app.observability.tracing import Tracing
 from app.operations import stats
 from app.operations.maintenance import pruner
 from app.orders.facts import OrderFinished
@@ -65,6 +67,7 @@ async def build(
     signals: Signals,
     lease: TransportLease,
     consumers: Sequence[ConsumerRow] = CONSUMERS,
+    tracing: Tracing | None = None,
 ) -> RequestState:
     """Build the process, start its background tasks, and leave their end on `stack`."""
     # Separate pools: requests must not wait for background work, nor background work for requests. The relay must not
@@ -88,6 +91,8 @@ async def build(
     stack.push_async_callback(broker.close)  # before the lease is released
 
     workers = await build_workers(stack, settings, signals, lease, broker, work_pool, relay_pool, consumers)
+    if tracing is not None and "consumer" in settings.roles:
+        workers.tasks.append(late_traces_task(tracing, work_pool, specs[0], signals))
     backlog, waiters = Backpressure(relay_pool, settings.outbox_max_pending), Waiters(request_pool, signals)
     streams = Streams(request_pool, specs[0].consumer)
     stack.push_async_callback(streams.close)
