@@ -113,7 +113,11 @@ async def test_what_follows_a_late_trace_joins_it(system: dict[str, Any], sink: 
     await set_faults(
         http, {"target": "shipping.create", "kind": "refuse"}, {"target": "payment.refund", "kind": "error"}
     )
-    quick = {"partner_retry_cap_seconds": 0.1, "partner_circuit_open_seconds": 0.1, "saga_needs_operator_seconds": 0.1}
+    quick: dict[str, Any] = {
+        "partner_retry_cap_seconds": 0.1,
+        "partner_circuit_open_seconds": 0.1,
+        "saga_needs_operator_seconds": 0.1,
+    }
     async with serving(**system, tracing=sink.tracing(traces_sampler="always_off"), **quick) as client:
         order = await place(client)
         await sink.until("saga")
