@@ -108,8 +108,7 @@ def problems() -> Iterator[str]:
     for limit in ages.limited():
         if limit.alert not in alerts:
             yield f"ages.py names the alert {limit.alert}, which {RULES.name} does not have"
-    if RUNBOOK.exists():
-        yield from _problems_of_the_runbook(alerts)
+    yield from _problems_of_the_runbook(alerts)
 
 
 def _problems_of_the_runbook(alerts: set[str]) -> Iterator[str]:
