@@ -11,7 +11,7 @@ from app.db import Pool
 from app.operations.verify.run import Scope
 from tests.harness.ports import free_port
 from tests.harness.stripe_fake import API_KEY, StripeFake
-from tests.harness.verifying import Verified, problems, statuses, system_to_verify, verdict_on
+from tests.harness.verifying import ALL_ORDERS, Verified, problems, statuses, system_to_verify, verdict_on
 
 ALL = [f"I{number}" for number in range(1, 10)]
 PARTNERS = dict.fromkeys(("I4", "I5", "I7"), "not checked")
@@ -65,6 +65,24 @@ async def test_scope_selects_recent_orders(system: Verified) -> None:
     await system.place("one")
     assert (await system.verify(Scope(since_seconds=3600))).orders == 1
     assert (await system.verify(Scope(since_seconds=0.001))).orders == 0
+
+
+async def test_suspect_that_is_fine_again_is_not_reported(system: Verified) -> None:
+    """What looked wrong while its page was read, and is right afterwards, was in progress."""
+    await system.place("one")
+    edit = """UPDATE holds SET items = '{"WIDGET": %d}'"""
+    system.write_ledger(edit % 2)
+    looks: list[int] = []
+
+    def correct(done: int, _: int) -> None:
+        looks.append(done)
+        system.write_ledger(edit % (3 if done else 2))
+
+    async with system.verifier() as verifier:
+        done = await verifier.run(ALL_ORDERS, correct)
+    assert looks == [0, 1]
+    assert [suspicion.invariant for suspicion in done.first.suspects.values()] == ["I7"]
+    assert not statuses(done.report()), list(problems(done.report()))
 
 
 async def test_partners_down_are_not_checked(system: Verified) -> None:
