@@ -6,10 +6,10 @@ The root has the span id that the request had in its log lines and its event. Id
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from http import HTTPStatus
-from uuid import UUID
 
 from opentelemetry.trace import SpanKind
 
+from app.messaging.spans import publish_span_id
 from app.messaging.topology import EXCHANGE, routing_key
 from app.observability.stored_spans import StoredSpan
 from app.observability.traces import derive_span_id
@@ -54,7 +54,7 @@ def _intake(order: Row, event: Row, root_id: int, about: Attributes) -> Iterator
     yield StoredSpan(
         f"publish {EXCHANGE}:{key}",
         SpanKind.PRODUCER,
-        _publish_id(event["id"]),
+        publish_span_id(event["id"], resends=0),
         wait_id,
         left_at,  # a row has the instant of the confirm alone
         left_at,
@@ -83,7 +83,7 @@ def _process(rows: OrderRows, root_id: int, queue: str, about: Attributes) -> It
         f"process {destination}",
         SpanKind.CONSUMER,
         derive_span_id("process", order_id, "dead" if is_dead else "done"),
-        _publish_id(order_id) if has_publish or rows.event is None else root_id,
+        publish_span_id(order_id, resends=0) if has_publish or rows.event is None else root_id,
         inbox.get("first_failure_at") or saga.get("started_at") or ended_at,
         ended_at,
         {
@@ -140,7 +140,3 @@ def _step(step: Row, saga_id: int, about: Attributes, partner: str | None) -> It
     # The row does not have the address of the partner; every call to one is a POST.
     call = {**attributes, "http.request.method": "POST"}
     yield StoredSpan("POST", SpanKind.CLIENT, derive_span_id("call", step["id"]), step_id, *instants, call, failed)
-
-
-def _publish_id(event_id: UUID) -> int:
-    return derive_span_id("publish", event_id)
