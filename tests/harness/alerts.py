@@ -7,7 +7,10 @@ from typing import Any
 
 import yaml
 
+from tests.harness.processes import REPOSITORY
 from tests.harness.prometheus import RULES, RULES_TEST
+
+RUNBOOK = REPOSITORY / "docs" / "runbook.md"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ async def becomes(process: httpx.AsyncClient, status: int, readiness: object, pa
 
 FROM_THE_START = (
     'age_limit_exceeded_rows{state="due",table="sagas"}',
+    'http_server_request_duration_seconds_count{method="POST",route="/orders",status="201"}',
+    'invariant_violations{invariant="I5"}',
+    'invariant_checked_timestamp_seconds{invariant="I9"}',
+    "orders_unstarted",
     "outbox_pending",
     "outbox_oldest_pending_age_seconds",
     "outbox_published_total",

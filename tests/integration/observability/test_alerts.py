@@ -7,7 +7,7 @@ import httpx
 from app.db import Pool
 from app.operations import ages
 from tests.harness.ages import put_row
-from tests.harness.alerts import alert_rules, tried
+from tests.harness.alerts import RUNBOOK, alert_rules, tried
 from tests.harness.prometheus import RULES, RULES_TEST, Prometheus, promtool
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -30,7 +30,9 @@ def test_every_alert_is_tried_both_ways() -> None:
 
 def test_every_alert_says_what_to_do() -> None:
     """It has a severity, texts that name the effect, and a section of the runbook."""
+    sections = RUNBOOK.read_text().splitlines()
     for rule in alert_rules():
+        assert f"## {rule.name}" in sections
         assert rule.severity in {"page", "ticket"}, rule.name
         assert set(rule.annotations) == {"summary", "description", "runbook"}, rule.name
         assert rule.annotations["runbook"] == f"docs/runbook.md#{rule.name.lower()}"
