@@ -16,7 +16,7 @@ from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,7 @@ from app.observability.tracing import SCOPE, TraceStart, Tracing, chosen_trace, 
 
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics", "/health/live", "/health/ready"})
 TRACE_HEADERS = ("traceparent", "tracestate")
+REPLACED = frozenset({b"traceparent", b"tracestate", b"baggage"})  # we neither need nor pass on a caller's baggage
 # For `FastAPI(telemetry=…)`: a second server span per request, which would ignore the sampling decision.
 NO_FASTAPI_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False
@@ -37,6 +38,7 @@ def install(app: FastAPI, tracing: Tracing | None) -> None:
         os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http"  # the stable names; the library reads it once
         FastAPIInstrumentor.instrument_app(
             app,
+            server_request_hook=_hide_path,
             tracer_provider=tracing.provider,
             meter_provider=NoOpMeterProvider(),
             excluded_urls="",  # probes are excluded below; OTEL_PYTHON_FASTAPI_EXCLUDED_URLS is not read
@@ -45,6 +47,14 @@ def install(app: FastAPI, tracing: Tracing | None) -> None:
     build = app.build_middleware_stack
     # No other hook is outside of the instrumentation.
     app.build_middleware_stack = lambda: TraceMiddleware(build(), tracing)  # type: ignore[method-assign]
+
+
+def _hide_path(span: Span, _: Scope) -> None:
+    """Show the route instead of the path, which may contain an idempotency key, and no query."""
+    attributes = getattr(span, "attributes", None) or {}
+    span.set_attribute("url.path", attributes.get("http.route", "unmatched"))
+    if "url.query" in attributes:
+        span.set_attribute("url.query", "REDACTED")
 
 
 class TraceMiddleware:
@@ -74,7 +84,7 @@ class TraceMiddleware:
 
     async def _run_sampled(self, _: Tracing, start: TraceStart, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the instrumentation make the server span, from headers that carry our decision."""
-        kept = [(name, value) for name, value in scope["headers"] if name.decode("latin-1") not in TRACE_HEADERS]
+        kept = [(name, value) for name, value in scope["headers"] if name not in REPLACED]
         decided = [(name.encode(), value.encode()) for name, value in start.headers().items()]
         with chosen_trace(start.trace_id):
             await self._app({**scope, "headers": kept + decided}, receive, send)

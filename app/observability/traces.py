@@ -8,11 +8,14 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from opentelemetry import context, propagate, trace
+from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACESTATE_BYTES = 512
 TRACESTATE_MEMBER_BYTES = 128
+# Not the global propagator: OTEL_PROPAGATORS could change what rows and messages hold, and it passes on baggage.
+PROPAGATOR = TraceContextTextMapPropagator()
 
 
 _chosen_span_id: ContextVar[int | None] = ContextVar("chosen_span_id", default=None)
@@ -52,14 +55,14 @@ def sampled_headers(span_id: int) -> dict[str, str]:
     flags = TraceFlags(current.trace_flags | TraceFlags.SAMPLED)
     span = SpanContext(current.trace_id, span_id, is_remote=True, trace_flags=flags, trace_state=current.trace_state)
     carrier: dict[str, str] = {}
-    propagate.inject(carrier, trace.set_span_in_context(NonRecordingSpan(span)))
+    PROPAGATOR.inject(carrier, trace.set_span_in_context(NonRecordingSpan(span)))
     return carrier
 
 
 def trace_headers() -> dict[str, str]:
     """Return W3C `traceparent` (and `tracestate`) of the current context; empty outside of a trace."""
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    PROPAGATOR.inject(carrier)
     return carrier
 
 
@@ -83,7 +86,7 @@ def trace_context(carrier: Mapping[str, Any]) -> Iterator[None]:
     given = {name: value for name, value in carrier.items() if value}
     if "tracestate" in given:
         given["tracestate"] = limit_tracestate(given["tracestate"])
-    token = context.attach(propagate.extract(given))
+    token = context.attach(PROPAGATOR.extract(given, context.get_current()))
     try:
         yield
     finally:

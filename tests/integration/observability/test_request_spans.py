@@ -44,6 +44,15 @@ async def test_a_sampled_request_has_one_server_span(database_url: str, sink: Si
     assert {span.trace_id for span in sink.spans} == {TRACE_ID}
 
 
+async def test_a_span_shows_no_path_and_no_query(database_url: str, sink: Sink) -> None:
+    """A path may contain an idempotency key."""
+    async with serving(database_url, tracing=sink.tracing()) as client:
+        await client.get("/idempotency-keys/secret-key?secret=1")
+        await client.get("/secret-path")
+    assert {span.attributes["url.path"] for span in sink.spans} == {"/idempotency-keys/{key:path}", "unmatched"}
+    assert not [span for span in sink.spans if "secret" in str(span)]
+
+
 @pytest.mark.parametrize(("sampler", "obeys_callers", "spans"), [
     ("always_off", False, 0), ("parentbased_always_off", False, 0), ("parentbased_always_off", True, 1),
     ("always_on", False, 1),

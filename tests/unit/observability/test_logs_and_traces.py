@@ -5,9 +5,10 @@ from uuid import uuid4
 
 import pytest
 import structlog
+from opentelemetry import baggage, context
 
 from app.observability.logs import configure_logging
-from app.observability.traces import limit_tracestate
+from app.observability.traces import limit_tracestate, trace_context, trace_headers
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -51,3 +52,14 @@ def fail(authorization: str) -> None:
 def test_a_tracestate_keeps_whole_members_to_512_bytes(given: str, limited: str) -> None:
     """Large members are dropped first, then members from the end."""
     assert limit_tracestate(given) == limited
+
+
+def test_baggage_is_not_passed_on() -> None:
+    """Only the trace context of a caller goes into rows, messages and calls to partners."""
+    carrier = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=1"}
+    with trace_context(carrier):
+        token = context.attach(baggage.set_baggage("customer", "secret"))
+        try:
+            assert trace_headers() == carrier
+        finally:
+            context.detach(token)
