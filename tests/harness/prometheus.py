@@ -65,6 +65,12 @@ class Prometheus(Killable):
         found: list[dict[str, Any]] = data["result"]
         return found
 
+    async def history(self, expression: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Return the series of a query for each second from `start` to `end`: `[{"metric": {…}, "values": […]}]`."""
+        data = await self._get("/api/v1/query_range", query=expression, start=f"{start}", end=f"{end}", step="1")
+        found: list[dict[str, Any]] = data["result"]
+        return found
+
     async def value(self, expression: str) -> float | None:
         """Return the value of the only series of an instant query; None if there is no series."""
         series = await self.query(expression)
