@@ -16,10 +16,10 @@ import httpx
 import redis.asyncio
 
 from chaos import amqp, postgres
-from chaos.faults import Delay, Double, Eat, Fault, Lose, Overtake, Throttle
+from chaos.faults import Blackhole, Delay, Double, Eat, Fault, Lose, Overtake, Throttle
 from chaos.proxy import Proxy
 from chaos.runner.schedule import FaultKind, Injection
-from chaos.runner.system import System
+from chaos.runner.system import DEADLINE_SECONDS, System
 from tests.harness.processes import Service
 
 QUEUE, DEAD_LETTER_QUEUE, EXCHANGE = "orders.saga", "orders.saga.dlq", "orders.events"
@@ -44,6 +44,7 @@ PARTNER_KINDS = (
     "duplicate",
 )
 SLOW_SECONDS = 0.3
+PAST_DEADLINE_SECONDS = DEADLINE_SECONDS + 2.0
 AWAKE_SECONDS = 0.7  # between two freezes: enough to take leases
 CALL_SECONDS = 15.0
 
@@ -163,13 +164,13 @@ async def _restart(service: Service, seconds: float) -> None:
     await service.start()
 
 
-async def _freeze_mid_publish(system: System, _: random.Random, seconds: float) -> None:
-    """Freeze every relay for longer than its lease while a slow link keeps its events on their way."""
+async def _freeze_mid_publish(system: System, rng: random.Random, seconds: float) -> None:
+    """Freeze a relay for longer than its lease while a slow link keeps its events on their way; another takes over."""
     slow = Delay(seconds=SLOW_SECONDS)
     system.rabbitmq_link.arm(slow)
     try:
         await asyncio.sleep(AWAKE_SECONDS)
-        await asyncio.gather(*(_alone(system, relay, _freeze, seconds) for relay in system.roles["relay"]))
+        await _alone(system, rng.choice(system.roles["relay"]), _freeze, seconds)
     finally:
         system.rabbitmq_link.disarm(slow)
 
@@ -245,6 +246,12 @@ async def _send_rubbish(system: System, rng: random.Random, __: float) -> None:
             await exchange.publish(aio_pika.Message(body), "order.placed")
 
 
+async def _let_partners_act_late(system: System, rng: random.Random, seconds: float) -> None:
+    """Let calls take effect after their order's deadline, when they have been undone already."""
+    target = rng.choice(("inventory.hold", "payment.charge", "shipping.create"))
+    await _set_rules(system, seconds, {"target": target, "kind": "slow", "delay_seconds": PAST_DEADLINE_SECONDS})
+
+
 async def _let_partners_fail(system: System, rng: random.Random, seconds: float) -> None:
     rules: list[Mapping[str, Any]] = [
         {
@@ -255,6 +262,10 @@ async def _let_partners_fail(system: System, rng: random.Random, seconds: float)
         }
         for _ in range(rng.randint(1, 4))
     ]
+    await _set_rules(system, seconds, *rules)
+
+
+async def _set_rules(system: System, seconds: float, *rules: Mapping[str, Any]) -> None:
     async with httpx.AsyncClient(base_url=system.sandbox.url, trust_env=False, timeout=CALL_SECONDS) as sandbox:
         (await sandbox.put("/faults", json=rules)).raise_for_status()
         try:
@@ -280,6 +291,9 @@ FAULTS: dict[str, _Row] = {
     "postgres: end all sessions": _Row("postgres", (0.0, 0.0), _end_sessions),
     "postgres: hold a snapshot": _Row("snapshot", (5.0, 15.0), _hold_a_snapshot),
     "link to postgres: cut": _Row("postgres-link", (0.1, 0.5), _cutting(lambda system: system.postgres_link)),
+    "link to postgres: hold half of the connections past a lease": _Row(
+        "postgres-link", (3.5, 4.5), _arming(lambda system: system.postgres_link, Blackhole(probability=0.5))
+    ),
     "link to postgres: slow": _Row(
         "postgres-link", (2.0, 5.0), _arming(lambda system: system.postgres_link, Delay(seconds=0.05))
     ),
@@ -326,7 +340,7 @@ FAULTS: dict[str, _Row] = {
     ),
     "partners: kill -9": _Row("partners", (0.2, 3.0), _killing(lambda system: system.sandbox)),
     "partners: freeze": _Row("partners", (0.5, 4.0), _freezing(lambda system: system.sandbox)),
-    "partners: freeze past the deadline": _Row("partners", (12.5, 14.0), _freezing(lambda system: system.sandbox)),
+    "partners: act after the deadline": _Row("partners", (2.0, 4.0), _let_partners_act_late),
     "partners: errors, timeouts, resets, garbage": _Row("partners", (3.0, 8.0), _let_partners_fail),
     "all roles: rolling restart": _Row("deployment", (0.0, 0.1), _roll),
 }

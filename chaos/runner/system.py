@@ -20,6 +20,7 @@ from tests.harness import installed
 from tests.harness.processes import Service
 
 PROCESSES = {"api": 2, "relay": 2, "consumer": 2, "janitor": 1}
+DEADLINE_SECONDS = 12.0  # short enough that some orders are late
 SETTINGS = {
     # A dead process's work is taken over when its lease ends; a frozen one wakes up after its lease has ended.
     "ORDERS_OUTBOX_LEASE_SECONDS": "3",
@@ -29,7 +30,7 @@ SETTINGS = {
     "ORDERS_PARTNER_RETRY_BASE_SECONDS": "0.1",
     "ORDERS_PARTNER_RETRY_CAP_SECONDS": "2",
     "ORDERS_PARTNER_CIRCUIT_OPEN_SECONDS": "1",
-    "ORDERS_SAGA_DEADLINE_SECONDS": "12",  # short enough that some orders are late
+    "ORDERS_SAGA_DEADLINE_SECONDS": f"{DEADLINE_SECONDS:g}",
     "ORDERS_LOG_FORMAT": "json",
 }
 RESTART_SECONDS = 120.0
