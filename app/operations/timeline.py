@@ -30,7 +30,8 @@ from app.saga.steps import Action
 END = "end"  # the entry of the final status
 PLANNED = "planned"
 MAX_STEPS = 1000  # the newest entries of the log; an undo may have been retried for weeks
-POSITION = re.compile(r"([0-9]{1,18})((?:\.[a-z]{1,9}-?[0-9a-z_-]{0,40})*)")
+# Each part can match in one way only: with several, a hostile header would take exponential time.
+POSITION = re.compile(r"([0-9]{1,18})((?:\.[a-z]{1,9}(?:-[0-9]{1,18})?)*)")
 
 # No index leads from an order to its published events. `order.placed` has the order's id; the id of the last event is a
 # UUIDv7 of the time at which the order ended, so it is looked for among the events of those seconds.

@@ -47,6 +47,12 @@ def test_other_positions_are_refused(text: str) -> None:
         Position.parse(text)
 
 
+def test_a_hostile_position_is_refused_at_once() -> None:
+    """The pattern has one way to match. With several, this text would take longer than the universe is old."""
+    with pytest.raises(ValueError, match="must be the id"):
+        Position.parse("0" + ".aaaaaaaaa" * 1000 + "!")
+
+
 @pytest.mark.parametrize(
     ("situation", "changes", "waiting_for", "text"),
     [
