@@ -152,14 +152,17 @@ async def summary(
     saga_id: str | None = None,
     after: Annotated[str, Query(max_length=64)] = "",
     limit: Limit = None,
+    *,
+    details: bool = False,
 ) -> JSONResponse:
-    """Sum up the entries: `{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped, …}}}`.
+    """Sum up the entries: `{"sagas": {saga_id: {charged_minor, refunded_minor, held, committed, shipped}}}`.
 
-    The amounts are totals of all charges and refunds; the flags show the current state. `moves` counts the applied
-    entries of each operation, and `items` has the quantities that are held or sold. Without `saga_id`, the summary
-    covers every saga that has an entry, ordered by id: up to `limit` of those with an id greater than `after`.
+    The amounts are totals of all charges and refunds; the flags show the current state. `details` adds `moves`, the
+    number of applied entries of each operation, and `items`, the quantities that are held or sold. Without `saga_id`,
+    the summary covers every saga that has an entry, ordered by id: up to `limit` of those with an id greater than
+    `after`.
     """
-    return JSONResponse({"sagas": ledger.summary(saga_id or None, after, limit)})
+    return JSONResponse({"sagas": ledger.summary(saga_id or None, after, limit, details=details)})
 
 
 @simulator.get("/ledger/stock")

@@ -115,10 +115,13 @@ class Ledger:
         )
         return [{**row, "applied": bool(row["applied"])} for row in rows]
 
-    def summary(self, saga_id: str | None, after: str, limit: int | None) -> dict[str, dict[str, Any]]:
-        """Return for each saga the total of its charges and refunds, its moves, and flags for its current state.
+    def summary(
+        self, saga_id: str | None, after: str, limit: int | None, *, details: bool
+    ) -> dict[str, dict[str, Any]]:
+        """Return for each saga the total of its charges and refunds, and flags for its current state.
 
-        Sagas are ordered by id, from the first one greater than `after`; with `saga_id`, only that one.
+        Sagas are ordered by id, from the first one greater than `after`; with `saga_id`, only that one. `details` adds
+        the moves, and the items that are held or sold.
         """
         rows = self._db.execute(
             SUMMARY.format(selected=LATER_SAGAS if saga_id is None else ONE_SAGA),
@@ -131,8 +134,7 @@ class Ledger:
                 "held": bool(row["hold"] and not row["sale"] and not row["release"]),
                 "committed": bool(row["sale"] and not row["release"]),
                 "shipped": bool(row["shipment"] and not row["cancellation"]),
-                "moves": dict(Counter(row["moves"].split(",")) if row["moves"] else ()),
-                "items": json.loads(row["items"] or "{}"),
+                **(_show_details(row) if details else {}),
             }
             for row in rows
         }
@@ -149,6 +151,11 @@ class Ledger:
             },
         )
         return {row["item_id"]: {name: row[name] for name in ("free", "held", "sold", "supplied")} for row in rows}
+
+
+def _show_details(row: sqlite3.Row) -> dict[str, dict[str, int]]:
+    moves = row["moves"].split(",") if row["moves"] else ()
+    return {"moves": dict(Counter(moves)), "items": json.loads(row["items"] or "{}")}
 
 
 def append(

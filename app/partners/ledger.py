@@ -15,6 +15,7 @@ import aiohttp
 from app.errors import PartnerUnavailable
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024
+DETAILS: Mapping[str, str | int] = {"details": "true"}  # moves and items
 NO_LEDGER = frozenset(
     {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 )
@@ -37,11 +38,11 @@ class LedgerClient:
 
         Raises PartnerUnavailable.
         """
-        return _field(await self._get("/ledger/summary", {"after": after, "limit": limit}), "sagas")
+        return _field(await self._get("/ledger/summary", {"after": after, "limit": limit, **DETAILS}), "sagas")
 
     async def read_saga(self, saga_id: str) -> Mapping[str, Any] | None:
         """Return the sums of one saga; None if the ledger has no entry of it. Raises PartnerUnavailable."""
-        return _field(await self._get("/ledger/summary", {"saga_id": saga_id}), "sagas").get(saga_id)
+        return _field(await self._get("/ledger/summary", {"saga_id": saga_id, **DETAILS}), "sagas").get(saga_id)
 
     async def read_stock(self, after: str, limit: int) -> Mapping[str, Mapping[str, int]]:
         """Return the stock of up to `limit` items with an id greater than `after`. Raises PartnerUnavailable."""
