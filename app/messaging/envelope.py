@@ -22,13 +22,17 @@ UNDECODABLE = "x-undecodable"  # header that names the properties which could no
 HEADER_PREFIX = "cloudEvents_"  # AMQP binding: attribute names get this prefix, as `cloudEvents:` is no valid JMS name
 
 
+# Header of a dead letter that was replayed: the trace context of the operator's request, or `-` if it has none.
+REPLAYED_BY = "x-replayed-by"
+
+
 class UnreadableMessage(ValueError):
     """The message is not one of our events; retrying cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One event."""
+    """One event. `replayed_by`: None unless an operator replayed it as a dead letter; see `REPLAYED_BY`."""
 
     id: UUID
     type: str
@@ -39,6 +43,7 @@ class Envelope:
     data: Mapping[str, Any]
     traceparent: str | None = None
     tracestate: str | None = None
+    replayed_by: str | None = None
 
     @property
     def routing_key(self) -> str:
@@ -94,6 +99,7 @@ def parse(headers: Mapping[str, Any], body: bytes) -> Envelope:
             data=data,
             traceparent=_text(headers.get("traceparent")),
             tracestate=limit_tracestate(_text(headers.get("tracestate")) or "") or None,
+            replayed_by=_text(headers.get(REPLAYED_BY)),
         )
     except ValueError as error:
         raise UnreadableMessage(f"its attributes cannot be read: {error}") from error

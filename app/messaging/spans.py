@@ -19,7 +19,14 @@ from app.messaging.envelope import Envelope
 from app.messaging.outbox import ClaimedRow
 from app.messaging.topology import EXCHANGE
 from app.observability.signals import Signals
-from app.observability.traces import chosen_span_id, derive_span_id, to_nanoseconds, trace_context, trace_headers
+from app.observability.traces import (
+    chosen_span_id,
+    derive_span_id,
+    link_to,
+    to_nanoseconds,
+    trace_context,
+    trace_headers,
+)
 
 RABBITMQ = "rabbitmq"
 IN_PROCESS = "in-process"
@@ -127,8 +134,10 @@ def processing(signals: Signals, envelope: Envelope, consumer: str, system: str)
         "messaging.destination.name": destination,
         "messaging.consumer.group.name": consumer,
     }
+    attributes["orders.replayed"] = envelope.replayed_by is not None
+    links = link_to(envelope.replayed_by, "replayed by")
     with (
         trace_context({"traceparent": envelope.traceparent, "tracestate": envelope.tracestate}),
-        signals.span(f"process {destination}", SpanKind.CONSUMER, attributes) as span,
+        signals.span(f"process {destination}", SpanKind.CONSUMER, attributes, links) as span,
     ):
         yield span

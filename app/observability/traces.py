@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from opentelemetry import context, trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACESTATE_BYTES = 512
@@ -78,6 +78,13 @@ def limit_tracestate(tracestate: str) -> str:
     while len(",".join(members).encode()) > TRACESTATE_BYTES:
         members.pop()
     return ",".join(members)
+
+
+def link_to(traceparent: str | None, why: str) -> list[Link]:
+    """Return a link to the span that `traceparent` names; none if it names none."""
+    named = PROPAGATOR.extract({"traceparent": traceparent or ""}, context.Context())
+    span = trace.get_current_span(named).get_span_context()
+    return [Link(span, {"orders.link": why})] if span.is_valid else []
 
 
 @contextlib.contextmanager

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from uuid import UUID
 
+from opentelemetry import trace
+
 from app import db
 from app.errors import OrderNotCancellable, OrderNotFound, SagaNotRetriable
+from app.observability.traces import link_to
 from app.operations import audit
 from app.operations.audit import AuditActor
 from app.orders import store as order_store
@@ -45,6 +48,7 @@ async def retry(pool: db.Pool, order_id: UUID, actor: AuditActor) -> ActionOutco
     """
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)
+        await _link_request(conn, order.id)
         outcome = await _retry(conn, order.id)
         await audit.record(conn, actor, SagaAction.RETRY, order.id, outcome)
     if outcome is ActionOutcome.REFUSED:
@@ -62,29 +66,39 @@ async def _retry(conn: db.Connection, order_id: UUID) -> ActionOutcome:
     return ActionOutcome.UNDER_WAY if saga.next_attempt_in_seconds > 0 else ActionOutcome.DUE_ALREADY
 
 
-async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, trace: Mapping[str, str]) -> ActionOutcome:
+async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: Mapping[str, str]) -> ActionOutcome:
     """Make a saga compensate. After the commit, its order never becomes confirmed.
 
     The conditions are those of a customer's cancel. Raises OrderNotFound and OrderNotCancellable.
     """
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)
-        outcome = await _compensate(conn, order, trace)
+        await _link_request(conn, order.id)
+        outcome = await _compensate(conn, order, headers)
         await audit.record(conn, actor, SagaAction.COMPENSATE, order.id, outcome)
     if outcome is ActionOutcome.REFUSED:
         raise OrderNotCancellable(f"the order is {order.status}")
     return outcome
 
 
-async def _compensate(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> ActionOutcome:
+async def _compensate(conn: db.Connection, order: Order, headers: Mapping[str, str]) -> ActionOutcome:
     try:
-        cancelled = await cancel.cancel_locked(conn, order, Reason.COMPENSATED_BY_OPERATOR, trace)
+        cancelled = await cancel.cancel_locked(conn, order, Reason.COMPENSATED_BY_OPERATOR, headers)
     except OrderNotCancellable:
         return ActionOutcome.REFUSED
     has_ended = cancelled.order.status not in {Status.PENDING, Status.COMPENSATING}
     if cancelled.changed:
         return ActionOutcome.CANCELLED if has_ended else ActionOutcome.TURNS_BACK
     return ActionOutcome.ENDED_BEFORE if has_ended else ActionOutcome.TURNED_BEFORE
+
+
+async def _link_request(conn: db.Connection, order_id: UUID) -> None:
+    """Link the span of the operator's request to the order's trace, if the request is traced."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attribute("orders.order_id", str(order_id))
+        for link in link_to(await store.read_traceparent(conn, order_id), "operates on"):
+            span.add_link(link.context, link.attributes)
 
 
 async def _locked(conn: db.Connection, order_id: UUID) -> Order:

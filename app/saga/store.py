@@ -274,6 +274,12 @@ async def read_do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mappin
     return None if reply is None else json.loads(reply)
 
 
+async def read_traceparent(conn: db.Connection, saga_id: UUID) -> str | None:
+    """Return the trace context of the saga; None if it has none, or there is no saga."""
+    found: str | None = await conn.fetchval("SELECT traceparent FROM sagas WHERE id = $1", saga_id)
+    return found
+
+
 async def wake_if_waiting(conn: db.Connection, saga_id: UUID) -> bool:
     """Make a waiting saga due now. Return false if the order has no saga. The caller has locked the order.
 

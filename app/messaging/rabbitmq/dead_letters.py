@@ -24,19 +24,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, HeadersType
 from aio_pika.exceptions import ChannelClosed
 
 from app import db
 from app.errors import BrokerUnavailable, DeadLettersBusy
 from app.messaging import inbox
 from app.messaging.dead_letters import DeadLetter
-from app.messaging.envelope import UNDECODABLE, Envelope, UnreadableMessage, one_line, parse
+from app.messaging.envelope import REPLAYED_BY, UNDECODABLE, Envelope, UnreadableMessage, one_line, parse
 from app.messaging.rabbitmq.connection import SETUP_SECONDS, broker_errors, close, connect
 from app.messaging.rabbitmq.messages import clone_message, frame_limit
 from app.messaging.rabbitmq.topology import declare, has_current_arguments
 from app.messaging.topology import QueueSpec
 from app.observability.signals import Signals
+from app.observability.traces import trace_headers
 
 MAX_HELD = 10_000  # messages in memory, about 40 MB; a scan of a longer queue changes its order
 BUSY_SECONDS = 5.0  # until the broker notices that another scan was killed
@@ -48,7 +49,7 @@ CONFIRM_SECONDS = 10.0
 # Headers that the consumer and the broker add. A replay removes them.
 ADDED_HEADERS = frozenset(
     {"x-reason", "x-attempts", "x-first-failure-at", "x-last-failure-at", "x-death", "x-delivery-count"}
-    | {"x-acquired-count", "x-opt-deaths"}
+    | {"x-acquired-count", "x-opt-deaths", REPLAYED_BY}
     | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
 )
 
@@ -192,7 +193,8 @@ class _RabbitScan:
         headers = {name: value for name, value in message.headers.items() if name not in ADDED_HEADERS}
         try:
             with broker_errors():
-                copy = clone_message(message, headers, frame_limit(message))
+                added: HeadersType = {REPLAYED_BY: trace_headers().get("traceparent", "-")}
+                copy = clone_message(message, headers, frame_limit(message), added)
                 copy.priority = message.priority
                 await self._channel.default_exchange.publish(
                     copy, self._queue.name, mandatory=True, timeout=CONFIRM_SECONDS

@@ -18,6 +18,9 @@ PROCESS = "process orders.events:order.placed:orders.saga"
 INTAKE = ["publish orders.events:order.placed", "outbox wait", "order transaction", "POST /orders"]
 
 
+ADMIN_TOKEN = "admin-token-of-the-tests"
+
+
 @pytest.fixture
 async def sink() -> AsyncIterator[Sink]:
     async with collecting() as lent:
@@ -140,7 +143,32 @@ async def test_an_unsampled_dead_letter_is_traced(system: dict[str, Any], sink: 
     async with serving(**system, tracing=tracing, inbox_max_attempts=1) as client:
         await place(client)
         (process,) = await sink.until(PROCESS)
-    spans = sink.of(TRACE_ID)
     assert process.failed
-    assert path_to_root(spans, process) == [PROCESS, *INTAKE]
-    assert len(spans) == len(INTAKE) + 1
+    assert path_to_root(sink.of(TRACE_ID), process) == [PROCESS, *INTAKE]
+    assert len(sink.spans) == len(INTAKE) + 1
+
+
+async def test_what_an_operator_does_is_linked(system: dict[str, Any], sink: Sink, pool: Pool) -> None:
+    """A replay of a dead letter links to the operator's request, a request about a saga to the order's trace."""
+    await pool.execute("ALTER TABLE sagas RENAME COLUMN hold_seconds TO hidden")
+    settings: dict[str, Any] = {**system, "inbox_max_attempts": 1, "admin_token": ADMIN_TOKEN}
+    authorized = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    async with serving(**settings, tracing=sink.tracing()) as client:
+        order = await place(client)
+        (failed,) = await sink.until(PROCESS)
+        await pool.execute("ALTER TABLE sagas RENAME COLUMN hidden TO hold_seconds")
+
+        async def is_replayed() -> bool:
+            answer = await client.post("/ops/dlq/replay", json={"reason": "repaired"}, headers=authorized)
+            return bool(answer.json()["done"]) if answer.status_code == 200 else False
+
+        await wait_until(is_replayed, AMPLE_SECONDS, "the dead letter")
+        assert await end(client, order) == "confirmed"
+        await client.post(f"/ops/sagas/{order}/retry", json={"reason": "too late"}, headers=authorized)
+        (operated,) = await sink.until("POST /ops/sagas/{order_id}/retry")
+        _, replayed = await sink.until(PROCESS, 2)
+        requests = await sink.until("POST /ops/dlq/replay")
+    assert replayed.attributes["orders.replayed"] is True
+    assert (failed.attributes["orders.replayed"], failed.links) == (False, [])
+    assert replayed.links[0] in {request.span_id for request in requests}
+    assert operated.links == [replayed.span_id]
