@@ -66,10 +66,14 @@ OVERVIEW = Dashboard(
             alert="TargetDown",
         ),
         Panel(
-            "Are log lines lost?",
-            "Lines per second that the reader of a process's log was too slow for. The service is not affected.",
+            "Are log lines or spans lost?",
+            "Lines that the reader of a log was too slow for, and spans that the collector was too slow for. The service is"
+            " not affected.",
             "ops",
-            [Query("sum by (instance) (rate(log_lines_dropped_total[$__rate_interval]))", "{{instance}}")],
+            [
+                Query("sum by (instance) (rate(log_lines_dropped_total[$__rate_interval]))", "lines of {{instance}}"),
+                Query("sum by (instance) (rate(trace_spans_dropped_total[$__rate_interval]))", "spans of {{instance}}"),
+            ],
             alert="LogLinesDropped",
         ),
     ],

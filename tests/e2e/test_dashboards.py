@@ -45,7 +45,7 @@ FALL = {
 }
 # Panels or legends whose failure is not provoked here, because that takes a minute or more: what else tests it.
 ONLY_SHOWN = {
-    "Are log lines lost?": "test_log_reader",
+    "Are log lines or spans lost?": "test_log_reader, test_traces",
     "What does the janitor delete?": "test_pruner",
     "Can the janitor not prune a table?": "test_pruner",
     "sent again": "test_resender",
