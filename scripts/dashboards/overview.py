@@ -67,8 +67,8 @@ OVERVIEW = Dashboard(
         ),
         Panel(
             "Are log lines or spans lost?",
-            "Lines that the reader of a log was too slow for, and spans that the collector was too slow for. The service"
-            " is not affected.",
+            "Lines that the reader of a log was too slow for, and spans that the collector was too slow for. The"
+            " service is not affected.",
             "ops",
             [
                 Query("sum by (instance) (rate(log_lines_dropped_total[$__rate_interval]))", "lines of {{instance}}"),
