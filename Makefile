@@ -36,6 +36,10 @@ load: .venv/.demo ## load a running service (URL=http://127.0.0.1:8000) and judg
 chaos: .venv/.dev .servers ## send orders while everything is killed, frozen and cut off, and judge (ARGS="--orders 300"; 10,000: 10 minutes)
 	@$(BIN)/python -m chaos.runner $(ARGS)
 
+.PHONY: planted-bugs
+planted-bugs: .venv/.dev .servers ## plant known bugs in a copy, one at a time, and check that a test catches each (5 minutes; ARGS="--only fencing")
+	@$(BIN)/python -m chaos.bugs $(ARGS)
+
 .PHONY: test
 test: .venv/.dev .servers ## run every test, on real servers; installs them with apt where it may (many minutes; ARGS="-k outbox")
 	@$(BIN)/pytest $(ARGS)
