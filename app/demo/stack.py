@@ -32,11 +32,12 @@ WELCOME = """
   PostgreSQL            {database}
   Data                  {data}
 
-Place an order, and read it a moment later:
+Place an order, read it a moment later, and see what happened to it:
 
   curl -si {service}/orders -H 'Content-Type: application/json' -H 'Idempotency-Key: first-order' \\
     -d '{{"items": [{{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}}]}}'
   curl -s {service}/orders/<id>
+  curl -s {service}/orders/<id>/timeline
 
 Make the next payment fail, then place another order (with another key): it ends rejected, with every step undone:
 
