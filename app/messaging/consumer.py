@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from app import db
@@ -118,6 +119,7 @@ class Consumer:
             self.signals.emit(HandlerFailed())
             return await self._count_failure(envelope, f"{type(error).__name__}: {error}", self._max_attempts)
         if not is_first:
+            trace.get_current_span().set_attribute("orders.replayed", value=True)
             self.signals.emit(DuplicateHandled())
         return Handled()
 

@@ -22,7 +22,7 @@ UNDECODABLE = "x-undecodable"  # header that names the properties which could no
 HEADER_PREFIX = "cloudEvents_"  # AMQP binding: attribute names get this prefix, as `cloudEvents:` is no valid JMS name
 
 
-# Header of a dead letter that was replayed: the trace context of the operator's request, or `-` if it has none.
+# Header of a dead letter that was replayed: the trace context of the operator's request, if it has one.
 REPLAYED_BY = "x-replayed-by"
 
 
@@ -32,7 +32,7 @@ class UnreadableMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One event. `replayed_by`: None unless an operator replayed it as a dead letter; see `REPLAYED_BY`."""
+    """One event. `replayed_by`: of a dead letter that was replayed; see `REPLAYED_BY`."""
 
     id: UUID
     type: str

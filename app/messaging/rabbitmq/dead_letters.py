@@ -193,7 +193,8 @@ class _RabbitScan:
         headers = {name: value for name, value in message.headers.items() if name not in ADDED_HEADERS}
         try:
             with broker_errors():
-                added: HeadersType = {REPLAYED_BY: trace_headers().get("traceparent", "-")}
+                trace = trace_headers()
+                added: HeadersType = {REPLAYED_BY: trace["traceparent"]} if trace else {}
                 copy = clone_message(message, headers, frame_limit(message), added)
                 copy.priority = message.priority
                 await self._channel.default_exchange.publish(

@@ -45,7 +45,7 @@ def _intake(order: Row, event: Row, root_id: int, about: Attributes) -> Iterator
     yield StoredSpan("POST /orders", SpanKind.SERVER, root_id, None, placed_at, stored_at, {**about, **request})
     yield StoredSpan("order transaction", SpanKind.INTERNAL, transaction_id, root_id, placed_at, stored_at, {**about})
     left_at = event["left_at"]
-    if left_at is None:  # it still waits, or is under way: the relay will trace its publication
+    if left_at is None:  # it still waits, or the relay holds it: the relay will trace its publication
         return
     key, wait_id = routing_key(event["type"]), derive_span_id("wait", event["id"])
     message = {**about, "orders.event_id": str(event["id"])}
