@@ -17,6 +17,12 @@ def test_the_rules_are_valid() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_configuration_is_valid() -> None:
+    """That of the compose profile `obs`, with the rules that it names."""
+    done = promtool("check", "config", str(RULES.with_name("prometheus.yml")))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_unit_tests_of_the_rules_pass() -> None:
     done = promtool("test", "rules", str(RULES_TEST))
     assert done.returncode == 0, done.stdout + done.stderr
