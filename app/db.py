@@ -235,6 +235,14 @@ async def transaction(
             raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT returned {answer}")
 
 
+@contextlib.asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """Lend one connection whose statements all see the same committed rows. It cannot write."""
+    async with transaction(pool) as conn:
+        await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield conn
+
+
 async def now(conn: Connection) -> datetime:
     """Return the time on Postgres's clock. Ages and retention use only this clock: a process's clock may be wrong."""
     instant: datetime = await conn.fetchval("SELECT clock_timestamp()")

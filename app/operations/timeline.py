@@ -1,8 +1,8 @@
 """The story of an order, from the rows that already record it: request, outbox, inbox, saga, operators, end.
 
-One statement reads all of it, so it is one snapshot. An entry never changes: the start of a call and its outcome are
-two entries, and what a row may lose again (that an event is parked, that a message is dead) is no entry but a part of
-`why_stuck`. Retention removes entries of the outbox and the inbox after a week.
+Everything is read in one snapshot. An entry never changes: the start of a call and its outcome are two entries, and
+what a row may lose again (that an event is parked, that a message is dead) is no entry but a part of `why_stuck`.
+Entries disappear with their rows: when retention removes these, and in a log of more than MAX_STEPS rows.
 
 A `Position` says which entries a reader has seen. Rows may become visible late, so it is not a time: it has the last id
 of the saga's log, which only grows, and the names of the other entries, which are few.
@@ -21,11 +21,11 @@ from app import db
 from app.errors import OrderNotFound
 from app.operations import audit, why_stuck
 from app.operations.why_stuck import Situation, WhyStuck
-from app.orders.model import Reason, Status, rfc3339
+from app.orders.model import FINAL, Reason, Status, rfc3339
 from app.partners.ports import Done
 from app.saga import plan
 from app.saga.plan import Call, SagaDirection, SagaState
-from app.saga.steps import Action
+from app.saga.steps import PLANS, Action
 
 END = "end"  # the entry of the final status
 PLANNED = "planned"
@@ -34,8 +34,10 @@ MAX_STEPS = 1000  # the newest entries of the log; an undo may have been retried
 POSITION = re.compile(r"([0-9]{1,18})((?:\.[a-z]{1,9}(?:-[0-9]{1,18})?)*)")
 
 # No index leads from an order to its published events. `order.placed` has the order's id; the id of the last event is a
-# UUIDv7 of the time at which the order ended, so it is looked for among the events of those seconds.
+# UUIDv7 of the time at which the order ended, so it is looked for among the events of those seconds. An order that has
+# not ended has no such event: its streams, which read often, skip this search.
 LAST_EVENT_SECONDS = (-1, 5)
+ENDED = ", ".join(f"'{status}'" for status in sorted(FINAL))
 
 
 def _first_id(seconds: int) -> str:
@@ -45,7 +47,8 @@ def _first_id(seconds: int) -> str:
 
 
 # `name` is unique within an order, except in the log, whose rows are told apart by `number`. Causes come before effects
-# of the same instant: `rank`. Parameters: the order, its tenant (NULL: any), the inbox name of the saga's consumer.
+# of the same instant: `rank`. The log keeps its own order even if Postgres's clock was set back: otherwise a position
+# could skip a row. Parameters: the order, its tenant (NULL: any), the inbox name of the saga's consumer.
 STORY = f"""
 WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant = $2)),
      events AS (
@@ -56,6 +59,7 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          SELECT outbox.* FROM this JOIN outbox
              ON outbox.id BETWEEN {_first_id(LAST_EVENT_SECONDS[0])} AND {_first_id(LAST_EVENT_SECONDS[1])}
              AND outbox.subject = this.id::text
+         WHERE this.status IN ({ENDED})
      ),
      log AS (SELECT * FROM saga_steps WHERE saga_id = (SELECT id FROM this) ORDER BY id DESC LIMIT {MAX_STEPS}),
      story (rank, name, number, at, source, event, step, attempt, outcome, detail, started_at) AS (
@@ -80,7 +84,8 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          UNION ALL
          SELECT 6, '', id, at, 'saga', action, step, attempt, outcome, detail, started_at FROM log
          UNION ALL
-         SELECT 7, 'undo', 0, compensating_at, 'saga', 'compensation-started', NULL, NULL, NULL, reason, NULL
+         SELECT 7, 'undo', 0, greatest(compensating_at, (SELECT max(at) FROM log WHERE action = '{Action.DO}')), 'saga',
+                'compensation-started', NULL, NULL, NULL, reason, NULL
          FROM sagas WHERE id = (SELECT id FROM this) AND compensating_at IS NOT NULL
          UNION ALL
          SELECT 8, 'act-' || id, 0, at, 'operator', action, NULL, NULL, outcome,
@@ -88,13 +93,14 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          FROM operator_actions WHERE order_id = (SELECT id FROM this) AND outcome <> '{audit.UNFINISHED}'
          UNION ALL
          SELECT 9, '{END}', 0, updated_at, 'order', 'order-' || status, NULL, NULL, status, status_reason, NULL
-         FROM this WHERE status IN ('confirmed', 'rejected', 'cancelled')
+         FROM this WHERE status IN ({ENDED})
      )
 SELECT story.*, split_part(coalesce(
            (SELECT traceparent FROM sagas WHERE id = this.id),
            (SELECT traceparent FROM events ORDER BY sequence LIMIT 1)
        ), '-', 2) AS trace_id
-FROM story CROSS JOIN this ORDER BY at, rank, number
+FROM story CROSS JOIN this
+ORDER BY CASE WHEN name = '' THEN max(at) OVER (PARTITION BY name ORDER BY number) ELSE at END, rank, number
 """  # noqa: S608 - constants
 
 
@@ -163,7 +169,11 @@ class Position:
 async def read_entries(pool: db.Pool, order_id: UUID, tenant: str | None, consumer: str) -> list[TimelineEntry]:
     """Return what happened, in order. `tenant` None: any. Raises OrderNotFound, DatabaseUnavailable."""
     async with db.connection(pool) as conn:
-        rows = await conn.fetch(STORY, order_id, tenant, consumer)
+        return await _read_entries(conn, order_id, tenant, consumer)
+
+
+async def _read_entries(conn: db.Connection, order_id: UUID, tenant: str | None, consumer: str) -> list[TimelineEntry]:
+    rows = await conn.fetch(STORY, order_id, tenant, consumer)
     if not rows:
         raise OrderNotFound(f"there is no order {order_id}")
     return [_entry(row) for row in rows]
@@ -177,8 +187,8 @@ def unseen(entries: Iterable[TimelineEntry], position: Position) -> list[Timelin
 
 async def read(pool: db.Pool, order_id: UUID, tenant: str | None, consumer: str) -> TimelineAnswer:
     """Return the timeline of an order. `consumer`: the inbox name of the saga's consumer. Raises OrderNotFound."""
-    entries = await read_entries(pool, order_id, tenant, consumer)
-    async with db.connection(pool) as conn:
+    async with db.snapshot(pool) as conn:
+        entries = await _read_entries(conn, order_id, tenant, consumer)
         situation = await why_stuck.read(conn, order_id, consumer)
     return TimelineAnswer(
         order_id=str(order_id),
@@ -230,10 +240,11 @@ def _state(situation: Situation) -> SagaState | None:
     """Return where the saga is, or where it will begin; None if no call is to come."""
     if situation.direction is None:
         return plan.begin() if situation.status == Status.PENDING else None
-    if situation.finished_at is not None:
+    version = situation.plan_version
+    if situation.finished_at is not None or version is None or version not in PLANS:  # the plan of a newer release
         return None
     return SagaState(
-        plan_version=situation.plan_version or 0,
+        plan_version=version,
         direction=SagaDirection(situation.direction),
         step=situation.step,
         attempts=situation.attempts or 0,

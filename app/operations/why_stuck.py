@@ -13,40 +13,52 @@ from pydantic import BaseModel
 
 from app import db
 from app.errors import OrderNotFound
+from app.messaging import local
 from app.orders.model import FINAL, rfc3339
 from app.saga.plan import SagaDirection
-from app.saga.steps import PLANS
+from app.saga.steps import PLANS, Action
 
 GRACE_SECONDS = 5.0
 
 WaitsFor = Literal["inventory", "payment", "shipping", "broker", "database", "operator"]
 
-SITUATION = """
+# `call`: the saga's log of its current call. MATERIALIZED: with ORDER BY id LIMIT 1 alone, the planner may walk the log
+# of all sagas backward. Parameters: the order, the inbox name of the saga's consumer.
+SITUATION = f"""
+WITH log AS MATERIALIZED (
+         SELECT id, at, step, action, attempt, outcome, detail FROM saga_steps WHERE saga_id = $1
+     ),
+     call AS (
+         SELECT log.* FROM log JOIN sagas ON sagas.id = $1 AND sagas.step = log.step
+             AND log.action = CASE sagas.direction WHEN 'forward' THEN '{Action.DO}' ELSE '{Action.UNDO}' END
+     )
 SELECT o.id AS order_id, o.status, o.placed_at, clock_timestamp() AS now,
        s.plan_version, s.direction, s.step, s.attempts, s.reason, s.lease_owner, s.next_attempt_at AS due_at,
-       s.updated_at AS saga_updated_at, s.deadline_at, s.finished_at, s.needs_operator_at,
-       last.at AS last_at, last.outcome AS last_outcome, last.detail AS last_detail,
+       s.deadline_at, s.finished_at, s.needs_operator_at,
+       (SELECT max(at) FROM log) AS last_at, (SELECT outcome FROM log ORDER BY id DESC LIMIT 1) AS last_outcome,
+       (SELECT min(at) FROM call) AS call_since,
+       answer.attempt AS answer_attempt, answer.outcome AS answer, answer.detail AS answer_detail,
        event.id AS event_id, event.type AS event_type, event.parked_at, event.last_error AS event_error,
        event.next_attempt_at AS event_due_at, coalesce(event.pending_since, event.occurred_at) AS event_since,
        placed.published_at, inbox.dead_at, inbox.purged_at, inbox.last_failure_at, inbox.processed_at,
-       inbox.last_error AS inbox_error,
-       (SELECT max(expires_at) > clock_timestamp() FROM transport_leases) AS has_workers
+       inbox.last_error AS inbox_error, inbox.attempts AS inbox_attempts,
+       (SELECT max(transport) FROM transport_leases WHERE expires_at > clock_timestamp()) AS transport
 FROM orders o
 LEFT JOIN sagas s ON s.id = o.id
-LEFT JOIN LATERAL (SELECT * FROM saga_steps WHERE saga_id = o.id ORDER BY id DESC LIMIT 1) AS last ON true
+LEFT JOIN LATERAL (SELECT * FROM call WHERE outcome <> 'attempted' ORDER BY id DESC LIMIT 1) AS answer ON true
 LEFT JOIN LATERAL (
     SELECT * FROM outbox WHERE subject = o.id::text AND published_at IS NULL ORDER BY sequence LIMIT 1
 ) AS event ON true
 LEFT JOIN outbox placed ON placed.id = o.id
 LEFT JOIN inbox ON inbox.message_id = o.id::text AND inbox.consumer = $2
 WHERE o.id = $1
-"""
+"""  # noqa: S608 - constants
 
 
 class WhyStuck(BaseModel):
-    """What an order waits for. `since`: from when. `next_attempt_at`: when it goes on by itself; null: not before then.
+    """What an order waits for. `since`: from when. `next_attempt_at`: of the retry; null: none is scheduled.
 
-    `waiting_for`: the partner, the `broker`, the `database`, or an `operator`, without whom it does not go on.
+    `waiting_for`: the partner, the `broker`, the `database`, or an `operator`, who has to act or to look.
     """
 
     message: str
@@ -57,7 +69,11 @@ class WhyStuck(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """An order with its saga (`direction` None: it has none), its first unpublished event, and its inbox row."""
+    """An order with its saga (`direction` None: it has none), its first unpublished event, and its inbox row.
+
+    `last_at`, `last_outcome`: of the saga's log. `call_since`: when the current call was first attempted; `answer`: the
+    last outcome of that call. `transport`: of the processes with the roles relay and consumer; None: none runs.
+    """
 
     order_id: UUID
     status: str
@@ -70,13 +86,15 @@ class Situation:
     reason: str | None = None
     lease_owner: str | None = None
     due_at: datetime | None = None
-    saga_updated_at: datetime | None = None
     deadline_at: datetime | None = None
     finished_at: datetime | None = None
     needs_operator_at: datetime | None = None
     last_at: datetime | None = None
     last_outcome: str | None = None
-    last_detail: str | None = None
+    call_since: datetime | None = None
+    answer_attempt: int | None = None
+    answer: str | None = None
+    answer_detail: str | None = None
     event_id: UUID | None = None
     event_type: str | None = None
     parked_at: datetime | None = None
@@ -89,11 +107,17 @@ class Situation:
     last_failure_at: datetime | None = None
     processed_at: datetime | None = None
     inbox_error: str | None = None
-    has_workers: bool | None = None
+    inbox_attempts: int | None = None
+    transport: str | None = None
 
     def is_long_ago(self, instant: datetime | None) -> bool:
         """Return whether an instant is longer ago than anything normal takes."""
         return instant is not None and self.now - instant > timedelta(seconds=GRACE_SECONDS)
+
+    @property
+    def is_calling(self) -> bool:
+        """Return whether a process has recorded an attempt and waits for the partner's answer."""
+        return self.lease_owner is not None and self.last_outcome == "attempted"
 
 
 async def read(conn: db.Connection, order_id: UUID, consumer: str) -> Situation:
@@ -119,29 +143,36 @@ def _explain_event(at: Situation) -> WhyStuck | None:
     if at.parked_at is not None:
         fix = f"An operator must fix the cause, then run: orders outbox requeue {at.event_id}"
         return _stuck(f"{what} is parked: it was refused too often ({at.event_error}). {fix}", "operator", at.parked_at)
-    if not at.is_long_ago(at.event_since):
-        return None
     since = at.event_since or at.placed_at
-    if not at.has_workers:
+    next_at = at.event_due_at if at.event_due_at is not None and at.event_due_at > at.now else None
+    if at.transport == local.NAME and at.event_error:
+        return _stuck(f"Handling {what[0].lower() + what[1:]} failed ({at.event_error}).", "database", since, next_at)
+    if not at.is_long_ago(since):
+        return None
+    if at.transport is None:
         return _stuck(f"{what} waits to be published, and no process with the role relay runs.", "operator", since)
-    problem = f" The broker's last refusal: {at.event_error}." if at.event_error else ""
+    if at.transport == local.NAME:
+        return _stuck(f"{what} waits to be handled: others are before it, or Postgres is slow.", "database", since)
+    problem = (
+        f"The broker's last refusal: {at.event_error}."
+        if at.event_error
+        else "If the broker is up, check that a process with the role relay runs."
+    )
     return _stuck(
-        f"{what} waits to be published. The relay publishes it when the broker takes it.{problem}",
+        f"{what} waits to be published. The relay publishes it when the broker takes it. {problem}",
         "broker",
         since,
-        at.event_due_at,
+        next_at,
     )
 
 
 def _explain_start(at: Situation) -> WhyStuck | None:
-    """Explain an order whose event is published, but whose saga has not started."""
+    """Explain an order whose saga has not started, although no event of it waits to be published."""
+    end = f"An operator must end it: orders saga compensate {at.order_id}"
     if at.purged_at is not None:
-        return _stuck(
-            "An operator purged its event, so its saga does not start. An operator must end it: "
-            f"orders saga compensate {at.order_id}",
-            "operator",
-            at.purged_at,
-        )
+        return _stuck(f"An operator purged its event, so its saga does not start. {end}", "operator", at.purged_at)
+    if at.processed_at is not None:
+        return _stuck(f"Its event was handled, but its saga is missing. {end}", "operator", at.processed_at)
     if at.dead_at is not None:
         return _stuck(
             f"Its event is a dead letter: the consumer failed too often ({at.inbox_error or 'the broker gave it up'}). "
@@ -149,87 +180,89 @@ def _explain_start(at: Situation) -> WhyStuck | None:
             "operator",
             at.dead_at,
         )
-    if at.last_failure_at is not None and at.processed_at is None:
+    if at.published_at is None:
+        missing = f"Its event is missing in the outbox, so its saga does not start. {end}"
+        return _stuck(missing, "operator", at.placed_at) if at.is_long_ago(at.placed_at) else None
+    has_failed = at.last_failure_at is not None and bool(at.inbox_attempts)  # no attempts: an operator replayed it
+    if at.transport is None and (has_failed or at.is_long_ago(at.published_at)):
+        waits = "Its event is published, and no process with the role consumer runs."
+        return _stuck(waits, "operator", at.published_at)
+    if has_failed:
         return _stuck(
             f"The consumer failed to handle its event ({at.inbox_error}). The broker delivers it again.",
             "database",
-            at.last_failure_at,
+            at.last_failure_at or at.published_at,
         )
     if not at.is_long_ago(at.published_at):
         return None
-    since = at.published_at or at.placed_at
-    if not at.has_workers:
-        return _stuck("Its event is published, and no process with the role consumer runs.", "operator", since)
     return _stuck(
-        "Its event is published, and no consumer has taken it yet. If the broker lost it, it is published again "
-        "about a minute after its publication.",
+        "Its event is published, and no consumer has taken it yet: check that a process with the role consumer runs. "
+        "If the broker lost it, it is published again about a minute after its publication.",
         "broker",
-        since,
+        at.published_at,
     )
 
 
 def _explain_saga(at: Situation) -> WhyStuck | None:
-    partner, call = _partner(at), _call(at)
-    since = at.last_at or at.saga_updated_at or at.placed_at
-    if at.step is None:
-        return _if_long_ago(at, "Every step is done, and the end is not recorded yet.", "database", since, at.due_at)
-    if at.lease_owner is None and at.is_long_ago(at.due_at):
-        owed = "no process has taken it. Start one with the role consumer, or give them more saga_concurrency."
-        return _stuck(f"Its saga is due, and {owed}", "operator", at.due_at or since)
-    if at.lease_owner is not None and at.is_long_ago(at.due_at):
-        gone = f"The process {at.lease_owner} stopped in the middle, and no other process has taken the saga over."
-        return _stuck(f"{gone} Start one with the role consumer.", "operator", at.due_at or since)
-    if at.lease_owner is not None and at.last_outcome == "attempted":
-        return _if_long_ago(at, f"{partner} has not answered {call} yet.", partner, since, at.due_at)
-    if at.lease_owner is not None:
-        return _if_long_ago(at, "Its next write waits for the database.", "database", since, at.due_at)
-    answer = _answer(at)
+    last_at = at.last_at or at.placed_at
+    if at.is_long_ago(at.due_at):
+        return _explain_overdue(at)
+    if (partner := _find_partner(at)) is None:
+        newer = f"It follows plan {at.plan_version}, which this release does not know. Ask a process of the newer one."
+        return _if_long_ago(at, newer, "operator", last_at)
+    call = f"the undo of {at.step}" if at.direction == SagaDirection.BACKWARD else f"{at.step}"
+    if at.is_calling and at.attempts == 1:
+        return _if_long_ago(at, f"{partner} has not answered {call} yet.", partner, last_at)
+    if at.attempts:
+        message, since = f"{_describe_failure(at, partner, call)}{_describe_retry(at)}", at.call_since or last_at
+    elif at.lease_owner is None and at.due_at is not None and at.due_at > at.now:
+        since = last_at
+        message = f"Calls to {partner} are paused, because they failed: its circuit is open. Next: {call}."
+    else:
+        return _if_long_ago(at, "Its next attempt is not recorded yet.", "database", last_at)
+    next_at = at.due_at if at.lease_owner is None else None
     if at.needs_operator_at is not None and at.needs_operator_at <= at.now:
-        return _stuck(
-            f"{partner} keeps failing {call}: {answer}. An operator must look at it; retries go on.",
-            "operator",
-            since,
-            at.due_at,
-        )
-    late = " Its deadline has passed; at the next attempt it starts to compensate." if _is_late(at) else ""
-    if not at.attempts:
-        return _stuck(
-            f"Calls to {partner} are paused, because they failed: its circuit is open. {call} is to come.{late}",
-            partner,
-            at.saga_updated_at or since,
-            at.due_at,
-        )
-    return _stuck(f"{partner} failed {call}: {answer}. It is retried.{late}", partner, since, at.due_at)
+        return _stuck(f"{message} An operator must look at it; retries go on.", "operator", since, next_at)
+    late = at.direction == SagaDirection.FORWARD and at.deadline_at is not None and at.deadline_at <= at.now
+    deadline = " Its deadline has passed; at the next attempt it starts to compensate." if late else ""
+    return _stuck(f"{message}{deadline}", partner, since, next_at)
 
 
-def _is_late(at: Situation) -> bool:
-    return at.direction == SagaDirection.FORWARD and at.deadline_at is not None and at.deadline_at <= at.now
+def _explain_overdue(at: Situation) -> WhyStuck:
+    """Explain a saga that no process has claimed although it is due."""
+    if at.lease_owner is None:
+        why = "Its saga is due, and no process has taken it. Start one with the role consumer, or raise "
+        why += "ORDERS_SAGA_CONCURRENCY."
+    else:
+        why = f"The process {at.lease_owner} stopped in the middle, and no other process has taken the saga over. "
+        why += "Start one with the role consumer."
+    return _stuck(why, "operator", at.due_at or at.placed_at)
 
 
-def _partner(at: Situation) -> Any:
-    steps = {spec.step: spec.partner for spec in PLANS.get(at.plan_version or 0, ())}
-    return steps.get(at.step or "", "operator")  # a step that this release does not know
+def _find_partner(at: Situation) -> WaitsFor | None:
+    """Return the partner of the current step. None: the plan belongs to a newer release."""
+    steps: dict[str, Any] = {spec.step: spec.partner for spec in PLANS.get(at.plan_version or 0, ())}
+    return steps.get(at.step or "")
 
 
-def _call(at: Situation) -> str:
-    call = f"the undo of {at.step}" if at.direction == SagaDirection.BACKWARD else at.step
-    return f"{call} (attempt {at.attempts})" if at.attempts else f"{call}"
+def _describe_failure(at: Situation, partner: str, call: str) -> str:
+    if at.answer is None:
+        return f"The process that made {call} (attempt {at.attempts}) stopped before it recorded {partner}'s answer."
+    meaning = {"unknown": "no clear answer", "not-sent": "it could not be reached"}.get(at.answer, at.answer)
+    detail = f" ({at.answer_detail})" if at.answer_detail else ""
+    return f"{partner} failed {call} (attempt {at.answer_attempt}): {meaning}{detail}."
 
 
-def _answer(at: Situation) -> str:
-    meaning = {"unknown": "no clear answer", "not-sent": "it could not be reached", "refused": "refused"}
-    text = meaning.get(at.last_outcome or "", at.last_outcome or "no answer")
-    return f"{text} ({at.last_detail})" if at.last_detail else text
+def _describe_retry(at: Situation) -> str:
+    return f" Attempt {at.attempts} is in progress." if at.is_calling else " It is retried."
 
 
 def _short(event_type: str | None) -> str:
     return (event_type or "").removeprefix("orders.").removesuffix(".v1")
 
 
-def _if_long_ago(
-    at: Situation, message: str, waiting_for: WaitsFor, since: datetime, next_at: datetime | None
-) -> WhyStuck | None:
-    return _stuck(message, waiting_for, since, next_at) if at.is_long_ago(since) else None
+def _if_long_ago(at: Situation, message: str, waiting_for: WaitsFor, since: datetime) -> WhyStuck | None:
+    return _stuck(message, waiting_for, since) if at.is_long_ago(since) else None
 
 
 def _stuck(message: str, waiting_for: WaitsFor, since: datetime, next_at: datetime | None = None) -> WhyStuck:

@@ -103,6 +103,9 @@ async def circuit_open(system: System, _: Path) -> AsyncIterator[Failed]:
         partner_circuit_failures="1", partner_circuit_open_seconds="60", partner_retry_cap_seconds="20"
     )
     await place(service)
+    async with client(service.url) as http:
+        [mode] = [mode for mode in MODES if mode.name == "circuit open"]
+        await wait_until(lambda: is_counted(http, mode), AMPLE_SECONDS, "an open circuit")
     yield service, await place(service)
 
 

@@ -41,7 +41,7 @@ MODES = (
         "circuit open",
         "partner_circuit_state",
         "payment",
-        "Payment",
+        "its circuit is open",
         labels={"partner": "payment"},
         alert="PartnerCircuitOpen",
     ),

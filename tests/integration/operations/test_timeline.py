@@ -65,8 +65,9 @@ async def test_a_failing_undo_shows_what_is_still_to_come(stage: Stage) -> None:
     await stage.orchestrator().run_once()
     await stage.pool.execute("UPDATE sagas SET next_attempt_at = clock_timestamp() + interval '1 hour'")
     answer = await read(stage, saga)
-    assert "compensation-started" in told(answer.entries)
-    assert told(answer.entries)[-2:] == ["undo charge_payment 1 unknown", "undo reserve_inventory planned"]
+    story = told(answer.entries)
+    assert story.index("do create_shipment 1 refused") < story.index("compensation-started")
+    assert story[-2:] == ["undo charge_payment 1 unknown", "undo reserve_inventory planned"]
     assert answer.why_stuck is not None
     assert answer.why_stuck.waiting_for == "payment"
     assert "the undo of charge_payment (attempt 1)" in answer.why_stuck.message
@@ -111,6 +112,35 @@ async def test_an_entry_never_changes_and_none_is_missed(stage: Stage) -> None:
         await runner.run_once()
     final = await timeline.read_entries(stage.pool, saga, TENANT, CONSUMER)
     assert {entry.id for entry in final} == set(seen)
+
+
+async def test_a_clock_set_back_hides_no_entry(stage: Stage) -> None:
+    """The log keeps its own order, so a position never skips a row of it."""
+    saga = await start_saga(stage.pool)
+    await stage.drive()
+    await stage.pool.execute("UPDATE saga_steps SET at = at - interval '1 hour' WHERE step = 'create_shipment'")
+    entries = await timeline.read_entries(stage.pool, saga, TENANT, CONSUMER)
+    numbers = [int(entry.id) for entry in entries if entry.id.isdecimal()]
+    assert numbers == sorted(numbers)
+
+
+async def test_a_saga_of_a_newer_release_is_shown(stage: Stage) -> None:
+    """Its plan is unknown here: the story has what happened, and no steps to come."""
+    saga = await start_saga(stage.pool)
+    await stage.pool.execute("UPDATE sagas SET plan_version = 99")
+    answer = await read(stage, saga)
+    assert told(answer.entries) == ["order-placed", "event-written", "saga-started"]
+
+
+async def test_an_order_whose_event_is_gone_is_stuck(stage: Stage) -> None:
+    """Without its outbox row and its saga, only an operator can end it."""
+    order = await placed(stage.pool)
+    await stage.pool.execute("DELETE FROM outbox")
+    await stage.pool.execute("UPDATE orders SET placed_at = placed_at - interval '1 min'")
+    answer = await read(stage, order.id)
+    assert answer.why_stuck is not None
+    assert answer.why_stuck.waiting_for == "operator"
+    assert f"orders saga compensate {order.id}" in answer.why_stuck.message
 
 
 async def test_another_tenants_order_has_no_story(stage: Stage) -> None:

@@ -15,14 +15,19 @@ ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 LONG_AGO = NOW - timedelta(seconds=GRACE_SECONDS + 1)
 JUST_NOW = NOW - timedelta(seconds=GRACE_SECONDS - 1)
 SOON = NOW + timedelta(seconds=7)
-PENDING = Situation(ID, "pending", LONG_AGO, NOW, has_workers=True)
+PENDING = Situation(ID, "pending", LONG_AGO, NOW, transport="rabbitmq")
 UNPUBLISHED = dataclasses.replace(PENDING, event_id=ID, event_type="orders.order.placed.v1", event_since=LONG_AGO)
 PUBLISHED = dataclasses.replace(PENDING, published_at=LONG_AGO)
 RUNNING = dataclasses.replace(
-    PUBLISHED, plan_version=1, direction="forward", step="charge_payment", attempts=2, due_at=SOON,
-    saga_updated_at=LONG_AGO, deadline_at=SOON, last_at=LONG_AGO, last_outcome="unknown", last_detail="HTTP 503",
+    PUBLISHED, plan_version=1, direction="forward", step="charge_payment", attempts=2, due_at=SOON, deadline_at=SOON,
+    last_at=LONG_AGO, last_outcome="unknown", call_since=LONG_AGO, answer_attempt=2, answer="unknown",
+    answer_detail="HTTP 503",
 )  # fmt: skip
 UNDOING = dataclasses.replace(RUNNING, status="compensating", direction="backward")
+CALLING = dataclasses.replace(RUNNING, lease_owner="host:1", last_outcome="attempted", last_at=JUST_NOW)
+FIRST_CALL = dataclasses.replace(CALLING, attempts=1, answer_attempt=None, answer=None, answer_detail=None)
+WAITING = dataclasses.replace(RUNNING, attempts=0, last_outcome="done", call_since=None, answer=None)
+LOCAL = dataclasses.replace(UNPUBLISHED, transport="in-process")
 
 
 def entry(id_: str) -> TimelineEntry:
@@ -57,12 +62,25 @@ def test_a_hostile_position_is_refused_at_once() -> None:
     ("situation", "changes", "waiting_for", "text"),
     [
         (UNPUBLISHED, {}, "broker", "order.placed waits to be published"),
+        (UNPUBLISHED, {}, "broker", "check that a process with the role relay runs"),
         (UNPUBLISHED, {"event_error": "nack"}, "broker", "last refusal: nack"),
-        (UNPUBLISHED, {"has_workers": False}, "operator", "no process with the role relay"),
+        (UNPUBLISHED, {"transport": None}, "operator", "no process with the role relay"),
         (UNPUBLISHED, {"parked_at": NOW, "event_error": "returned"}, "operator", f"orders outbox requeue {ID}"),
+        (LOCAL, {}, "database", "order.placed waits to be handled"),
+        (LOCAL, {"event_error": "KeyError"}, "database", "Handling its event order.placed failed (KeyError)"),
+        (LOCAL, {"parked_at": NOW, "event_error": "KeyError"}, "operator", f"orders outbox requeue {ID}"),
+        (PENDING, {}, "operator", "Its event is missing"),
+        (
+            PENDING,
+            {"processed_at": NOW},
+            "operator",
+            f"saga is missing. An operator must end it: orders saga compensate {ID}",
+        ),
         (PUBLISHED, {}, "broker", "no consumer has taken it"),
-        (PUBLISHED, {"has_workers": None}, "operator", "no process with the role consumer"),
-        (PUBLISHED, {"last_failure_at": NOW, "inbox_error": "KeyError"}, "database", "failed to handle its event"),
+        (PUBLISHED, {"transport": None}, "operator", "no process with the role consumer"),
+        (PUBLISHED, {"last_failure_at": NOW, "inbox_attempts": 1, "inbox_error": "KeyError"}, "database", "(KeyError)"),
+        (PUBLISHED, {"last_failure_at": NOW, "inbox_attempts": 1, "transport": None}, "operator", "role consumer"),
+        (PUBLISHED, {"last_failure_at": NOW, "inbox_attempts": 0}, "broker", "no consumer has taken it"),
         (PUBLISHED, {"dead_at": NOW, "inbox_error": "KeyError"}, "operator", f"orders dlq replay --id {ID}"),
         (PUBLISHED, {"dead_at": NOW, "purged_at": NOW}, "operator", f"orders saga compensate {ID}"),
         (
@@ -71,19 +89,30 @@ def test_a_hostile_position_is_refused_at_once() -> None:
             "payment",
             "Payment failed charge_payment (attempt 2): no clear answer (HTTP 503). It is retried",
         ),
-        (RUNNING, {"last_outcome": "not-sent", "last_detail": None}, "payment", "it could not be reached"),
+        (RUNNING, {"answer": "not-sent", "answer_detail": None}, "payment", "it could not be reached"),
         (RUNNING, {"step": "reserve_inventory"}, "inventory", "Inventory failed"),
         (RUNNING, {"step": "create_shipment"}, "shipping", "Shipping failed"),
         (RUNNING, {"deadline_at": NOW}, "payment", "Its deadline has passed"),
-        (RUNNING, {"attempts": 0}, "payment", "its circuit is open"),
         (RUNNING, {"due_at": LONG_AGO}, "operator", "no process has taken it"),
         (RUNNING, {"due_at": LONG_AGO, "lease_owner": "host:1"}, "operator", "The process host:1 stopped"),
-        (RUNNING, {"lease_owner": "host:1", "last_outcome": "attempted"}, "payment", "Payment has not answered"),
-        (RUNNING, {"lease_owner": "host:1"}, "database", "waits for the database"),
-        (RUNNING, {"step": None}, "database", "Every step is done"),
+        (RUNNING, {"lease_owner": "host:1"}, "payment", "(attempt 2): no clear answer (HTTP 503). It is retried"),
         (RUNNING, {"needs_operator_at": NOW}, "operator", "An operator must look at it"),
+        (RUNNING, {"answer": None}, "payment", "stopped before it recorded payment's answer"),
+        (RUNNING, {"plan_version": 99}, "operator", "plan 99"),
+        (WAITING, {}, "payment", "its circuit is open"),
+        (WAITING, {"direction": "backward"}, "payment", "Next: the undo of charge_payment"),
+        (WAITING, {"direction": "backward", "needs_operator_at": NOW}, "operator", "its circuit is open"),
+        (WAITING, {"lease_owner": "host:1"}, "database", "Its next attempt is not recorded yet"),
+        (
+            CALLING,
+            {"answer_attempt": 1},
+            "payment",
+            "(attempt 1): no clear answer (HTTP 503). Attempt 2 is in progress",
+        ),
+        (CALLING, {"needs_operator_at": NOW}, "operator", "Attempt 2 is in progress"),
+        (FIRST_CALL, {"last_at": LONG_AGO}, "payment", "Payment has not answered charge_payment yet"),
         (UNDOING, {}, "payment", "Payment failed the undo of charge_payment (attempt 2)"),
-        (UNDOING, {"needs_operator_at": NOW}, "operator", "Payment keeps failing the undo of charge_payment"),
+        (UNDOING, {"needs_operator_at": NOW}, "operator", "Payment failed the undo of charge_payment (attempt 2)"),
         (
             dataclasses.replace(UNPUBLISHED, status="confirmed", event_type="orders.order.confirmed.v1"),
             {},
@@ -103,13 +132,16 @@ def test_every_wait_is_explained(situation: Situation, changes: dict[str, Any], 
 @pytest.mark.parametrize(
     ("situation", "changes"),
     [
-        (PENDING, {}),
+        (PENDING, {"placed_at": JUST_NOW}),
         (PENDING, {"status": "confirmed"}),
         (UNPUBLISHED, {"event_since": JUST_NOW}),
+        (LOCAL, {"event_since": JUST_NOW}),
         (PUBLISHED, {"published_at": JUST_NOW}),
-        (RUNNING, {"lease_owner": "host:1", "last_outcome": "attempted", "last_at": JUST_NOW}),
+        (FIRST_CALL, {}),
+        (WAITING, {"due_at": NOW, "last_at": JUST_NOW}),
+        (WAITING, {"due_at": NOW, "last_at": None, "placed_at": JUST_NOW}),
+        (WAITING, {"lease_owner": "host:1", "last_at": JUST_NOW}),
         (RUNNING, {"status": "confirmed", "finished_at": NOW}),
-        (RUNNING, {"step": None, "last_at": JUST_NOW}),
     ],
 )
 def test_an_order_that_moves_on_is_not_stuck(situation: Situation, changes: dict[str, Any]) -> None:
@@ -122,6 +154,11 @@ def test_the_next_attempt_is_named() -> None:
     why = explain(RUNNING)
     assert why is not None
     assert (why.since, why.next_attempt_at) == ("2025-12-31T23:59:54.000000Z", "2026-01-01T00:00:07.000000Z")
-    parked = explain(dataclasses.replace(UNPUBLISHED, parked_at=NOW))
-    assert parked is not None
-    assert parked.next_attempt_at is None
+    for situation in (
+        dataclasses.replace(UNPUBLISHED, parked_at=NOW),
+        dataclasses.replace(UNPUBLISHED, event_due_at=LONG_AGO),
+        dataclasses.replace(CALLING, due_at=SOON),  # the end of a lease is no attempt
+    ):
+        unscheduled = explain(situation)
+        assert unscheduled is not None
+        assert unscheduled.next_attempt_at is None
