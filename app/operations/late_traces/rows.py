@@ -19,7 +19,7 @@ UNSAMPLED = "traceparent LIKE '00-%-00'"
 SAMPLED = "left(traceparent, 53) || '01'"
 
 CLAIM_EVENT = f"""
-    UPDATE outbox SET traceparent = {SAMPLED} WHERE id = $1 AND {UNSAMPLED}
+    UPDATE outbox SET traceparent = {SAMPLED} WHERE id = $1 AND subject = $1::text AND {UNSAMPLED}
     RETURNING id, type, tenant, occurred_at, pending_since, attempts, traceparent, tracestate, last_error,
               coalesce(first_published_at, published_at, parked_at) AS left_at, parked_at
 """  # noqa: S608 - constants
