@@ -22,7 +22,8 @@ from tests.harness.prometheus import Prometheus
 from tests.harness.queues import QUEUE, ROUTING_KEYS
 from tests.harness.wait import wait_until
 
-MOVED_SECONDS = 30.0
+MOVED_SECONDS = 60.0
+BLOCKED_SECONDS = 3
 SETTINGS = {
     "saga_deadline_seconds": "4",
     "inventory_hold_seconds": "300",
@@ -49,6 +50,7 @@ ONLY_SHOWN = {
     "What does the janitor delete?": "test_pruner",
     "Can the janitor not prune a table?": "test_pruner",
     "sent again": "test_resender",
+    "processed": "no failure",
     "Is an invariant violated?": "test_verify_janitor; the janitor judges an order when it is a minute old",
     "When was each invariant checked last?": "it rises by itself",
 }
@@ -122,14 +124,15 @@ class Failures:
         await self.shown("Does a saga need an operator?")
 
     async def block_requests(self) -> None:
-        """Let requests wait for Postgres, and a transaction stay open."""
+        """Let requests wait for Postgres for some seconds, and a transaction stay open meanwhile."""
         async with self.pool.acquire() as conn, conn.transaction(isolation="repeatable_read"):
             await planting.leave_dead_tuples(self.pool)
             await conn.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
-            placing = asyncio.create_task(self.place(4))
+            placing = asyncio.create_task(self.place(8))
             await self.shown("How many connections are in use?")
-            await self.shown("Does a transaction hold up vacuum?")
+            await self.watch.prometheus.wait_for_scrape(f"database_oldest_snapshot_age_seconds > {BLOCKED_SECONDS}")
         await placing
+        await self.shown("How long does a client wait for its order?")
 
     async def end_processes(self) -> None:
         """Leave messages in the queue, let the broker refuse an event, and leave others until no order is accepted."""
