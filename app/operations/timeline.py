@@ -37,6 +37,7 @@ POSITION = re.compile(r"([0-9]{1,18})((?:\.[a-z]{1,9}(?:-[0-9]{1,18})?)*)")
 # UUIDv7 of the time at which the order ended, so it is looked for among the events of those seconds. An order that has
 # not ended has no such event: its streams, which read often, skip this search.
 LAST_EVENT_SECONDS = (-1, 5)
+MAX_EVENTS = 20_000  # of those seconds; without a limit, the planner would read a large table from end to end
 ENDED = ", ".join(f"'{status}'" for status in sorted(FINAL))
 
 
@@ -56,10 +57,12 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          UNION
          SELECT * FROM outbox WHERE subject = (SELECT id::text FROM this) AND published_at IS NULL
          UNION
-         SELECT outbox.* FROM this JOIN outbox
-             ON outbox.id BETWEEN {_first_id(LAST_EVENT_SECONDS[0])} AND {_first_id(LAST_EVENT_SECONDS[1])}
-             AND outbox.subject = this.id::text
-         WHERE this.status IN ({ENDED})
+         SELECT near.* FROM this CROSS JOIN LATERAL (
+             SELECT * FROM outbox
+             WHERE id BETWEEN {_first_id(LAST_EVENT_SECONDS[0])} AND {_first_id(LAST_EVENT_SECONDS[1])}
+             ORDER BY id LIMIT {MAX_EVENTS}
+         ) AS near
+         WHERE this.status IN ({ENDED}) AND near.subject = this.id::text
      ),
      log AS (SELECT * FROM saga_steps WHERE saga_id = (SELECT id FROM this) ORDER BY id DESC LIMIT {MAX_STEPS}),
      story (rank, name, number, at, source, event, step, attempt, outcome, detail, started_at) AS (

@@ -1,7 +1,8 @@
 """The open event streams of this process: bounded, fed by one reader an order, and ended when the process stops.
 
 A stream holds neither a database connection nor a request slot while it waits. However many streams follow an order,
-one task reads its story: at once when the order ends in this process, else every POLL_SECONDS.
+one task reads its story: at once when the order ends in this process, else every POLL_SECONDS. All these tasks together
+use at most READS connections, so that requests find free ones, above all while Postgres is slow.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 CAPACITY = 500  # streams of a process: each costs a connection and some kilobytes
 TENANT_CAPACITY = 100  # so that one tenant leaves room for others
 POLL_SECONDS = 1.0
+READS = 2  # stories read at the same time; a read takes about a millisecond
 HEARTBEAT_SECONDS = 15.0  # proxies commonly close a connection that is silent for 60 s
 RETRY_MILLISECONDS = 1000  # when a client reconnects after its process stopped; others take over at once
 RETRY_AFTER_SECONDS = 5
@@ -66,6 +68,7 @@ class Streams:
         self._by_tenant: Counter[str] = Counter()
         self._stories: dict[UUID, _Story] = {}
         self._stopping = asyncio.Event()
+        self._reads = asyncio.Semaphore(READS)
 
     @property
     def count(self) -> int:
@@ -144,9 +147,12 @@ class Streams:
                     await story.due.wait()
             story.due.clear()
             try:
-                story.update(await self.read(order_id, tenant))
+                async with self._reads:
+                    story.update(await self.read(order_id, tenant))
             except Unavailable as error:  # the streams wait, with heartbeats, until Postgres is back
                 log.warning("streams.stale", order_id=str(order_id), error=str(error))
+            except Exception:
+                log.exception("streams.failed", order_id=str(order_id))
 
     async def _wait(self, changed: asyncio.Event) -> bool:
         """Wait for a change. Return false if a heartbeat is due before."""

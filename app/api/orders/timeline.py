@@ -135,7 +135,9 @@ async def follow(request: Request, order_id: UUID) -> Response:
     if position.is_at_end:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     if request.state.is_head:
-        return Response(headers=NO_STORE, media_type=EventSourceResponse.media_type)
+        head = Response(headers=NO_STORE, media_type=EventSourceResponse.media_type)
+        del head.headers["Content-Length"]  # a stream has none (RFC 9110, section 8.6)
+        return head
     deps.streams.require_room(tenant)
     request.state.slot.release()  # it may take hours, and costs next to nothing
     request.state.is_stream = True

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from app.api.orders.streams import Streams
 from app.db import Pool
@@ -97,9 +98,10 @@ async def test_a_resumed_stream_has_no_gap(api: httpx.AsyncClient, stage: Stage)
 
 
 async def test_head_does_not_stream(api: httpx.AsyncClient, pool: Pool) -> None:
-    """HEAD answers at once, though the order has not ended."""
+    """HEAD answers at once, though the order has not ended, and promises no length."""
     response = await api.head(f"/orders/{(await placed(pool)).id}/events")
     assert (response.status_code, response.content) == (200, b"")
+    assert "content-length" not in response.headers
 
 
 async def test_bad_requests_are_refused(api: httpx.AsyncClient, pool: Pool) -> None:
@@ -157,6 +159,25 @@ async def test_a_silent_stream_has_heartbeats(pool: Pool) -> None:
     assert chunks[-1] == b"retry: 1000\n\n"
     with pytest.raises(Overloaded):
         streams.require_room(TENANT)
+    await streams.close()
+
+
+async def test_streams_outlive_a_failed_read(pool: Pool, stage: Stage) -> None:
+    """An error that is no outage is logged, and the streams of the order go on."""
+    saga = await start_saga(stage.pool)
+    streams = Streams(pool, CONSUMER)
+    entries = await streams.read(saga, TENANT)
+
+    async def follow() -> bytes:
+        return [chunk async for chunk in streams.follow(saga, TENANT, Position(), entries)][-1]
+
+    with capture_logs() as logs:
+        following = asyncio.create_task(follow())
+        await pool.execute("ALTER TABLE operator_actions RENAME TO missing")
+        await wait_until(lambda: any(line["event"] == "streams.failed" for line in logs), AMPLE_SECONDS, "the error")
+        await pool.execute("ALTER TABLE missing RENAME TO operator_actions")
+    await stage.drive()
+    assert b"order-confirmed" in await asyncio.wait_for(following, AMPLE_SECONDS)
     await streams.close()
 
 
