@@ -156,28 +156,31 @@ def _format_details(answer: SagaAnswer) -> str:
         lines += _format_saga(answer.saga)
     if ids := {name: value for line in answer.log for name, value in (line.reply or {}).items()}:
         lines.append("  ids     " + ", ".join(f"{name} {value}" for name, value in ids.items()))
+    day = answer.placed_at[:10]
     if answer.why_stuck is not None:
-        lines += _format_why_stuck(answer.why_stuck)
-    return "\n".join([*lines, "", *map(_format_entry, answer.timeline)])
+        lines += _format_why_stuck(answer.why_stuck, day)
+    return "\n".join([*lines, "", *(_format_entry(entry, day) for entry in answer.timeline)])
 
 
-def _format_why_stuck(why: WhyStuck) -> list[str]:
-    again = f", next attempt {_time_of(why.next_attempt_at)}" if why.next_attempt_at else ""
-    return [f"  waits   for {why.waiting_for} since {_time_of(why.since)}{again}", f"          {why.message}"]
+def _format_why_stuck(why: WhyStuck, day: str) -> list[str]:
+    again = f", next attempt {_time_of(why.next_attempt_at, day)}" if why.next_attempt_at else ""
+    return [f"  waits   for {why.waiting_for} since {_time_of(why.since, day)}{again}", f"          {why.message}"]
 
 
-def _format_entry(entry: TimelineEntry) -> str:
+def _format_entry(entry: TimelineEntry, day: str) -> str:
     """Return one line: time, what happened, how long it took, and its outcome."""
     attempt = f" #{entry.attempt}" if entry.attempt and entry.attempt > 1 else ""
     what = f"{entry.event} {entry.step}{attempt}" if entry.step else entry.event.replace("-", " ")
     took = "" if entry.seconds is None else f"{entry.seconds * 1000:,.0f} ms"
     outcome = _add_detail(entry.outcome or "", entry.detail) if entry.outcome else entry.detail or ""
-    return f"  {_time_of(entry.at):<13} {entry.source:<9} {what:<26} {took:>9}  {outcome}".rstrip()
+    return f"  {_time_of(entry.at, day):<14} {entry.source:<9} {what:<26} {took:>9}  {outcome}".rstrip()
 
 
-def _time_of(instant: str | None) -> str:
-    """Return the time of day, which is what one compares; the first line has the date."""
-    return "" if instant is None else instant[11:23]
+def _time_of(instant: str | None, day: str) -> str:
+    """Return the time of day, which is what one compares; with the date if it is not the day of the order."""
+    if instant is None:
+        return ""
+    return instant[11:23] if instant.startswith(day) else f"{instant[5:10]} {instant[11:19]}"
 
 
 def _format_saga(saga: SagaView) -> list[str]:

@@ -47,7 +47,7 @@ def _first_id(seconds: int) -> str:
     return f"(lpad(to_hex({milliseconds}), 12, '0') || repeat('0', 20))::uuid"
 
 
-# `name` is unique within an order, except in the log, whose rows are told apart by `number`. Causes come before effects
+# `name` is unique within an order, except in the log, where `number` identifies a row. Causes come before effects
 # of the same instant: `rank`. The log keeps its own order even if Postgres's clock was set back: otherwise a position
 # could skip a row. Parameters: the order, its tenant (NULL: any), the inbox name of the saga's consumer.
 STORY = f"""

@@ -1,7 +1,7 @@
 """The open event streams of this process: bounded, fed by one reader an order, and ended when the process stops.
 
-A stream holds neither a database connection nor a request slot while it waits. However many streams follow an order,
-one task reads its story: at once when the order ends in this process, else every POLL_SECONDS. All these tasks together
+A stream holds neither a database connection nor a request slot while it waits. One task reads an order's story for all
+streams that follow it: at once when the order ends in this process, else every POLL_SECONDS. All these tasks together
 use at most READS connections, so that requests find free ones, above all while Postgres is slow.
 """
 

@@ -134,10 +134,15 @@ async def test_a_saga_is_shown_with_its_log(database_url: str, stage: Stage) -> 
 
     _, out, _ = await orders("saga", "show", str(saga), database_url=database_url)
     assert out.startswith(f"{saga}  confirmed, version 2, placed ")
-    assert re.search(r"\n  [0-9:.]+  saga      do charge_payment +[0-9,]+ ms  unknown \(.+\)\n", out)
-    assert re.search(r"\n  [0-9:.]+  saga      do charge_payment #2 +[0-9,]+ ms  done\n", out)
+    assert re.search(r"\n  [0-9:.]+   saga      do charge_payment +[0-9,]+ ms  unknown \(.+\)\n", out)
+    assert re.search(r"\n  [0-9:.]+   saga      do charge_payment #2 +[0-9,]+ ms  done\n", out)
     assert re.search(r"\n  ids     .*payment_id \S+, tracking_id \S+\n", out)
     assert re.search(rf"  operator  retry +due \({ACTOR}: {WHY}\)\n", out)
+
+    await stage.pool.execute("UPDATE orders SET placed_at = placed_at - interval '3 days'")
+    _, out, _ = await orders("saga", "show", str(saga), database_url=database_url)
+    assert re.search(r"\n  [0-9:.]{12}   request   order placed\n", out)
+    assert re.search(r"\n  [0-9]{2}-[0-9]{2} [0-9:]{8} saga      saga started\n", out), "the day of what came later"
 
 
 async def test_an_order_without_a_saga_is_shown(database_url: str, pool: Pool) -> None:
