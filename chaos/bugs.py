@@ -329,7 +329,8 @@ def try_bug(bug: Bug, copy: Path) -> Catch:
         return Catch(bug.name, bug.invariant, None, 0.0, str(error))
     finally:
         (copy / bug.path).write_text(original)
-    failed = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("FAILED ")]
+    lines = run.stdout.splitlines()
+    failed = [line.removeprefix("FAILED ").partition(" - ")[0] for line in lines if line.startswith("FAILED ")]
     problem = None if run.returncode in {0, CAUGHT} else f"pytest ended with {run.returncode}: {run.stdout[-300:]}"
     return Catch(
         bug.name, bug.invariant, failed[0] if failed else None, round(time.monotonic() - started_at, 1), problem

@@ -99,12 +99,10 @@ async def partner_down(system: System, _: Path) -> AsyncIterator[Failed]:
 @contextlib.asynccontextmanager
 async def circuit_open(system: System, _: Path) -> AsyncIterator[Failed]:
     await system.faults(CHARGE_FAILS)
-    service = await system.start(
-        partner_circuit_failures="1", partner_circuit_open_seconds="60", partner_retry_cap_seconds="20"
-    )
+    service = await system.start(partner_circuit_failures="1", partner_circuit_open_seconds="3600")
     await place(service)
+    [mode] = [mode for mode in MODES if mode.name == "circuit open"]
     async with client(service.url) as http:
-        [mode] = [mode for mode in MODES if mode.name == "circuit open"]
         await wait_until(lambda: is_counted(http, mode), AMPLE_SECONDS, "an open circuit")
     yield service, await place(service)
 
