@@ -13,19 +13,29 @@ HUNG_UP = "hung up"
 
 @dataclass(slots=True)
 class KeyHistory:
-    """All requests with one key. A request that got no response may have been carried out: its outcome is unknown."""
+    """All requests with one key. A request that got no response may have been carried out: its outcome is unknown.
+
+    `due_at`: when the first request was due, on `time.monotonic`.
+    """
 
     order: PlannedOrder
+    due_at: float
     outcomes: Counter[str] = field(default_factory=Counter)  # a status, NO_ANSWER or HUNG_UP
     responses: set[tuple[str, bytes]] = field(default_factory=set)  # (Location, body) of each 201; correct: one
     problem: str | None = None  # the last response that was not a 201
-    acknowledged_seconds: float | None = None  # from when the first request was due to the first 201
-    acknowledged_at: float | None = None  # on `time.monotonic`
+    acknowledged_at: float | None = None  # when the first 201 arrived, on `time.monotonic`
 
     @property
     def is_acknowledged(self) -> bool:
         """Return whether any request got a 201."""
         return bool(self.responses)
+
+    @property
+    def acknowledged_seconds(self) -> float | None:
+        """Return the time from `due_at` to the first 201. A client that hangs up on purpose is no measure."""
+        if self.acknowledged_at is None or self.order.behaviour is Behaviour.HANGS_UP:
+            return None
+        return self.acknowledged_at - self.due_at
 
     @property
     def order_ids(self) -> set[str]:
@@ -42,11 +52,6 @@ class KeyHistory:
         self.problem = body.decode(errors="replace")[:300]
         return False
 
-    def measure(self, seconds: float) -> None:
-        """Record the time to the first 201. A client that hangs up on purpose is no measure of the service."""
-        if self.acknowledged_seconds is None and self.order.behaviour is not Behaviour.HANGS_UP:
-            self.acknowledged_seconds = seconds
-
 
 class Histories:
     """The histories of all keys of the run, by number."""
@@ -54,9 +59,9 @@ class Histories:
     def __init__(self) -> None:
         self.by_number: dict[int, KeyHistory] = {}
 
-    def start(self, order: PlannedOrder) -> KeyHistory:
+    def start(self, order: PlannedOrder, due_at: float) -> KeyHistory:
         """Start the history of a key."""
-        history = self.by_number[order.number] = KeyHistory(order)
+        history = self.by_number[order.number] = KeyHistory(order, due_at)
         return history
 
     def unacknowledged(self) -> list[KeyHistory]:

@@ -60,6 +60,7 @@ async def observe(config: LoadConfig, histories: Histories) -> Observed:
     async with aiohttp.ClientSession(connector=connector) as session:
         service = Service(session, config.urls, config.sandbox_url, config.token)
         started_at = await service.find_start()
+        await service.require_access()
         await service.require_ledger()
         return await _Run(config, service, started_at, histories).observe()
 
@@ -97,37 +98,35 @@ class _Run:
             if self._config.rate is not None:
                 due_at = started_at + number / self._config.rate
                 await asyncio.sleep(max(0.0, due_at - time.monotonic()))
-            await self._place(self._histories.start(self._mix.order(number)), due_at)
+            await self._place(self._histories.start(self._mix.order(number), due_at))
 
-    async def _place(self, history: KeyHistory, due_at: float) -> None:
+    async def _place(self, history: KeyHistory) -> None:
         """Send one key as its client would."""
         sends = SENDS
         match history.order.behaviour:
             case Behaviour.HANGS_UP:
-                await self._send(history, due_at, history.order.hangs_up_after_seconds)
+                await self._send(history, history.order.hangs_up_after_seconds)
                 sends -= 1
             case Behaviour.SENDS_TWICE:
                 sends -= 1
-                if any(await asyncio.gather(self._send(history, due_at), self._send(history, due_at))):
+                if any(await asyncio.gather(self._send(history), self._send(history))):
                     return
         for attempt in range(sends):
             if attempt:
                 await asyncio.sleep(random.uniform(0.5, 1.5) * PAUSE_SECONDS)  # noqa: S311 - spreading load needs no secrecy
-            if await self._send(history, due_at):
+            if await self._send(history):
                 if history.order.behaviour is Behaviour.REPEATS:
-                    await self._send(history, due_at)
+                    await self._send(history)
                 return
 
-    async def _send(self, history: KeyHistory, due_at: float, timeout_seconds: float = REQUEST_SECONDS) -> bool:
+    async def _send(self, history: KeyHistory, timeout_seconds: float = REQUEST_SECONDS) -> bool:
         """Send one request, and record its outcome. Return whether it got a 201."""
         try:
             response = await self._service.place(history.order.key, history.order.body(), timeout_seconds)
         except NETWORK_ERRORS:
             history.outcomes[HUNG_UP if timeout_seconds < REQUEST_SECONDS else NO_ANSWER] += 1
             return False
-        if acknowledged := history.add(*response):
-            history.measure(time.monotonic() - due_at)
-        return acknowledged
+        return history.add(*response)
 
     async def _retry_unacknowledged(self, deadline: float) -> None:
         """Retry the keys without a 201 until each has one: only then is it known which orders exist."""
@@ -136,7 +135,7 @@ class _Run:
 
             async def retry(histories: Iterator[KeyHistory] = histories) -> None:
                 for history in histories:
-                    await self._send(history, time.monotonic())
+                    await self._send(history)
 
             await asyncio.gather(*(retry() for _ in range(self._config.clients)))
             await asyncio.sleep(LOOK_SECONDS)

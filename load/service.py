@@ -50,6 +50,10 @@ class Service:
             raise CannotCheck(f"no service answers at {url}: {_describe(error)}") from error
         return now.astimezone(UTC) - timedelta(seconds=CLOCK_SECONDS)
 
+    async def require_access(self) -> None:
+        """Check that orders can be read, for example with this token. Raises CannotCheck."""
+        await self._get("/orders", {"limit": 1}, patience_seconds=0)
+
     async def require_ledger(self) -> None:
         """Check that the partners' ledger can be read. Raises CannotCheck."""
         await self._get_from(self._sandbox_url, "/ledger/summary", {"limit": 1}, patience_seconds=0)

@@ -56,17 +56,20 @@ class Sampler:
     def series(self, histories: Histories) -> Series:
         """Return all samples, with the answers of each second."""
         by_second: list[list[float]] = [[] for _ in self._backlog]
+        acknowledged = [0 for _ in self._backlog]
         for history in histories.by_number.values():
             if history.acknowledged_at is not None:
                 second = int(history.acknowledged_at - self.started_at)
                 if 0 <= second < len(by_second):
-                    by_second[second].append(history.acknowledged_seconds or 0.0)
+                    acknowledged[second] += 1
+                    if history.acknowledged_seconds is not None:
+                        by_second[second].append(history.acknowledged_seconds)
         for values in by_second:
             values.sort()
         return Series(
             events=[events for events, _ in self._backlog],
             orders=[orders for _, orders in self._backlog],
-            acknowledged=[len(values) for values in by_second],
+            acknowledged=acknowledged,
             p50_seconds=[values[len(values) // 2] if values else None for values in by_second],
             p99_seconds=[values[int(len(values) * 0.99)] if values else None for values in by_second],
         )

@@ -37,7 +37,7 @@ async def test_orders_that_do_not_end_are_violations(system: System) -> None:
 
 
 async def test_a_run_that_proves_nothing_says_so(system: System) -> None:
-    """Without a ledger or a service there is no verdict: exit 3. A URL without a scheme is a usage error: exit 2."""
+    """Without a ledger, a service or a token there is no verdict: exit 3. A bad URL is a usage error: exit 2."""
     nowhere = "http://127.0.0.1:1"
     service = await system.start()
     code, out, err = await orders("load", service.url, "--sandbox", nowhere, "--orders", "1")
@@ -46,6 +46,10 @@ async def test_a_run_that_proves_nothing_says_so(system: System) -> None:
     code, out, err = await orders("load", nowhere, "--sandbox", system.sandbox_process.url, "--orders", "1")
     assert (code, out) == (3, "")
     assert err.startswith(f"orders: no service answers at {nowhere}")
+    secured = await system.start(auth_mode="jwt", auth_jwt_secret="x" * 32)
+    code, out, err = await orders("load", secured.url, "--sandbox", system.sandbox_process.url, "--orders", "1")
+    assert (code, out) == (3, "")
+    assert err.startswith(f"orders: cannot read {secured.url}/orders: 401")
     code, _, err = await orders("load", "localhost:8000")
     assert code == 2
     assert "URL" in err
