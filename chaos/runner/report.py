@@ -75,6 +75,7 @@ def as_html(verdict: ChaosVerdict) -> str:
 {_faults(verdict.faults)}
 <h2>Dangerous states that the run met</h2>
 {_table(("state", "times"), [(row.state, f"{row.count:,}") for row in verdict.reached])}
+{_bugs(verdict)}
 <h2>How to run it again</h2>
 <p><code>{html.escape(verdict.command)}</code></p>
 <p class="soft">{html.escape(", ".join(f"{name} {version}" for name, version in verdict.versions.items()))}</p>
@@ -120,6 +121,15 @@ def _faults(faults: Sequence[InjectedFault]) -> str:
         longest = f"{recovered[-1]:.1f} s" if recovered else "–"
         rows.append((kind, str(len(found)), f"{max(f.to_second - f.from_second for f in found):.1f} s", longest))
     return _table(("fault", "times", "longest", "longest until half of the usual 201s per second"), rows)
+
+
+def _bugs(verdict: ChaosVerdict) -> str:
+    if not verdict.bugs:
+        return ""
+    rows = [
+        (f"{catch.invariant}: {catch.bug}", catch.caught_by or catch.problem or "not caught") for catch in verdict.bugs
+    ]
+    return "<h2>Planted bugs, and the tests that caught them</h2>" + _table(("bug", "caught by"), rows)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ import asyncpg
 import httpx
 
 import load
+from chaos.bugs import REPOSITORY, Catch
 from chaos.runner import LIVENESS_SECONDS, faults, reach
 from chaos.runner.measure import Sampler, sampling
 from chaos.runner.schedule import FaultKind, Injection, plan
@@ -35,12 +38,13 @@ QUIET = """
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. `only`: parts of the names of faults; empty: all of them."""
+    """One run. `only`: parts of the names of faults; empty: all. `bugs`: a result of `chaos.bugs`, for the report."""
 
     orders: int
     seed: int
     only: Sequence[str] = ()
     command: str = ""
+    bugs: Sequence[Catch] = ()
 
     @property
     def duration_seconds(self) -> float:
@@ -84,6 +88,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
             faults=[replace(fault, recovered_seconds=recovery(series, fault.to_second)) for fault in injected],
             reached=reach.reached(evidence),
             series=series,
+            bugs=config.bugs,
             required=list(reach.STATES) if config.orders >= FULL_RUN and not config.only else (),
         )
 
@@ -192,4 +197,21 @@ async def _versions(system: System) -> dict[str, str]:
     finally:
         conn.terminate()
     names = ("orders", "fastapi", "asyncpg", "aio-pika", "aiohttp")
-    return {"PostgreSQL": database.split(maxsplit=1)[0], **{name: metadata.version(name) for name in names}}
+    return {
+        "commit": await _commit(),
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "PostgreSQL": database.split(maxsplit=1)[0],
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+async def _commit() -> str:
+    """Return the commit of the code; `unknown` without git. `+`: there are changes that are not committed."""
+    command = ("git", "describe", "--always", "--abbrev=10", "--dirty=+")
+    try:
+        git = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, stdout=asyncio.subprocess.PIPE)
+    except OSError:
+        return "unknown"
+    out, _ = await git.communicate()
+    return out.decode().strip() or "unknown"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from chaos.bugs import Catch
 from chaos.runner.measure import Series
 from chaos.runner.reach import Reached
 from load import Verdict
@@ -38,6 +39,7 @@ class ChaosVerdict:
     reached: list[Reached] = field(default_factory=list)
     series: Series = field(default_factory=Series)
     required: Sequence[str] = ()  # states that this run had to meet
+    bugs: Sequence[Catch] = ()  # of a run of `chaos.bugs` on the same code
 
     @property
     def violations(self) -> list[str]:
@@ -53,6 +55,7 @@ class ChaosVerdict:
         missed = {row.state for row in self.reached if not row.count}
         found += [f"not reached: {state}" for state in self.required if state in missed]
         found += [f"not injected: {fault.kind}: {fault.error}" for fault in self.faults if fault.error]
+        found += [f"planted bug not caught: {catch.bug}" for catch in self.bugs if catch.caught_by is None]
         if self.load.not_checked:
             found.append(self.load.not_checked)
         return found

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import load
+from chaos.bugs import Catch
 from chaos.runner import reach, report
 from chaos.runner.measure import Series
 from chaos.runner.reach import STATES, Evidence, Reached
@@ -47,6 +48,7 @@ def test_a_clean_run_holds() -> None:
     [
         ({"checker": ["I5: two charges"]}, "I5: two charges"),
         ({"verified": {"I5": "violated: 1"}}, "orders verify: I5 violated: 1"),
+        ({"bugs": [Catch("the inbox is off", "I4", None, 1.0)]}, "planted bug not caught: the inbox is off"),
         ({"settled_seconds": None}, "the system was not quiet in time after the last fault"),
         ({"reached": [Reached(state, 0) for state in STATES]}, f"not reached: {next(iter(STATES))}"),
         (
