@@ -7,7 +7,7 @@ can cut, slow and falsify their connections; the judge reaches the servers direc
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class System:
     postgres_link: Proxy
     rabbitmq_link: Proxy
     roles: dict[str, list[Service]]
+    env: Mapping[str, str]  # of every process of the service
     busy: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )  # by URL of a process
@@ -74,8 +75,8 @@ class System:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[System]:
-    """Start everything, and end it with the block."""
+async def running(directory: Path, processes: Mapping[str, int] = PROCESSES) -> AsyncIterator[System]:
+    """Start everything, and end it with the block. `processes`: of the service, for each role."""
     async with contextlib.AsyncExitStack() as stack:
         database = installed.Postgres(directory)
         redis, rabbitmq = installed.Redis(directory), installed.RabbitMQ(directory)
@@ -97,8 +98,8 @@ async def running(directory: Path) -> AsyncIterator[System]:
         }
         roles = {
             role: [Service({**env, "ORDERS_ROLES": role}, log=logs / f"{role}-{number}.log") for number in range(count)]
-            for role, count in PROCESSES.items()
+            for role, count in processes.items()
         }
-        system = System(database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles)
+        system = System(database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles, env)
         await asyncio.gather(*(stack.enter_async_context(service) for service in system.services))
         yield system
