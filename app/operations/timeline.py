@@ -49,7 +49,8 @@ def _first_id(seconds: int) -> str:
 
 # `name` is unique within an order, except in the log, where `number` identifies a row. Causes come before effects
 # of the same instant: `rank`. The log keeps its own order even if Postgres's clock was set back: otherwise a position
-# could skip a row. Parameters: the order, its tenant (NULL: any), the inbox name of the saga's consumer.
+# could skip a row. The last `do` is looked up in the whole table: the start of the compensation must not change when
+# that row has left the `log`. Parameters: the order, its tenant (NULL: any), the inbox name of the saga's consumer.
 STORY = f"""
 WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant = $2)),
      events AS (
@@ -87,8 +88,9 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          UNION ALL
          SELECT 6, '', id, at, 'saga', action, step, attempt, outcome, detail, started_at FROM log
          UNION ALL
-         SELECT 7, 'undo', 0, greatest(compensating_at, (SELECT max(at) FROM log WHERE action = '{Action.DO}')), 'saga',
-                'compensation-started', NULL, NULL, NULL, reason, NULL
+         SELECT 7, 'undo', 0, greatest(compensating_at, (
+                    SELECT max(at) FROM saga_steps WHERE saga_id = sagas.id AND action = '{Action.DO}'
+                )), 'saga', 'compensation-started', NULL, NULL, NULL, reason, NULL
          FROM sagas WHERE id = (SELECT id FROM this) AND compensating_at IS NOT NULL
          UNION ALL
          SELECT 8, 'act-' || id, 0, at, 'operator', action, NULL, NULL, outcome,

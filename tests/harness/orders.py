@@ -75,6 +75,15 @@ async def start_saga_of(pool: Pool, plans: Plans, changes: Mapping[str, Any]) ->
     return order.id
 
 
+async def retry_undo(pool: Pool, saga_id: UUID, times: int) -> None:
+    """Add failed undos of the charge to the saga's log."""
+    query = """
+        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome)
+        SELECT $1, 'charge_payment', 'undo', attempt, 'unknown' FROM generate_series(2, $2::int + 1) AS attempt
+    """
+    await pool.execute(query, saga_id, times)
+
+
 @contextlib.asynccontextmanager
 async def request_under_way(pool: Pool, key: IdempotencyKey) -> AsyncIterator[asyncpg.transaction.Transaction]:
     """Hold the key like a request that has not committed yet. Roll back unless the test commits."""

@@ -8,7 +8,7 @@ from app.errors import OrderNotFound
 from app.operations import timeline
 from app.operations.timeline import Position, TimelineAnswer, TimelineEntry, unseen
 from tests.harness.operating import compensate
-from tests.harness.orders import TENANT, placed, start_saga
+from tests.harness.orders import TENANT, placed, retry_undo, start_saga
 from tests.harness.queues import CONSUMER
 from tests.harness.sagas import Stage
 from tests.harness.sandboxes import set_faults
@@ -122,6 +122,21 @@ async def test_a_clock_set_back_hides_no_entry(stage: Stage) -> None:
     entries = await timeline.read_entries(stage.pool, saga, TENANT, CONSUMER)
     numbers = [int(entry.id) for entry in entries if entry.id.isdecimal()]
     assert numbers == sorted(numbers)
+
+
+async def test_a_long_log_changes_no_entry(stage: Stage) -> None:
+    """Old calls disappear from a log of more than MAX_STEPS rows; no entry that is still shown changes."""
+    saga = await start_saga(stage.pool)
+    await set_faults(
+        stage.http, {"target": "shipping.create", "kind": "refuse"}, {"target": "payment.refund", "kind": "error"}
+    )
+    await stage.orchestrator().run_once()
+    before = {entry.id: entry for entry in await timeline.read_entries(stage.pool, saga, TENANT, CONSUMER)}
+    await retry_undo(stage.pool, saga, timeline.MAX_STEPS)
+    after = {entry.id: entry for entry in await timeline.read_entries(stage.pool, saga, TENANT, CONSUMER)}
+    shown = before.keys() & after.keys()
+    assert "undo" in shown
+    assert {id_: after[id_] for id_ in shown} == {id_: before[id_] for id_ in shown}
 
 
 async def test_a_saga_of_a_newer_release_is_shown(stage: Stage) -> None:
