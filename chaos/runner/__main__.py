@@ -24,9 +24,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Directory for the report and the logs.")] = Path("chaos-report"),
 ) -> None:
     """Load the whole system while faults are injected into every part of it, and judge what is left."""
-    command = " ".join(["make chaos", f'ARGS="--orders {orders} --seed {seed}"'])
+    options = " ".join([f"--orders {orders} --seed {seed}", *(f"--only '{part}'" for part in only or ())])
     catches = [Catch(**catch) for catch in json.loads(bugs.read_text())] if bugs is not None else []
-    config = RunConfig(orders, seed, tuple(only or ()), command, catches)
+    config = RunConfig(orders, seed, tuple(only or ()), f'make chaos ARGS="{options}"', catches)
     if not config.kinds():
         raise typer.BadParameter("no fault has such a name", param_hint="--only")
     typer.echo(f"{orders:,} orders and faults for {config.duration_seconds:.0f} s, seed {seed}", err=True)
@@ -34,7 +34,8 @@ def main(
     try:
         verdict = asyncio.run(run(config, servers.directory))
     finally:
-        shutil.copytree(servers.directory / "logs", output / "logs", dirs_exist_ok=True)
+        if (logs := servers.directory / "logs").exists():  # not if a server could not start
+            shutil.copytree(logs, output / "logs", dirs_exist_ok=True)
         servers.close()
     (output / "report.html").write_text(report.as_html(verdict))
     (output / "report.json").write_text(

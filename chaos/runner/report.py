@@ -35,10 +35,11 @@ code { font-size: 13px; }
 def as_text(verdict: ChaosVerdict) -> str:
     """Return the verdict as lines for a terminal."""
     injected = Counter(fault.kind for fault in verdict.faults)
+    figures = load.as_text(verdict.load).partition("\n\n")[0]  # its violations are among ours
     settled = "not in time" if verdict.settled_seconds is None else f"{verdict.settled_seconds:.0f} s"
     return "\n".join(
         [
-            "\n".join(load.as_text(verdict.load).splitlines()[:-2]),
+            figures,
             f"{'faults':<18}{len(verdict.faults)} of {len(injected)} kinds",
             f"{'quiet after':<18}{settled} (limit {LIVENESS_SECONDS:.0f} s after the last fault)",
             f"{'states reached':<18}{sum(bool(row.count) for row in verdict.reached)} of {len(verdict.reached)}",

@@ -17,6 +17,7 @@ router = APIRouter(tags=["orders"])
 
 LAST_EVENT_ID = "Last-Event-ID"
 NO_STORE = {"Cache-Control": "no-store"}
+STREAM = {**NO_STORE, "X-Accel-Buffering": "no"}  # nginx, for one, would otherwise hold events back
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 EXAMPLE = {
     "order_id": openapi.ORDER["id"],
@@ -135,13 +136,13 @@ async def follow(request: Request, order_id: UUID) -> Response:
     if position.is_at_end:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     if request.state.is_head:
-        head = Response(headers=NO_STORE, media_type=EventSourceResponse.media_type)
+        head = Response(headers=STREAM, media_type=EventSourceResponse.media_type)
         del head.headers["Content-Length"]  # a stream has none (RFC 9110, section 8.6)
         return head
     deps.streams.require_room(tenant)
     request.state.slot.release()  # it may take hours, and costs next to nothing
     request.state.is_stream = True
-    return EventSourceResponse(deps.streams.follow(order_id, tenant, position, entries), headers=NO_STORE)
+    return EventSourceResponse(deps.streams.follow(order_id, tenant, position, entries), headers=STREAM)
 
 
 def _position(request: Request) -> Position:

@@ -50,6 +50,7 @@ async def read_all(api: httpx.AsyncClient, order_id: UUID, last: str = "") -> li
     async with api.stream("GET", f"/orders/{order_id}/events", headers=headers) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["x-accel-buffering"] == "no"
         return [received async for received in events_of(response)]
 
 
