@@ -36,6 +36,10 @@ load: .venv/.demo ## load a running service (URL=http://127.0.0.1:8000) and judg
 chaos: .venv/.dev .servers ## send orders while everything is killed, frozen and disconnected, and judge (ARGS="--orders 300"; 10,000: 10 minutes)
 	@$(BIN)/python -m chaos.runner $(ARGS)
 
+.PHONY: sweep
+sweep: .venv/.dev .servers ## kill the service at every point of an order's way, and check that it recovers (15 minutes; ARGS="--every 15")
+	@$(BIN)/python -m chaos.sweep $(ARGS)
+
 .PHONY: planted-bugs
 planted-bugs: .venv/.dev .servers ## plant known bugs in a copy, one at a time, and check that a test catches each (5 minutes; ARGS="--only fencing")
 	@$(BIN)/python -m chaos.bugs $(ARGS)

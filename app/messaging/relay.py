@@ -203,7 +203,9 @@ class Relay:
     async def _release(self, token: UUID, rows: Sequence[outbox.ClaimedRow]) -> None:
         try:
             async with db.connection(self._pool, RELEASE_WAIT_SECONDS) as conn:
-                await outbox.release(conn, token, [row.envelope.id for row in rows])
+                released = await outbox.release(conn, token, [row.envelope.id for row in rows])
+            if released < len(rows):
+                log.warning("relay.lease_lost", rows=len(rows) - released)
         except DatabaseUnavailable as error:
             log.warning("relay.not_released", error=str(error), until="the lease ends")
 

@@ -32,7 +32,7 @@ class Reached:
 STATES: Mapping[str, tuple[str, str]] = {
     "the answer to a COMMIT was lost, and the second attempt decided": ("log_events", "commit.unknown"),
     "a runner lost its lease, and its write was refused": ("log_events", "saga.lease_lost"),
-    "a relay lost its lease, and its record was refused": ("log_events", "relay.lease_lost"),
+    "a relay lost its lease, and its late record changed nothing": ("log_events", "relay.lease_lost"),
     "a partner's circuit opened": ("log_events", "partner.circuit"),
     "a message was lost after its confirm, and sent again": ("log_events", "janitor.resent"),
     "an unreadable message became a dead letter": ("log_events", "consumer.dead_lettered"),
