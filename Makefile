@@ -33,7 +33,7 @@ load: .venv/.demo ## load a running service (URL=http://127.0.0.1:8000) and judg
 	@$(BIN)/orders load $(URL) $(ARGS)
 
 .PHONY: chaos
-chaos: .venv/.dev .servers ## send orders while everything is killed, frozen and disconnected, and judge (ARGS="--orders 300"; 10,000: 10 minutes)
+chaos: .venv/.dev .servers ## send orders while everything is killed, frozen and disconnected, and judge (ARGS="--orders 300"; 10,000: 5 minutes)
 	@$(BIN)/python -m chaos.runner $(ARGS)
 
 .PHONY: sweep
