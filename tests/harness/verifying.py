@@ -17,7 +17,7 @@ from app.bootstrap.verification import find_books, make_config, make_verifier
 from app.db import Pool
 from app.observability.signals import Signals
 from app.operations.maintenance.verifying import RecentVerifier
-from app.operations.verify.findings import Invariant
+from app.operations.verify.findings import MAX_SUSPECTS, Invariant
 from app.operations.verify.report import InvariantVerdict, VerdictStatus, VerifyReport
 from app.operations.verify.run import Scope, Verifier
 from app.partners.client import open_session
@@ -85,14 +85,14 @@ class Verified:
             for invariant in Invariant
         }
 
-    def janitor(self, signals: Signals, **settings: Any) -> RecentVerifier:
+    def janitor(self, signals: Signals, max_again: int = MAX_SUSPECTS, **settings: Any) -> RecentVerifier:
         """Return the janitor's task, for orders of any age."""
 
         async def make() -> Verifier:
             return await stack.enter_async_context(self.verifier(**settings))
 
         stack = self._stack
-        return RecentVerifier(make, signals, settled_seconds=0)
+        return RecentVerifier(make, signals, settled_seconds=0, max_again=max_again)
 
     @contextlib.asynccontextmanager
     async def verifier(self, page_size: int = 500, **settings: Any) -> AsyncIterator[Verifier]:

@@ -25,12 +25,20 @@ SETTLED_SECONDS = 60.0  # most orders have ended by then
 
 
 class RecentVerifier:
-    """Verifies recent orders. `make`: find out what the partners offer now, and make a verifier for one pass."""
+    """Verifies recent orders. `make`: find out what the partners offer now, and make a verifier for one pass.
+
+    `max_again`: how many unfinished or wrong orders the next pass judges again.
+    """
 
     def __init__(
-        self, make: Callable[[], Awaitable[Verifier]], signals: Signals, settled_seconds: float = SETTLED_SECONDS
+        self,
+        make: Callable[[], Awaitable[Verifier]],
+        signals: Signals,
+        settled_seconds: float = SETTLED_SECONDS,
+        max_again: int = MAX_SUSPECTS,
     ) -> None:
         self._make = make
+        self._max_again = max_again
         self._settled_seconds = settled_seconds
         self._signals = signals
         self._start: UUID | None = None
@@ -52,14 +60,16 @@ class RecentVerifier:
         done = await (await self._make()).run(scope)
         self._start, self._keys_after = done.bounds.end, done.keys_until
         violating = violating_orders([*done.found.suspects.values(), *done.first.suspects.values()])
-        self._again = set(sorted(violating | done.unfinished)[:MAX_SUSPECTS])
+        # Violations come first: many unfinished orders must not make a violation look as if it were gone.
+        again = [*sorted(violating), *sorted(done.unfinished - violating)]
+        self._again = set(again[: self._max_again])
         self._report(done)
         return 0
 
     def _report(self, done: Pass) -> None:
         for verdict in done.report().invariants:
-            is_complete = not done.found.obstacles.get(verdict.invariant)
-            if is_complete or verdict.violations:
+            if verdict.status is not VerdictStatus.NOT_CHECKED:
+                is_complete = not done.found.obstacles.get(verdict.invariant)
                 self._signals.emit(InvariantExamined(verdict.invariant, verdict.violations, is_complete=is_complete))
             if verdict.status is VerdictStatus.VIOLATED:
                 first = verdict.examples[0]

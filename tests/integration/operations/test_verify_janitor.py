@@ -44,7 +44,8 @@ async def test_unfinished_order_is_judged_later(system: Verified) -> None:
     await system.pool.execute(status, order, "compensating")
     await system.pool.execute("UPDATE sagas SET finished_at = NULL WHERE id = $1", order)
     janitor = system.janitor(signals)
-    assert (await system.verify_recent(janitor, registry))["I5"] == (0.0, True)
+    shown = await system.verify_recent(janitor, registry)
+    assert (shown["I1"], shown["I5"]) == ((0.0, True), (0.0, False))  # money is judged of orders that have ended
     await system.pool.execute(status, order, "rejected")
     assert (await system.verify_recent(janitor, registry))["I5"] == (1.0, True)
 
@@ -72,3 +73,14 @@ async def test_new_keys_are_judged(system: Verified) -> None:
         assert (await system.verify_recent(janitor, registry))["I2"] == (1.0, True)
     await system.pool.execute(rename, str(system.orders["two"]))
     assert await system.verify_recent(janitor, registry) == HOLDS
+
+
+async def test_unfinished_orders_hide_no_violation(system: Verified) -> None:
+    """A violation stays visible while more older orders are unfinished than one pass judges again."""
+    signals = Signals()
+    registry = metrics.install(signals)
+    *_, wrong = [await system.place_silently() for _ in range(4)]
+    await system.pool.execute("UPDATE orders SET total_minor = total_minor + 1 WHERE id = $1", wrong)
+    janitor = system.janitor(signals, max_again=2)
+    for _ in range(3):
+        assert (await system.verify_recent(janitor, registry))["I1"] == (1.0, True)
