@@ -1,5 +1,7 @@
 """The janitor verifies recent orders, and its metrics show violations and what it has never checked."""
 
+from typing import Any
+
 from app.bootstrap import metrics
 from app.observability.signals import Signals
 from app.operations.verify.findings import Invariant
@@ -7,7 +9,7 @@ from tests.harness.verifying import Verified
 
 HOLDS = {invariant.value: (0.0, True) for invariant in Invariant}
 NEVER_CHECKED = {invariant.value: (0.0, False) for invariant in Invariant}
-NO_PARTNERS = {"inventory_url": "", "payment_url": "", "shipping_url": ""}
+NO_PARTNERS: dict[str, Any] = {"inventory_url": "", "payment_url": "", "shipping_url": ""}
 
 
 async def test_healthy_orders_are_checked(system: Verified) -> None:
