@@ -1,5 +1,5 @@
 """`python -m app` is the `orders` command."""
 
-from app.cli.main import main
+from app.cli.entry import main
 
 main()
