@@ -24,6 +24,7 @@ class KeyHistory:
     responses: set[tuple[str, bytes]] = field(default_factory=set)  # (Location, body) of each 201; correct: one
     problem: str | None = None  # the last response that was not a 201
     acknowledged_at: float | None = None  # when the first 201 arrived, on `time.monotonic`
+    gave_up: bool = False  # the client sent it often enough; the run asked again at the end
 
     @property
     def is_acknowledged(self) -> bool:
@@ -32,8 +33,11 @@ class KeyHistory:
 
     @property
     def acknowledged_seconds(self) -> float | None:
-        """Return the time from `due_at` to the first 201. A client that hangs up on purpose is no measure."""
-        if self.acknowledged_at is None or self.order.behaviour is Behaviour.HANGS_UP:
+        """Return the time from `due_at` to the first 201.
+
+        None if the client hung up on purpose, which is no measure, or gave up: those are counted instead.
+        """
+        if self.acknowledged_at is None or self.gave_up or self.order.behaviour is Behaviour.HANGS_UP:
             return None
         return self.acknowledged_at - self.due_at
 

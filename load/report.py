@@ -22,6 +22,7 @@ def as_text(verdict: Verdict) -> str:
     lines = [
         _row("sent", f"{verdict.keys:,} keys in {verdict.requests:,} requests, {verdict.seconds:,.1f} s"),
         _row("responses", _counts(verdict.outcomes)),
+        _row("gave up", f"{verdict.gave_up:,} clients, after their last request; the run asked again at the end"),
         _row("acknowledged", f"{verdict.acknowledged:,} ({verdict.orders_per_second:,.0f} per second)"),
         _row("orders", f"{verdict.orders:,} ({_counts(verdict.statuses)})"),
         _row("duplicates", f"{verdict.duplicates:,}"),

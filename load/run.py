@@ -118,6 +118,7 @@ class _Run:
                 if history.order.behaviour is Behaviour.REPEATS:
                     await self._send(history)
                 return
+        history.gave_up = True
 
     async def _send(self, history: KeyHistory, timeout_seconds: float = REQUEST_SECONDS) -> bool:
         """Send one request, and record its outcome. Return whether it got a 201."""

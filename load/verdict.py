@@ -70,6 +70,7 @@ class Verdict:
     duplicates: int
     lost: int
     unfinished: int
+    gave_up: int
     charged_minor: int
     refunded_minor: int
     due_minor: int
@@ -102,6 +103,7 @@ def judge(seen: Observed) -> Verdict:
         duplicates=len(findings[ONE_ORDER]),
         lost=len(findings[NONE_LOST]),
         unfinished=len(findings[ALL_END]),
+        gave_up=sum(history.gave_up for history in histories),
         charged_minor=sum(row["charged_minor"] for row in seen.ledger.values()),
         refunded_minor=sum(row["refunded_minor"] for row in seen.ledger.values()),
         due_minor=sum(due(seen, order) for order in seen.orders.values()),
