@@ -129,6 +129,9 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
     # These libraries log every reconnect and request at INFO or WARNING; our own lines cover what matters.
     for noisy in ("aio_pika", "aiormq", "uvicorn", "alembic"):
         logging.getLogger(noisy).setLevel("ERROR" if noisy in {"aio_pika", "aiormq"} else "WARNING")
+    # These warn of each malformed `traceparent` or `tracestate`: any caller could fill the log.
+    for noisy in ("opentelemetry.trace.propagation.tracecontext", "opentelemetry.trace.span"):
+        logging.getLogger(noisy).setLevel("ERROR")
 
 
 def _add_trace_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from app.observability.traces import to_nanoseconds
 from app.observability.tracing import SCOPE
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -34,7 +35,7 @@ class StoredSpan:
 
 def make_readable(span: StoredSpan, trace_id: int, state: TraceState, resource: Resource) -> ReadableSpan:
     """Return the span as the exporter takes it."""
-    started_ns = _nanoseconds(span.started_at)
+    started_ns = to_nanoseconds(span.started_at)
     return ReadableSpan(
         name=span.name,
         context=_context(trace_id, span.span_id, state),
@@ -44,14 +45,10 @@ def make_readable(span: StoredSpan, trace_id: int, state: TraceState, resource: 
         kind=span.kind,
         status=Status(StatusCode.UNSET) if span.error is None else Status(StatusCode.ERROR, span.error),
         start_time=started_ns,
-        end_time=max(started_ns, _nanoseconds(span.ended_at)),
+        end_time=max(started_ns, to_nanoseconds(span.ended_at)),
         instrumentation_scope=InstrumentationScope(SCOPE),
     )
 
 
 def _context(trace_id: int, span_id: int, state: TraceState) -> SpanContext:
     return SpanContext(trace_id, span_id, is_remote=False, trace_flags=SAMPLED, trace_state=state)
-
-
-def _nanoseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1_000_000) * 1000

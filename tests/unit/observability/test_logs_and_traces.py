@@ -63,3 +63,21 @@ def test_baggage_is_not_passed_on() -> None:
             assert trace_headers() == carrier
         finally:
             context.detach(token)
+
+
+@pytest.mark.parametrize("header", ["traceparent", "tracestate"])
+def test_a_malformed_trace_header_is_not_logged(header: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A caller cannot fill the log with warnings of the library."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    valid = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
+    bad = {"traceparent": "0" * 600, "tracestate": "Ü=1,=,a"}
+    configure_logging("json", "INFO")
+    try:
+        with trace_context({**valid, header: bad[header]}):
+            pass
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
+    assert capsys.readouterr().err == ""
