@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from app import db
+from app.saga.queries import MAX_STEPS
 
 Row = asyncpg.Record
 
@@ -34,10 +35,13 @@ INBOX = """
     SELECT attempts, first_failure_at, last_failure_at, last_error, processed_at, dead_at
     FROM inbox WHERE consumer = $1 AND message_id = $2
 """
-STEPS = """
-    SELECT id, at, coalesce(started_at, at) AS started_at, step, action, attempt, outcome, detail
-    FROM saga_steps WHERE saga_id = $1 AND outcome <> 'attempted' ORDER BY id
-"""
+# The newest ones: more spans than the exporter's queue holds would be dropped anyway.
+STEPS = f"""
+    SELECT * FROM (
+        SELECT id, at, coalesce(started_at, at) AS started_at, step, action, attempt, outcome, detail
+        FROM saga_steps WHERE saga_id = $1 AND outcome <> 'attempted' ORDER BY id DESC LIMIT {MAX_STEPS:d}
+    ) AS newest ORDER BY id
+"""  # noqa: S608 - a number
 
 
 @dataclass(frozen=True, slots=True)
