@@ -64,7 +64,7 @@ def list_sagas(
 def show(saga_id: SagaId, *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Print an order's story: every call to a partner, events, operators, and what it waits for."""
     answer = asyncio.run(_show(data_dir, saga_id))
-    typer.echo(answer.model_dump_json(indent=2) if as_json else _format_details(answer))
+    typer.echo(answer.model_dump_json(indent=2) if as_json else format_details(answer))
 
 
 @app.command()
@@ -146,7 +146,8 @@ def _format_unstarted(order: UnstartedOrder) -> str:
     )
 
 
-def _format_details(answer: SagaAnswer) -> str:
+def format_details(answer: SagaAnswer) -> str:
+    """Return an order's story as lines for a terminal."""
     reason = answer.status_reason if answer.saga is None else answer.saga.reason
     order = f"{_add_detail(answer.status, reason)}, version {answer.version}"
     lines = [f"{answer.order_id}  {order}, placed {answer.placed_at}"]
