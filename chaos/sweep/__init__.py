@@ -6,5 +6,5 @@ points are recorded from a run of one order (`hooks`), so none is listed by hand
 
 For each point: a service with all roles serves one order and kills itself with SIGKILL exactly there; another one
 starts; the client sends the same key again until it gets a 201; when all is quiet, tables and ledger are checked. A
-service that did not die at its point is tried once more, then the sweep fails: the point proves nothing.
+service that did not die at its point is tried again a few times, then the sweep fails: the point proves nothing.
 """

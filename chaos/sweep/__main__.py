@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import httpx
 import typer
 
 from chaos.runner.system import System, running
-from tests.harness.checker import Answers, violations
+from tests.harness.checker import Answers, is_too_late, violations
 from tests.harness.processes import Service
 from tests.harness.run import ControllerRun
 from tests.harness.wait import wait_until
@@ -33,16 +33,36 @@ LEASES = {
     "ORDERS_SAGA_DEADLINE_SECONDS": "300",
 }
 PATIENCE_SECONDS = 120.0
-TRIES = 2  # at a point, before the sweep fails because the process did not die there
+CHARGE_SECONDS = 0.3  # less than PARTNER_TIMEOUT_SECONDS
+TRIES = 4  # at a point, before the sweep fails because the process did not die there
 FINAL_PATIENCE_SECONDS = 10.0
 QUIET = """
     SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)
        AND NOT EXISTS (SELECT FROM sagas WHERE finished_at IS NULL)
        AND NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'compensating'))
 """
-SCENARIOS: Mapping[str, Mapping[str, Any]] = {
-    "confirmed": {"items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}]},
-    "compensated": {"items": [{"sku": "UNDELIVERABLE", "quantity": 3, "unit_price": "9.99"}]},
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """What happens to an order. `cancels`: its customer cancels it at once. `faults`: rules of the sandbox."""
+
+    sku: str = "WIDGET"
+    cancels: bool = False
+    faults: Sequence[Mapping[str, Any]] = ()
+
+    def body(self) -> Mapping[str, Any]:
+        """Return the request."""
+        return {"items": [{"sku": self.sku, "quantity": 3, "unit_price": "9.99"}]}
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "confirmed": Scenario(),
+    "compensated": Scenario(sku="UNDELIVERABLE"),
+    # The cancel comes while the charge is on its way, in every run.
+    "cancelled": Scenario(
+        cancels=True, faults=[{"target": "payment.charge", "kind": "slow", "delay_seconds": CHARGE_SECONDS}]
+    ),
 }
 
 
@@ -112,19 +132,29 @@ class Sweep:
             await wait_until(is_ready, PATIENCE_SECONDS, "readiness")
 
     async def _place(self, service: Service, scenario: str) -> str:
-        """Send the order once. The process may die before it answers."""
+        """Send the order, and its cancel, once. The process may die before it answers."""
         self._number += 1
         key = f"sweep-{self._number}"
+        async with httpx.AsyncClient(base_url=self._system.sandbox.url, trust_env=False) as sandbox:
+            (await sandbox.put("/faults", json=SCENARIOS[scenario].faults)).raise_for_status()
         with contextlib.suppress(httpx.TransportError):
             await self._send(service, scenario, key)
         return key
 
     async def _send(self, service: Service, scenario: str, key: str) -> bool:
+        """Send the order, and its cancel. Return whether all was answered."""
         async with httpx.AsyncClient(base_url=service.url, trust_env=False, timeout=30) as client:
-            response = await client.post("/orders", json=SCENARIOS[scenario], headers={"Idempotency-Key": key})
-        if response.status_code == httpx.codes.CREATED:
+            response = await client.post("/orders", json=SCENARIOS[scenario].body(), headers={"Idempotency-Key": key})
+            if response.status_code != httpx.codes.CREATED:
+                return False
             self._answers.add(key, response)
-        return response.status_code == httpx.codes.CREATED
+            if not SCENARIOS[scenario].cancels:
+                return True
+            path = f"{response.headers['location']}/cancel"
+            cancel = await client.post(path, headers={"Idempotency-Key": f"cancel-{key}"})
+        if is_answered := cancel.is_success or is_too_late(cancel):
+            self._answers.add_cancel(response.json()["id"], cancel)
+        return is_answered
 
     async def _dies(self, service: Service) -> bool:
         """Wait until the process has died, or its order has ended without that."""
