@@ -91,7 +91,7 @@ class OrderMix:
         return f"load-{self.run_id}-"
 
     def items(self) -> list[str]:
-        """Return the items of this run whose stock nobody else touches."""
+        """Return the items that only this run orders."""
         return [f"LOAD-{self.run_id}-{number}" for number in range(ITEMS)]
 
     def order(self, number: int) -> PlannedOrder:

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ import typer
 from chaos.bugs import Catch
 from chaos.runner import report
 from chaos.runner.run import RunConfig, run
+from chaos.runner.system import keep_logs
 from tests.harness.run import ControllerRun
 
 
@@ -34,8 +34,7 @@ def main(
     try:
         verdict = asyncio.run(run(config, servers.directory))
     finally:
-        if (logs := servers.directory / "logs").exists():  # not if a server could not start
-            shutil.copytree(logs, output / "logs", dirs_exist_ok=True)
+        keep_logs(servers.directory, output)
         servers.close()
     (output / "report.html").write_text(report.as_html(verdict))
     (output / "report.json").write_text(

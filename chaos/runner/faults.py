@@ -8,7 +8,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import aio_pika
 import asyncpg
@@ -20,29 +20,12 @@ from chaos.faults import Blackhole, Delay, Double, Eat, Fault, Lose, Overtake, T
 from chaos.proxy import Proxy
 from chaos.runner.schedule import FaultKind, Injection
 from chaos.runner.system import DEADLINE_SECONDS, System
+from sandbox import faults as partner_faults
 from tests.harness.processes import Service
 
 QUEUE, DEAD_LETTER_QUEUE, EXCHANGE = "orders.saga", "orders.saga.dlq", "orders.events"
-TARGETS = (
-    "inventory.hold",
-    "inventory.commit",
-    "inventory.release",
-    "payment.charge",
-    "payment.refund",
-    "shipping.create",
-    "shipping.cancel",
-)
-PARTNER_KINDS = (
-    "error",
-    "unavailable",
-    "slow",
-    "timeout_before",
-    "timeout_after",
-    "reset_before",
-    "reset_after",
-    "garbage",
-    "duplicate",
-)
+TARGETS = get_args(partner_faults.FaultTarget)
+PARTNER_KINDS = tuple(kind for kind in get_args(partner_faults.FaultKind) if kind != "refuse")  # a refusal is no fault
 SLOW_SECONDS = 0.3
 PAST_DEADLINE_SECONDS = DEADLINE_SECONDS + 2.0
 AWAKE_SECONDS = 0.7  # between two freezes: enough to take leases

@@ -68,7 +68,7 @@ def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Obs
 def _event_of(line: str) -> str:
     try:
         return str(json.loads(line)["event"])
-    except (ValueError, KeyError, TypeError):  # a traceback, or a line that a kill cut short
+    except (ValueError, KeyError, TypeError):  # a traceback, or a line that a kill interrupted
         return ""
 
 

@@ -29,11 +29,6 @@ SHORTEST_SECONDS = 60.0
 FULL_RUN = 5000  # orders; from here on every state has to be reached
 LEDGER_PAGE = 1000
 QUIET_POLL_SECONDS = 0.5
-QUIET = """
-    SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)
-       AND NOT EXISTS (SELECT FROM sagas WHERE finished_at IS NULL)
-       AND NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'compensating'))
-"""
 
 
 @dataclass(frozen=True)
@@ -142,15 +137,11 @@ async def _inject(injection: Injection, system: System, started_at: float, compo
 
 async def _wait_until_quiet(system: System, last_fault_at: float) -> float | None:
     """Return the seconds from the last fault until everything had ended; None if it took too long."""
-    conn = await asyncpg.connect(system.postgres.url)
-    try:
-        while not await conn.fetchval(QUIET):
-            if time.monotonic() - last_fault_at > LIVENESS_SECONDS:
-                return None
-            await asyncio.sleep(QUIET_POLL_SECONDS)
-        return time.monotonic() - last_fault_at
-    finally:
-        conn.terminate()
+    while not await system.is_quiet():
+        if time.monotonic() - last_fault_at > LIVENESS_SECONDS:
+            return None
+        await asyncio.sleep(QUIET_POLL_SECONDS)
+    return time.monotonic() - last_fault_at
 
 
 async def _verify(system: System) -> dict[str, str]:

@@ -6,11 +6,13 @@ can cut, slow and falsify their connections; the judge reaches the servers direc
 
 import asyncio
 import contextlib
+import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import asyncpg
 import httpx
 
 from app import db
@@ -34,6 +36,11 @@ SETTINGS = {
     "ORDERS_LOG_FORMAT": "json",
 }
 RESTART_SECONDS = 120.0
+QUIET = """
+    SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)
+       AND NOT EXISTS (SELECT FROM sagas WHERE finished_at IS NULL)
+       AND NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'compensating'))
+"""
 
 
 @dataclass
@@ -66,12 +73,26 @@ class System:
         """Return the logs of the service's processes."""
         return [service.log for service in self.services]
 
+    async def is_quiet(self) -> bool:
+        """Return whether every order has ended, and every event is published."""
+        conn = await asyncpg.connect(self.postgres.url)
+        try:
+            return bool(await conn.fetchval(QUIET))
+        finally:
+            conn.terminate()
+
     async def recover(self) -> None:
         """Stop every fault, and start whatever does not run. The faults do so themselves, unless they failed."""
         for link in (self.postgres_link, self.rabbitmq_link):
             link.disarm()
         async with httpx.AsyncClient(base_url=self.sandbox.url, trust_env=False, timeout=RESTART_SECONDS) as sandbox:
             (await sandbox.delete("/faults")).raise_for_status()
+
+
+def keep_logs(directory: Path, output: Path) -> None:
+    """Copy the logs of the processes to `output`, if any process was started."""
+    if (logs := directory / "logs").exists():
+        shutil.copytree(logs, output / "logs", dirs_exist_ok=True)
 
 
 @contextlib.asynccontextmanager

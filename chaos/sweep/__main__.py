@@ -4,18 +4,16 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import asyncpg
 import httpx
 import typer
 
-from chaos.runner.system import System, running
+from chaos.runner.system import System, keep_logs, running
 from tests.harness.checker import Answers, is_too_late, violations
 from tests.harness.processes import Service
 from tests.harness.run import ControllerRun
@@ -36,11 +34,6 @@ PATIENCE_SECONDS = 120.0
 CHARGE_SECONDS = 0.3  # less than PARTNER_TIMEOUT_SECONDS
 TRIES = 4  # at a point, before the sweep fails because the process did not die there
 FINAL_PATIENCE_SECONDS = 10.0
-QUIET = """
-    SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)
-       AND NOT EXISTS (SELECT FROM sagas WHERE finished_at IS NULL)
-       AND NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'compensating'))
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +110,7 @@ class Sweep:
     async def _dying(self, **sweep: str) -> AsyncIterator[Service]:
         self._armed.unlink(missing_ok=True)
         env = {**self._env, **DYING, "SWEEP_ARMED": str(self._armed), **sweep}
-        log = self._directory / "dying.log"
+        log = self._directory / "logs" / "dying.log"
         async with Service(env, ("serve",), log=log, module="chaos.sweep.hooks") as service:
             await self._until_ready(service)
             self._armed.touch()
@@ -160,7 +153,7 @@ class Sweep:
         """Wait until the process has died, or its order has ended without that."""
         quiet_since: float | None = None
         while service.process.poll() is None:
-            if not await self._is_quiet():
+            if not await self._system.is_quiet():
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = time.monotonic()
@@ -171,7 +164,7 @@ class Sweep:
 
     async def _recover(self, scenario: str, key: str) -> None:
         """Start another process, send the key until it gets a 201, and wait until all is done."""
-        log = self._directory / "recovering.log"
+        log = self._directory / "logs" / "recovering.log"
         async with Service({**self._env, **RECOVERING}, log=log) as service:
 
             async def answers() -> bool:
@@ -183,14 +176,7 @@ class Sweep:
             await self._until_quiet()
 
     async def _until_quiet(self) -> None:
-        await wait_until(self._is_quiet, PATIENCE_SECONDS, "end of every order")
-
-    async def _is_quiet(self) -> bool:
-        conn = await asyncpg.connect(self._system.postgres.url)
-        try:
-            return bool(await conn.fetchval(QUIET))
-        finally:
-            conn.terminate()
+        await wait_until(self._system.is_quiet, PATIENCE_SECONDS, "end of every order")
 
     async def _violations(self) -> list[str]:
         async with httpx.AsyncClient(base_url=self._system.sandbox.url, trust_env=False, timeout=60) as sandbox:
@@ -226,7 +212,7 @@ def main(
     try:
         results = asyncio.run(sweep(servers.directory, chosen, every))
     finally:
-        shutil.copytree(servers.directory / "logs", Path("chaos-report") / "logs", dirs_exist_ok=True)
+        keep_logs(servers.directory, Path("chaos-report"))
         servers.close()
     failed = [result for result in results if result.violations]
     typer.echo(f"{len(results)} points: {len(results) - len(failed)} recovered, {len(failed)} did not")

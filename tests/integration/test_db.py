@@ -316,7 +316,7 @@ async def test_a_goodbye_without_an_end_is_an_outage(database_url: str) -> None:
             assert await answer(pool) == 42
             clients[0].write(b"E" + (len(farewell) + 4).to_bytes(4, "big") + farewell)
             await clients[0].drain()
-            assert await answer(other) == 42  # many turns of the event loop, in which the session gets the goodbye
+            assert await answer(other) == 42  # many iterations of the event loop: the session gets the goodbye
             with pytest.raises(DatabaseUnavailable):
                 async with db.transaction(pool):
                     pytest.fail("the session is over")

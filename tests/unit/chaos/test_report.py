@@ -76,7 +76,7 @@ def test_recovery_is_measured_from_the_end_of_the_fault() -> None:
 
 
 def test_states_are_recognised_by_their_evidence(tmp_path: Path) -> None:
-    """Log events are counted by name; a line that a kill cut short is skipped."""
+    """Log events are counted by name; a line that a kill interrupted is skipped."""
     log = tmp_path / "api.log"
     log.write_text('{"event": "commit.unknown"}\nTraceback (most recent call last):\n{"event": "commit.unk')
     evidence = reach.collect([log], [{"outcome": "replayed"}], a_clean_run())
