@@ -143,7 +143,7 @@ async def test_streams_are_bounded(pool: Pool) -> None:
 
 
 async def test_a_silent_stream_has_heartbeats(pool: Pool) -> None:
-    """A comment keeps proxies from closing it; when streams stop, the client is told when to reconnect."""
+    """A comment keeps proxies from closing it; when streams stop, the last event says when to reconnect."""
     order = await placed(pool)
     streams = Streams(pool, CONSUMER, heartbeat_seconds=0.01)
     entries = await streams.read(order.id, TENANT)

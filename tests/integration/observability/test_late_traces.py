@@ -1,14 +1,12 @@
 """What goes wrong is traced, even if its request was not sampled: once, from the rows, with the stored trace id."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import pytest
 
 from app.db import Pool
 from tests.harness.api import serving
-from tests.harness.otlp import SeenSpan, Sink, collecting
+from tests.harness.otlp import SeenSpan, Sink
 from tests.harness.sandboxes import set_faults
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -19,20 +17,6 @@ INTAKE = ["publish orders.events:order.placed", "outbox wait", "order transactio
 
 
 ADMIN_TOKEN = "admin-token-of-the-tests"
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
-    async with collecting() as lent:
-        yield lent
-
-
-@pytest.fixture
-def system(database_url: str, rabbitmq_url: str, http: httpx.AsyncClient) -> dict[str, Any]:
-    """The settings of the whole system in one process, with a real broker."""
-    url = str(http.base_url).rstrip("/")
-    partners = dict.fromkeys(("inventory_url", "payment_url", "shipping_url"), url)
-    return {"database_url": database_url, "rabbitmq_url": rabbitmq_url, "roles": "api,relay,consumer", **partners}
 
 
 async def place(client: httpx.AsyncClient, sku: str = "WIDGET", **more: Any) -> str:

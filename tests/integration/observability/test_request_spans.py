@@ -1,7 +1,6 @@
 """Requests and their traces: one server span, or none; what fails is traced; a collector never blocks the service."""
 
 import re
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -9,18 +8,12 @@ import pytest
 from app.db import Pool
 from app.observability.tracing import SPANS_DROPPED
 from tests.harness.api import serving
-from tests.harness.otlp import Sink, collecting
+from tests.harness.otlp import Sink
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
 ORDER = {"sku": "WIDGET", "quantity": 1, "unit_price": 1}
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
-    async with collecting() as lent:
-        yield lent
 
 
 async def place(client: httpx.AsyncClient, **headers: str) -> httpx.Response:

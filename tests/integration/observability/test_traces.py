@@ -1,33 +1,15 @@
 """One order is one trace, through outbox, broker, saga and partners."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.harness.api import serving
-from tests.harness.otlp import SeenSpan, Sink, collecting
+from tests.harness.otlp import SeenSpan, Sink
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 ORDER = {"sku": "WIDGET", "quantity": 1, "unit_price": 1}
 STEPS = ["reserve_inventory do", "charge_payment do", "commit_inventory do", "create_shipment do"]
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
-    async with collecting() as lent:
-        yield lent
-
-
-@pytest.fixture
-def system(database_url: str, rabbitmq_url: str, http: httpx.AsyncClient) -> dict[str, Any]:
-    """The settings of the whole system in one process, with a real broker."""
-    url = str(http.base_url).rstrip("/")
-    return {
-        "database_url": database_url, "rabbitmq_url": rabbitmq_url, "roles": "api,relay,consumer",
-        "inventory_url": url, "payment_url": url, "shipping_url": url,
-    }  # fmt: skip
 
 
 async def finish(client: httpx.AsyncClient) -> dict[str, Any]:
