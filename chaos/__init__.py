@@ -1,5 +1,5 @@
-"""A fault-injecting proxy between the service and a server. It parses the protocol, so it can lose one chosen frame.
+"""The proof that the promises hold: faults are injected into everything, and what is left is judged.
 
-In reading order: `faults` lists the faults and their frequency; `frames` is the port to a protocol, and `postgres` and
-`amqp` implement it for PostgreSQL and RabbitMQ; `connection` forwards and injects the faults; tests use `proxy`.
+`proxy` injects faults between the service and a server; `runner` loads the whole system under a schedule of faults;
+`sweep` kills the service at every point of an order's way; `bugs` plants known bugs and checks that tests catch them.
 """

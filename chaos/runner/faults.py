@@ -15,9 +15,9 @@ import asyncpg
 import httpx
 import redis.asyncio
 
-from chaos import amqp, postgres
-from chaos.faults import Blackhole, Delay, Double, Eat, Fault, Lose, Overtake, Throttle
-from chaos.proxy import Proxy
+from chaos.proxy import amqp, postgres
+from chaos.proxy.faults import Blackhole, Delay, Double, Eat, Fault, Lose, Overtake, Throttle
+from chaos.proxy.proxy import Proxy
 from chaos.runner.schedule import FaultKind, Injection
 from chaos.runner.system import DEADLINE_SECONDS, System
 from sandbox import faults as partner_faults

@@ -16,8 +16,8 @@ import asyncpg
 import httpx
 
 from app import db
-from chaos import amqp, postgres
-from chaos.proxy import Proxy
+from chaos.proxy import amqp, postgres
+from chaos.proxy.proxy import Proxy
 from tests.harness import installed
 from tests.harness.processes import Service
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from app.messaging.topology import EXCHANGE
-from chaos import amqp
-from chaos.faults import Double, Eat, Lose, Overtake
-from chaos.proxy import Proxy
+from chaos.proxy import amqp
+from chaos.proxy.faults import Double, Eat, Lose, Overtake
+from chaos.proxy.proxy import Proxy
 from tests.e2e.conftest import System, client, order
 from tests.harness import servers
 from tests.harness.messages import HEARD, open_channel

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from chaos import postgres
-from chaos.faults import Blackhole
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Blackhole
+from chaos.proxy.proxy import Proxy
 from tests.e2e.conftest import System, client, order
 from tests.harness import servers
 from tests.harness.failure_modes import MODES, FailureMode

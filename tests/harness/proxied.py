@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from chaos import postgres
-from chaos.faults import Lose
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Lose
+from chaos.proxy.proxy import Proxy
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NEVER_SECONDS = 3600.0

@@ -8,8 +8,8 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from app.db import Pool
-from chaos import amqp
-from chaos.proxy import Proxy
+from chaos.proxy import amqp
+from chaos.proxy.proxy import Proxy
 from tests.harness.api import serving
 from tests.harness.events import Effects
 from tests.harness.messages import open_channel

@@ -11,7 +11,7 @@ import pytest
 
 from app import db
 from app.errors import DatabaseUnavailable
-from chaos.faults import Blackhole, Delay
+from chaos.proxy.faults import Blackhole, Delay
 from tests.harness import servers
 from tests.harness.proxied import Proxied
 from tests.harness.wait import AMPLE_SECONDS, wait_until

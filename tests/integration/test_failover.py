@@ -10,9 +10,9 @@ import pytest
 
 from app import db
 from app.errors import DatabaseUnavailable
-from chaos import postgres
-from chaos.faults import Delay
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Delay
+from chaos.proxy.proxy import Proxy
 from tests.harness.api import assert_problem, serving
 from tests.harness.databases import patient_pool
 from tests.harness.installed import Postgres

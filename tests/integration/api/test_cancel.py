@@ -11,9 +11,9 @@ import pytest
 from app.db import Pool
 from app.idempotency.key import IdempotencyKey
 from app.saga import start
-from chaos import postgres
-from chaos.faults import Lose
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Lose
+from chaos.proxy.proxy import Proxy
 from tests.harness.api import assert_problem, serving
 from tests.harness.cancelling import cancel as cancel_elsewhere
 from tests.harness.cancelling import cancel_under_way

@@ -8,8 +8,8 @@ import httpx
 
 from app.bootstrap import PROBE_POOL_SIZE
 from app.db import Pool
-from chaos.faults import Refuse
-from chaos.proxy import Proxy
+from chaos.proxy.faults import Refuse
+from chaos.proxy.proxy import Proxy
 from tests.harness.api import serving
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 

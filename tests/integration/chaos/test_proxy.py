@@ -7,9 +7,9 @@ import random
 import asyncpg
 import pytest
 
-from chaos import postgres
-from chaos.faults import Blackhole, Delay, Direction, Lose, Refuse, Reset, Throttle
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Blackhole, Delay, Direction, Lose, Refuse, Reset, Throttle
+from chaos.proxy.proxy import Proxy
 from tests.harness.proxied import (
     ANSWER,
     INSERT,

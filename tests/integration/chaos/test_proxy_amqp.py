@@ -20,9 +20,9 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from chaos import amqp
-from chaos.faults import Block, Double, Eat, Lose, Overtake
-from chaos.proxy import Proxy
+from chaos.proxy import amqp
+from chaos.proxy.faults import Block, Double, Eat, Lose, Overtake
+from chaos.proxy.proxy import Proxy
 from tests.harness.messages import next_message, open_channel, take
 from tests.harness.queues import QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until

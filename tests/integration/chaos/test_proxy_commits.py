@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from app import db
 from app.errors import DatabaseUnavailable
-from chaos import postgres
-from chaos.faults import Lose
-from chaos.frames import Frames, Piece, Watcher
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Lose
+from chaos.proxy.frames import Frames, Piece, Watcher
+from chaos.proxy.proxy import Proxy
 from tests.harness.proxied import (
     ANSWER,
     INSERT,

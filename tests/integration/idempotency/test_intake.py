@@ -16,9 +16,9 @@ from redis.asyncio import Redis as Client
 from app import db
 from app.idempotency.key import IdempotencyKey
 from app.messaging import outbox
-from chaos import postgres
-from chaos.faults import Lose
-from chaos.proxy import Proxy
+from chaos.proxy import postgres
+from chaos.proxy.faults import Lose
+from chaos.proxy.proxy import Proxy
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
 from tests.harness.events import event

@@ -11,9 +11,9 @@ from aiormq.abc import DeliveredMessage
 
 from app.messaging.rabbitmq.subscription import RabbitSubscription
 from app.messaging.topology import EXCHANGE
-from chaos import amqp
-from chaos.faults import Blackhole, Block, Double, Eat, Lose, Overtake
-from chaos.proxy import Proxy
+from chaos.proxy import amqp
+from chaos.proxy.faults import Blackhole, Block, Double, Eat, Lose, Overtake
+from chaos.proxy.proxy import Proxy
 from tests.harness.dead_letters import drained
 from tests.harness.events import Effects, counted, event
 from tests.harness.messages import listen, next_message, publishing

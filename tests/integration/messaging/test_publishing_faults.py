@@ -14,9 +14,9 @@ from app.loops import Loop
 from app.messaging.rabbitmq.publisher import RabbitPublisher
 from app.messaging.relay import Relay
 from app.messaging.topology import EXCHANGE
-from chaos import amqp
-from chaos.faults import Blackhole, Block, Eat, Fault, Lose, Refuse
-from chaos.proxy import Proxy
+from chaos.proxy import amqp
+from chaos.proxy.faults import Blackhole, Block, Eat, Fault, Lose, Refuse
+from chaos.proxy.proxy import Proxy
 from tests.harness.api import serving
 from tests.harness.dead_letters import drained
 from tests.harness.events import CONFIRMED, counted, event, put

@@ -10,8 +10,8 @@ from app import db
 from app.errors import BrokerUnavailable
 from app.messaging.rabbitmq.publisher import RabbitPublisher
 from app.messaging.relay import Relay
-from chaos.faults import Delay, Throttle
-from chaos.proxy import Proxy
+from chaos.proxy.faults import Delay, Throttle
+from chaos.proxy.proxy import Proxy
 from tests.harness.dead_letters import drained
 from tests.harness.events import event, put
 from tests.harness.messages import publishing

@@ -14,7 +14,7 @@ Source: the AMQP 0-9-1 specification, sections 2.3.5 and 4.2; RabbitMQ's "Blocke
 import struct
 from collections.abc import Iterator
 
-from chaos.frames import Piece, Watcher
+from chaos.proxy.frames import Piece, Watcher
 
 CONFIRM = "amqp: basic.ack of the broker"
 ACKNOWLEDGEMENT = "amqp: basic.ack of a consumer"

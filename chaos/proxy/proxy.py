@@ -22,9 +22,9 @@ from collections import Counter
 from typing import Self
 from urllib.parse import urlsplit
 
-from chaos.connection import RST_ON_CLOSE, Connection
-from chaos.faults import Armed, Blackhole, Block, Fault, Overtake, Refuse, Reset
-from chaos.frames import Frames
+from chaos.proxy.connection import RST_ON_CLOSE, Connection
+from chaos.proxy.faults import Armed, Blackhole, Block, Fault, Overtake, Refuse, Reset
+from chaos.proxy.frames import Frames
 
 HOST = "127.0.0.1"
 BACKLOG = 512

@@ -13,7 +13,7 @@ finish the transaction before they complete the command.
 import struct
 from collections.abc import Callable, Iterator
 
-from chaos.frames import Piece, Watcher
+from chaos.proxy.frames import Piece, Watcher
 
 COMMIT_REQUEST = "postgres: COMMIT request"
 COMMIT_ANSWER = "postgres: COMMIT answer"

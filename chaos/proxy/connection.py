@@ -14,8 +14,8 @@ import struct
 from collections import deque
 from typing import cast
 
-from chaos.faults import Armed, Blackhole, Block, Direction, Double, Eat, Fault, FrameFault, Lose, Overtake
-from chaos.frames import Frames, Piece, Watcher
+from chaos.proxy.faults import Armed, Blackhole, Block, Direction, Double, Eat, Fault, FrameFault, Lose, Overtake
+from chaos.proxy.frames import Frames, Piece, Watcher
 
 QUEUED_BYTES = 1024 * 1024  # with more than this in the queue, the proxy stops reading from the sender
 RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s
