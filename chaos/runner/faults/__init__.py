@@ -1,0 +1,27 @@
+"""The faults: each is a coroutine that does its damage, lets it last, and repairs what does not repair itself.
+
+Nothing here repairs the service's data: leases, retries, the inbox, the resender and compensation have to. Each part of
+the system has a module with a table of its faults; `acts` has what they are made of.
+"""
+
+import random
+
+from chaos.runner.faults import partners, postgres, rabbitmq, redis, services
+from chaos.runner.faults.acts import Row
+from chaos.runner.schedule import FaultKind, Injection
+from chaos.runner.system import System
+
+FAULTS: dict[str, Row] = {
+    name: row for part in (services, postgres, redis, rabbitmq, partners) for name, row in part.FAULTS.items()
+}
+
+
+async def inject(injection: Injection, system: System) -> None:
+    """Inject one fault, and return when it is over."""
+    rng = random.Random(injection.seed)  # noqa: S311 - reproducible, not secret
+    await FAULTS[injection.kind.name].inject(system, rng, injection.seconds)
+
+
+def kinds() -> list[FaultKind]:
+    """Return all kinds of faults."""
+    return [FaultKind(name, row.component, row.seconds) for name, row in FAULTS.items()]
