@@ -85,8 +85,8 @@ BUGS = (
         "an expired key is never free again",
         "I2",
         "app/idempotency/store.py",
-        "            WHERE k.expires_at <= clock_timestamp()\n            RETURNING true",
-        "            WHERE false\n            RETURNING true",
+        "    WHERE k.expires_at <= clock_timestamp()\n    RETURNING tenant, key",
+        "    WHERE false\n    RETURNING tenant, key",
         [f"{INTEGRATION}/idempotency", f"{INTEGRATION}/orders/test_store.py"],
     ),
     Bug(

@@ -1,6 +1,6 @@
 """Idempotent writes: one key stands for one write, whose response is stored with it and replayed.
 
-    replay cache (Redis) → single flight → concurrency limit → one transaction: key row, the write's rows → commit
+    replay cache (Redis) → single flight → batch → one transaction: key rows, the writes' rows → commit
 
 Postgres decides. The key's row holds the response and commits together with the rows of the request, so key, effect and
 response exist together or not at all (`transaction`). Everything before it only saves load on Postgres:
@@ -8,18 +8,22 @@ response exist together or not at all (`transaction`). Everything before it only
 - the replay cache holds copies of finished responses. A copy is used only if it names exactly this request; otherwise
   Postgres is asked. If Redis is lost, flushed, frozen or restored, only speed changes;
 - single flight lets one request per key and process through; the others share its response;
-- the concurrency limit admits as many writes to Postgres as there are connections.
+- a batch commits what comes while the last one commits (`app.batcher`). A request that is not usual runs alone after
+  it: `execute_batch` says which;
+- the concurrency limit admits as many requests that run alone as there are connections, less one for the batches.
 
 A process may die at any point. Before the commit there is neither key row nor effect, and the retry counts as the first
 request; after it, the retry finds the row and gets the same bytes.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 from app import db
+from app.batcher import Batcher, BatcherConfig
 from app.cache import Cache
 from app.errors import IdempotencyKeyNotFound, IdempotencyKeyReused, OutboxFull, RequestInProgress
 from app.idempotency import replay_cache, store, transaction
@@ -28,11 +32,10 @@ from app.idempotency.facts import Conflict, KeyConflicted, ResponseReplayed, Sou
 from app.idempotency.key import IdempotencyKey
 from app.idempotency.single_flight import SingleFlight
 from app.idempotency.store import KeyRecord, StoredResponse
-from app.idempotency.transaction import Write
+from app.idempotency.transaction import Alone, BatchEntry, Committed, Row, Write, WriteRows
 from app.observability.signals import Signals
 
-Row = TypeVar("Row")
-Prepare = Callable[[], tuple[Write, StoredResponse | None]]  # the response is None if only the write knows it
+Execute = Callable[[float], Awaitable[StoredResponse]]  # within so many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,14 @@ class Idempotency:
         self._cache = cache
         self._config = config
         self._signals = signals
-        self._limit = ConcurrencyLimit(config.concurrency)
+        self._limit = ConcurrencyLimit(max(1, config.concurrency - 1))
         self._single_flight = SingleFlight()
+        self._batchers: dict[WriteRows[Any], Batcher[BatchEntry[Any], Committed | Alone]] = {}
 
     async def run(
         self,
         key: IdempotencyKey | None,
-        write: Callable[[db.Connection, Sequence[Row]], Awaitable[None]],
+        write: WriteRows[Row],
         make: Callable[[], tuple[Row, StoredResponse]],
         admit: Callable[[], None] = _admit,
     ) -> StoredResponse:
@@ -76,20 +80,31 @@ class Idempotency:
         key is still running), OutboxFull, Overloaded, DatabaseUnavailable.
         """
 
-        def prepare() -> tuple[Write, StoredResponse]:
+        async def execute(wait_seconds: float) -> StoredResponse:
+            try:
+                admit()
+            except OutboxFull:
+                if key is None or (stored := await transaction.replay(self._pool, key)) is None:
+                    raise
+                return stored  # a replay writes nothing
             row, response = make()
+            deadline = time.monotonic() + wait_seconds
+            outcome = await self._batcher(write).submit(BatchEntry(key, row, response))
+            if isinstance(outcome, Committed):
+                return outcome.response
 
             async def write_row(conn: db.Connection) -> StoredResponse:
                 await write(conn, [row])
                 return response
 
-            return write_row, response
+            remaining_seconds = deadline - time.monotonic()
+            return await self._execute_alone(key, write_row, response, outcome.in_doubt, remaining_seconds)
 
-        return await self._run(key, prepare, admit)
+        return await self._run(key, execute)
 
     async def run_single(self, key: IdempotencyKey | None, write: Write) -> StoredResponse:
         """Run a write that makes its response inside its transaction. Raises as `run` does, and what `write` raises."""
-        return await self._run(key, lambda: (write, None), _admit)
+        return await self._run(key, partial(self._execute_alone, key, write, None, None))
 
     async def find(self, tenant: str, key: str) -> KeyRecord:
         """Return the row of a key. Raises IdempotencyKeyNotFound, also for an expired or another tenant's key."""
@@ -99,15 +114,14 @@ class Idempotency:
             raise IdempotencyKeyNotFound("no finished write has this key; one that is still running may")
         return record
 
-    async def _run(self, key: IdempotencyKey | None, prepare: Prepare, admit: Callable[[], None]) -> StoredResponse:
+    async def _run(self, key: IdempotencyKey | None, execute: Execute) -> StoredResponse:
         if key is None:
-            async with self._limit.slot(self._config.wait_seconds):
-                return await self._execute(None, prepare, admit, self._config.wait_seconds)
+            return await execute(self._config.wait_seconds)
         if copy := await self._read_copy(key):
             self._signals.emit(ResponseReplayed(Source.REDIS))
             return copy
         try:
-            result = await self._run_alone(key, prepare, admit)
+            result = await self._run_first(key, execute)
         except (IdempotencyKeyReused, RequestInProgress) as error:
             is_reused = isinstance(error, IdempotencyKeyReused)
             self._signals.emit(KeyConflicted(Conflict.REUSED if is_reused else Conflict.IN_PROGRESS))
@@ -116,35 +130,48 @@ class Idempotency:
             self._signals.emit(ResponseReplayed(Source.POSTGRES))
         return result
 
-    async def _run_alone(self, key: IdempotencyKey, prepare: Prepare, admit: Callable[[], None]) -> StoredResponse:
+    async def _run_first(self, key: IdempotencyKey, execute: Execute) -> StoredResponse:
         """Run while no other request of this key runs in this process; share the result of the one before."""
         deadline = time.monotonic() + self._config.wait_seconds
         inflight = await self._single_flight.join(key, self._config.wait_seconds)
         try:
             if inflight.result is not None and inflight.result[0] == key:
                 return replace(inflight.result[1], replayed=True)
-            async with self._limit.slot(deadline - time.monotonic()):
-                started_at = time.monotonic()
-                result = await self._execute(key, prepare, admit, deadline - started_at)
+            started_at = time.monotonic()
+            result = await execute(deadline - started_at)
             inflight.result = (key, result)
             self._leave_copy(key, result, result.remaining_seconds - (time.monotonic() - started_at))
             return result
         finally:
             inflight.leave()
 
-    async def _execute(
-        self, key: IdempotencyKey | None, prepare: Prepare, admit: Callable[[], None], wait_seconds: float
+    async def _execute_alone(
+        self,
+        key: IdempotencyKey | None,
+        write: Write,
+        response: StoredResponse | None,
+        in_doubt: StoredResponse | None,
+        wait_seconds: float,
     ) -> StoredResponse:
-        try:
-            admit()
-        except OutboxFull:
-            if key is None or (stored := await transaction.replay(self._pool, key)) is None:
-                raise
-            return stored  # a replay writes nothing
-        write, response = prepare()
-        return await transaction.execute(
-            self._pool, key, write, response, ttl_seconds=self._config.ttl_seconds, wait_seconds=wait_seconds
-        )
+        deadline, ttl_seconds = time.monotonic() + wait_seconds, self._config.ttl_seconds
+        async with self._limit.slot(wait_seconds):
+            remaining_seconds = deadline - time.monotonic()
+            return await transaction.execute(
+                self._pool,
+                key,
+                write,
+                response,
+                ttl_seconds=ttl_seconds,
+                wait_seconds=remaining_seconds,
+                in_doubt=in_doubt,
+            )
+
+    def _batcher(self, write: WriteRows[Row]) -> Batcher[BatchEntry[Row], Committed | Alone]:
+        """Return the batcher of this write."""
+        if write not in self._batchers:
+            run = partial(transaction.execute_batch, self._pool, write, ttl_seconds=self._config.ttl_seconds)
+            self._batchers[write] = Batcher(run, BatcherConfig(transaction.BATCH_SIZE))
+        return self._batchers[write]
 
     async def _read_copy(self, key: IdempotencyKey) -> StoredResponse | None:
         raw = None if self._cache is None else await self._cache.get(replay_cache.name(key))

@@ -4,6 +4,7 @@ The row is the first write in the request's own transaction. Two requests with o
 second waits until the first commits (then it finds the response) or rolls back (then it continues as the first).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -53,6 +54,20 @@ class KeyRecord:
     expires_at: datetime
 
 
+ACQUIRE = """
+    INSERT INTO idempotency_keys AS k
+        (tenant, key, fingerprint, fingerprint_version, status, location, body, created_at, expires_at)
+    SELECT given.*, statement_timestamp(), statement_timestamp() + make_interval(secs => $8)
+    FROM unnest($1::text[], $2::text[], $3::bytea[], $4::smallint[], $5::smallint[], $6::text[], $7::bytea[]) AS given
+    ON CONFLICT (tenant, key) DO UPDATE
+    SET fingerprint = excluded.fingerprint, fingerprint_version = excluded.fingerprint_version,
+        status = excluded.status, location = excluded.location, body = excluded.body,
+        created_at = excluded.created_at, expires_at = excluded.expires_at
+    WHERE k.expires_at <= clock_timestamp()
+    RETURNING tenant, key
+"""
+
+
 async def acquire(
     conn: Connection, key: IdempotencyKey, response: StoredResponse, ttl_seconds: float, wait_seconds: float
 ) -> bool:
@@ -60,32 +75,34 @@ async def acquire(
 
     Waits for another request with the key for the transaction's lock_timeout (`wait_seconds`), then raises 55P03.
     """
-    return (
-        await conn.fetchval(
-            """
-            INSERT INTO idempotency_keys AS k
-                (tenant, key, fingerprint, fingerprint_version, status, location, body, created_at, expires_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7,
-                statement_timestamp(), statement_timestamp() + make_interval(secs => $8))
-            ON CONFLICT (tenant, key) DO UPDATE
-            SET fingerprint = excluded.fingerprint, fingerprint_version = excluded.fingerprint_version,
-                status = excluded.status, location = excluded.location, body = excluded.body,
-                created_at = excluded.created_at, expires_at = excluded.expires_at
-            WHERE k.expires_at <= clock_timestamp()
-            RETURNING true
-            """,
-            key.tenant,
-            key.key,
-            key.fingerprint,
-            key.fingerprint_version,
-            response.status,
-            response.location,
-            response.body,
-            ttl_seconds,
-            timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS,
-        )
-        is True
+    return bool(await acquire_free(conn, [(key, response)], ttl_seconds, wait_seconds))
+
+
+async def acquire_free(
+    conn: Connection,
+    responses: Sequence[tuple[IdempotencyKey, StoredResponse]],
+    ttl_seconds: float,
+    wait_seconds: float = 0.0,
+) -> set[tuple[str, str]]:
+    """Write the rows of different keys, or take over expired ones. Return tenant and key of those not in use.
+
+    The rows are written in the order of their keys, so two batches cannot wait for each other. Waits for each as
+    `acquire` does.
+    """
+    ordered = sorted(responses, key=lambda pair: (pair[0].tenant, pair[0].key))
+    rows = await conn.fetch(
+        ACQUIRE,
+        [key.tenant for key, _ in ordered],
+        [key.key for key, _ in ordered],
+        [key.fingerprint for key, _ in ordered],
+        [key.fingerprint_version for key, _ in ordered],
+        [response.status for _, response in ordered],
+        [response.location for _, response in ordered],
+        [response.body for _, response in ordered],
+        ttl_seconds,
+        timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS,
     )
+    return {(row["tenant"], row["key"]) for row in rows}
 
 
 async def find(conn: Connection, tenant: str, key: str) -> KeyRecord | None:

@@ -10,10 +10,15 @@ Where the process or the connection may fail, and what happens then:
   the first one committed, the key (or, without a key, the primary key of its rows) shows that. If it is still running,
   the index makes the second one wait. If it was rolled back, the second one counts as the first. If the outcome stays
   unknown, the caller gets DatabaseUnavailable, and can retry with the same key. A response is sent only for a commit.
+
+`execute_batch` commits the writes of many requests in one transaction. It is for the usual case: new keys, good rows.
+Whatever is not usual (a key that is taken or locked, a row that is refused, an unknown outcome) is left to `execute`,
+one request at a time, so a request cannot harm its neighbours in the batch.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import asyncpg
 import structlog
@@ -28,7 +33,14 @@ log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 3  # the first, and two to find out its outcome; more would only keep the caller waiting
 
+# A batch waits at most this long for all its keys, so that their owners cannot delay its neighbours. `lock_timeout` is
+# for one lock, and at least 1 ms: hence the size.
+LOCKS_SECONDS = 0.05
+BATCH_SIZE = 50
+
+Row = TypeVar("Row")
 Write = Callable[[db.Connection], Awaitable[StoredResponse]]
+WriteRows = Callable[[db.Connection, Sequence[Row]], Awaitable[None]]
 
 
 class AlreadyCommitted(Exception):
@@ -54,6 +66,29 @@ class KeyExpired:
     """The key's row expired between two statements, so the key is free again."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchEntry(Generic[Row]):
+    """One request of a batch: its key, the row to write, and the response to store under the key."""
+
+    key: IdempotencyKey | None
+    row: Row
+    response: StoredResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The batch did not commit this request, as far as it knows: `execute` has to.
+
+    `in_doubt`: the response, if the outcome of the batch's COMMIT is unknown.
+    """
+
+    in_doubt: StoredResponse | None = None
+
+
+class _KeyLocked(Exception):
+    """Another transaction is writing one of the keys."""
+
+
 class _CommitUnknown(Exception):
     """COMMIT was sent, but not answered."""
 
@@ -70,17 +105,17 @@ async def execute(
     *,
     ttl_seconds: float,
     wait_seconds: float,
+    in_doubt: StoredResponse | None = None,
 ) -> StoredResponse:
     """Run `write` in a transaction with its key, or replay the response of the key.
 
     `response`: what `write` will return, if that is known; else it is stored after `write` has returned it. `write` may
-    run more than once and must write the same rows each time.
+    run more than once and must write the same rows each time. `in_doubt`: what an earlier attempt may have committed.
 
     Raises IdempotencyKeyReused (the key stands for another request), RequestInProgress (the first request with the key
     is still running after `wait_seconds`), DatabaseUnavailable.
     """
-    attempts = 0
-    in_doubt: StoredResponse | None = None
+    attempts = 0 if in_doubt is None else 1
     while True:
         attempts += 1
         try:
@@ -100,6 +135,36 @@ async def execute(
                 return _replayed(key, record, in_doubt)
             case KeyExpired():
                 attempts -= 1
+
+
+async def execute_batch(
+    pool: db.Pool, write: WriteRows[Row], entries: Sequence[BatchEntry[Row]], *, ttl_seconds: float
+) -> list[Committed | Alone]:
+    """Commit all requests whose keys are free, in one transaction. No two of them have the same key.
+
+    Raises DatabaseUnavailable, after which nothing is committed.
+    """
+    chosen: list[BatchEntry[Row]] = []
+    is_written = False
+    try:
+        async with db.transaction(pool, lock_seconds=LOCKS_SECONDS / len(entries)) as conn:
+            chosen = await _acquire_free(conn, entries, ttl_seconds)
+            await write(conn, [entry.row for entry in chosen])
+            is_written = True
+    except DatabaseUnavailable as error:
+        if not is_written:
+            raise
+        log.warning("commit.unknown", error=str(error.__cause__ or error), runs=1, requests=len(chosen))
+        in_doubt = set(chosen)
+        return [Alone(entry.response if entry in in_doubt else None) for entry in entries]
+    except Exception as error:  # noqa: BLE001 - one of the requests is to blame; alone, it gets its own error
+        log.info("batch.split", error=repr(error), requests=len(entries))
+        return [Alone()] * len(entries)
+    committed = set(chosen)
+    return [
+        Committed(_stored(entry.response, entry.key, ttl_seconds)) if entry in committed else Alone()
+        for entry in entries
+    ]
 
 
 async def replay(pool: db.Pool, key: IdempotencyKey) -> StoredResponse | None:
@@ -129,7 +194,7 @@ async def _attempt(
             result = await write(conn)
             if key is not None and response is None:
                 await store.complete(conn, key, result)
-            written = replace(result, remaining_seconds=ttl_seconds if key else 0.0)
+            written = _stored(result, key, ttl_seconds)
     except AlreadyCommitted:
         assert response is not None  # noqa: S101 - bug: only writes with a known response raise this
         return Committed(response)
@@ -140,6 +205,18 @@ async def _attempt(
     return Committed(written)
 
 
+async def _acquire_free(
+    conn: db.Connection, entries: Sequence[BatchEntry[Row]], ttl_seconds: float
+) -> list[BatchEntry[Row]]:
+    """Acquire the keys that are free. Return the requests that have acquired theirs, or need none."""
+    keyed = [(entry.key, entry.response) for entry in entries if entry.key is not None]
+    try:
+        acquired = await store.acquire_free(conn, keyed, ttl_seconds) if keyed else ()
+    except asyncpg.LockNotAvailableError as error:
+        raise _KeyLocked from error
+    return [entry for entry in entries if entry.key is None or (entry.key.tenant, entry.key.key) in acquired]
+
+
 async def _acquire(
     conn: db.Connection, key: IdempotencyKey, response: StoredResponse | None, ttl_seconds: float, wait_seconds: float
 ) -> bool:
@@ -147,6 +224,10 @@ async def _acquire(
         return await store.acquire(conn, key, response or store.PLACEHOLDER, ttl_seconds, wait_seconds)
     except asyncpg.LockNotAvailableError as error:
         raise RequestInProgress("the first request with this Idempotency-Key is still running") from error
+
+
+def _stored(response: StoredResponse, key: IdempotencyKey | None, ttl_seconds: float) -> StoredResponse:
+    return replace(response, remaining_seconds=0.0 if key is None else ttl_seconds)
 
 
 def _replayed(key: IdempotencyKey | None, record: KeyRecord, in_doubt: StoredResponse | None) -> StoredResponse:

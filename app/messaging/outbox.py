@@ -64,8 +64,8 @@ class PublishRecord:
     retry_in_seconds: float | None = None
 
 
-async def add(conn: Connection, envelope: Envelope) -> None:
-    """Insert the event in the caller's transaction.
+async def add(conn: Connection, envelopes: Sequence[Envelope]) -> None:
+    """Insert the events in the caller's transaction.
 
     `occurred_at` comes from this process's clock; `pending_since`, the start of the row's age, from Postgres's.
     """
@@ -73,17 +73,19 @@ async def add(conn: Connection, envelope: Envelope) -> None:
         """
         INSERT INTO outbox
             (id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, pending_since)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, statement_timestamp())
+        SELECT given.*, statement_timestamp()
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::jsonb[], $7::text[], $8::text[],
+                    $9::timestamptz[]) AS given
         """,
-        envelope.id,
-        envelope.type,
-        envelope.subject,
-        envelope.sequence,
-        envelope.tenant,
-        json.dumps(envelope.data, ensure_ascii=False),
-        envelope.traceparent,
-        envelope.tracestate,
-        envelope.time,
+        [envelope.id for envelope in envelopes],
+        [envelope.type for envelope in envelopes],
+        [envelope.subject for envelope in envelopes],
+        [envelope.sequence for envelope in envelopes],
+        [envelope.tenant for envelope in envelopes],
+        [json.dumps(envelope.data, ensure_ascii=False) for envelope in envelopes],
+        [envelope.traceparent for envelope in envelopes],
+        [envelope.tracestate for envelope in envelopes],
+        [envelope.time for envelope in envelopes],
     )
 
 

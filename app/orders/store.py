@@ -58,48 +58,53 @@ async def insert(conn: db.Connection, rows: Sequence[PlacedOrder]) -> None:
 
     Raises AlreadyCommitted when an order exists: its id is new, so an earlier attempt committed the same rows.
     """
-    for row in rows:
-        try:
-            await _insert(conn, row.order)
-        except asyncpg.UniqueViolationError as error:
-            raise AlreadyCommitted from error
-        await _emit(conn, row.order, row.trace)
+    orders = [row.order for row in rows]
+    try:
+        await _insert(conn, orders)
+    except asyncpg.UniqueViolationError as error:
+        raise AlreadyCommitted from error
+    placed = [events.event_for(row.order, row.trace) for row in rows]
+    await outbox.add(conn, [event for event in placed if event is not None])
 
 
-async def _insert(conn: db.Connection, order: Order) -> None:
+async def _insert(conn: db.Connection, orders: Sequence[Order]) -> None:
+    lines = [(order.id, number, line) for order in orders for number, line in enumerate(order.lines, 1)]
     await conn.execute(
         """
         WITH placed AS (
             INSERT INTO orders (id, tenant, status, customer_id, currency, total_minor, payment_method,
                                 shipping_address, metadata, version, placed_at, updated_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
-            RETURNING id
+            SELECT placed.*, placed.placed_at
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
+                        $8::jsonb[], $9::jsonb[], $10::integer[], $11::timestamptz[])
+                AS placed (id, tenant, status, customer_id, currency, total_minor, payment_method,
+                           shipping_address, metadata, version, placed_at)
         )
         INSERT INTO order_lines (order_id, number, sku, quantity, unit_price_minor)
-        SELECT placed.id, line.number, line.sku, line.quantity, line.unit_price_minor
-        FROM placed, unnest($12::text[], $13::integer[], $14::bigint[])
-            WITH ORDINALITY AS line (sku, quantity, unit_price_minor, number)
+        SELECT * FROM unnest($12::uuid[], $13::integer[], $14::text[], $15::integer[], $16::bigint[])
         """,
-        order.id,
-        order.tenant,
-        order.status,
-        order.customer_id,
-        order.currency,
-        order.total_minor,
-        order.payment_method,
-        _json(order.shipping_address),
-        _json(order.metadata),
-        order.version,
-        order.placed_at,
-        [line.sku for line in order.lines],
-        [line.quantity for line in order.lines],
-        [line.unit_price_minor for line in order.lines],
+        [order.id for order in orders],
+        [order.tenant for order in orders],
+        [order.status for order in orders],
+        [order.customer_id for order in orders],
+        [order.currency for order in orders],
+        [order.total_minor for order in orders],
+        [order.payment_method for order in orders],
+        [_json(order.shipping_address) for order in orders],
+        [_json(order.metadata) for order in orders],
+        [order.version for order in orders],
+        [order.placed_at for order in orders],
+        [order_id for order_id, _, _ in lines],
+        [number for _, number, _ in lines],
+        [line.sku for _, _, line in lines],
+        [line.quantity for _, _, line in lines],
+        [line.unit_price_minor for _, _, line in lines],
     )
 
 
 async def _emit(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> None:
     if event := events.event_for(order, trace):
-        await outbox.add(conn, event)
+        await outbox.add(conn, [event])
 
 
 async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:

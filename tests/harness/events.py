@@ -32,13 +32,13 @@ async def put(pool: db.Pool, *events: Envelope) -> None:
     """Write events to the outbox, committed."""
     async with db.transaction(pool) as conn:
         for envelope in events:
-            await outbox.add(conn, envelope)
+            await outbox.add(conn, [envelope])
 
 
 async def put_old_event(pool: db.Pool) -> None:
     """Write an event that has waited for an hour, and is due in an hour."""
     async with db.transaction(pool) as conn:
-        await outbox.add(conn, event())
+        await outbox.add(conn, [event()])
         await conn.execute(
             "UPDATE outbox SET pending_since = pending_since - interval '1 hour', "
             "next_attempt_at = clock_timestamp() + interval '1 hour'"

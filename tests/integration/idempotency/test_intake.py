@@ -255,7 +255,7 @@ async def test_a_full_outbox_closes_intake(database_url: str, pool: db.Pool) -> 
     """Orders get a 503 while the outbox is over its limit, and are accepted again when it is below."""
     async with db.transaction(pool) as conn:
         for _ in range(3):
-            await outbox.add(conn, event())
+            await outbox.add(conn, [event()])
     async with serving(database_url, outbox_max_pending=2) as api:
         await wait_until(lambda: is_closed(api), AMPLE_SECONDS, "refusal because of the outbox")
         answer = await place(api)
@@ -271,7 +271,7 @@ async def test_a_known_key_is_answered_while_intake_is_closed(database_url: str,
         first = await place(api)
         async with db.transaction(pool) as conn:
             for _ in range(3):
-                await outbox.add(conn, event())
+                await outbox.add(conn, [event()])
         await wait_until(lambda: is_closed(api), AMPLE_SECONDS, "refusal because of the outbox")
         assert_same(first, await place(api))
         assert_problem(await place(api, customer_id="other"), 422, "idempotency-key-reused")

@@ -52,7 +52,7 @@ async def test_a_rolled_back_event_does_not_exist(pool: db.Pool) -> None:
     async with db.connection(pool) as conn:
         transaction = conn.transaction()
         await transaction.start()
-        await outbox.add(conn, event())
+        await outbox.add(conn, [event()])
         assert await claim(pool) == []
         await transaction.rollback()
     assert await claim(pool) == []

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,9 +10,10 @@ import pytest
 
 from app.api.orders.schemas import read_place_order
 from app.errors import DatabaseUnavailable, IdempotencyKeyInvalid, IdempotencyKeyMissing, RequestInProgress
-from app.idempotency import Idempotency, IdempotencyConfig, Prepare, replay_cache
+from app.idempotency import Idempotency, IdempotencyConfig, replay_cache
 from app.idempotency.key import IdempotencyKey, bind, fingerprint, read_key
 from app.idempotency.store import StoredResponse
+from app.idempotency.transaction import Write
 from tests.harness.observed import Observed
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -160,15 +160,15 @@ def answered(name: str) -> StoredResponse:
 class WithoutPostgres(Idempotency):
     """The layers before Postgres; the write itself runs at once."""
 
-    async def _execute(
+    async def _execute_alone(
         self,
         key: IdempotencyKey | None,  # noqa: ARG002 - of the method that is replaced
-        prepare: Prepare,
-        admit: Callable[[], None],  # noqa: ARG002
+        write: Write,
+        response: StoredResponse | None,  # noqa: ARG002
+        in_doubt: StoredResponse | None,  # noqa: ARG002
         wait_seconds: float,
     ) -> StoredResponse:
         assert 0 < wait_seconds <= AMPLE_SECONDS
-        write, _ = prepare()
         return await write(cast("Any", None))
 
 
