@@ -243,6 +243,15 @@ async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
         yield conn
 
 
+async def await_standby(conn: Connection) -> None:
+    """Return when the synchronous standby, if there is one, has every row that this session can see.
+
+    A COMMIT whose session ends while it waits for the standby leaves rows that are visible, and that a failover loses.
+    A commit waits for everything before it. This one contains a message to nobody, because an empty one does not wait.
+    """
+    await conn.execute("SELECT pg_logical_emit_message(true, 'orders', '')")
+
+
 async def now(conn: Connection) -> datetime:
     """Return the time on Postgres's clock. Ages and retention use only this clock: a process's clock may be wrong."""
     instant: datetime = await conn.fetchval("SELECT clock_timestamp()")

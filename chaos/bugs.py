@@ -66,6 +66,14 @@ BUGS = (
         [f"{INTEGRATION}/test_synchronous_standby.py"],
     ),
     Bug(
+        "a row that no standby has is proof of a commit",
+        "I1",
+        "app/idempotency/transaction.py",
+        "        async with db.connection(pool) as conn:\n            await db.await_standby(conn)\n        return C",
+        "        return C",
+        [f"{INTEGRATION}/test_synchronous_standby.py::test_the_second_attempt_waits_for_the_standby_too"],
+    ),
+    Bug(
         "the same key with another body is a replay",
         "I2",
         "app/idempotency/transaction.py",

@@ -14,6 +14,9 @@ Where the process or the connection may fail, and what happens then:
 `execute_batch` commits the writes of many requests in one transaction. It is for the usual case: new keys, good rows.
 Whatever is not usual (a key that is taken or locked, a row that is refused, an unknown outcome) is left to `execute`,
 one request at a time, so a request cannot harm its neighbours in the batch.
+
+A row that is visible need not be on the synchronous standby yet (`db.await_standby`), so no replay trusts its eyes
+alone: a taken key's row gets locked, which makes the COMMIT wait for the standby; the others wait explicitly.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -174,6 +177,8 @@ async def replay(pool: db.Pool, key: IdempotencyKey) -> StoredResponse | None:
     """
     async with db.connection(pool) as conn:
         record = await store.find(conn, key.tenant, key.key)
+        if record is not None:
+            await db.await_standby(conn)
     return None if record is None else _replayed(key, record, in_doubt=None)
 
 
@@ -197,6 +202,8 @@ async def _attempt(
             written = _stored(result, key, ttl_seconds)
     except AlreadyCommitted:
         assert response is not None  # noqa: S101 - bug: only writes with a known response raise this
+        async with db.connection(pool) as conn:
+            await db.await_standby(conn)
         return Committed(response)
     except DatabaseUnavailable as error:
         if written is None:

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chaos.runner.faults.failover import COMMITS_WAITED, ORDERS_LOST
 from load import Observed
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the states are recognised by: log events of the service, ledger entries, responses, and orders."""
+    """What the states are recognised by: log events, ledger entries, responses, orders, and what faults saw."""
 
     log_events: Counter[str]
     ledger_outcomes: Counter[str]
     responses: Counter[str]
     reasons: Counter[str]
+    met: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ STATES: Mapping[str, tuple[str, str]] = {
     "a client hung up, and sent again": ("responses", "hung up"),
     "an order ran out of time, and was undone": ("reasons", "timed-out"),
     "a partner refused": ("reasons", "card-declined"),
+    "a COMMIT waited for the standby": ("met", COMMITS_WAITED),
+    "a failover lost rows that the standby had not confirmed": ("met", ORDERS_LOST),
 }
 
 
-def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Observed) -> Evidence:
+def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Observed, met: Counter[str]) -> Evidence:
     """Gather the evidence of a run."""
     events: Counter[str] = Counter()
     for log in logs:
@@ -62,6 +66,7 @@ def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Obs
         ledger_outcomes=Counter(str(entry["outcome"]) for entry in ledger),
         responses=seen.histories.outcomes(),
         reasons=Counter(str(order["status_reason"]) for order in seen.orders.values()),
+        met=met,
     )
 
 

@@ -70,7 +70,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
         async with httpx.AsyncClient(base_url=system.sandbox.url, trust_env=False, timeout=60) as sandbox:
             entries = await _ledger(sandbox)
             found = await violations(system.postgres.url, sandbox, _answers(first, histories))
-        evidence = reach.collect(system.logs(), entries, observed)
+        evidence = reach.collect(system.logs(), entries, observed, system.met)
         return ChaosVerdict(
             seed=config.seed,
             orders=config.orders,

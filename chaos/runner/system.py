@@ -7,7 +7,7 @@ can cut, slow and falsify their connections; the judge reaches the servers direc
 import asyncio
 import contextlib
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import httpx
 from app import db
 from chaos.proxy import amqp, postgres
 from chaos.proxy.proxy import Proxy
+from chaos.runner.pair import Pair
 from tests.harness import installed
 from tests.harness.processes import Service
 
@@ -47,7 +48,7 @@ QUIET = """
 class System:
     """Everything that faults can reach."""
 
-    postgres: installed.Postgres
+    postgres: Pair
     redis: installed.Redis
     rabbitmq: installed.RabbitMQ
     sandbox: Service
@@ -58,6 +59,7 @@ class System:
     busy: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )  # by URL of a process
+    met: Counter[str] = field(default_factory=Counter)  # dangerous states that only a fault can see
 
     @property
     def urls(self) -> list[str]:
@@ -99,7 +101,7 @@ def keep_logs(directory: Path, output: Path) -> None:
 async def running(directory: Path, processes: Mapping[str, int] = PROCESSES) -> AsyncIterator[System]:
     """Start everything, and end it with the block. `processes`: of the service, for each role."""
     async with contextlib.AsyncExitStack() as stack:
-        database = installed.Postgres(directory)
+        database = Pair(directory)
         redis, rabbitmq = installed.Redis(directory), installed.RabbitMQ(directory)
         await asyncio.gather(*(stack.enter_async_context(server) for server in (database, redis, rabbitmq)))
         ledger, logs = directory / "ledger.sqlite", directory / "logs"

@@ -4,27 +4,39 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
+from app.errors import DatabaseUnavailable
 from tests.harness.installed import Postgres, postgres_answers
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 class Standby(Postgres):
-    """A copy of a stopped primary, with the same databases, users and passwords."""
+    """A copy of a running primary, made at its first start, with the same databases, users and passwords."""
 
     def __init__(self, directory: Path, primary: Postgres) -> None:
         super().__init__(directory)
-        shutil.copytree(primary.home, self.home)
-        (self.home / "data" / "standby.signal").touch()
-        password = (self.home / "password").read_text()
-        self._settings |= {
-            "primary_conninfo": f"host=127.0.0.1 port={primary.port} user=orders password={password}",
-        }
+        self._primary = primary
+        self._settings |= {"wal_retrieve_retry_interval": "100ms"}  # the primary may be back at any time
 
-    async def _wait_until_ready(self, account: object) -> None:  # noqa: ARG002 - it says "standby" when it is ready
-        await wait_until(lambda: postgres_answers(self.url), AMPLE_SECONDS, "service by the standby")
+    def _initialise(self, account: Any) -> None:
+        password = Path(shutil.copy(self._primary.home / "password", self.home)).read_text()
+        account.own(self.home)
+        source = f"host=127.0.0.1 port={self._primary.port} user=orders password={password}"
+        command = [self._binaries / "pg_basebackup", "--pgdata", self.home / "data", "--dbname", source]
+        # A fast checkpoint, or the backup would wait for the next one. The recovery settings name the primary.
+        command += ["--checkpoint=fast", "--write-recovery-conf", "--no-sync"]
+        status, output = account.run(command, self.home)
+        if status != 0:
+            raise DatabaseUnavailable(f"pg_basebackup failed:\n{output}")
+
+    async def _wait_until_ready(self, account: Any) -> None:
+        if (self.home / "data" / "standby.signal").exists():  # it never says "ready" while it is one
+            await wait_until(lambda: postgres_answers(self.url), AMPLE_SECONDS, "service by the standby")
+        else:
+            await super()._wait_until_ready(account)
 
     async def catch_up(self, primary: Postgres) -> None:
         """Wait until everything that the primary has committed is visible here."""
@@ -37,14 +49,21 @@ class Standby(Postgres):
         await fetchval(self.url, "SELECT pg_promote()")  # waits until it is one
 
 
+async def require_standby(postgres: Postgres, name: str) -> None:
+    """Let every commit wait for the standby of this name; `*`: for any; empty: for none, which also ends the waits."""
+    await fetchval(postgres.url, f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    await fetchval(postgres.url, "SELECT pg_reload_conf()")
+
+    async def is_set() -> bool:
+        return await fetchval(postgres.url, "SELECT current_setting('synchronous_standby_names')") == name
+
+    await wait_until(is_set, AMPLE_SECONDS, "reload of the settings")
+
+
 @contextlib.asynccontextmanager
 async def primary_and_standby(directory: Path) -> AsyncIterator[tuple[Postgres, Standby]]:
-    """Start both, with an empty database each."""
-    primary = Postgres(directory / "primary")
-    async with primary:
-        pass  # create it and stop it cleanly, so its files are a backup
-    standby = Standby(directory / "standby", primary)
-    async with primary, standby:
+    """Start both, with an empty database each. Commits do not wait for the standby."""
+    async with Postgres(directory / "primary") as primary, Standby(directory / "standby", primary) as standby:
         yield primary, standby
 
 

@@ -6,13 +6,13 @@ the system has a module with a table of its faults; `acts` has what they are mad
 
 import random
 
-from chaos.runner.faults import partners, postgres, rabbitmq, redis, services
+from chaos.runner.faults import failover, partners, postgres, rabbitmq, redis, services
 from chaos.runner.faults.acts import Row
 from chaos.runner.schedule import FaultKind, Injection
 from chaos.runner.system import System
 
 FAULTS: dict[str, Row] = {
-    name: row for part in (services, postgres, redis, rabbitmq, partners) for name, row in part.FAULTS.items()
+    name: row for part in (services, postgres, failover, redis, rabbitmq, partners) for name, row in part.FAULTS.items()
 }
 
 

@@ -1,5 +1,6 @@
 """The verdict of a fault run and its report: a run fails for every reason that it should fail for."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import load
 from chaos.bugs import Catch
 from chaos.runner import reach, report
+from chaos.runner.faults.failover import COMMITS_WAITED
 from chaos.runner.measure import Series
 from chaos.runner.reach import STATES, Evidence, Reached
 from chaos.runner.verdict import ChaosVerdict, InjectedFault, recovery
@@ -79,9 +81,10 @@ def test_states_are_recognised_by_their_evidence(tmp_path: Path) -> None:
     """Log events are counted by name; a line that a kill interrupted is skipped."""
     log = tmp_path / "api.log"
     log.write_text('{"event": "commit.unknown"}\nTraceback (most recent call last):\n{"event": "commit.unk')
-    evidence = reach.collect([log], [{"outcome": "replayed"}], a_clean_run())
+    evidence = reach.collect([log], [{"outcome": "replayed"}], a_clean_run(), Counter({COMMITS_WAITED: 2}))
     assert isinstance(evidence, Evidence)
     found = {row.state: row.count for row in reach.reached(evidence)}
     assert found["the answer to a COMMIT was lost, and the second attempt decided"] == 1
     assert found["a partner got a call again, and replayed its answer"] == 1
+    assert found["a COMMIT waited for the standby"] == 2
     assert found["a runner lost its lease, and its write was refused"] == 0
