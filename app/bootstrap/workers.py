@@ -104,7 +104,7 @@ async def build(
     if "relay" in settings.roles:
         transport = LeasedTransport(broker.transport, lease)
         workers.relay = Relay(relay_pool, transport, _relay_config(settings, _messaging_system(broker)), signals)
-        loop = make_loop("relay", workers.relay.run_once, settings.outbox_poll_seconds, signals)
+        loop = make_loop("relay", workers.relay.run_batch, settings.outbox_poll_seconds, signals)
         workers.tasks.append(BackgroundTask("relay", loop.run, loop.stop))
         signals.wake(loop.wake, OrderPlaced, CancelAccepted, OrderFinished, EventsPending, EventsResent, SagaDue)
     if settings.roles & LEASING_ROLES:

@@ -4,8 +4,9 @@
 version of the event's `subject`, so a consumer can recognise an outdated resend.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,30 @@ REPLAYED_BY = "x-replayed-by"
 
 class UnreadableMessage(ValueError):
     """The message is not one of our events; retrying cannot help."""
+
+
+class StoredData(Mapping[str, Any]):
+    """The data of a stored event: JSON text, parsed only when a handler of this process reads it.
+
+    The relay to a broker sends the text as it is, so no event is parsed and written again on its way.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @functools.cached_property
+    def _parsed(self) -> Mapping[str, Any]:
+        parsed: Mapping[str, Any] = json.loads(self.text)
+        return parsed
+
+    def __getitem__(self, name: str) -> Any:
+        return self._parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parsed)
+
+    def __len__(self) -> int:
+        return len(self._parsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +81,8 @@ class Envelope:
 
     def body(self) -> bytes:
         """The data alone (binary content mode), as JSON."""
+        if isinstance(self.data, StoredData):
+            return self.data.text.encode()
         return json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).encode()
 
     def headers(self) -> dict[str, str]:

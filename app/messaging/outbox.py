@@ -14,7 +14,7 @@ from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, Uuid, func
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.db import Connection, affected, metadata
-from app.messaging.envelope import Envelope
+from app.messaging.envelope import Envelope, StoredData
 
 SelectFinished = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which subjects are finished
 
@@ -133,7 +133,7 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
                 sequence=row["sequence"],
                 tenant=row["tenant"],
                 time=row["occurred_at"],
-                data=json.loads(row["data"]),
+                data=StoredData(row["data"]),
                 traceparent=row["traceparent"],
                 tracestate=row["tracestate"],
             ),

@@ -117,6 +117,17 @@ class Relay:
         self._outage = None
         return claimed
 
+    async def run_batch(self) -> bool:
+        """Publish one batch as `run_once` does, for a loop. Return whether more rows are due now, as far as it saw.
+
+        A claim that returned fewer rows than its limit has seen every row that was due. Rows that became due since then
+        wake the loop, and the few of which nothing in this process knows wait for its poll: a retry, an event that
+        another process wrote, an event that waited behind an earlier one of the same subject.
+        """
+        limit = self._limit
+        claimed = await self.run_once()
+        return claimed == limit or self._limit < limit  # the limit falls when rows were released unconfirmed
+
     async def _publish_batch(self) -> int:
         await self._transport.ready()  # before the claim, since connecting could use up the lease
         token, claimed_at = uuid4(), time.monotonic()
@@ -169,9 +180,10 @@ class Relay:
             async with db.connection(self._pool, wait_seconds) as conn:
                 ours = await outbox.record_results(conn, token, records)
             for (row, result), record in zip(known, records, strict=True):
-                trace = {"traceparent": row.envelope.traceparent, "tracestate": row.envelope.tracestate}
-                with trace_context(trace), log_fields.bound(**row.envelope.log_fields()):
-                    self._report(row, result, record, is_ours=record.id in ours)
+                if result is None and record.id in ours:
+                    self._signals.emit(MessagePublished(record.id))
+                else:
+                    self._report_problem(row, result, record, is_ours=record.id in ours)
         if len(known) == len(rows):
             self._limit = min(self._config.batch_size, self._limit * 2)
         else:
@@ -188,17 +200,19 @@ class Relay:
         pause = None if is_last else self._config.backoff.pause(attempt)
         return outbox.PublishRecord(row.envelope.id, refusal.reason, pause)
 
-    def _report(
+    def _report_problem(
         self, row: outbox.ClaimedRow, refusal: Refusal | None, record: outbox.PublishRecord, *, is_ours: bool
     ) -> None:
-        event_id, order_id = row.envelope.id, row.envelope.subject
-        if not is_ours:
-            log.warning("relay.lease_lost")
-        elif refusal is None:
-            self._signals.emit(MessagePublished(event_id))
-        else:
+        """Report a refusal, or that the lease was lost, as part of the event's trace."""
+        trace = {"traceparent": row.envelope.traceparent, "tracestate": row.envelope.tracestate}
+        with trace_context(trace), log_fields.bound(**row.envelope.log_fields()):
+            if refusal is None or not is_ours:
+                log.warning("relay.lease_lost")
+                return
             kind = MessageParked if record.retry_in_seconds is None else MessageRefused
-            self._signals.emit(kind(event_id, order_id, row.attempts + 1, refusal.reason, refusal.returned))
+            self._signals.emit(
+                kind(row.envelope.id, row.envelope.subject, row.attempts + 1, refusal.reason, refusal.returned)
+            )
 
     async def _release(self, token: UUID, rows: Sequence[outbox.ClaimedRow]) -> None:
         try:

@@ -23,6 +23,7 @@ from app.observability.traces import (
     chosen_span_id,
     derive_span_id,
     link_to,
+    may_be_sampled,
     to_nanoseconds,
     trace_context,
     trace_headers,
@@ -68,13 +69,19 @@ class PublishSpans:
         self._spans: list[Span | None] = []
         self.envelopes: list[Envelope] = []
         for row in rows:
-            self._start(row)
+            if may_be_sampled(row.envelope.traceparent):
+                self._start(row)
+            else:
+                self._skip(row)
+
+    def _skip(self, row: ClaimedRow) -> None:
+        self._spans.append(None)
+        self.envelopes.append(row.envelope)
 
     def _start(self, row: ClaimedRow) -> None:
         with trace_context({"traceparent": row.envelope.traceparent, "tracestate": row.envelope.tracestate}):
             if not trace.get_current_span().get_span_context().trace_flags.sampled:
-                self._spans.append(None)
-                self.envelopes.append(row.envelope)
+                self._skip(row)
                 return
             wait = self._signals.tracer.start_span(
                 "outbox wait",

@@ -12,6 +12,7 @@ from opentelemetry import context, trace
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+ODD_DIGITS = frozenset("13579bdf")  # the last digit of flags with the lowest bit, `sampled`
 TRACESTATE_BYTES = 512
 TRACESTATE_MEMBER_BYTES = 128
 # Not the global propagator: OTEL_PROPAGATORS could change what rows and messages hold, and it passes on baggage.
@@ -78,6 +79,11 @@ def limit_tracestate(tracestate: str) -> str:
     while len(",".join(members).encode()) > TRACESTATE_BYTES:
         members.pop()
     return ",".join(members)
+
+
+def may_be_sampled(traceparent: str | None) -> bool:
+    """Return whether the flags of a `traceparent` can say that its trace is sampled: a quick look."""
+    return traceparent is not None and traceparent[-1:] in ODD_DIGITS
 
 
 def link_to(traceparent: str | None, why: str) -> list[Link]:

@@ -50,12 +50,13 @@ class Orchestrator:
         return len(claimed)
 
     async def _dispatch(self) -> int:
-        claimed = await self._claim() if len(self._running) < self._config.concurrency else []
-        for saga in claimed:
-            task = asyncio.create_task(self._run(saga))
-            self._running.add(task)
-            task.add_done_callback(self._discard)
-        return len(claimed)
+        """Start what is due, up to `concurrency`. Return 0: then nothing more is due, or `_discard` wakes the loop."""
+        if len(self._running) < self._config.concurrency:
+            for saga in await self._claim():
+                task = asyncio.create_task(self._run(saga))
+                self._running.add(task)
+                task.add_done_callback(self._discard)
+        return 0
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         if len(self._running) >= self._config.concurrency:

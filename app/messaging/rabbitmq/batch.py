@@ -11,14 +11,13 @@ early. While confirms arrive, the link works; only `patience_seconds` without a 
 import asyncio
 import struct
 from collections.abc import Collection, Sequence
-from datetime import UTC
 
-import aio_pika
 import aiormq
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError, PublishError
 
-from app.messaging.envelope import CONTENT_TYPE, Envelope
+from app.messaging.envelope import Envelope
 from app.messaging.rabbitmq.connection import ConfirmsLate
+from app.messaging.rabbitmq.properties import EventProperties
 from app.messaging.relay import UNCONFIRMED, PublishResult, Refusal
 
 # Takes a second at 300 KB/s; allows 640 KB/s with a round trip of 0.4 s. Fits 200 orders with a few lines each.
@@ -84,22 +83,21 @@ class PublishBatch:
     def _send(self, index: int) -> list[asyncio.Task[None]]:
         """Start a task that publishes this message. If it cannot be encoded, refuse it and start none."""
         try:
-            message = _message(self._envelopes[index])
+            body, properties = self._envelopes[index].body(), EventProperties(self._envelopes[index])
         except (ValueError, TypeError) as error:
             self.results[index] = _not_encodable(error)
             return []
-        size = len(message.body) + HEAD_BYTES
-        self._unconfirmed_bytes += size
-        return [asyncio.create_task(self._publish(index, message, size))]
+        self._unconfirmed_bytes += len(body) + HEAD_BYTES
+        return [asyncio.create_task(self._publish(index, body, properties))]
 
-    async def _publish(self, index: int, message: aio_pika.Message, size: int) -> None:
+    async def _publish(self, index: int, body: bytes, properties: EventProperties) -> None:
         envelope = self._envelopes[index]
         try:
             await self._channel.basic_publish(
-                message.body,
+                body,
                 exchange=self._exchange,
                 routing_key=envelope.routing_key,
-                properties=message.properties,
+                properties=properties,
                 mandatory=envelope.type in self._mandatory_types,
                 wait=False,
             )
@@ -116,7 +114,7 @@ class PublishBatch:
             self._failure = ConnectionAbortedError("the connection was closed")
             raise
         finally:
-            self._unconfirmed_bytes -= size
+            self._unconfirmed_bytes -= len(body) + HEAD_BYTES
             self._confirmed.set()
 
     async def _wait_for_confirm(self, ends_at: float) -> None:
@@ -131,15 +129,3 @@ class PublishBatch:
 
 def _not_encodable(error: Exception) -> Refusal:
     return Refusal(f"cannot be written: {error}", final=True)
-
-
-def _message(envelope: Envelope) -> aio_pika.Message:
-    return aio_pika.Message(
-        envelope.body(),
-        headers=dict(envelope.headers()),
-        content_type=CONTENT_TYPE,
-        message_id=str(envelope.id),
-        type=envelope.type,
-        timestamp=envelope.time.astimezone(UTC),
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-    )

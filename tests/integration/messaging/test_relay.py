@@ -112,6 +112,17 @@ async def test_a_batch_respects_the_batch_size(pool: db.Pool, broker: Broker) ->
     assert [await small.run_once() for _ in range(4)] == [2, 2, 1, 0]
 
 
+async def test_a_loop_claims_again_only_when_more_is_due(pool: db.Pool, broker: Broker) -> None:
+    """More is due after a full batch, and after a batch of which rows were released."""
+    small = relay(pool, broker, batch_size=2)
+    await put(pool, *(event() for _ in range(3)))
+    assert [await small.run_batch() for _ in range(2)] == [True, False]
+    await put(pool, event(), event())
+    broker.carries = 1
+    large = relay(pool, broker)
+    assert [await large.run_batch() for _ in range(3)] == [True, True, False]
+
+
 async def test_an_outage_releases_the_rows_unchanged(pool: db.Pool, broker: Broker) -> None:
     """An outage releases the rows unchanged, and is reported."""
     signals, events = Observed(), [event(), event()]

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from app.messaging.envelope import Envelope, UnreadableMessage, parse
+from app.messaging.envelope import Envelope, StoredData, UnreadableMessage, parse
 
 EVENT = Envelope(
     id=UUID("01912d2c-6a5e-7c3d-9f10-0242ac120002"),
@@ -67,6 +68,15 @@ def test_times_are_sent_in_utc() -> None:
 def test_the_body_is_the_data_as_json() -> None:
     """The body is only the data, as JSON."""
     assert json.loads(EVENT.body()) == EVENT.data
+
+
+def test_stored_data_is_sent_as_it_is() -> None:
+    """The text is not parsed on its way to a broker. A handler in this process reads the same values."""
+    stored = StoredData('{"total": "9.99"}')
+    event = replace(EVENT, data=stored)
+    assert event.body() == b'{"total": "9.99"}'
+    assert event == replace(EVENT, data={"total": "9.99"})
+    assert replace(EVENT, data=StoredData("not parsed")).body() == b"not parsed"
 
 
 @pytest.mark.parametrize("word", ["placed", "confirmed", "rejected", "cancelled"])
