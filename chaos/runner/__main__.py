@@ -20,13 +20,15 @@ def main(
     orders: Annotated[int, typer.Option(min=10, max=1_000_000, help="Keyed orders to send.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Decides the schedule of faults, and what is ordered.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Inject only faults whose name contains this.")] = None,
+    broker_nodes: Annotated[int, typer.Option(min=1, max=5, help="Run RabbitMQ as so many nodes.")] = 1,
     bugs: Annotated[Path | None, typer.Option(help="Show this result of `make planted-bugs` in the report.")] = None,
     output: Annotated[Path, typer.Option(help="Directory for the report and the logs.")] = Path("chaos-report"),
 ) -> None:
     """Load the whole system while faults are injected into every part of it, and judge what is left."""
     options = " ".join([f"--orders {orders} --seed {seed}", *(f"--only '{part}'" for part in only or ())])
+    options += f" --broker-nodes {broker_nodes}" if broker_nodes > 1 else ""
     catches = [Catch(**catch) for catch in json.loads(bugs.read_text())] if bugs is not None else []
-    config = RunConfig(orders, seed, tuple(only or ()), f'make chaos ARGS="{options}"', catches)
+    config = RunConfig(orders, seed, tuple(only or ()), f'make chaos ARGS="{options}"', catches, broker_nodes)
     if not config.kinds():
         raise typer.BadParameter("no fault has such a name", param_hint="--only")
     typer.echo(f"{orders:,} orders and faults for {config.duration_seconds:.0f} s, seed {seed}", err=True)

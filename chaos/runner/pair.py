@@ -1,4 +1,4 @@
-"""A primary and its synchronous standby, which look like one server: `url` always leads to the present primary.
+"""A primary and its synchronous standby, which look like one server: `url` always leads to the current primary.
 
 A COMMIT is answered when the standby has it too. After a failover commits wait until there is a new standby, which is a
 copy of the new primary. So a server may be lost at any time, and again as soon as the next standby has caught up.
@@ -31,12 +31,12 @@ class Pair:
 
     @property
     def url(self) -> str:
-        """The URL of the present primary. It stays the same."""
+        """The URL of the current primary. It stays the same."""
         return self._address.url(self.primary.url)
 
     @property
     def port(self) -> int:
-        """The port of the present primary, which a failover changes."""
+        """The port of the current primary, which a failover changes."""
         return self.primary.port
 
     async def __aenter__(self) -> Self:

@@ -40,6 +40,7 @@ class RunConfig:
     only: Sequence[str] = ()
     command: str = ""
     bugs: Sequence[Catch] = ()
+    broker_nodes: int = 1
 
     @property
     def duration_seconds(self) -> float:
@@ -48,12 +49,13 @@ class RunConfig:
 
     def kinds(self) -> list[FaultKind]:
         """Return the faults of this run."""
-        return [kind for kind in faults.kinds() if not self.only or any(part in kind.name for part in self.only)]
+        kinds = faults.kinds(self.broker_nodes)
+        return [kind for kind in kinds if not self.only or any(part in kind.name for part in self.only)]
 
 
 async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
     """Run it. Everything that it starts ends with it."""
-    async with running(directory) as system:
+    async with running(directory, broker_nodes=config.broker_nodes) as system:
         first = await _warm_up(system)
         sampler, histories = Sampler(system.postgres.url), load.Histories()
         async with sampling(sampler):

@@ -18,6 +18,7 @@ import httpx
 from app import db
 from chaos.proxy import amqp, postgres
 from chaos.proxy.proxy import Proxy
+from chaos.runner.broker import Broker
 from chaos.runner.pair import Pair
 from tests.harness import installed
 from tests.harness.processes import Service
@@ -50,7 +51,7 @@ class System:
 
     postgres: Pair
     redis: installed.Redis
-    rabbitmq: installed.RabbitMQ
+    rabbitmq: Broker
     sandbox: Service
     postgres_link: Proxy
     rabbitmq_link: Proxy
@@ -98,11 +99,13 @@ def keep_logs(directory: Path, output: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, processes: Mapping[str, int] = PROCESSES) -> AsyncIterator[System]:
+async def running(
+    directory: Path, processes: Mapping[str, int] = PROCESSES, broker_nodes: int = 1
+) -> AsyncIterator[System]:
     """Start everything, and end it with the block. `processes`: of the service, for each role."""
     async with contextlib.AsyncExitStack() as stack:
         database = Pair(directory)
-        redis, rabbitmq = installed.Redis(directory), installed.RabbitMQ(directory)
+        redis, rabbitmq = installed.Redis(directory), Broker(directory, broker_nodes)
         await asyncio.gather(*(stack.enter_async_context(server) for server in (database, redis, rabbitmq)))
         ledger, logs = directory / "ledger.sqlite", directory / "logs"
         logs.mkdir()

@@ -128,9 +128,10 @@ class Redis(Killable):
 class RabbitMQ(Killable):
     """A private RabbitMQ below `directory`, with its own Erlang cookie and port mapper, and these vhosts."""
 
-    def __init__(self, directory: Path, vhosts: Sequence[str] = ("w0",)) -> None:
-        self.home = directory.resolve() / "rabbitmq"
+    def __init__(self, directory: Path, vhosts: Sequence[str] = ("w0",), name: str = "orders") -> None:
+        self.home = directory.resolve() / ("rabbitmq" if name == "orders" else f"rabbitmq-{name}")
         self.log = self.home / "output"
+        self.node = f"{name}@localhost"
         self.port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
         self._vhosts = vhosts
         self._tree = ProcessTree()
@@ -149,10 +150,9 @@ class RabbitMQ(Killable):
     async def start(self) -> None:
         """Return when it accepts AMQP connections; start it, or start it again."""
         self._configure()
-        # In the foreground, as our child: the daemon that Erlang would start by itself outlives the run.
-        epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-        commands = (epmd, [str(RABBITMQ_SCRIPT)])
-        self._tree = ProcessTree(*(start_process(c, self.home, self._environment(), self.log) for c in commands))
+        self._tree = ProcessTree(
+            *(start_process(c, self.home, self._environment(), self.log) for c in self._commands())
+        )
         try:
             await wait_until(self._accepts_connections, RABBITMQ_START_SECONDS, "connection to RabbitMQ")
         except BaseException as error:
@@ -172,6 +172,9 @@ class RabbitMQ(Killable):
         if await control.wait():
             raise RuntimeError(f"rabbitmqctl ended with {control.returncode}")
 
+    def _commands(self) -> list[list[str]]:
+        return [port_mapper(self._epmd_port), [str(RABBITMQ_SCRIPT)]]
+
     def _configure(self) -> None:
         if not RABBITMQ_SCRIPT.exists():
             remedy = "run scripts/install-servers, or `apt-get install rabbitmq-server`, or set TEST_RABBITMQ_URL"
@@ -189,7 +192,7 @@ class RabbitMQ(Killable):
             "HOME": str(self.home),  # Erlang keeps its cookie there
             "ERL_EPMD_PORT": str(self._epmd_port),
             "detached": "1",  # makes the script become the server instead of its parent
-            "RABBITMQ_NODENAME": "orders@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": str(self.home / "none"),
@@ -205,6 +208,14 @@ class RabbitMQ(Killable):
         if any(process.poll() is not None for process in self._tree.leaders):
             raise RuntimeError("RabbitMQ ended while starting")
         return await rabbitmq_answers(self.port)
+
+
+def port_mapper(port: int) -> list[str]:
+    """Return the command of an epmd, by which the nodes of a RabbitMQ find each other.
+
+    It runs in the foreground, as our child: the daemon that Erlang would start by itself outlives the run.
+    """
+    return ["epmd", "-port", str(port), "-address", "127.0.0.1"]
 
 
 def rabbitmq_url(port: int, vhost: str) -> str:

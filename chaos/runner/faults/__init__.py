@@ -6,13 +6,16 @@ the system has a module with a table of its faults; `acts` has what they are mad
 
 import random
 
-from chaos.runner.faults import failover, partners, postgres, rabbitmq, redis, services
+from chaos.runner.faults import broker_nodes, failover, partners, postgres, rabbitmq, redis, services
 from chaos.runner.faults.acts import Row
 from chaos.runner.schedule import FaultKind, Injection
 from chaos.runner.system import System
 
+PARTS = (services, postgres, failover, redis, rabbitmq, broker_nodes, partners)
 FAULTS: dict[str, Row] = {
-    name: row for part in (services, postgres, failover, redis, rabbitmq, partners) for name, row in part.FAULTS.items()
+    name: row
+    for part in (services, postgres, failover, redis, rabbitmq, broker_nodes, partners)
+    for name, row in part.FAULTS.items()
 }
 
 
@@ -22,6 +25,10 @@ async def inject(injection: Injection, system: System) -> None:
     await FAULTS[injection.kind.name].inject(system, rng, injection.seconds)
 
 
-def kinds() -> list[FaultKind]:
-    """Return all kinds of faults."""
-    return [FaultKind(name, row.component, row.seconds) for name, row in FAULTS.items()]
+def kinds(nodes: int = 1) -> list[FaultKind]:
+    """Return all kinds of faults that are possible with so many nodes of the broker."""
+    return [
+        FaultKind(name, row.component, row.seconds)
+        for name, row in FAULTS.items()
+        if nodes > 1 or name not in broker_nodes.FAULTS
+    ]

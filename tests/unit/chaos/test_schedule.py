@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from chaos.runner.faults import kinds
+from chaos.runner.faults import broker_nodes, kinds
 from chaos.runner.schedule import WARM_UP_SECONDS, plan
 
 LONG_SECONDS = 600.0
@@ -30,3 +30,9 @@ def test_faults_of_one_component_do_not_overlap() -> None:
         own = [injection for injection in injections if injection.kind.component == component]
         assert all(one.at_seconds + one.seconds < other.at_seconds for one, other in pairwise(own))
     assert any(one.at_seconds + one.seconds > other.at_seconds for one, other in pairwise(injections))
+
+
+def test_faults_of_single_nodes_need_several() -> None:
+    """A run with one node of the broker has none of them; a run with three has them all."""
+    names = {kind.name for kind in kinds(3)} - {kind.name for kind in kinds()}
+    assert names == set(broker_nodes.FAULTS)
