@@ -44,6 +44,10 @@ sweep: .venv/.dev .servers ## kill the service at every point of an order's way,
 planted-bugs: .venv/.dev .servers ## plant known bugs in a copy, one at a time, and check that a test catches each (5 minutes; ARGS="--only fencing")
 	@$(BIN)/python -m chaos.bugs $(ARGS)
 
+.PHONY: bench
+bench: .venv/.dev .servers ## measure the service beside floors and peers, as ratios (20 minutes; ARGS="--only accept": 1 minute)
+	@$(BIN)/python -m bench $(ARGS)
+
 .PHONY: test
 test: .venv/.dev .servers ## run every test, on real servers; installs them with apt where it may (many minutes; ARGS="-k outbox")
 	@$(BIN)/pytest $(ARGS)

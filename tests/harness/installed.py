@@ -71,9 +71,9 @@ class Killable:
 class Postgres(Killable, EmbeddedPostgres):
     """A private PostgreSQL below `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: Mapping[str, str] = POSTGRES_SETTINGS) -> None:
         binaries = find_binaries(os.environ.get("ORDERS_PG_BIN"))
-        super().__init__(directory, binaries, port=free_port(), settings=POSTGRES_SETTINGS)
+        super().__init__(directory, binaries, port=free_port(), settings=settings)
         self._tree = ProcessTree()
 
     async def start(self) -> None:
