@@ -176,9 +176,8 @@ class Client:
         return traffic
 
     async def settle(self) -> None:
-        """Return when every request is answered. Raises RuntimeError."""
-        self._owed = 0
-        while len(self._idle) < len(self._connections):
+        """Return when every request that was owed is answered. Raises RuntimeError."""
+        while self._owed or len(self._idle) < len(self._connections):
             self._quiet.clear()
             waiting = asyncio.ensure_future(self._quiet.wait())
             await asyncio.wait((waiting, self._failure), return_when=asyncio.FIRST_COMPLETED)
@@ -220,3 +219,10 @@ async def saturate(port: int, connections: int, requests: Iterator[bytes], secon
     """Saturate a contender on new connections: servers close those that were idle while others had their turn."""
     async with Client(port, connections, requests) as client:
         return await client.saturate(seconds)
+
+
+async def send_each(port: int, connections: int, requests: Sequence[bytes]) -> None:
+    """Send each request once."""
+    async with Client(port, connections, iter(requests)) as client:
+        client.owe(len(requests))
+        await client.settle()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from bench import peers
 from tests.harness import installed
 from tests.harness.ports import free_port
 from tests.harness.processes import REPOSITORY, ProcessTree, start_process, tail
@@ -125,6 +126,14 @@ class Lab:
         url = await self.database(name)
         found = {"DATABASE_URL": url, **env}
         async with self.program(name, ["-m", f"bench.floors.{name}"], found, url=url) as contender:
+            yield contender
+
+    @contextlib.asynccontextmanager
+    async def peer(self, name: str, **env: str) -> AsyncIterator[Contender]:
+        """Run `bench.peers.{name}` in its own environment, on a database of its own, until the block ends."""
+        url, python = await self.database(name), await peers.python(name)
+        found = {"DATABASE_URL": url, "REDIS_URL": self.redis.url, **env}
+        async with self.program(name, ["-m", f"bench.peers.{name}"], found, url=url, python=python) as contender:
             yield contender
 
     @contextlib.asynccontextmanager

@@ -33,7 +33,7 @@ class Comparison:
     """A row of the table. `unit` is what the rates count.
 
     `ratios`: the service's rate ÷ that of each other contender. `cost_ratios`: the same of the processor time per unit,
-    own and Postgres's; it is the steadier one where others use the machine. `figures`: absolute, where there is no floor.
+    own and Postgres's; it is the steadier one where others use the machine. `figures`: absolute, if without a floor.
     """
 
     unit: str
