@@ -32,6 +32,11 @@ POSTGRES_SETTINGS = {
 VHOSTS = ("service", "past", "orm", "core", "hand_made", "aio_pika_only")
 START_SECONDS = 90.0
 NO_BROKER = "amqp://127.0.0.1:9"  # of a process that has only the role api: it does not connect
+PATIENCE = {  # on a busy machine a window is slow, and does not fail; no measure depends on them
+    "ORDERS_DATABASE_POOL_WAIT_SECONDS": "60",
+    "ORDERS_DATABASE_STATEMENT_SECONDS": "60",
+    "ORDERS_REDIS_TIMEOUT_SECONDS": "10",
+}
 ROLES = ("api", "relay", "consumer", "janitor")
 
 
@@ -103,6 +108,7 @@ class Lab:
         """Run the service with these roles in one process, on the database and vhost `name`, until the block ends."""
         url = await self.database(name)
         env = {
+            **PATIENCE,
             "ORDERS_DATABASE_URL": url,
             "ORDERS_REDIS_URL": self.redis.url,
             "ORDERS_RABBITMQ_URL": NO_BROKER if tuple(roles) == ("api",) else await self.broker_url(name),
@@ -124,7 +130,8 @@ class Lab:
     async def floor(self, name: str, **env: str) -> AsyncIterator[Contender]:
         """Run `bench.floors.{name}` on a database and a vhost of its own, until the block ends."""
         url = await self.database(name)
-        found = {"DATABASE_URL": url, **env}
+        broker = {"RABBITMQ_URL": await self.broker_url(name)} if "PARTNERS_URL" in env else {}
+        found = {"DATABASE_URL": url, **broker, **env}
         async with self.program(name, ["-m", f"bench.floors.{name}"], found, url=url) as contender:
             yield contender
 

@@ -68,15 +68,18 @@ class Meter:
 async def observe(
     meter: Meter, load: Callable[[], Awaitable[Traffic]], count: Callable[[], Awaitable[int]] | None = None
 ) -> Sample:
-    """Return the sample of a window of `load`. `count`: of finished units; default: answers to requests."""
+    """Return the sample of a window of `load`, which is longer if nothing was done in its time.
+
+    `count`: of finished units; default: answers to requests.
+    """
     counted = await count() if count else 0
     before = await meter.read()
-    traffic = await load()
+    done = 0
+    while not done:
+        traffic = await load()
+        done = await count() - counted if count else len(traffic.latencies)
     after = await meter.read()
     seconds = after.at - before.at
-    done = await count() - counted if count else len(traffic.latencies)
-    if not done:
-        raise RuntimeError("nothing was done in a window")
     return Sample(
         rate=done / (seconds if count else traffic.seconds),
         p50_ms=traffic.percentile_ms(0.5) if traffic.latencies else None,

@@ -1,8 +1,8 @@
 """The partners of every contender: `python -m bench.partners`. Constant answers, in the format of the sandbox.
 
 The sandbox decides and stores each call, which takes longer than the service's own work, so it would be what is
-measured. This answers in about 20 µs of a core. For each shipment it sends one byte to each client of FINISHED_PORT: with
-that the load generator keeps the number of unfinished orders constant.
+measured. This answers in about 20 µs of a core. For each shipment it sends one byte to each client of FINISHED_PORT,
+with which the load generator keeps the number of unfinished orders constant.
 """
 
 import asyncio
@@ -19,11 +19,9 @@ ANSWERS = {
     b"POST /v1/inventory/commit ": (200, b'{"saga_id":"1","state":"committed"}'),
     SHIPMENTS: (201, b'{"tracking_id":"trk_1"}'),
 }
-RESPONSES = {
-    line: b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-    % (status, len(body), body)
-    for line, (status, body) in ANSWERS.items()
-}
+HEAD = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+RESPONSES = {line: HEAD % (status, len(body)) + body for line, (status, body) in ANSWERS.items()}
+NOT_FOUND = HEAD % (404, 2) + b"{}"  # for the janitor, which looks for a ledger
 
 listeners: set[asyncio.StreamWriter] = set()
 
@@ -50,7 +48,7 @@ class Partner(asyncio.Protocol):
                 return
             line = self._buffer[: self._buffer.index(b"HTTP/1.1")]
             self._buffer = self._buffer[end + len(HEAD_END) + length :]
-            self._transport.write(RESPONSES[line])  # type: ignore[union-attr] # connected, and of TCP
+            self._transport.write(RESPONSES.get(line, NOT_FOUND))  # type: ignore[union-attr] # connected, and of TCP
             if line == SHIPMENTS:
                 for listener in listeners:
                     listener.write(b".")

@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
-from bench.floors import steps
+from bench.floors import events, steps
 from bench.floors.fastapi_only import NewOrder
 from bench.floors.steps import STEPS, Line
 
@@ -98,10 +98,10 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
                 httpx.AsyncClient(base_url=os.environ["PARTNERS_URL"], trust_env=False)
             )
             channel = await broker.channel(on_return_raises=True)
-            await steps.declare(channel)
+            await events.declare(channel)
             consuming = await broker.channel()
             await consuming.set_qos(PREFETCH)
-            queue = await consuming.get_queue(steps.QUEUE)
+            queue = await consuming.get_queue(events.QUEUE)
             await queue.consume(lambda message: finish(message, client))
             relay = asyncio.create_task(publish(channel))
             stack.callback(relay.cancel)
@@ -126,7 +126,7 @@ async def place(
         id=uuid4(), idempotency_key=idempotency_key, status="pending", currency=order.currency, total_minor=total,
         placed_at=now, updated_at=now, lines=lines,
     )  # fmt: skip
-    db.add_all([row, OutboxRow(type=steps.PLACED, data={"order_id": str(row.id)})])
+    db.add_all([row, OutboxRow(type=events.PLACED, data={"order_id": str(row.id)})])
     try:
         await db.commit()
     except IntegrityError:
@@ -156,20 +156,11 @@ async def publish(channel: AbstractChannel) -> None:
         placed.clear()
         async with Session() as db, db.begin():
             rows = (await db.scalars(query.with_for_update(skip_locked=True))).all()
-            await asyncio.gather(*(publish_row(channel, row) for row in rows))
+            await asyncio.gather(*(events.publish(channel, json.dumps(row.data).encode(), row.type) for row in rows))
             for row in rows:
                 row.published_at = datetime.now(UTC)
         if not rows:
             await placed.wait()
-
-
-async def publish_row(channel: AbstractChannel, row: OutboxRow) -> None:
-    """Publish one event, confirmed. Only the first event of an order has a consumer."""
-    message = steps.message(json.dumps(row.data).encode(), row.type)
-    if row.type == steps.PLACED:
-        await channel.default_exchange.publish(message, steps.QUEUE, mandatory=True)
-    else:
-        await channel.default_exchange.publish(message, row.type, mandatory=False)
 
 
 async def finish(message: AbstractIncomingMessage, client: httpx.AsyncClient) -> None:
@@ -187,7 +178,7 @@ async def finish(message: AbstractIncomingMessage, client: httpx.AsyncClient) ->
             row.updated_at = datetime.now(UTC)
             if step is STEPS[-1]:
                 row.status = "confirmed"
-                db.add(OutboxRow(type=steps.CONFIRMED, data={"order_id": str(order_id)}))
+                db.add(OutboxRow(type=events.CONFIRMED, data={"order_id": str(order_id)}))
             await db.commit()
     placed.set()
 

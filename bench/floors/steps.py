@@ -1,15 +1,9 @@
-"""What the floors that finish orders share: the four partner calls, the queue and the message."""
+"""The four partner calls that each contender makes for an order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
-
-import aio_pika
-from aio_pika.abc import AbstractChannel
-
-QUEUE = "bench.orders"
-PLACED, CONFIRMED = "order.placed", "order.confirmed"
+from uuid import UUID
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ STEPS = (
 )
 
 
-def body(step: Step, order_id: UUID, lines: Sequence[Line]) -> dict[str, Any]:
+def body(step: Step, order_id: UUID | str, lines: Sequence[Line]) -> dict[str, Any]:
     """Return the body of a call."""
     saga = {"saga_id": str(order_id)}
     items = [{"item_id": line.sku, "qty": line.quantity} for line in lines]
@@ -54,22 +48,6 @@ def body(step: Step, order_id: UUID, lines: Sequence[Line]) -> dict[str, Any]:
             return saga
 
 
-def key(step: Step, order_id: UUID) -> str:
+def key(step: Step, order_id: UUID | str) -> str:
     """Return the key of a call."""
     return f"{order_id}:{step.name}"
-
-
-async def declare(channel: AbstractChannel) -> None:
-    """Declare the queue: durable and replicated, as the service's."""
-    await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
-
-
-def message(content: bytes, type_: str) -> aio_pika.Message:
-    """Return a message that outlives the broker."""
-    return aio_pika.Message(
-        content,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        message_id=str(uuid4()),
-        type=type_,
-        content_type="application/json",
-    )

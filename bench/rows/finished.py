@@ -1,0 +1,125 @@
+"""Finish orders: accept, publish, consume, four partner calls, confirmed. 64 orders are open at any time.
+
+A closed loop: the client places a new order whenever the partners create a shipment, so no contender looks better by
+accepting more than it finishes. An order counts when its contender has committed that it is confirmed.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+
+import asyncpg
+
+from bench.client import Client, new_keys, orders
+from bench.lab import Contender, Lab
+from bench.measure import WARM_UP_SECONDS, Meter, Sample, observe
+from bench.rounds import Comparison, Plan, Window, compare
+from tests.harness.ports import free_port
+from tests.harness.wait import wait_until
+
+OPEN = 64
+QUIET_SECONDS = 60.0
+DBOS_SECONDS = 30.0  # it polls and batches: short windows would favour whichever state it is in
+ORDERS = "SELECT count(*) FILTER (WHERE status = 'confirmed'), count(*) FROM orders"
+WORKFLOWS = "SELECT count(*) FILTER (WHERE status = 'SUCCESS'), count(*) FROM dbos.workflow_status"
+
+
+@dataclass
+class Partners:
+    """The running partners: their URL, and the port that reports shipments."""
+
+    url: str
+    finished_port: int
+
+
+@contextlib.asynccontextmanager
+async def partners(lab: Lab) -> AsyncIterator[Partners]:
+    """Run the partners that all contenders call."""
+    port = free_port()
+    async with lab.program("partners", ["-m", "bench.partners"], {"FINISHED_PORT": str(port)}) as program:
+        yield Partners(f"http://127.0.0.1:{program.port}", port)
+
+
+class Books:
+    """What a contender has stored. `query`: finished orders, and all."""
+
+    def __init__(self, conn: asyncpg.Connection, query: str) -> None:
+        self._conn = conn
+        self._query = query
+
+    async def confirmed(self) -> int:
+        """Return how many orders have ended."""
+        return int(await self._conn.fetchval(self._query))
+
+    async def is_quiet(self) -> bool:
+        """Return whether every order has ended."""
+        done, placed = (await self._conn.fetch(self._query))[0]
+        return bool(done == placed)
+
+
+async def finished(lab: Lab, plan: Plan) -> Comparison:
+    """Compare with the usual ORM service, with SQLAlchemy Core and aiohttp, and with what Python can do at best."""
+    async with contextlib.AsyncExitStack() as stack:
+        called = await stack.enter_async_context(partners(lab))
+        contenders = [
+            await stack.enter_async_context(lab.service(partners_url=called.url)),
+            *[await stack.enter_async_context(lab.floor(name, PARTNERS_URL=called.url)) for name in ("orm", "core")],
+        ]
+        return await _compare(lab, plan, contenders, called, stack)
+
+
+async def finished_dbos(lab: Lab, plan: Plan) -> Comparison:
+    """Compare with DBOS: one workflow per order, with a step for each partner call."""
+    long = plan if plan.smoke else Plan(plan.rounds, DBOS_SECONDS)
+    async with contextlib.AsyncExitStack() as stack:
+        called = await stack.enter_async_context(partners(lab))
+        contenders = [
+            await stack.enter_async_context(contender)
+            for contender in (lab.service(partners_url=called.url), lab.peer("dbos_orders", PARTNERS_URL=called.url))
+        ]
+        return await _compare(lab, long, contenders, called, stack)
+
+
+async def _compare(
+    lab: Lab, plan: Plan, contenders: list[Contender], called: Partners, stack: contextlib.AsyncExitStack
+) -> Comparison:
+    windows: dict[str, Window] = {}
+    for contender in contenders:
+        conn = await asyncpg.connect(contender.url)
+        stack.push_async_callback(conn.close)
+        query = WORKFLOWS if contender.name == "dbos_orders" else ORDERS
+        windows[contender.name] = partial(finish, lab, contender, Books(conn, query), called, plan.seconds)
+    return await compare("orders finished", plan, windows)
+
+
+async def finish(lab: Lab, contender: Contender, books: Books, called: Partners, seconds: float) -> Sample:
+    """Keep orders open for a window; return when the last one has ended."""
+    async with Client(contender.port, OPEN, orders(new_keys())) as client, replaced(client, called) as stop:
+        await client.collect(WARM_UP_SECONDS)
+        sample = await observe(Meter(lab, contender), partial(client.collect, seconds), books.confirmed)
+        stop.set()
+        await client.settle()
+    await wait_until(books.is_quiet, QUIET_SECONDS, f"end of the orders of {contender.name}")
+    return sample
+
+
+@contextlib.asynccontextmanager
+async def replaced(client: Client, called: Partners) -> AsyncIterator[asyncio.Event]:
+    """Place OPEN orders, and one more for each shipment until the event that this yields is set."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", called.finished_port)
+    stop = asyncio.Event()
+
+    async def replace() -> None:
+        while shipments := await reader.read(4096):
+            if not stop.is_set():
+                client.owe(len(shipments))
+
+    task = asyncio.create_task(replace())
+    try:
+        client.owe(OPEN)
+        yield stop
+    finally:
+        task.cancel()
+        writer.close()
