@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from chaos.bugs import Catch
-from chaos.runner import report
+from chaos.runner import faults, report
 from chaos.runner.run import RunConfig, run
 from chaos.runner.system import keep_logs
 from tests.harness.run import ControllerRun
@@ -29,8 +29,10 @@ def main(
     options += f" --broker-nodes {broker_nodes}" if broker_nodes > 1 else ""
     catches = [Catch(**catch) for catch in json.loads(bugs.read_text())] if bugs is not None else []
     config = RunConfig(orders, seed, tuple(only or ()), f'make chaos ARGS="{options}"', catches, broker_nodes)
+    for kind, reason in faults.impossible().items():
+        typer.echo(f"cannot inject {kind}: {reason}", err=True)
     if not config.kinds():
-        raise typer.BadParameter("no fault has such a name", param_hint="--only")
+        raise typer.BadParameter("no fault that can be injected has such a name", param_hint="--only")
     typer.echo(f"{orders:,} orders and faults for {config.duration_seconds:.0f} s, seed {seed}", err=True)
     servers = ControllerRun()
     try:

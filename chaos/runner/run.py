@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 
 import load
-from chaos.bugs import REPOSITORY, Catch
+from chaos.bugs import Catch
 from chaos.runner import LIVENESS_SECONDS, faults, reach
 from chaos.runner.measure import Sampler, sampling
 from chaos.runner.schedule import FaultKind, Injection, plan
@@ -23,10 +23,11 @@ from chaos.runner.system import System, running
 from chaos.runner.verdict import HOLDS, ChaosVerdict, InjectedFault, recovery
 from tests.harness.checker import Answers, violations
 from tests.harness.commands import orders
+from tests.harness.processes import REPOSITORY
 
 ORDERS_PER_SECOND = 40.0  # at most; two cores carry it beside everything else
 SHORTEST_SECONDS = 60.0
-FULL_RUN = 5000  # orders; from here on every state has to be reached
+FULL_RUN = 5000  # orders; from here on every state has to be reached, and no fault may be impossible
 LEDGER_PAGE = 1000
 QUIET_POLL_SECONDS = 0.5
 
@@ -47,10 +48,15 @@ class RunConfig:
         """Return how long orders are sent and faults injected."""
         return max(SHORTEST_SECONDS, self.orders / ORDERS_PER_SECOND)
 
+    @property
+    def is_full(self) -> bool:
+        """Return whether every state has to be reached, and every fault to be possible."""
+        return self.orders >= FULL_RUN and not self.only
+
     def kinds(self) -> list[FaultKind]:
         """Return the faults of this run."""
-        kinds = faults.kinds(self.broker_nodes)
-        return [kind for kind in kinds if not self.only or any(part in kind.name for part in self.only)]
+        possible = [kind for kind in faults.kinds(self.broker_nodes) if kind.name not in faults.impossible()]
+        return [kind for kind in possible if not self.only or any(part in kind.name for part in self.only)]
 
 
 async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
@@ -86,7 +92,8 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
             reached=reach.reached(evidence),
             series=series,
             bugs=config.bugs,
-            required=list(reach.STATES) if config.orders >= FULL_RUN and not config.only else (),
+            required=list(reach.STATES) if config.is_full else (),
+            impossible=faults.impossible() if config.is_full else {},
         )
 
 

@@ -49,6 +49,7 @@ QUIET = """
 class System:
     """Everything that faults can reach."""
 
+    directory: Path  # of the run
     postgres: Pair
     redis: installed.Redis
     rabbitmq: Broker
@@ -126,6 +127,6 @@ async def running(
             role: [Service({**env, "ORDERS_ROLES": role}, log=logs / f"{role}-{number}.log") for number in range(count)]
             for role, count in processes.items()
         }
-        system = System(database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles, env)
+        system = System(directory, database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles, env)
         await asyncio.gather(*(stack.enter_async_context(service) for service in system.services))
         yield system

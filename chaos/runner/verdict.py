@@ -1,6 +1,6 @@
 """The verdict of a run: two judges that share nothing, the time that the end took, and the states that were met."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chaos.bugs import Catch
@@ -39,6 +39,7 @@ class ChaosVerdict:
     reached: list[Reached] = field(default_factory=list)
     series: Series = field(default_factory=Series)
     required: Sequence[str] = ()  # states that this run had to meet
+    impossible: Mapping[str, str] = field(default_factory=dict)  # faults that it had to inject and could not, and why
     bugs: Sequence[Catch] = ()  # of a run of `chaos.bugs` on the same code
 
     @property
@@ -55,6 +56,7 @@ class ChaosVerdict:
         missed = {row.state for row in self.reached if not row.count}
         found += [f"not reached: {state}" for state in self.required if state in missed]
         found += [f"not injected: {fault.kind}: {fault.error}" for fault in self.faults if fault.error]
+        found += [f"not injected: {kind}: {reason}" for kind, reason in self.impossible.items()]
         found += [f"planted bug not caught: {catch.bug}" for catch in self.bugs if catch.caught_by is None]
         if self.load.not_checked:
             found.append(self.load.not_checked)

@@ -5,6 +5,7 @@ import os
 import signal
 import ssl
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -100,6 +101,7 @@ class Service:
     """`orders serve` (or another command or `module` that serves HTTP) on a free port, as a process.
 
     `env` is added to this process's environment without its ORDERS_*. The object can be restarted on the same port.
+    `code`: the root of the code that the next start runs; set it to run another release.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Service:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
+        self.code = REPOSITORY
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
         self._env = {**inherited, "ORDERS_PORT": str(self.port), **env}
         by_option = ["--port", str(self.port)] if args[0] in {"sandbox", "demo"} else []
@@ -123,7 +126,7 @@ class Service:
 
     async def start(self) -> None:
         """Return when `/livez` answers 200. AssertionError, with the end of the log, if it does not."""
-        self._tree = ProcessTree(Forked(*self._program, self._env, REPOSITORY, self.log, self.log))
+        self._tree = ProcessTree(self._launch())
         try:
             async with httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS) as client:
                 await wait_until(lambda: self._is_live(client), START_SECONDS, "200 from /livez")
@@ -131,6 +134,13 @@ class Service:
             await self.kill()
             error.add_note(tail(self.log))
             raise
+
+    def _launch(self) -> "subprocess.Popen[bytes] | Forked":
+        module, args = self._program
+        if self.code == REPOSITORY:
+            return Forked(module, args, self._env, REPOSITORY, self.log, self.log)
+        # The process that `Forked` copies has already imported this release.
+        return start_process([sys.executable, "-m", module, *args], self.code, self._env, self.log)
 
     async def _is_live(self, client: httpx.AsyncClient) -> bool:
         if self.process.poll() is not None:

@@ -6,17 +6,13 @@ the system has a module with a table of its faults; `acts` has what they are mad
 
 import random
 
-from chaos.runner.faults import broker_nodes, failover, partners, postgres, rabbitmq, redis, services
+from chaos.runner.faults import broker_nodes, deployment, failover, partners, postgres, rabbitmq, redis, services
 from chaos.runner.faults.acts import Row
 from chaos.runner.schedule import FaultKind, Injection
 from chaos.runner.system import System
 
-PARTS = (services, postgres, failover, redis, rabbitmq, broker_nodes, partners)
-FAULTS: dict[str, Row] = {
-    name: row
-    for part in (services, postgres, failover, redis, rabbitmq, broker_nodes, partners)
-    for name, row in part.FAULTS.items()
-}
+PARTS = (services, deployment, postgres, failover, redis, rabbitmq, broker_nodes, partners)
+FAULTS: dict[str, Row] = {name: row for part in PARTS for name, row in part.FAULTS.items()}
 
 
 async def inject(injection: Injection, system: System) -> None:
@@ -32,3 +28,8 @@ def kinds(nodes: int = 1) -> list[FaultKind]:
         for name, row in FAULTS.items()
         if nodes > 1 or name not in broker_nodes.FAULTS
     ]
+
+
+def impossible() -> dict[str, str]:
+    """Return the faults that cannot be injected on this machine, each with the reason."""
+    return deployment.impossible()

@@ -24,7 +24,8 @@ def _of_role(role: str, act: Callable[[Service, float], Awaitable[None]]) -> Inj
     return hit
 
 
-async def _restart(service: Service, seconds: float) -> None:
+async def restart(service: Service, seconds: float) -> None:
+    """Stop a process as a deployment does, and start it again after a while."""
     await service.terminate()
     await asyncio.sleep(seconds)
     await service.start()
@@ -41,23 +42,16 @@ async def _freeze_mid_publish(system: System, rng: random.Random, seconds: float
         system.rabbitmq_link.disarm(slow)
 
 
-async def _roll(system: System, _: random.Random, seconds: float) -> None:
-    """Restart every process, one at a time, as a deployment does."""
-    for service in system.services:
-        await alone(system, service, _restart, seconds)
-
-
 def _service_faults() -> dict[str, Row]:
     rows = {}
     for role in ("api", "relay", "consumer", "janitor"):
         rows[f"{role}: kill -9"] = Row(role, (0.0, 2.0), _of_role(role, kill))
         rows[f"{role}: freeze past its lease"] = Row(role, (3.5, 5.0), _of_role(role, freeze))
-        rows[f"{role}: restart"] = Row(role, (0.0, 0.5), _of_role(role, _restart))
+        rows[f"{role}: restart"] = Row(role, (0.0, 0.5), _of_role(role, restart))
     return rows
 
 
 FAULTS: dict[str, Row] = {
     **_service_faults(),
     "relay: freeze in the middle of a batch": Row("rabbitmq-link", (4.0, 6.0), _freeze_mid_publish),
-    "all roles: rolling restart": Row("deployment", (0.0, 0.1), _roll),
 }

@@ -57,6 +57,7 @@ def test_a_clean_run_holds() -> None:
             {"faults": [InjectedFault("redis: flush", "redis", 1.0, 1.0, "OSError: gone")]},
             "not injected: redis: flush: OSError: gone",
         ),
+        ({"impossible": {"deployment: roll back": "no history"}}, "not injected: deployment: roll back: no history"),
     ],
 )
 def test_each_reason_fails_the_run(change: dict[str, object], reason: str) -> None:
