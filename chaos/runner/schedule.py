@@ -13,12 +13,14 @@ WARM_UP_SECONDS = 3.0  # orders flow before the first fault
 class FaultKind:
     """A kind of fault. `seconds`: the shortest and longest time it lasts. `component`: what it affects.
 
+    `repair_seconds`: how long the repair takes on two idle cores; the schedule leaves room for it.
     Two faults of one component never overlap; faults of different components do.
     """
 
     name: str
     component: str
     seconds: tuple[float, float]
+    repair_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,6 @@ def plan(seed: int, duration_seconds: float, kinds: Sequence[FaultKind]) -> list
             waiting.remove(kind)
             seconds = rng.uniform(*kind.seconds)
             injections.append(Injection(round(now, 3), kind, round(seconds, 3), rng.randrange(2**32)))
-            free_at[kind.component] = now + seconds + PAUSE_SECONDS[0]
+            free_at[kind.component] = now + seconds + kind.repair_seconds + PAUSE_SECONDS[0]
         now += rng.uniform(*PAUSE_SECONDS)
     return injections

@@ -24,7 +24,7 @@ async def inject(injection: Injection, system: System) -> None:
 def kinds(nodes: int = 1) -> list[FaultKind]:
     """Return all kinds of faults that are possible with so many nodes of the broker."""
     return [
-        FaultKind(name, row.component, row.seconds)
+        FaultKind(name, row.component, row.seconds, row.repair_seconds)
         for name, row in FAULTS.items()
         if nodes > 1 or name not in broker_nodes.FAULTS
     ]

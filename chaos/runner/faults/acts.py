@@ -39,6 +39,7 @@ class Row:
     component: str
     seconds: tuple[float, float]
     inject: Inject
+    repair_seconds: float = 0.0
 
 
 async def kill(server: Server, seconds: float) -> None:

@@ -36,7 +36,7 @@ async def _roll(system: System, _: random.Random, seconds: float) -> None:
 
 
 FAULTS: dict[str, Row] = {
-    "rabbitmq node: kill -9": Row("rabbitmq", (0.0, 5.0), _on_one(kill)),
+    "rabbitmq node: kill -9": Row("rabbitmq", (0.0, 5.0), _on_one(kill), 8.0),
     "rabbitmq node: freeze": Row("rabbitmq", (1.0, 10.0), _on_one(freeze)),
-    "rabbitmq nodes: rolling restart": Row("rabbitmq", (0.0, 1.0), _roll),
+    "rabbitmq nodes: rolling restart": Row("rabbitmq", (0.0, 1.0), _roll, 30.0),
 }
