@@ -6,6 +6,8 @@ from app import db
 from app.loops import Loop
 from app.observability.facts import LoopSucceeded
 from app.observability.signals import Signals
+from app.orders import store as order_store
+from app.orders.model import Order
 from app.saga import store
 from app.saga.gateway import PartnerGateway
 from app.saga.runner import Runner, SagaConfig
@@ -46,14 +48,14 @@ class Orchestrator:
     async def run_once(self) -> int:
         """Claim due sagas and run each until it has ended or must wait. Return how many were claimed."""
         claimed = await self._claim()
-        await asyncio.gather(*(self._run(saga) for saga in claimed))
+        await asyncio.gather(*(self._run(saga, order) for saga, order in claimed))
         return len(claimed)
 
     async def _dispatch(self) -> int:
         """Start what is due, up to `concurrency`. Return 0: then nothing more is due, or `_discard` wakes the loop."""
         if len(self._running) < self._config.concurrency:
-            for saga in await self._claim():
-                task = asyncio.create_task(self._run(saga))
+            for saga, order in await self._claim():
+                task = asyncio.create_task(self._run(saga, order))
                 self._running.add(task)
                 task.add_done_callback(self._discard)
         return 0
@@ -63,12 +65,18 @@ class Orchestrator:
             self._loop.wake()  # every slot was taken, so more sagas may be due
         self._running.discard(task)
 
-    async def _claim(self) -> list[Saga]:
+    async def _claim(self) -> list[tuple[Saga, Order]]:
+        """Claim due sagas, and load their orders: after the claim, so that they show every cancel before it.
+
+        If loading fails, the sagas are claimed again when their leases expire.
+        """
         async with db.connection(self._pool) as conn:
             limit = self._config.concurrency - len(self._running)
-            return await store.claim(conn, self._config.owner, self._plans, limit, self._config.lease_seconds)
+            sagas = await store.claim(conn, self._config.owner, self._plans, limit, self._config.lease_seconds)
+            orders = await order_store.load_many(conn, [saga.id for saga in sagas]) if sagas else {}
+        return [(saga, orders[saga.id]) for saga in sagas]
 
-    async def _run(self, saga: Saga) -> None:
-        due_in_seconds = await self._runner.run(saga)
+    async def _run(self, saga: Saga, order: Order) -> None:
+        due_in_seconds = await self._runner.run(saga, order)
         if due_in_seconds is not None:
             self._loop.wake_in(due_in_seconds)

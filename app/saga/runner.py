@@ -1,6 +1,6 @@
 """The runner runs one saga from its claim until it has ended or must wait.
 
-    load the order → record *attempted* → call the partner (outside any transaction) → record the outcome → …
+    claim and load the order → record *attempted* → call the partner (outside any transaction) → record the outcome → …
 
 An outcome and the next attempt are recorded together, so a step costs one statement and one call. A change of the
 order's status, its event and the saga's row commit in one transaction.
@@ -133,8 +133,8 @@ class Runner:
         """Start no more calls: each saga finishes its current call and is released."""
         self._stopping = True
 
-    async def run(self, saga: Saga) -> float | None:
-        """Run the saga until it has ended or must wait. Return after how many seconds it is due again, if it waits.
+    async def run(self, saga: Saga, order: Order) -> float | None:
+        """Run the saga of this order until it has ended or must wait. Return in how many seconds it is due again.
 
         Only a cancellation raises. After any other error the saga is claimed again when its lease expires.
         """
@@ -145,7 +145,7 @@ class Runner:
             self._signals.span("saga", attributes={"orders.order_id": str(saga.id)}) as span,
         ):
             try:
-                await self._run(run)
+                await self._run(run, order)
             except StaleLease:
                 log.info("saga.lease_lost")
             except DatabaseUnavailable as error:
@@ -157,11 +157,7 @@ class Runner:
                 _describe_run(span, run.saga.state)
         return run.due_in_seconds
 
-    async def _run(self, run: Run) -> None:
-        async with db.connection(self._pool) as conn:
-            order = await order_store.load(conn, run.saga.id)
-        if order is None:
-            raise AssertionError(f"bug: saga {run.saga.id} has no order")
+    async def _run(self, run: Run, order: Order) -> None:
         run.saga = replace(run.saga, cancelled=order.cancel_reason)
         trace.get_current_span().set_attribute("orders.tenant", order.tenant)
         with log_fields.bound(tenant=order.tenant):

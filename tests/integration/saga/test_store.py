@@ -302,6 +302,24 @@ async def test_needs_operator_without_a_new_attempt(pool: db.Pool) -> None:
     assert (saga.needs_operator, await needs_operator(pool)) == (False, 1)  # the next write returns it
 
 
+async def test_a_write_renews_a_lease_when_a_third_is_over(pool: db.Pool) -> None:
+    """Until then it changes no indexed column, so Postgres adds nothing to the indexes."""
+    saga_id = await start_saga(pool)
+    [saga] = await claim(pool)
+    claimed = await row(pool, saga_id)
+    async with pool.acquire() as conn, conn.transaction():
+        for _ in range(4):
+            saga = await store.save(conn, saga, saga.state, [], due_in_seconds=LEASE_SECONDS, owner="one")
+        heap_only = await conn.fetchval("SELECT pg_stat_get_xact_tuples_hot_updated('sagas'::regclass)")
+    assert heap_only == 4
+    assert (await row(pool, saga_id))["next_attempt_at"] == claimed["next_attempt_at"]
+    for left_seconds in (LEASE_SECONDS / 2, LEASE_SECONDS * 2):  # the second: Postgres's clock was set back
+        query = "UPDATE sagas SET next_attempt_at = clock_timestamp() + make_interval(secs => $1)"
+        await pool.execute(query, left_seconds)
+        saga = await save(pool, saga, saga.state, due_in_seconds=LEASE_SECONDS, owner="one")
+        assert (await row(pool, saga_id))["due_in_seconds"] == LEASE_SECONDS
+
+
 async def test_cancel_ends_a_pause_but_not_a_lease(pool: db.Pool) -> None:
     leased, paused = await start_saga(pool), await start_saga(pool)
     for saga in await claim(pool):
