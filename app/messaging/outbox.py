@@ -7,12 +7,14 @@ a relay that dies delays its rows by one lease, and a relay that resumes after i
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.claim_hint import START
 from app.db import Connection, affected, metadata
 from app.messaging.envelope import Envelope, StoredData
 
@@ -48,11 +50,15 @@ table = Table(
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRow:
-    """A row that this relay holds until its lease ends. `attempts`: refusals so far. `resends`: of a published row."""
+    """A row that this relay holds until its lease ends. `attempts`: refusals so far. `resends`: of a published row.
+
+    `due_at`: from when the row could be claimed.
+    """
 
     envelope: Envelope
     attempts: int
     resends: int = 0
+    due_at: datetime = field(default=START, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,10 @@ async def add(conn: Connection, envelopes: Sequence[Envelope]) -> None:
     )
 
 
-async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float) -> list[ClaimedRow]:
-    """Claim up to `limit` due rows for `lease_seconds`.
+async def claim(
+    conn: Connection, token: UUID, limit: int, lease_seconds: float, since: datetime = START
+) -> list[ClaimedRow]:
+    """Claim up to `limit` rows for `lease_seconds` that became due at `since` or later; see `ClaimHint`.
 
     A row is not due while a row of the same subject with a lower sequence is unpublished (parked rows included), so the
     events of one subject leave in order with any number of relays. SKIP LOCKED lets relays claim in parallel; Postgres
@@ -105,8 +113,8 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
     rows = await conn.fetch(
         f"""
         WITH due AS MATERIALIZED (
-            SELECT id FROM outbox AS due
-            WHERE {PENDING} AND next_attempt_at <= (SELECT clock_timestamp())
+            SELECT id, next_attempt_at FROM outbox AS due
+            WHERE {PENDING} AND next_attempt_at >= $3 AND next_attempt_at <= (SELECT clock_timestamp())
               AND sequence <= (
                   SELECT min(sequence) FROM outbox AS other
                   WHERE other.subject = due.subject AND other.published_at IS NULL
@@ -119,10 +127,11 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
         SET claim_token = $1, next_attempt_at = clock_timestamp() + make_interval(secs => $2)
         FROM due WHERE outbox.id = due.id
         RETURNING outbox.id, type, subject, sequence, tenant, data, traceparent, tracestate, occurred_at, attempts,
-                  resends
+                  resends, due.next_attempt_at AS due_at
         """,  # noqa: S608 - a constant and a number
         token,
         lease_seconds,
+        since,
     )
     return [
         ClaimedRow(
@@ -138,6 +147,7 @@ async def claim(conn: Connection, token: UUID, limit: int, lease_seconds: float)
                 tracestate=row["tracestate"],
             ),
             attempts=row["attempts"],
+            due_at=row["due_at"],
             resends=row["resends"],
         )
         for row in rows

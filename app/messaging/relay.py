@@ -21,12 +21,14 @@ import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
 import structlog
 
 from app import db
+from app.claim_hint import START, ClaimHint
 from app.errors import BrokerUnavailable, DatabaseUnavailable, Unavailable
 from app.loops import Backoff
 from app.messaging import outbox
@@ -100,6 +102,7 @@ class Relay:
         self._config = config
         self._signals = signals
         self._limit = config.batch_size  # adapts to the capacity of the transport
+        self._hint = ClaimHint()
         self._outage: BrokerUnavailable | None = None
 
     def check(self) -> None:
@@ -107,10 +110,13 @@ class Relay:
         if self._outage is not None:
             raise self._outage
 
-    async def run_once(self) -> int:
-        """Publish one batch. Returns how many rows were claimed. Raises Unavailable while the broker is down."""
+    async def run_once(self, since: datetime = START) -> int:
+        """Publish one batch of rows that became due at `since` or later. Returns how many rows were claimed.
+
+        Raises Unavailable while the broker is down.
+        """
         try:
-            claimed = await self._publish_batch()
+            claimed = await self._publish_batch(since)
         except BrokerUnavailable as error:
             self._outage, self._limit = error, 1
             raise
@@ -118,21 +124,22 @@ class Relay:
         return claimed
 
     async def run_batch(self) -> bool:
-        """Publish one batch as `run_once` does, for a loop. Return whether more rows are due now, as far as it saw.
+        """Publish one batch, starting at the hint, for a loop. Return whether more rows are due now, as far as it saw.
 
         A claim that returned fewer rows than its limit has seen every row that was due. Rows that became due since then
         wake the loop, and the few of which nothing in this process knows wait for its poll: a retry, an event that
         another process wrote, an event that waited behind an earlier one of the same subject.
         """
         limit = self._limit
-        claimed = await self.run_once()
+        claimed = await self.run_once(self._hint.since())
         return claimed == limit or self._limit < limit  # the limit falls when rows were released unconfirmed
 
-    async def _publish_batch(self) -> int:
+    async def _publish_batch(self, since: datetime) -> int:
         await self._transport.ready()  # before the claim, since connecting could use up the lease
         token, claimed_at = uuid4(), time.monotonic()
         async with db.connection(self._pool) as conn:
-            rows = await outbox.claim(conn, token, self._limit, self._config.lease_seconds)
+            rows = await outbox.claim(conn, token, self._limit, self._config.lease_seconds, since)
+        self._hint.record(row.due_at for row in rows)
         if not rows:
             return 0
         self._signals.crash_point("relay.claimed")

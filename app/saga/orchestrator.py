@@ -1,8 +1,10 @@
 """The orchestrator claims due sagas and runs up to `concurrency` of them at a time. See `runner` for one saga."""
 
 import asyncio
+from datetime import datetime
 
 from app import db
+from app.claim_hint import START, ClaimHint
 from app.loops import Loop
 from app.observability.facts import LoopSucceeded
 from app.observability.signals import Signals
@@ -28,6 +30,7 @@ class Orchestrator:
         self._loop = Loop(
             "orchestrator", self._dispatch, config.poll_seconds, lambda: signals.emit(LoopSucceeded("orchestrator"))
         )
+        self._hint = ClaimHint()
         self._running: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
@@ -54,7 +57,7 @@ class Orchestrator:
     async def _dispatch(self) -> int:
         """Start what is due, up to `concurrency`. Return 0: then nothing more is due, or `_discard` wakes the loop."""
         if len(self._running) < self._config.concurrency:
-            for saga, order in await self._claim():
+            for saga, order in await self._claim(self._hint.since()):
                 task = asyncio.create_task(self._run(saga, order))
                 self._running.add(task)
                 task.add_done_callback(self._discard)
@@ -65,14 +68,15 @@ class Orchestrator:
             self._loop.wake()  # every slot was taken, so more sagas may be due
         self._running.discard(task)
 
-    async def _claim(self) -> list[tuple[Saga, Order]]:
+    async def _claim(self, since: datetime = START) -> list[tuple[Saga, Order]]:
         """Claim due sagas, and load their orders: after the claim, so that they show every cancel before it.
 
         If loading fails, the sagas are claimed again when their leases expire.
         """
         async with db.connection(self._pool) as conn:
             limit = self._config.concurrency - len(self._running)
-            sagas = await store.claim(conn, self._config.owner, self._plans, limit, self._config.lease_seconds)
+            sagas = await store.claim(conn, self._config.owner, self._plans, limit, self._config.lease_seconds, since)
+            self._hint.record(saga.due_at for saga in sagas)
             orders = await order_store.load_many(conn, [saga.id for saga in sagas]) if sagas else {}
         return [(saga, orders[saga.id]) for saga in sagas]
 

@@ -252,7 +252,7 @@ class Runner:
     async def _attempt(
         self, conn: db.Connection, saga: Saga, state: SagaState, entries: Sequence[StepLogEntry]
     ) -> Saga:
-        """Write the state and, before the call is made, its attempt. Renews the lease."""
+        """Write the state and, before the call is made, its attempt. Renews the lease if necessary."""
         call = plan.decide(state)
         assert isinstance(call, Call)  # noqa: S101 - bug: only a call gets a permit
         state = plan.count_attempt(state)

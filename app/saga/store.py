@@ -41,6 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
+from app.claim_hint import START
 from app.errors import StaleLease
 from app.observability.traces import derive_span_id
 from app.orders.model import Reason
@@ -105,6 +106,7 @@ class Saga:
     id: UUID
     version: int
     state: plan.SagaState
+    due_at: datetime  # from when it could be claimed
     remaining_seconds: float  # from the claim to the deadline
     started_at: datetime
     hold_seconds: int
@@ -154,9 +156,16 @@ class StepLogEntry:
 
 
 async def claim(
-    conn: db.Connection, owner: str, plan_versions: Collection[int], limit: int, lease_seconds: float
+    conn: db.Connection,
+    owner: str,
+    plan_versions: Collection[int],
+    limit: int,
+    lease_seconds: float,
+    since: datetime = START,
 ) -> list[Saga]:
     """Claim up to `limit` due sagas of these plan versions for `lease_seconds`, the longest due first.
+
+    Sagas that became due before `since` are left to a later claim; see `ClaimHint`.
 
     MATERIALIZED keeps the limit: the planner may run a subquery of IN once per row, and lock more rows each time.
     `clock_timestamp()` is volatile; in a subselect it is evaluated once, so the index can be used. Otherwise every
@@ -165,8 +174,9 @@ async def claim(
     rows = await conn.fetch(
         """
         WITH due AS MATERIALIZED (
-            SELECT id FROM sagas
-            WHERE finished_at IS NULL AND next_attempt_at <= (SELECT clock_timestamp()) AND plan_version = ANY($2)
+            SELECT id, next_attempt_at FROM sagas
+            WHERE finished_at IS NULL AND next_attempt_at >= $6 AND next_attempt_at <= (SELECT clock_timestamp())
+              AND plan_version = ANY($2)
             ORDER BY next_attempt_at
             LIMIT $3
             FOR UPDATE SKIP LOCKED
@@ -179,13 +189,14 @@ async def claim(
                   coalesce(hold_seconds, ceil(extract(epoch FROM deadline_at - started_at)) + $5)::int AS hold_seconds,
                   extract(epoch FROM deadline_at - clock_timestamp())::float8 AS remaining_seconds,
                   coalesce(needs_operator_at <= updated_at, false) AS needs_operator,
-                  traceparent, tracestate
+                  traceparent, tracestate, due.next_attempt_at AS due_at
         """,
         owner,
         list(plan_versions),
         limit,
         lease_seconds,
         HOLD_MARGIN_SECONDS,
+        since,
     )
     return [_parse_saga(row) for row in rows]
 
@@ -324,6 +335,7 @@ def _parse_saga(row: Any) -> Saga:
         id=UUID(int=row["id"].int),
         version=row["version"],
         state=state,
+        due_at=row["due_at"],
         remaining_seconds=row["remaining_seconds"],
         started_at=row["started_at"],
         hold_seconds=row["hold_seconds"],
