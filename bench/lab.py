@@ -29,8 +29,9 @@ POSTGRES_SETTINGS = {
     "max_wal_size": "4GB",
     "dynamic_shared_memory_type": "mmap",
 }
-VHOSTS = ("service", "past", "orm", "core", "hand_made", "aio_pika_only")
-START_SECONDS = 90.0
+VHOSTS = [f"v{number}" for number in range(40)]
+PUBLISHING = {"orm", "core", "aio_pika_only"}
+START_SECONDS = 300.0
 NO_BROKER = "amqp://127.0.0.1:9"  # of a process that has only the role api: it does not connect
 PATIENCE = {  # on a busy machine a window is slow, and does not fail; no measure depends on them
     "ORDERS_DATABASE_POOL_WAIT_SECONDS": "60",
@@ -65,8 +66,8 @@ class Lab:
         self.rabbitmq = installed.RabbitMQ(directory, VHOSTS)
         self._stack = contextlib.AsyncExitStack()
         self._statistics: asyncpg.Connection | None = None
-        self._databases: dict[str, str] = {}
-        self._has_broker = False
+        self._databases = 0
+        self._vhosts = list(VHOSTS)
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -87,31 +88,30 @@ class Lab:
             raise RuntimeError("bug: the lab is not open")
         return self._statistics
 
-    async def broker_url(self, vhost: str) -> str:
-        """Return the URL of a vhost. The broker takes long to start, so it does at the first call."""
-        if not self._has_broker:
+    async def broker_url(self) -> str:
+        """Return the URL of an unused vhost. The broker takes long to start, so it does at the first call."""
+        if len(self._vhosts) == len(VHOSTS):
             await self._stack.enter_async_context(self.rabbitmq)
-            self._has_broker = True
-        return self.rabbitmq.url(vhost)
+        return self.rabbitmq.url(self._vhosts.pop())
 
     async def database(self, name: str) -> str:
-        """Return the URL of a database with this name; create it, empty, at first."""
-        if name not in self._databases:
-            await self.statistics.execute(f'CREATE DATABASE "{name}"')
-            self._databases[name] = urlunsplit(urlsplit(self.postgres.url)._replace(path=f"/{name}"))
-        return self._databases[name]
+        """Return the URL of a new database: a row must not work off what an earlier one left."""
+        self._databases += 1
+        database = f"{name}_{self._databases}"
+        await self.statistics.execute(f'CREATE DATABASE "{database}"')
+        return urlunsplit(urlsplit(self.postgres.url)._replace(path=f"/{database}"))
 
     @contextlib.asynccontextmanager
     async def service(
         self, roles: Sequence[str] = ROLES, name: str = "service", partners_url: str = "http://127.0.0.1:9"
     ) -> AsyncIterator[Contender]:
-        """Run the service with these roles in one process, on the database and vhost `name`, until the block ends."""
+        """Run the service with these roles in one process, on a new database and vhost, until the block ends."""
         url = await self.database(name)
         env = {
             **PATIENCE,
             "ORDERS_DATABASE_URL": url,
             "ORDERS_REDIS_URL": self.redis.url,
-            "ORDERS_RABBITMQ_URL": NO_BROKER if tuple(roles) == ("api",) else await self.broker_url(name),
+            "ORDERS_RABBITMQ_URL": NO_BROKER if tuple(roles) == ("api",) else await self.broker_url(),
             "ORDERS_ROLES": ",".join(roles),
             **dict.fromkeys(("ORDERS_INVENTORY_URL", "ORDERS_PAYMENT_URL", "ORDERS_SHIPPING_URL"), partners_url),
         }
@@ -130,7 +130,7 @@ class Lab:
     async def floor(self, name: str, **env: str) -> AsyncIterator[Contender]:
         """Run `bench.floors.{name}` on a database and a vhost of its own, until the block ends."""
         url = await self.database(name)
-        broker = {"RABBITMQ_URL": await self.broker_url(name)} if "PARTNERS_URL" in env else {}
+        broker = {"RABBITMQ_URL": await self.broker_url()} if name in PUBLISHING and env.get("ROLES") != "api" else {}
         found = {"DATABASE_URL": url, **broker, **env}
         async with self.program(name, ["-m", f"bench.floors.{name}"], found, url=url) as contender:
             yield contender

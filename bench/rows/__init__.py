@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable
 from bench.lab import Lab
 from bench.rounds import Comparison, Plan
 from bench.rows.accept import accept
+from bench.rows.alone import idle, latency
 from bench.rows.finished import finished, finished_dbos
+from bench.rows.relay import relay
 from bench.rows.replay import replay_many, replay_one
 
 Row = Callable[[Lab, Plan], Awaitable[Comparison]]
@@ -15,4 +17,7 @@ ROWS: dict[str, Row] = {
     "replay-many": replay_many,
     "finished": finished,
     "finished-dbos": finished_dbos,
+    "relay": relay,
+    "latency": latency,
+    "idle": idle,
 }
