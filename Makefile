@@ -37,7 +37,7 @@ chaos: .venv/.dev .servers ## send orders while everything is killed, frozen and
 	@$(BIN)/python -m chaos.runner $(ARGS)
 
 .PHONY: sweep
-sweep: .venv/.dev .servers ## kill the service at every point of an order's way, and check that it recovers (15 minutes; ARGS="--every 15")
+sweep: .venv/.dev .servers ## kill the service, the janitor and the commands at every point of their way, and check that all recovers (under an hour; ARGS="--every 15")
 	@$(BIN)/python -m chaos.sweep $(ARGS)
 
 .PHONY: planted-bugs

@@ -2,10 +2,11 @@
 
 import html
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import load
-from chaos.runner import LIVENESS_SECONDS
+from chaos.runner import LIVENESS_SECONDS, crash_points
+from chaos.runner.tables import table
 from chaos.runner.verdict import ChaosVerdict, InjectedFault
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 960, 150, 56, 18
@@ -29,7 +30,7 @@ td, th { border-bottom: 1px solid var(--line); padding: 5px 10px 5px 0; text-ali
   overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 500; font-size: 13px; } td.n, th.n { text-align: right; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-code { font-size: 13px; }
+code { font-size: 13px; } p, li { overflow-wrap: anywhere; }
 """
 
 
@@ -57,7 +58,7 @@ def as_html(verdict: ChaosVerdict) -> str:
     mark = "Every promise held" if good else f"{len(verdict.violations)} violations"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Orders: load with induced failures</title><style>{STYLE}</style></head><body>
+<title>Orders: load with induced failures</title><style>{STYLE}{crash_points.STYLE}</style></head><body>
 <h1>Load with induced failures</h1>
 <p class="soft">{verdict.orders:,} keyed orders from impatient clients, {len(verdict.faults)} faults of
 {len({fault.kind for fault in verdict.faults})} kinds, seed {verdict.seed}. The shaded bands are faults.</p>
@@ -76,7 +77,8 @@ def as_html(verdict: ChaosVerdict) -> str:
 <h2>Faults</h2>
 {_faults(verdict.faults)}
 <h2>Dangerous states that the run met</h2>
-{_table(("state", "times"), [(row.state, f"{row.count:,}") for row in verdict.reached])}
+{table(("state", "times"), [(row.state, f"{row.count:,}") for row in verdict.reached])}
+{"" if verdict.sweep is None else crash_points.as_html(verdict.sweep)}
 {_bugs(verdict)}
 <h2>How to run it again</h2>
 <p><code>{html.escape(verdict.command)}</code></p>
@@ -103,7 +105,7 @@ def _promises(verdict: ChaosVerdict) -> str:
     broken = {violation.promise: violation.count for violation in verdict.load.violations}
     rows = [(promise, f"{broken[promise]:,} violations" if promise in broken else "holds") for promise in load.PROMISES]
     checker = f"{len(verdict.checker):,} violations" if verdict.checker else "holds"
-    return _table(
+    return table(
         ("promise", "found"),
         [
             *rows,
@@ -122,7 +124,7 @@ def _faults(faults: Sequence[InjectedFault]) -> str:
         recovered = sorted(fault.recovered_seconds for fault in found if fault.recovered_seconds is not None)
         longest = f"{recovered[-1]:.1f} s" if recovered else "–"
         rows.append((kind, str(len(found)), f"{max(f.to_second - f.from_second for f in found):.1f} s", longest))
-    return _table(("fault", "times", "longest", "longest until half of the usual 201s per second"), rows)
+    return table(("fault", "times", "longest", "longest until half of the usual 201s per second"), rows)
 
 
 def _bugs(verdict: ChaosVerdict) -> str:
@@ -131,17 +133,7 @@ def _bugs(verdict: ChaosVerdict) -> str:
     rows = [
         (f"{catch.invariant}: {catch.bug}", catch.caught_by or catch.problem or "not caught") for catch in verdict.bugs
     ]
-    return "<h2>Planted bugs, and the tests that caught them</h2>" + _table(("bug", "caught by"), rows)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    def cells(values: Iterable[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if number else ''}>{html.escape(value)}</{tag}>" for number, value in enumerate(values)
-        )
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"
+    return "<h2>Planted bugs, and the tests that caught them</h2>" + table(("bug", "caught by"), rows)
 
 
 def _list(lines: Sequence[str]) -> str:

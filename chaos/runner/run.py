@@ -2,16 +2,12 @@
 
 import asyncio
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 
 import load
@@ -21,9 +17,10 @@ from chaos.runner.measure import Sampler, sampling
 from chaos.runner.schedule import FaultKind, Injection, plan
 from chaos.runner.system import System, running
 from chaos.runner.verdict import HOLDS, ChaosVerdict, InjectedFault, recovery
+from chaos.sweep.result import SweepResult
+from chaos.versions import read_versions
 from tests.harness.checker import Answers, violations
 from tests.harness.commands import orders
-from tests.harness.processes import REPOSITORY
 
 ORDERS_PER_SECOND = 40.0  # at most; two cores carry it beside everything else
 SHORTEST_SECONDS = 60.0
@@ -34,7 +31,7 @@ QUIET_POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. `only`: parts of the names of faults; empty: all. `bugs`: a result of `chaos.bugs`, for the report."""
+    """One run. `only`: parts of the names of faults; empty: all. `bugs`, `sweep`: results for the report."""
 
     orders: int
     seed: int
@@ -42,6 +39,7 @@ class RunConfig:
     command: str = ""
     bugs: Sequence[Catch] = ()
     broker_nodes: int = 1
+    sweep: SweepResult | None = None
 
     @property
     def duration_seconds(self) -> float:
@@ -83,7 +81,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
             seed=config.seed,
             orders=config.orders,
             command=config.command,
-            versions=await _versions(system),
+            versions=await read_versions(system.postgres.url),
             load=load.judge(observed),
             checker=found,
             verified=verified,
@@ -92,6 +90,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
             reached=reach.reached(evidence),
             series=series,
             bugs=config.bugs,
+            sweep=config.sweep,
             required=list(reach.STATES) if config.is_full else (),
             impossible=faults.impossible() if config.is_full else {},
         )
@@ -188,30 +187,3 @@ def _answers(*all_histories: load.Histories) -> Answers:
             for history in histories.by_number.values()
         }
     )
-
-
-async def _versions(system: System) -> dict[str, str]:
-    conn = await asyncpg.connect(system.postgres.url)
-    try:
-        database: str = await conn.fetchval("SELECT current_setting('server_version')")
-    finally:
-        conn.terminate()
-    names = ("orders", "fastapi", "asyncpg", "aio-pika", "aiohttp")
-    return {
-        "commit": await _commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "Python": platform.python_version(),
-        "PostgreSQL": database.split(maxsplit=1)[0],
-        **{name: metadata.version(name) for name in names},
-    }
-
-
-async def _commit() -> str:
-    """Return the commit of the code; `unknown` without git. `+`: there are changes that are not committed."""
-    command = ("git", "describe", "--always", "--abbrev=10", "--dirty=+")
-    try:
-        git = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, stdout=asyncio.subprocess.PIPE)
-    except OSError:
-        return "unknown"
-    out, _ = await git.communicate()
-    return out.decode().strip() or "unknown"

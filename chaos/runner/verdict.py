@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from chaos.bugs import Catch
 from chaos.runner.measure import Series
 from chaos.runner.reach import Reached
+from chaos.sweep.result import SweepResult
 from load import Verdict
 
 HOLDS = "holds"
@@ -41,6 +42,7 @@ class ChaosVerdict:
     required: Sequence[str] = ()  # states that this run had to meet
     impossible: Mapping[str, str] = field(default_factory=dict)  # faults that it had to inject and could not, and why
     bugs: Sequence[Catch] = ()  # of a run of `chaos.bugs` on the same code
+    sweep: SweepResult | None = None  # of a run of `chaos.sweep` on the same code
 
     @property
     def violations(self) -> list[str]:
@@ -58,6 +60,8 @@ class ChaosVerdict:
         found += [f"not injected: {fault.kind}: {fault.error}" for fault in self.faults if fault.error]
         found += [f"not injected: {kind}: {reason}" for kind, reason in self.impossible.items()]
         found += [f"planted bug not caught: {catch.bug}" for catch in self.bugs if catch.caught_by is None]
+        if self.sweep is not None:
+            found += [f"crash point not recovered: {result.scenario}, {result.point}" for result in self.sweep.failed]
         if self.load.not_checked:
             found.append(self.load.not_checked)
         return found

@@ -1,7 +1,9 @@
-"""Run the service with hooks where the libraries do I/O: `python -m chaos.sweep.hooks serve`.
+"""Run `orders` with hooks where the libraries do I/O: `python -m chaos.sweep.hooks serve`, or another command.
 
 Environment: SWEEP_ARMED, a file; points count from when it exists. SWEEP_RECORD, a file for the points in their order.
-SWEEP_POINT, the point at which the process kills itself. This module is no part of the service.
+SWEEP_POINT, the point at which the process kills itself. SWEEP_WITHIN, modules with commas: only their calls, and those
+of what they call, are points; empty, all calls are; not set, those that a loop makes without an order are none. This
+module is no part of the service.
 """
 
 import os
@@ -21,8 +23,15 @@ import uvicorn.protocols.http.httptools_impl as http
 
 BEFORE, AFTER = "before", "after"
 # Below these, a call says what is done; they themselves say only that Postgres, Redis or the socket is used.
-PLUMBING = ("app.db", "app.cache", "app.api.server", "app.api.middleware", "app.observability")
-IDLE = ("app.messaging.transport_lease", "app.api.health", "app.operations.", "app.messaging.queue_depth")
+PLUMBING = ("app.db", "app.cache", "app.api.server", "app.api.middleware", "app.observability", "app.cli.serve")
+IDLE = (
+    "app.messaging.transport_lease",
+    "app.api.health",
+    "app.operations.",
+    "app.messaging.queue_depth",
+    "app.saga.maintenance",  # the janitor's
+    "app.saga.unstarted",
+)
 
 Call = Callable[..., Awaitable[Any]]
 
@@ -34,33 +43,44 @@ class Hooks:
         self._armed = Path(os.environ["SWEEP_ARMED"])
         self._record = os.environ.get("SWEEP_RECORD")
         self._point = os.environ.get("SWEEP_POINT")
+        within = os.environ.get("SWEEP_WITHIN")
+        self._within = None if within is None else tuple(within.split(","))
         self._counts: Counter[str] = Counter()
 
     def install(self, owner: type, name: str, library: str) -> None:
         """Hook an asynchronous method of a library."""
         original: Call = getattr(owner, name)
 
-        async def hooked(*args: Any, **kwargs: Any) -> Any:
-            place = self._place(library)
-            if place is None:
-                return await original(*args, **kwargs)
-            self._pass(f"{place} {BEFORE}")
-            answer = await original(*args, **kwargs)
-            self._pass(f"{place} {AFTER}")
-            return answer
+        def hooked(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            place = self._place(library)  # now: the call may be awaited in a task of its own, without our code above it
+            call = original(*args, **kwargs)
+            return call if place is None else self._pass_around(place, call)
 
         setattr(owner, name, hooked)
+
+    async def _pass_around(self, place: str, call: Awaitable[Any]) -> Any:
+        self._pass(f"{place} {BEFORE}")
+        answer = await call
+        self._pass(f"{place} {AFTER}")
+        return answer
 
     def _place(self, library: str) -> str | None:
         """Return the place in our code that calls, and which of its calls this is; None: it is no part of the way."""
         if not self._armed.exists():
             return None
-        caller = _caller()
-        if caller is None or caller.startswith(IDLE):
+        callers = _callers()
+        # The innermost that is no plumbing; if all are, the innermost.
+        caller = next((name for name in callers if not name.startswith(PLUMBING)), next(iter(callers), None))
+        if caller is None or not self._is_part(caller, callers):
             return None
         name = f"{library} {caller}"
         self._counts[name] += 1
         return f"{name} {self._counts[name]}"
+
+    def _is_part(self, caller: str, callers: list[str]) -> bool:
+        if self._within is None:
+            return not caller.startswith(IDLE)
+        return any(name.startswith(self._within) for name in callers)
 
     def _pass(self, point: str) -> None:
         if self._record is not None:
@@ -70,19 +90,16 @@ class Hooks:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _caller() -> str | None:
-    """Return the innermost function of our own that is no plumbing; if all are, the innermost."""
+def _callers() -> list[str]:
+    """Return the functions of our own on the stack, the innermost first."""
     frame: Any = sys._getframe(2)  # noqa: SLF001 - the documented way to look at the stack
-    plumbing: str | None = None
+    names = []
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        name = f"{module}:{frame.f_code.co_name}"
-        if module.startswith("app.") and not module.startswith(PLUMBING):
-            return name
         if module.startswith("app."):
-            plumbing = plumbing or name
+            names.append(f"{module}:{frame.f_code.co_name}")
         frame = frame.f_back
-    return plumbing
+    return names
 
 
 def install() -> None:
@@ -91,7 +108,7 @@ def install() -> None:
     for name in ("execute", "fetch", "fetchrow", "fetchval"):
         hooks.install(asyncpg.Connection, name, "postgres")
     hooks.install(aiohttp.ClientSession, "_request", "partner")
-    for name in ("basic_publish", "basic_ack"):
+    for name in ("basic_publish", "basic_ack", "basic_consume", "basic_cancel"):  # a declaration changes nothing
         hooks.install(aiormq.Channel, name, "broker")
     hooks.install(redis.asyncio.client.Pipeline, "execute", "redis")
     hooks.install(http.RequestResponseCycle, "send", "client")

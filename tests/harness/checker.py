@@ -73,6 +73,8 @@ class Facts:
     sagas: Collection[str]
     events: Mapping[str, list[tuple[str, int]]]  # by order: type and sequence of each published event, in order
     published: Collection[Heard]  # as a listener must have received it
+    pruned: Collection[str]  # ids of orders whose events, inbox rows and sagas must be gone
+    remembered: Collection[str]  # ids of all messages in inboxes
     unhandled: Collection[str]  # ids of `order.placed` events without an inbox row that says they took effect
     entries: list[dict[str, Any]]
     summary: Mapping[str, Mapping[str, Any]]
@@ -85,13 +87,14 @@ async def violations(
     answers: Answers | None = None,
     heard: Sequence[Heard] | None = None,
     free_at_first: Mapping[str, int] | None = None,
+    pruned: Collection[str] = (),
 ) -> list[str]:
     """Return the violated invariants, one line each. Every order must be final.
 
     `heard`: the messages, in order, of a queue that was bound to everything from the start. `free_at_first`: the
-    initial stock of items for which it was set.
+    initial stock of items for which it was set. `pruned`: orders whose events, inbox rows and sagas were deleted.
     """
-    facts = await _read(database_url, sandbox)
+    facts = await _read(database_url, sandbox, pruned)
     found = [f"I6: order {id_} is {order['status']}" for id_, order in facts.orders.items() if not _ended(order)]
     for invariant in (_events, _effects, _money):
         found += invariant(facts)
@@ -101,7 +104,7 @@ async def violations(
     return [*found, *(_answers(facts, answers) if answers else ())]
 
 
-async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
+async def _read(database_url: str, sandbox: httpx.AsyncClient, pruned: Collection[str]) -> Facts:
     conn = await asyncpg.connect(database_url)
     try:
         orders = {
@@ -110,6 +113,7 @@ async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
         lines: dict[str, Counter[str]] = {id_: Counter() for id_ in orders}
         for row in await conn.fetch("SELECT order_id, sku, quantity FROM order_lines"):
             lines[str(row["order_id"])][row["sku"]] += row["quantity"]
+        remembered = [row["message_id"] for row in await conn.fetch("SELECT message_id FROM inbox")]
         sagas = [str(row["id"]) for row in await conn.fetch("SELECT id FROM sagas")]
         events: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in orders}
         query = "SELECT id::text, type, subject, sequence FROM outbox WHERE published_at IS NOT NULL ORDER BY sequence"
@@ -131,6 +135,8 @@ async def _read(database_url: str, sandbox: httpx.AsyncClient) -> Facts:
         sagas=sagas,
         events=events,
         published=published,
+        pruned=pruned,
+        remembered=remembered,
         unhandled=[str(row["id"]) for row in unhandled],
         entries=[entry async for entry in _entries(sandbox)],
         summary=(await _get(sandbox, "/ledger/summary"))["sagas"],
@@ -176,7 +182,7 @@ def _answers(facts: Facts, answers: Answers) -> Iterator[str]:
 def _events(facts: Facts) -> Iterator[str]:
     for id_, order in facts.orders.items():
         told = [("orders.order.placed.v1", 1), (f"orders.order.{order['status']}.v1", order["version"])]
-        if facts.events[id_] != told:
+        if facts.events[id_] != ([] if id_ in facts.pruned else told):
             yield f"I3: order {id_} is {order['status']}, and its events are {facts.events[id_]}"
 
 
@@ -193,10 +199,14 @@ def _heard(facts: Facts, heard: Sequence[Heard]) -> Iterator[str]:
 
 def _effects(facts: Facts) -> Iterator[str]:
     yield from (f"I4: event {id_} never took effect" for id_ in facts.unhandled)
+    yield from (
+        f"I4: order {id_} was pruned, and its inbox row is there" for id_ in {*facts.pruned} & {*facts.remembered}
+    )
     for id_, order in facts.orders.items():
         never_started = _never_started(order)
-        if never_started == (id_ in facts.sagas):
-            yield f"I4: order {id_} is {order['status']}, and has {'a' if never_started else 'no'} saga"
+        must_have_none = never_started or id_ in facts.pruned
+        if must_have_none == (id_ in facts.sagas):
+            yield f"I4: order {id_} is {order['status']}, and has {'a' if must_have_none else 'no'} saga"
         if never_started and id_ in facts.summary:
             yield f"I4: order {id_} was cancelled before its saga started, and partners acted for it"
     yield from (

@@ -7,13 +7,17 @@ import pytest
 
 import load
 from chaos.bugs import Catch
-from chaos.runner import reach, report
+from chaos.runner import crash_points, reach, report
 from chaos.runner.faults.failover import COMMITS_WAITED
 from chaos.runner.measure import Series
 from chaos.runner.reach import STATES, Evidence, Reached
 from chaos.runner.verdict import ChaosVerdict, InjectedFault, recovery
+from chaos.sweep.result import PointResult, SweepResult
+from chaos.sweep.result import read as read_sweep
+from chaos.sweep.result import write as write_sweep
 from tests.unit.load.test_verdict import a_clean_run
 
+POINT = "postgres app.messaging.outbox:claim 1 before"
 FAULT = InjectedFault("api: kill -9", "api", 1.0, 2.0, None, 0.5)
 
 
@@ -35,6 +39,13 @@ def a_verdict() -> ChaosVerdict:
     )
 
 
+def a_sweep(violations: list[str]) -> SweepResult:
+    """Return the result of a sweep over one point."""
+    return SweepResult(
+        "2026-01-01T00:00:00", "make sweep", {"commit": "abc"}, [PointResult("resent", POINT, violations)]
+    )
+
+
 def test_a_clean_run_holds() -> None:
     """The page is complete in itself, and says that every promise held."""
     page = report.as_html(a_verdict())
@@ -51,6 +62,7 @@ def test_a_clean_run_holds() -> None:
         ({"checker": ["I5: two charges"]}, "I5: two charges"),
         ({"verified": {"I5": "violated: 1"}}, "orders verify: I5 violated: 1"),
         ({"bugs": [Catch("the inbox is off", "I4", None, 1.0)]}, "planted bug not caught: the inbox is off"),
+        ({"sweep": a_sweep(["I5: two charges"])}, f"crash point not recovered: resent, {POINT}"),
         ({"settled_seconds": None}, "the system was not quiet in time after the last fault"),
         ({"reached": [Reached(state, 0) for state in STATES]}, f"not reached: {next(iter(STATES))}"),
         (
@@ -68,6 +80,24 @@ def test_each_reason_fails_the_run(change: dict[str, object], reason: str) -> No
     assert reason in verdict.violations
     assert f"VIOLATED: {reason}" in report.as_text(verdict)
     assert "violations" in report.as_html(verdict)
+
+
+def test_the_report_shows_crash_points() -> None:
+    """The page has each call site with its library and its number of points, and what was wrong at one of them."""
+    good = crash_points.as_html(a_sweep([]))
+    assert "<td>postgres messaging\u200b.outbox:claim</td><td class=n>1</td><td class=n>1<" in good
+    assert "commit abc" in good
+    assert "did not recover" not in good
+    bad = crash_points.as_html(a_sweep(["I5: two charges"]))
+    assert "1 did not recover" in bad
+    assert f"{POINT}: I5: two charges" in bad
+
+
+def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """`--sweep` reads what `--output` wrote."""
+    path = tmp_path / "sweep.json"
+    write_sweep(a_sweep(["I5: two charges"]), path)
+    assert read_sweep(path) == a_sweep(["I5: two charges"])
 
 
 def test_recovery_is_measured_from_the_end_of_the_fault() -> None:
