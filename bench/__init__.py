@@ -11,7 +11,8 @@ reported is the median of these ratios, and their spread. `docs/performance.md` 
     rows/         one function per row of the table
     floors/       what the service is compared with: small programs, to be read beside it
     partners.py   the partners of every contender: constant answers, as fast as Python gives them
-    report.py     JSON and the page; regression.py compares with the committed JSON
+    peers/        libraries that do a part of the job, in environments of their own
+    report.py     the figures as text; regression.py compares them with those of an earlier run
 
 It imports nothing of the service: it starts it as a process.
 """

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 import uvloop
 
 from bench.lab import Lab
+from bench.regression import regressions
 from bench.report import as_text
 from bench.rounds import Comparison, Plan
 from bench.rows import ROWS
@@ -24,7 +26,8 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Measure only this row: {', '.join(ROWS)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender gets its turn.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of one turn.")] = 3.0,
-    output: Annotated[Path, typer.Option(help="Directory for the JSON and the page.")] = Path("bench-report"),
+    against: Annotated[Path | None, typer.Option(help="Fail if a ratio fell below this bench.json.")] = None,
+    output: Annotated[Path, typer.Option(help="Directory for the JSON.")] = Path("bench-report"),
     *,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only prove that rows run; the figures mean nothing.")] = False,
 ) -> None:
@@ -41,6 +44,10 @@ def main(
     (output / "bench.json").write_text(
         json.dumps({name: asdict(row) for name, row in results.items()}, indent=1) + "\n"
     )
+    lost = list(regressions(json.loads(against.read_text()), results)) if against else []
+    for line in lost:
+        typer.echo(f"REGRESSION: {line}")
+    sys.exit(1 if lost else 0)
 
 
 async def measure(names: list[str], plan: Plan, directory: Path) -> dict[str, Comparison]:
