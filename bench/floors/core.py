@@ -149,4 +149,4 @@ async def finish(message: AbstractIncomingMessage, client: aiohttp.ClientSession
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", timeout_keep_alive=75)

@@ -46,4 +46,4 @@ async def place(order: NewOrder) -> Order:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", timeout_keep_alive=75)

@@ -184,4 +184,4 @@ async def finish(message: AbstractIncomingMessage, client: httpx.AsyncClient) ->
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", timeout_keep_alive=75)

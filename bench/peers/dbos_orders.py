@@ -72,4 +72,4 @@ if __name__ == "__main__":
         log_level="WARNING",
     )
     DBOS(config=config)
-    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", timeout_keep_alive=75)

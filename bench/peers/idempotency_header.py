@@ -11,4 +11,4 @@ from bench.floors.fastapi_only import app
 
 if __name__ == "__main__":
     app.add_middleware(IdempotencyHeaderMiddleware, backend=RedisBackend(Redis.from_url(os.environ["REDIS_URL"])))
-    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", timeout_keep_alive=75)
