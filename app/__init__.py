@@ -6,7 +6,8 @@ The way of an order, in reading order:
     api.middleware   request id, trace, metric, limit of requests in flight; errors become problems     (api.problems)
     auth             who calls, what they may do, how often                          (guards, tokens, jwks, rate_limit)
     api.orders       the routes: place, cancel, listing, read                      (schemas, long_poll, cursors)
-    idempotency      one key, one write: single flight, a replay cache in Redis, and one transaction with the key's row
+    idempotency      one key, one write: a memory of raw requests, a replay cache in Redis, single flight, and one
+                     transaction with the key's row
     orders           order, lines and outbox row in that transaction; commit; 201        (model, money, events, store)
     messaging        outbox, relay, broker (rabbitmq, or local without one), inbox, consumer
     saga             start, plan, orchestrator, gateway: call partners until the order is confirmed or all is undone

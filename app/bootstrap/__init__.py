@@ -29,6 +29,7 @@ from app.bootstrap.workers import LEASING_ROLES, BackgroundTask, make_pruner, pr
 from app.bootstrap.workers import build as build_workers
 from app.cache import Cache
 from app.idempotency import Idempotency, IdempotencyConfig
+from app.idempotency.replay_memory import ReplayMemory
 from app.messaging import backpressure
 from app.messaging.backpressure import Backpressure
 from app.messaging.transport_lease import TransportLease
@@ -128,6 +129,7 @@ async def build(
         "orders": OrdersDeps(
             pool=request_pool,
             idempotency=Idempotency(request_pool, cache, _idempotency_config(settings), signals),
+            replay_memory=ReplayMemory(signals),
             key_required=settings.idempotency_required,
             admit=backlog.require_room,
             bodies=bodies,

@@ -1,10 +1,11 @@
 """Idempotent writes: one key stands for one write, whose response is stored with it and replayed.
 
-    replay cache (Redis) → single flight → batch → one transaction: key rows, the writes' rows → commit
+    replay memory → replay cache (Redis) → single flight → batch → one transaction: key rows, the writes' rows → commit
 
 Postgres decides. The key's row holds the response and commits together with the rows of the request, so key, effect and
 response exist together or not at all (`transaction`). Everything before it only saves load on Postgres:
 
+- the replay memory of this process answers a request that repeats an earlier one byte for byte, before it is parsed;
 - the replay cache holds copies of finished responses. A copy is used only if it names exactly this request; otherwise
   Postgres is asked. If Redis is lost, flushed, frozen or restored, only speed changes;
 - single flight lets one request per key and process through; the others share its response;

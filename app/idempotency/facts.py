@@ -13,6 +13,7 @@ class Source(StrEnum):
 
     POSTGRES = "postgres"
     REDIS = "redis"
+    MEMORY = "memory"  # of this process
 
 
 class Conflict(StrEnum):

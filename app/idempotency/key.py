@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
 
@@ -39,6 +39,24 @@ class IdempotencyKey:
     fingerprint_version: int
 
 
+class RawRequest(NamedTuple):
+    """A request as it was received; only its key is parsed."""
+
+    tenant: str
+    key: str | None
+    method: str
+    path: str
+    query: str
+    content_type: str
+    body_digest: bytes
+
+    def bind(self, body: Mapping[str, Any]) -> IdempotencyKey | None:
+        """Return the key, bound to the request. `body` is in normal form."""
+        if self.key is None:
+            return None
+        return bind(self.tenant, self.key, self.method, self.path, self.query, body)
+
+
 def read_key(values: Sequence[str], *, required: bool) -> str | None:
     """Return the key in the header's values, None if there is none or it is blank.
 
@@ -64,6 +82,11 @@ def read_key(values: Sequence[str], *, required: bool) -> str | None:
     if len(key) > MAX_LENGTH or not VISIBLE.fullmatch(key):
         raise IdempotencyKeyInvalid(f"{HEADER} must be 1 to {MAX_LENGTH} visible ASCII characters")
     return key
+
+
+def digest(body: bytes) -> bytes:
+    """Return the digest of a body as it was received."""
+    return hashlib.sha256(body).digest()
 
 
 def fingerprint(method: str, path: str, query: str, body: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,8 @@ from app.api.orders.long_poll import Waiters
 from app.api.orders.schemas import order_json
 from app.api.orders.streams import Streams
 from app.idempotency import Idempotency
-from app.idempotency.key import HEADER, IdempotencyKey, bind, read_key
+from app.idempotency.key import HEADER, IdempotencyKey, RawRequest, digest, read_key
+from app.idempotency.replay_memory import ReplayMemory
 from app.idempotency.store import StoredResponse
 from app.observability import log_fields
 from app.observability.signals import Signals
@@ -35,6 +36,7 @@ class OrdersDeps:
 
     pool: db.Pool
     idempotency: Idempotency
+    replay_memory: ReplayMemory
     key_required: bool
     admit: Callable[[], None]
     bodies: Bodies
@@ -42,12 +44,23 @@ class OrdersDeps:
     streams: Streams
     signals: Signals
 
-    def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
-        """Return the request's key, bound to the request. `body` is in normal form. Raises the errors of `read_key`."""
+    def read_key(self, request: Request) -> str | None:
+        """Return the request's key. Raises the errors of `app.idempotency.key.read_key`."""
         key = read_key(request.headers.getlist(HEADER), required=self.key_required)
         if key is not None:
             log_fields.bind(idempotency_key=log_fields.hash_key(key))
-        return None if key is None else bind(tenant, key, request.method, request.url.path, request.url.query, body)
+        return key
+
+    def raw_request(self, request: Request, tenant: str, body: bytes) -> RawRequest:
+        """Return the request with its key, before its body is parsed. Raises as `read_key` does."""
+        content_type, url = request.headers.get("content-type", ""), request.url
+        return RawRequest(
+            tenant, self.read_key(request), request.method, url.path, url.query, content_type, digest(body)
+        )
+
+    def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
+        """Return the request's key, bound to the request. `body` is in normal form. Raises as `read_key` does."""
+        return self.raw_request(request, tenant, b"").bind(body)
 
 
 def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:

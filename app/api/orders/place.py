@@ -15,6 +15,7 @@ from app.api import openapi
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
 from app.api.orders.schemas import OrderAnswer, PlaceOrderRequest, read_place_order
 from app.auth.guards import authenticate_caller
+from app.idempotency.key import RawRequest
 from app.idempotency.store import StoredResponse
 from app.observability import log_fields
 from app.observability.traces import trace_headers
@@ -39,16 +40,9 @@ async def place(request: Request) -> Response:
     """Answer 201 once order and event are durable; replay the first response for a known Idempotency-Key."""
     deps: OrdersDeps = request.state.orders
     sender = await authenticate_caller(request, "orders:write")
-    body = read_place_order(await deps.bodies.read(request, sender.source))
-    key = deps.bind_key(request, sender.tenant, body.normal_form())
-
-    def make() -> tuple[PlacedOrder, StoredResponse]:
-        row = store.new_order(body.command(sender.tenant), trace_headers())
-        log_fields.bind(order_id=str(row.order.id))
-        return row, stored_response(row.order, HTTPStatus.CREATED)
-
-    with deps.signals.span("order transaction", attributes={"orders.tenant": sender.tenant}):
-        result = await deps.idempotency.run(key, store.insert, make, deps.admit)
+    body = await deps.bodies.read(request, sender.source)
+    raw_request = deps.raw_request(request, sender.tenant, body)
+    result = deps.replay_memory.find(raw_request) or await _place(deps, raw_request, body)
     order_id = UUID(result.location.rpartition("/")[2])
     trace.get_current_span().set_attributes(
         {"orders.order_id": str(order_id), "orders.tenant": sender.tenant, "orders.replayed": result.replayed}
@@ -59,3 +53,20 @@ async def place(request: Request) -> Response:
         deps.signals.crash_point("intake.committed")
         deps.signals.emit(OrderPlaced(order_id))
     return send(result)
+
+
+async def _place(deps: OrdersDeps, raw_request: RawRequest, raw_body: bytes) -> StoredResponse:
+    """Take the order, or replay the response that the key has in Redis or Postgres."""
+    tenant = raw_request.tenant
+    body = read_place_order(raw_body)
+
+    def make() -> tuple[PlacedOrder, StoredResponse]:
+        row = store.new_order(body.command(tenant), trace_headers())
+        log_fields.bind(order_id=str(row.order.id))
+        return row, stored_response(row.order, HTTPStatus.CREATED)
+
+    key = raw_request.bind(body.normal_form())
+    with deps.signals.span("order transaction", attributes={"orders.tenant": tenant}):
+        result = await deps.idempotency.run(key, store.insert, make, deps.admit)
+    deps.replay_memory.keep(raw_request, result)
+    return result

@@ -73,6 +73,7 @@ FROM_THE_START = (
     'janitor_failures_total{table="sagas"}',
     'idempotency_cache_hits_total{source="redis"}',
     'idempotency_cache_hits_total{source="postgres"}',
+    'idempotency_cache_hits_total{source="memory"}',
     'idempotency_conflicts_total{kind="in-progress"}',
     'idempotency_conflicts_total{kind="reused"}',
     "orders_placed_total",
@@ -171,7 +172,7 @@ async def test_requests_are_a_503_while_postgres_is_down(
             await postgres.kill()
             for _ in range(2):  # with an open connection, and without one
                 for request in (("POST", "/orders"), ("GET", first.headers["location"])):
-                    answer = await api.request(*request, json=LINE, headers=KEY)
+                    answer = await api.request(*request, json=LINE)
                     assert_problem(answer, 503, "database-unavailable")
                     assert int(answer.headers["retry-after"]) > 0
             down = await api.get("/readyz")

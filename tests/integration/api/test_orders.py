@@ -196,7 +196,7 @@ async def test_requests_are_counted_by_status(api: httpx.AsyncClient) -> None:
     duration = "http_server_request_duration_seconds_count"
     for line in (
         "orders_placed_total 1.0",
-        'idempotency_cache_hits_total{source="postgres"} 1.0',
+        'idempotency_cache_hits_total{source="memory"} 1.0',
         'idempotency_conflicts_total{kind="reused"} 1.0',
         f'{duration}{{method="POST",route="/orders",status="201"}} 2.0',
         f'{duration}{{method="POST",route="/orders",status="422"}} 1.0',

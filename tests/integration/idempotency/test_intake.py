@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Callable
@@ -27,11 +28,13 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 BODY = {"items": [{"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}]}
 REPLAYS = "idempotency_cache_hits_total"
+SPACES = itertools.count()
 
 
 async def place(api: httpx.AsyncClient, key: str | None = "k", **more: object) -> httpx.Response:
-    headers = {} if key is None else {"Idempotency-Key": key}
-    return await api.post("/orders", json={**BODY, **more}, headers=headers)
+    """Send the request, each time with other white space: the service's replay memory takes it for another one."""
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Idempotency-Key": key})
+    return await api.post("/orders", content=json.dumps({**BODY, **more}) + " " * next(SPACES), headers=headers)
 
 
 async def replays(api: httpx.AsyncClient, source: str) -> float:
