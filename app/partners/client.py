@@ -109,6 +109,11 @@ class PartnerClient:
     ) -> None:
         self._session = session
         self._base_url = base_url.rstrip("/")
+        # Attributes of spans, by the conventions for HTTP. The URL is without credentials.
+        parts = urlsplit(self._base_url)
+        self._public_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._server: dict[str, AttributeValue] = {"server.address": parts.hostname or "", "server.port": port}
         self._timeout_seconds = timeout_seconds
         # aiohttp rounds its own total timeout up to whole seconds; the deadline around each attempt is exact.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeout_seconds / 2)
@@ -140,22 +145,11 @@ class PartnerClient:
         form: Mapping[str, str] | None = None,
     ) -> Answer | NotSent | Unknown:
         """Send one request with a JSON or a form body, and return the answer for the caller to interpret."""
-        with self._signals.span(method, SpanKind.CLIENT, self._span_attributes(method, path)) as span:
+        attributes = {"http.request.method": method, "url.full": self._public_url + path, **self._server}
+        with self._signals.span(method, SpanKind.CLIENT, attributes) as span:
             answer = await self._attempt(method, path, headers, json, form)
             _describe_answer(span, answer)
             return answer
-
-    def _span_attributes(self, method: str, path: str) -> dict[str, AttributeValue]:
-        """Return the attributes of a client span, by the conventions for HTTP. The URL is without credentials."""
-        parts = urlsplit(self._base_url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        host = parts.hostname or ""
-        return {
-            "http.request.method": method,
-            "url.full": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{path}",
-            "server.address": host,
-            "server.port": port,
-        }
 
     async def _attempt(
         self,
