@@ -29,9 +29,8 @@ IDLE = (
     "app.api.health",
     "app.operations.",
     "app.messaging.queue_depth",
-    "app.saga.maintenance",  # the janitor's
-    "app.saga.unstarted",
 )
+JANITOR = "app.operations.maintenance."  # what it calls is no part of an order's way either
 
 Call = Callable[..., Awaitable[Any]]
 
@@ -79,7 +78,7 @@ class Hooks:
 
     def _is_part(self, caller: str, callers: list[str]) -> bool:
         if self._within is None:
-            return not caller.startswith(IDLE)
+            return not (caller.startswith(IDLE) or any(name.startswith(JANITOR) for name in callers))
         return any(name.startswith(self._within) for name in callers)
 
     def _pass(self, point: str) -> None:
