@@ -66,8 +66,8 @@ BUGS = (
         name="a claimed row stays with a dead relay",
         invariant="I6",
         path="app/messaging/outbox.py",
-        good="WHERE {PENDING} AND next_attempt_at <= (SELECT clock_timestamp())",
-        bad="WHERE {PENDING} AND claim_token IS NULL AND next_attempt_at <= (SELECT clock_timestamp())",
+        good="WHERE {PENDING} AND next_attempt_at >= $3",
+        bad="WHERE {PENDING} AND claim_token IS NULL AND next_attempt_at >= $3",
         caught_by=["tests/integration/messaging/test_outbox.py"],
     ),
     Bug(

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos.runner.faults.failover import COMMITS_WAITED, ORDERS_LOST
 from load import Observed
+
+# What faults count themselves, in `System.met`.
+COMMITS_WAITED = "commits waited for the standby"
+ORDERS_LOST = "a failover lost orders that were not acknowledged"
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 import asyncpg
 import httpx
 
-from app import db
 from chaos.proxy import amqp, postgres
 from chaos.proxy.proxy import Proxy
 from chaos.runner.broker import Broker
 from chaos.runner.pair import Pair
 from tests.harness import installed
+from tests.harness.commands import orders
 from tests.harness.processes import Service
 
 PROCESSES = {"api": 2, "relay": 2, "consumer": 2, "janitor": 1}
@@ -115,7 +115,9 @@ async def running(
         rabbitmq_link = Proxy("127.0.0.1", rabbitmq.port, frames=amqp)
         for part in (sandbox, postgres_link, rabbitmq_link):
             await stack.enter_async_context(part)
-        await asyncio.to_thread(db.migrate, database.url)
+        code, _, err = await orders("migrate", database_url=database.url)
+        if code:
+            raise RuntimeError(f"orders migrate ended with {code}: {err}")
         env = {
             **SETTINGS,
             "ORDERS_DATABASE_URL": postgres_link.url(database.url),

@@ -23,8 +23,6 @@ from typing import Any
 import asyncpg
 import httpx
 
-from tests.harness.messages import Heard
-
 FREE_AT_FIRST = 1_000_000  # the sandbox's initial stock of any item
 CANCEL_ACCEPTED = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 FINAL = ("confirmed", "rejected", "cancelled")
@@ -36,6 +34,16 @@ DELTAS = {
     "shipping.create": ("parcels", 1),
     "shipping.cancel": ("parcels", -1),
 }
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One message as it arrived."""
+
+    id: str
+    type: str
+    subject: str
+    sequence: int
 
 
 @dataclass

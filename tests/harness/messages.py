@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import aio_pika
@@ -11,20 +10,11 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from app.messaging.rabbitmq.publisher import RabbitPublisher
 from app.messaging.rabbitmq.topology import declare
 from app.messaging.topology import EXCHANGE, QueueSpec
+from tests.harness.checker import Heard
 from tests.harness.queues import SAGA_QUEUE
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 HEARD = "orders.heard"  # a queue that gets every event and survives a crash of the broker
-
-
-@dataclass(frozen=True)
-class Heard:
-    """One message as it arrived."""
-
-    id: str
-    type: str
-    subject: str
-    sequence: int
 
 
 @contextlib.asynccontextmanager

@@ -9,11 +9,10 @@ import random
 
 from chaos.proxy.proxy import HOST
 from chaos.runner.faults.acts import Row
+from chaos.runner.reach import COMMITS_WAITED, ORDERS_LOST
 from chaos.runner.system import System
 from tests.harness.standby import fetchval
 
-COMMITS_WAITED = "commits waited for the standby"
-ORDERS_LOST = "a failover lost orders that were not acknowledged"
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 ORDERS = "SELECT coalesce(string_agg(id::text, ' '), '') FROM orders"
 END_WAITS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

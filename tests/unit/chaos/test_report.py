@@ -8,9 +8,8 @@ import pytest
 import load
 from chaos.bugs import Catch
 from chaos.runner import crash_points, reach, report
-from chaos.runner.faults.failover import COMMITS_WAITED
 from chaos.runner.measure import Series
-from chaos.runner.reach import STATES, Evidence, Reached
+from chaos.runner.reach import COMMITS_WAITED, STATES, Evidence, Reached
 from chaos.runner.verdict import ChaosVerdict, InjectedFault, recovery
 from chaos.sweep.result import PointResult, SweepResult
 from chaos.sweep.result import read as read_sweep
