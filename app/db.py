@@ -28,6 +28,10 @@ Opening = asyncio.Task[asyncpg.Connection]
 IDLE_SECONDS = 300.0  # after which an idle connection is closed; asyncpg's default
 POOL_WAIT_SECONDS = 5.0  # for background work; requests have a setting
 MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each try waits 2 s for a lock (migrations/env.py)
+# A batch waits at most this long for all its locks, so that their owners cannot delay its other rows. `lock_timeout` is
+# for one lock, and at least 1 ms: hence the size.
+BATCH_LOCKS_SECONDS = 0.05
+BATCH_SIZE = 50
 COMMAND_TIMEOUT_SECONDS = 5.0  # our statements take less than a second; a server that does not answer is down
 
 MIGRATING_ROLE = "migrate as a role that owns the tables and has USAGE and CREATE on their schema"
@@ -233,6 +237,20 @@ async def transaction(
             raise
         if (answer := await conn.execute("COMMIT")) != "COMMIT":
             raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT returned {answer}")
+
+
+class LocksTaken(Exception):
+    """Other transactions hold locks that a batch needs."""
+
+
+@contextlib.asynccontextmanager
+async def batch_transaction(pool: Pool, rows: int) -> AsyncIterator[Connection]:
+    """Lend one connection in a transaction for a batch of `rows`. Raises LocksTaken when it would wait for a lock."""
+    async with transaction(pool, lock_seconds=BATCH_LOCKS_SECONDS / rows) as conn:
+        try:
+            yield conn
+        except asyncpg.LockNotAvailableError as error:
+            raise LocksTaken("another transaction holds a lock that this batch needs") from error
 
 
 @contextlib.asynccontextmanager

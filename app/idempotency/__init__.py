@@ -171,7 +171,7 @@ class Idempotency:
         """Return the batcher of this write."""
         if write not in self._batchers:
             run = partial(transaction.execute_batch, self._pool, write, ttl_seconds=self._config.ttl_seconds)
-            self._batchers[write] = Batcher(run, BatcherConfig(transaction.BATCH_SIZE))
+            self._batchers[write] = Batcher(run, BatcherConfig(db.BATCH_SIZE))
         return self._batchers[write]
 
     async def _read_copy(self, key: IdempotencyKey) -> StoredResponse | None:

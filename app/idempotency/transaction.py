@@ -36,11 +36,6 @@ log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 3  # the first, and two to find out its outcome; more would only keep the caller waiting
 
-# A batch waits at most this long for all its keys, so that their owners cannot delay its neighbours. `lock_timeout` is
-# for one lock, and at least 1 ms: hence the size.
-LOCKS_SECONDS = 0.05
-BATCH_SIZE = 50
-
 Row = TypeVar("Row")
 Write = Callable[[db.Connection], Awaitable[StoredResponse]]
 WriteRows = Callable[[db.Connection, Sequence[Row]], Awaitable[None]]
@@ -86,10 +81,6 @@ class Alone:
     """
 
     in_doubt: StoredResponse | None = None
-
-
-class _KeyLocked(Exception):
-    """Another transaction is writing one of the keys."""
 
 
 class _CommitUnknown(Exception):
@@ -150,7 +141,7 @@ async def execute_batch(
     chosen: list[BatchEntry[Row]] = []
     is_written = False
     try:
-        async with db.transaction(pool, lock_seconds=LOCKS_SECONDS / len(entries)) as conn:
+        async with db.batch_transaction(pool, len(entries)) as conn:
             chosen = await _acquire_free(conn, entries, ttl_seconds)
             await write(conn, [entry.row for entry in chosen])
             is_written = True
@@ -217,10 +208,7 @@ async def _acquire_free(
 ) -> list[BatchEntry[Row]]:
     """Acquire the keys that are free. Return the requests that have acquired theirs, or need none."""
     keyed = [(entry.key, entry.response) for entry in entries if entry.key is not None]
-    try:
-        acquired = await store.acquire_free(conn, keyed, ttl_seconds) if keyed else ()
-    except asyncpg.LockNotAvailableError as error:
-        raise _KeyLocked from error
+    acquired = await store.acquire_free(conn, keyed, ttl_seconds) if keyed else ()
     return [entry for entry in entries if entry.key is None or (entry.key.tenant, entry.key.key) in acquired]
 
 

@@ -1,6 +1,9 @@
 """The consumer: each message takes effect exactly once, in any order and with any number of deliveries.
 
-    one transaction: inbox row, the handler's effect → commit → (the transport acknowledges)
+    one transaction: inbox rows, the handler's effect → commit → (the transport acknowledges)
+
+Messages that arrive at the same time share a transaction. If it fails, or has to wait for somebody's lock, each of them
+runs again in a transaction of its own, so a bad message cannot fail its neighbours.
 
 Where the process may die, and who recovers:
 
@@ -13,15 +16,17 @@ survives every crash; at `max_attempts` the message is dead, and the transport d
 being down is not a failure of the message: `handle` raises, nothing is counted, and the transport keeps the message.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from app import db
+from app.batcher import Batcher, BatcherConfig
 from app.errors import DatabaseUnavailable
 from app.loops import Backoff
 from app.messaging import inbox
@@ -30,10 +35,11 @@ from app.messaging.facts import DuplicateHandled, HandlerFailed, MessageHandled
 from app.messaging.spans import RABBITMQ, processing
 from app.observability import log_fields
 from app.observability.signals import Signals
+from app.observability.traces import trace_headers
 
 log = structlog.get_logger(__name__)
 
-Handler = Callable[[db.Connection, Envelope], Awaitable[None]]
+Handler = Callable[[db.Connection, Sequence[Envelope]], Awaitable[None]]
 
 BACKOFF = Backoff(base_seconds=0.1, cap_seconds=10.0)  # all attempts fit well inside the broker's ack timeout
 
@@ -64,6 +70,17 @@ class Dead:
 HandleResult = Handled | Retry | Dead
 
 
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """The message has taken effect; `first`: just now."""
+
+    first: bool
+
+
+class _Alone:
+    """The message could not be handled with the others."""
+
+
 def unreadable(reason: str) -> Dead:
     """Return the result for a message that has no readable id, so that the inbox cannot count it."""
     now = datetime.now(UTC)
@@ -72,6 +89,8 @@ def unreadable(reason: str) -> Dead:
 
 class Consumer:
     """Handles messages. `name`: its key in the inbox. `handlers`: by event type; each runs in a transaction.
+
+    A handler gets all messages of the transaction, each for the first time. It may run again with the same ones.
 
     `messaging_system`: the name of the transport in spans.
     """
@@ -91,6 +110,7 @@ class Consumer:
         self._max_attempts = max_attempts
         self.signals = signals
         self._messaging_system = messaging_system
+        self._batchers: dict[Handler, Batcher[Envelope, _Applied | _Alone]] = {}
 
     async def handle(self, envelope: Envelope) -> HandleResult:
         """Run the handler, unless the message already took effect. Raises DatabaseUnavailable only."""
@@ -124,14 +144,44 @@ class Consumer:
         return Handled()
 
     async def _apply(self, handler: Handler, envelope: Envelope) -> bool:
-        async with db.transaction(self._pool) as conn:
-            is_first = await inbox.first_time(conn, self._name, str(envelope.id))
-            if is_first:
-                await handler(conn, envelope)
+        """Let the message take effect, unless it did before. Return whether it did now."""
+        if headers := trace_headers():  # what the handler starts continues below the span of this delivery
+            envelope = replace(envelope, traceparent=headers.get("traceparent"), tracestate=headers.get("tracestate"))
+        applied = await self._batcher(handler).submit(envelope)
+        if isinstance(applied, _Alone):
+            async with db.transaction(self._pool) as conn:
+                (applied,) = await self._apply_all(conn, handler, [envelope])
         self.signals.crash_point("consumer.committed")
-        if is_first:
+        if applied.first:
             self.signals.emit(MessageHandled(envelope.type))
-        return is_first
+        return applied.first
+
+    def _batcher(self, handler: Handler) -> Batcher[Envelope, _Applied | _Alone]:
+        if handler not in self._batchers:
+            self._batchers[handler] = Batcher(partial(self._apply_batch, handler), BatcherConfig(db.BATCH_SIZE))
+        return self._batchers[handler]
+
+    async def _apply_batch(self, handler: Handler, envelopes: Sequence[Envelope]) -> Sequence[_Applied | _Alone]:
+        once = {envelope.id: envelope for envelope in envelopes}  # a message may have been delivered twice
+        try:
+            async with db.batch_transaction(self._pool, len(once)) as conn:
+                applied = dict(zip(once, await self._apply_all(conn, handler, list(once.values())), strict=True))
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            if len(envelopes) == 1 and not isinstance(error, db.LocksTaken):
+                raise
+            log.info("batch.split", error=repr(error), messages=len(envelopes))
+            return [_Alone()] * len(envelopes)
+        return [applied[envelope.id] if once[envelope.id] is envelope else _Alone() for envelope in envelopes]
+
+    async def _apply_all(
+        self, conn: db.Connection, handler: Handler, envelopes: Sequence[Envelope]
+    ) -> Sequence[_Applied]:
+        new = await inbox.first_time(conn, self._name, [str(envelope.id) for envelope in envelopes])
+        if first := [envelope for envelope in envelopes if str(envelope.id) in new]:
+            await handler(conn, first)
+        return [_Applied(str(envelope.id) in new) for envelope in envelopes]
 
     async def _count_failure(self, envelope: Envelope, reason: str, max_attempts: int) -> HandleResult:
         reason = one_line(reason)

@@ -39,24 +39,24 @@ class Failures:
     last_at: datetime
 
 
-async def first_time(conn: Connection, consumer: str, message_id: str) -> bool:
-    """Mark the message as processed in the caller's transaction. Return False if it already took effect.
+async def first_time(conn: Connection, consumer: str, message_ids: Collection[str]) -> set[str]:
+    """Mark messages as processed in the caller's transaction. Return those that had not taken effect yet.
 
-    Two transactions with the same message conflict at the primary key: the second waits for the first to end.
+    Two transactions with the same message conflict at the primary key: the second waits for the first to end. The rows
+    are written in the order of their ids, so two batches cannot wait for each other.
     """
-    return (
-        await conn.fetchval(
-            """
-            INSERT INTO inbox (consumer, message_id, processed_at) VALUES ($1, $2, clock_timestamp())
-            ON CONFLICT (consumer, message_id) DO UPDATE SET processed_at = excluded.processed_at
-            WHERE inbox.processed_at IS NULL
-            RETURNING true
-            """,
-            consumer,
-            message_id,
-        )
-        is True
+    rows = await conn.fetch(
+        """
+        INSERT INTO inbox (consumer, message_id, processed_at)
+        SELECT $1, message_id, clock_timestamp() FROM unnest($2::text[]) AS message_id
+        ON CONFLICT (consumer, message_id) DO UPDATE SET processed_at = excluded.processed_at
+        WHERE inbox.processed_at IS NULL
+        RETURNING message_id
+        """,
+        consumer,
+        sorted(message_ids),
     )
+    return {row["message_id"] for row in rows}
 
 
 async def count_failure(conn: Connection, consumer: str, message_id: str, error: str) -> Failures:

@@ -1,11 +1,12 @@
 """Write and read orders: SQL on the tables of orders. A function with a connection runs in the caller's transaction."""
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -37,24 +38,24 @@ DEFAULT_CANCEL_REASON = Reason.CANCELLED_BY_CUSTOMER  # older releases have no o
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedOrder:
-    """A new order, and the trace that its event continues."""
+class TracedOrder:
+    """A new order, or a new version of one, and the trace that its event continues."""
 
     order: Order
     trace: Mapping[str, str]
 
 
-def new_order(command: PlaceOrder, trace: Mapping[str, str]) -> PlacedOrder:
+def new_order(command: PlaceOrder, trace: Mapping[str, str]) -> TracedOrder:
     """Make a new order with its id, before any transaction."""
     now = datetime.now(UTC)
     order = Order(
         id=uuid7(), status=Status.PENDING, status_reason=None, tracking_id=None, version=1, placed_at=now,
         updated_at=now, **{field.name: getattr(command, field.name) for field in dataclasses.fields(command)},
     )  # fmt: skip
-    return PlacedOrder(order, trace)
+    return TracedOrder(order, trace)
 
 
-async def insert(conn: db.Connection, rows: Sequence[PlacedOrder]) -> None:
+async def insert(conn: db.Connection, rows: Sequence[TracedOrder]) -> None:
     """Write orders, their lines and their events in the caller's transaction.
 
     Raises AlreadyCommitted when an order exists: its id is new, so an earlier attempt committed the same rows.
@@ -64,8 +65,13 @@ async def insert(conn: db.Connection, rows: Sequence[PlacedOrder]) -> None:
         await _insert(conn, orders)
     except asyncpg.UniqueViolationError as error:
         raise AlreadyCommitted from error
-    placed = [events.event_for(row.order, row.trace) for row in rows]
-    await outbox.add(conn, [event for event in placed if event is not None])
+    await _emit(conn, rows)
+
+
+async def _emit(conn: db.Connection, rows: Sequence[TracedOrder]) -> None:
+    found = [events.event_for(row.order, row.trace) for row in rows]
+    if present := [event for event in found if event is not None]:
+        await outbox.add(conn, present)
 
 
 async def _insert(conn: db.Connection, orders: Sequence[Order]) -> None:
@@ -103,11 +109,6 @@ async def _insert(conn: db.Connection, orders: Sequence[Order]) -> None:
     )
 
 
-async def _emit(conn: db.Connection, order: Order, trace: Mapping[str, str]) -> None:
-    if event := events.event_for(order, trace):
-        await outbox.add(conn, [event])
-
-
 async def get(pool: db.Pool, tenant: str, order_id: UUID) -> Order:
     """Return one order. Raises OrderNotFound, also for another tenant's order."""
     async with db.connection(pool) as conn:
@@ -127,31 +128,23 @@ SELECT_LINES = """
 
 async def load(conn: db.Connection, order_id: UUID, *, lock: bool = False) -> Order | None:
     """Return one order with its lines, None if there is none. `lock`: hold its row until the transaction ends."""
+    return (await load_many(conn, [order_id], lock=lock)).get(order_id)
+
+
+async def load_many(conn: db.Connection, order_ids: Collection[UUID], *, lock: bool = False) -> dict[UUID, Order]:
+    """Return those of the orders that exist. `lock`: hold their rows, in the order of their ids."""
     rows = await conn.fetch(
-        f"{SELECT_LINES} WHERE o.id = $1 ORDER BY l.number {'FOR UPDATE OF o' if lock else ''}", order_id
+        f"{SELECT_LINES} WHERE o.id = ANY($1) ORDER BY o.id, l.number {'FOR UPDATE OF o' if lock else ''}",
+        list(order_ids),
     )
-    return _order(rows) if rows else None
+    return {order.id: order for _, found in groupby(rows, itemgetter("id")) for order in [_order(list(found))]}
 
 
-async def load_many(conn: db.Connection, order_ids: Collection[UUID]) -> dict[UUID, Order]:
-    """Return orders with their lines, by id, in one statement. Ids without an order are left out."""
-    rows = await conn.fetch(f"{SELECT_LINES} WHERE o.id = ANY($1) ORDER BY o.id, l.number", list(order_ids))
-    orders = (_order(list(lines)) for _, lines in itertools.groupby(rows, key=lambda row: row["id"]))
-    return {order.id: order for order in orders}
-
-
-async def change_status(
-    conn: db.Connection,
-    order: Order,
-    status: Status,
-    reason: Reason | None,
-    trace: Mapping[str, str],
-    tracking_id: str | None = None,
-) -> Order:
-    """Change the status of an order that the caller has locked, and write the event for it to the outbox."""
+def with_status(order: Order, status: Status, reason: Reason | None, tracking_id: str | None = None) -> Order:
+    """Return the next version of the order, with this status."""
     if not may_become(order.status, status):
         raise AssertionError(f"bug: order {order.id} cannot go from {order.status} to {status}")
-    updated = dataclasses.replace(
+    return dataclasses.replace(
         order,
         status=status,
         status_reason=reason,
@@ -159,20 +152,39 @@ async def change_status(
         version=order.version + 1,
         updated_at=max(datetime.now(UTC), order.updated_at),
     )
+
+
+async def change_status(
+    conn: db.Connection, order: Order, status: Status, reason: Reason | None, trace: Mapping[str, str]
+) -> Order:
+    """Change the status of an order that the caller has locked, and write the event for it to the outbox."""
+    updated = with_status(order, status, reason)
+    await update(conn, [TracedOrder(updated, trace)])
+    return updated
+
+
+async def update(conn: db.Connection, versions: Sequence[TracedOrder]) -> None:
+    """Write new versions of orders that the caller has locked, and an event for each version. The last one stays."""
+    if not versions:
+        return
+    last = {version.order.id: version.order for version in versions}.values()
     await conn.execute(
         """
-        UPDATE orders SET status = $2, status_reason = $3, tracking_id = $4, version = $5, updated_at = $6
-        WHERE id = $1
+        UPDATE orders
+        SET status = new.status, status_reason = new.reason, tracking_id = new.tracking_id, version = new.version,
+            updated_at = new.updated_at
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::timestamptz[])
+            AS new (id, status, reason, tracking_id, version, updated_at)
+        WHERE orders.id = new.id
         """,
-        updated.id,
-        updated.status,
-        updated.status_reason,
-        updated.tracking_id,
-        updated.version,
-        updated.updated_at,
+        [order.id for order in last],
+        [order.status for order in last],
+        [order.status_reason for order in last],
+        [order.tracking_id for order in last],
+        [order.version for order in last],
+        [order.updated_at for order in last],
     )
-    await _emit(conn, updated, trace)
-    return updated
+    await _emit(conn, versions)
 
 
 async def request_cancel(conn: db.Connection, order: Order, reason: Reason) -> Order:

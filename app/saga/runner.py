@@ -28,6 +28,7 @@ locks the order first.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 from opentelemetry import trace
@@ -43,14 +44,16 @@ from app.observability.traces import sampled_headers, trace_context, trace_heade
 from app.orders import store as order_store
 from app.orders.facts import OrderFinished
 from app.orders.model import Order, Reason, Status
+from app.orders.store import TracedOrder
 from app.partners.circuit import Permit
 from app.partners.ports import Done, Outcome, Unknown
 from app.saga import gateway, plan, store
 from app.saga.facts import SagaFinished, SagaWentWrong
 from app.saga.gateway import PartnerGateway
 from app.saga.plan import Call, Finish, SagaDirection, SagaState
+from app.saga.recorder import Change, Recorder
 from app.saga.steps import PLANS, Action, Plans, StepRequest
-from app.saga.store import Saga, StepLogEntry
+from app.saga.store import Saga, SagaWrite, StepLogEntry
 
 log = structlog.get_logger(__name__)
 
@@ -123,6 +126,7 @@ class Runner:
         self, pool: db.Pool, partners: PartnerGateway, config: SagaConfig, signals: Signals, plans: Plans = PLANS
     ) -> None:
         self._pool = pool
+        self._recorder = Recorder(pool)
         self._partners = partners
         self._config = config
         self._signals = signals
@@ -178,13 +182,20 @@ class Runner:
         assert isinstance(call, Call)  # noqa: S101 - bug: a saga that has ended is not run
         assert run.permit is not None  # noqa: S101 - bug: an attempt is recorded with a permit
         self._signals.crash_point(f"saga.{call.step}.{call.action}.attempted")
-        request = StepRequest(order, saga.started_at, saga.hold_seconds, saga.do_reply)
+        request = StepRequest(order, saga.started_at, saga.hold_seconds, await self._do_reply(saga, call))
         started = time.monotonic()
         outcome = await self._partners.call(state, run.permit, request)
         self._signals.crash_point(f"saga.{call.step}.{call.action}.answered")
         new_state = plan.advance(state, outcome, self._plans)
         wait = self._wait(state.attempts, outcome) if new_state == state else None
         return Progress(new_state, [_log_entry(call, state.attempts, outcome, started)], wait)
+
+    async def _do_reply(self, saga: Saga, call: Call) -> Mapping[str, Any] | None:
+        """Return the partner's reply to the do that the call undoes, if the undo reads it."""
+        if call.action is Action.DO or not plan.spec_of(saga.state, self._plans).undo_reads_reply:
+            return None
+        async with db.connection(self._pool) as conn:
+            return await store.read_do_reply(conn, saga.id, call.step)
 
     async def _record(self, run: Run, progress: Progress) -> bool:
         """Write the progress and the attempt that follows. Return false if the saga has ended or was released.
@@ -196,32 +207,28 @@ class Runner:
         state = self._interrupt(run, progress, before.cancelled)
         pause = self._pause(run, state, progress.wait)
         if state.direction is before.state.direction and self._may_call(run):
-            async with db.connection(self._pool) as conn:
-                run.saga = await self._attempt(conn, before, state, progress.entries)
+            run.saga = await self._recorder.save(self._attempt(before, state, progress.entries))
             self._report_needs_operator(before, run.saga)
             return True
-        async with db.transaction(self._pool) as conn:
-            order = await order_store.load(conn, before.id, lock=True)
-            assert order is not None  # noqa: S101 - bug: the saga's foreign key says there is one
+        versions: list[TracedOrder] = []
+        continues = False
+
+        def decide(order: Order) -> Change:
+            nonlocal state, pause, versions, continues
             locked_state = self._interrupt(run, progress, order.cancel_reason)
             if locked_state != state:
                 state, pause = locked_state, self._pause(run, locked_state, progress.wait)
+            versions = self._versions(run, order, state, progress.entries)
             if continues := self._may_call(run):
-                saga = await self._attempt(conn, before, state, progress.entries)
-            else:
-                saga = await self._release(conn, before, state, progress.entries, pause)
-            if state.direction is not before.state.direction:
-                order = await order_store.change_status(conn, order, Status.COMPENSATING, state.reason, before.trace)
-            if isinstance(end := plan.decide(state), Finish):
-                tracking_id = _find_tracking_id(progress.entries)
-                headers = self._end_trace(run, state)
-                order = await order_store.change_status(conn, order, end.status, state.reason, headers, tracking_id)
-        run.saga = saga
-        if isinstance(end, Finish):
-            self._emit_finished(saga, order)
+                return Change(self._attempt(before, state, progress.entries), versions)
+            return Change(self._release(before, state, progress.entries, pause), versions)
+
+        run.saga = await self._recorder.change(before.id, decide)
+        if isinstance(plan.decide(state), Finish):
+            self._emit_finished(run.saga, versions[-1].order)
             if _went_wrong(run, state):
-                self._signals.emit(SagaWentWrong(saga.id))
-        self._report_needs_operator(before, saga)
+                self._signals.emit(SagaWentWrong(run.saga.id))
+        self._report_needs_operator(before, run.saga)
         run.due_in_seconds = None if pause is None else pause.seconds
         return continues
 
@@ -249,31 +256,16 @@ class Runner:
     def _may_call(self, run: Run) -> bool:
         return run.permit is not None and not self._stopping
 
-    async def _attempt(
-        self, conn: db.Connection, saga: Saga, state: SagaState, entries: Sequence[StepLogEntry]
-    ) -> Saga:
-        """Write the state and, before the call is made, its attempt. Renews the lease if necessary."""
+    def _attempt(self, saga: Saga, state: SagaState, entries: Sequence[StepLogEntry]) -> SagaWrite:
+        """Return the write of the state and, before the call is made, its attempt. Renews the lease if necessary."""
         call = plan.decide(state)
         assert isinstance(call, Call)  # noqa: S101 - bug: only a call gets a permit
         state = plan.count_attempt(state)
         entries = [*entries, StepLogEntry(call.step, call.action, state.attempts, "attempted")]
-        written = await store.save(
-            conn, saga, state, entries, due_in_seconds=self._config.lease_seconds, owner=self._config.owner
-        )
-        reads_reply = call.action is Action.UNDO and plan.spec_of(state, self._plans).undo_reads_reply
-        # Read after the write: that write may have recorded the reply.
-        reply = await store.read_do_reply(conn, saga.id, call.step) if reads_reply else None
-        return replace(written, do_reply=reply)
+        return SagaWrite(saga, state, entries, self._config.lease_seconds, self._config.owner)
 
-    async def _release(
-        self,
-        conn: db.Connection,
-        saga: Saga,
-        state: SagaState,
-        entries: Sequence[StepLogEntry],
-        pause: Wait | None,
-    ) -> Saga:
-        """Write the state and end the lease; any process may claim the saga when it is due.
+    def _release(self, saga: Saga, state: SagaState, entries: Sequence[StepLogEntry], pause: Wait | None) -> SagaWrite:
+        """Return the write of the state that ends the lease; any process may claim the saga when it is due.
 
         An undo needs an operator `needs_operator_seconds` after it first had to wait, or at once if retrying cannot
         fix the error.
@@ -282,9 +274,18 @@ class Runner:
         if pause is not None and (pause.alarming or state.direction is SagaDirection.BACKWARD):
             operator_in_seconds = 0.0 if pause.alarming else self._config.needs_operator_seconds
         seconds = 0.0 if pause is None else pause.seconds
-        return await store.save(
-            conn, saga, state, entries, due_in_seconds=seconds, owner=None, operator_in_seconds=operator_in_seconds
-        )
+        return SagaWrite(saga, state, entries, seconds, owner=None, operator_in_seconds=operator_in_seconds)
+
+    def _versions(self, run: Run, order: Order, state: SagaState, entries: Sequence[StepLogEntry]) -> list[TracedOrder]:
+        """Return the versions of the order that the new state brings: when it turns, and when it ends."""
+        versions = []
+        if state.direction is not run.saga.state.direction:
+            order = order_store.with_status(order, Status.COMPENSATING, state.reason)
+            versions.append(TracedOrder(order, run.saga.trace))
+        if isinstance(end := plan.decide(state), Finish):
+            order = order_store.with_status(order, end.status, state.reason, _find_tracking_id(entries))
+            versions.append(TracedOrder(order, self._end_trace(run, state)))
+        return versions
 
     def _wait(self, attempts: int, outcome: Outcome) -> Wait:
         """Return a pause with full jitter. It is added to the partner's Retry-After, to spread out the retries."""

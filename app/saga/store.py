@@ -23,6 +23,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -42,7 +43,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
 from app.claim_hint import START
-from app.errors import StaleLease
 from app.observability.traces import derive_span_id
 from app.orders.model import Reason
 from app.orders.store import DEFAULT_CANCEL_REASON
@@ -115,7 +115,6 @@ class Saga:
     needs_operator: bool = False  # as of its last write
     age_seconds: float = 0.0  # as of its last write
     cancelled: Reason | None = None  # why it must compensate, as of its last write
-    do_reply: Mapping[str, Any] | None = None  # of the step to undo next, if its undo reads it
 
     @property
     def must_compensate(self) -> bool:
@@ -201,85 +200,105 @@ async def claim(
     return [_parse_saga(row) for row in rows]
 
 
-SAVE = """
-    WITH saved AS (
-        UPDATE sagas
-        SET direction = $3, step = $4, attempts = $5, reason = $6, version = version + 1, lease_owner = $7,
-            next_attempt_at = CASE
-                WHEN lease_owner = $7 AND next_attempt_at BETWEEN now.due_at - make_interval(secs => $8::float8 / 3)
-                                                              AND now.due_at THEN next_attempt_at
-                ELSE now.due_at END,
-            updated_at = now.at,
-            finished_at = CASE WHEN $4::text IS NULL THEN now.at END,
-            needs_operator_at = least(
-                CASE WHEN direction = $3 AND step = $4 THEN needs_operator_at END,
-                now.at + make_interval(secs => $15)),
-            compensating_at = CASE
-                WHEN direction <> $3 AND $3 = 'backward' THEN now.at ELSE compensating_at END
-        FROM (SELECT at, at + make_interval(secs => $8) AS due_at FROM (SELECT clock_timestamp() AS at) AS clock) AS now
-        WHERE id = $1 AND version = $2
-        RETURNING id, version, coalesce(needs_operator_at <= now.at, false) AS needs_operator,
-                  extract(epoch FROM now.at - started_at)::float8 AS age_seconds
-    ), logged AS (
-        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply, started_at)
-        SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
-               entry.reply, clock_timestamp() - make_interval(secs => entry.seconds)
-        FROM saved,
-             unnest($9::text[], $10::text[], $11::integer[], $12::text[], $13::text[], $14::jsonb[], $16::float8[])
-            WITH ORDINALITY AS entry (step, action, attempt, outcome, detail, reply, seconds, number)
-        ORDER BY entry.number
-    )
-    SELECT saved.version, saved.needs_operator, saved.age_seconds,
-           orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
-    FROM saved JOIN orders USING (id)
-"""
-
-
-async def save(
-    conn: db.Connection,
-    saga: Saga,
-    state: plan.SagaState,
-    entries: Sequence[StepLogEntry],
-    *,
-    due_in_seconds: float,
-    owner: str | None,
-    operator_in_seconds: float | None = None,
-) -> Saga:
-    """Write the new state and append to the log, in one statement. Return the saga as it is now.
+@dataclass(frozen=True, slots=True)
+class SagaWrite:
+    """The next state of a saga, the log entries that lead to it, and what becomes of its lease.
 
     With an `owner`, the lease is renewed until `due_in_seconds` from now, unless two thirds of that remain: a call
     takes at most one third. So most writes between two calls change no indexed column: Postgres leaves the indexes
     alone, and claims have fewer dead entries to step over. Without an owner, the lease ends and the saga is due at that
     time. `operator_in_seconds`: the current call must wait, and needs an operator after this many seconds, unless an
     earlier time is already recorded.
-
-    The statement also returns whether the order was cancelled when the statement started. A caller that must know for
-    certain locks the order first. Raises StaleLease if another process has claimed the saga; then nothing is written.
     """
-    row = await conn.fetchrow(
-        SAVE,
-        saga.id,
-        saga.version,
-        state.direction,
-        state.step,
-        state.attempts,
-        state.reason,
-        owner,
-        due_in_seconds,
-        [entry.step for entry in entries],
-        [entry.action for entry in entries],
-        [entry.attempt for entry in entries],
-        [entry.outcome for entry in entries],
-        [entry.detail for entry in entries],
-        [None if entry.reply is None else json.dumps(dict(entry.reply)) for entry in entries],
-        operator_in_seconds,
-        [None if entry.started is None else time.monotonic() - entry.started for entry in entries],
+
+    saga: Saga
+    state: plan.SagaState
+    entries: Sequence[StepLogEntry]
+    due_in_seconds: float
+    owner: str | None
+    operator_in_seconds: float | None = None
+
+
+SAVE = """
+    WITH given AS (
+        SELECT given.*, now.at, now.at + make_interval(secs => given.due_seconds) AS due_at
+        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
+                    $8::float8[], $9::float8[])
+            AS given (id, version, direction, step, attempts, reason, owner, due_seconds, operator_seconds),
+            (SELECT clock_timestamp() AS at) AS now
+    ), saved AS (
+        UPDATE sagas
+        SET direction = given.direction, step = given.step, attempts = given.attempts, reason = given.reason,
+            version = sagas.version + 1, lease_owner = given.owner,
+            next_attempt_at = CASE
+                WHEN lease_owner = given.owner
+                 AND next_attempt_at BETWEEN given.due_at - make_interval(secs => given.due_seconds / 3) AND given.due_at
+                THEN next_attempt_at ELSE given.due_at END,
+            updated_at = given.at, finished_at = CASE WHEN given.step IS NULL THEN given.at END,
+            needs_operator_at = least(
+                CASE WHEN sagas.direction = given.direction AND sagas.step = given.step THEN needs_operator_at END,
+                given.at + make_interval(secs => given.operator_seconds)),
+            compensating_at = CASE
+                WHEN sagas.direction <> given.direction AND given.direction = 'backward' THEN given.at
+                ELSE compensating_at END
+        FROM given
+        WHERE sagas.id = given.id AND sagas.version = given.version
+        RETURNING sagas.id, sagas.version, coalesce(needs_operator_at <= given.at, false) AS needs_operator,
+                  extract(epoch FROM given.at - started_at)::float8 AS age_seconds
+    ), logged AS (
+        INSERT INTO saga_steps (saga_id, step, action, attempt, outcome, detail, reply, started_at)
+        SELECT saved.id, entry.step, entry.action, entry.attempt, entry.outcome, left(entry.detail, 500),
+               entry.reply, clock_timestamp() - make_interval(secs => entry.seconds)
+        FROM saved
+        JOIN unnest($10::uuid[], $11::text[], $12::text[], $13::integer[], $14::text[], $15::text[], $16::jsonb[],
+                    $17::float8[])
+            WITH ORDINALITY AS entry (saga_id, step, action, attempt, outcome, detail, reply, seconds, number)
+            ON entry.saga_id = saved.id
+        ORDER BY entry.number
     )
-    if row is None:
-        raise StaleLease(f"saga {saga.id} was taken over")
+    SELECT saved.id, saved.version, saved.needs_operator, saved.age_seconds,
+           orders.cancel_requested_at IS NOT NULL AS cancelled, orders.cancel_reason
+    FROM saved JOIN orders USING (id)
+"""
+
+
+async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[UUID, Saga]:
+    """Write new states and append to the log, in one statement. Return, by id, the sagas that were written.
+
+    A saga that another process has claimed is not written, and neither are its log entries.
+
+    The statement also returns whether each order was cancelled when the statement started. A caller that must know for
+    certain locks the order first.
+    """
+    logged = [(write.saga.id, entry) for write in writes for entry in write.entries]
+    rows = await conn.fetch(
+        SAVE,
+        [write.saga.id for write in writes],
+        [write.saga.version for write in writes],
+        [write.state.direction for write in writes],
+        [write.state.step for write in writes],
+        [write.state.attempts for write in writes],
+        [write.state.reason for write in writes],
+        [write.owner for write in writes],
+        [write.due_in_seconds for write in writes],
+        [write.operator_in_seconds for write in writes],
+        [saga_id for saga_id, _ in logged],
+        [entry.step for _, entry in logged],
+        [entry.action for _, entry in logged],
+        [entry.attempt for _, entry in logged],
+        [entry.outcome for _, entry in logged],
+        [entry.detail for _, entry in logged],
+        [None if entry.reply is None else json.dumps(dict(entry.reply)) for _, entry in logged],
+        [None if entry.started is None else time.monotonic() - entry.started for _, entry in logged],
+    )
+    written = {UUID(int=row["id"].int): row for row in rows}
+    return {write.saga.id: _written(write, written[write.saga.id]) for write in writes if write.saga.id in written}
+
+
+def _written(write: SagaWrite, row: asyncpg.Record) -> Saga:
     cancelled = Reason(row["cancel_reason"] or DEFAULT_CANCEL_REASON) if row["cancelled"] else None
-    written = {name: row[name] for name in ("version", "needs_operator", "age_seconds")}
-    return replace(saga, state=state, cancelled=cancelled, **written)
+    found = {name: row[name] for name in ("version", "needs_operator", "age_seconds")}
+    return replace(write.saga, state=write.state, cancelled=cancelled, **found)
 
 
 async def read_do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str, Any] | None:

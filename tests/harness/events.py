@@ -1,5 +1,6 @@
 """Make events as the service does, and a handler whose effects can be counted."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -82,9 +83,9 @@ class Effects:
             await conn.execute("CREATE TABLE effects (message_id uuid NOT NULL)")
         return cls(pool)
 
-    async def __call__(self, conn: db.Connection, envelope: Envelope) -> None:
+    async def __call__(self, conn: db.Connection, envelopes: Sequence[Envelope]) -> None:
         self.calls += 1
-        await conn.execute("INSERT INTO effects VALUES ($1)", envelope.id)
+        await conn.executemany("INSERT INTO effects VALUES ($1)", [(envelope.id,) for envelope in envelopes])
         if self.failure is not None:
             raise self.failure
 

@@ -1,5 +1,6 @@
 """Orders whose `order.placed` was dead-lettered an hour ago."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from aio_pika.abc import AbstractChannel
@@ -22,7 +23,7 @@ FAILURE = "ValueError: no such thing"
 def failing_consumer(pool: db.Pool) -> Consumer:
     """Return the saga's consumer with a bug: every message is dead at its first failure."""
 
-    async def fail(_conn: db.Connection, _envelope: Envelope) -> None:
+    async def fail(_conn: db.Connection, _envelopes: Sequence[Envelope]) -> None:
         raise ValueError("no such thing")
 
     return Consumer(pool, CONSUMER, {PLACED: fail}, 1, Signals())

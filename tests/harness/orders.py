@@ -71,7 +71,7 @@ async def start_saga_of(pool: Pool, plans: Plans, changes: Mapping[str, Any]) ->
     """Place an order and start its saga with the newest of these plans. Return their id."""
     order = await placed(pool, **changes)
     async with pool.acquire() as conn, conn.transaction():
-        await start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS, plan_version=max(plans), plans=plans)
+        await start.handle_order_placed(conn, [event_of(order)], DEADLINE_SECONDS, plan_version=max(plans), plans=plans)
     return order.id
 
 

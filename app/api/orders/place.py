@@ -21,7 +21,7 @@ from app.observability import log_fields
 from app.observability.traces import trace_headers
 from app.orders import store
 from app.orders.facts import OrderPlaced
-from app.orders.store import PlacedOrder
+from app.orders.store import TracedOrder
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["orders"])
@@ -60,7 +60,7 @@ async def _place(deps: OrdersDeps, raw_request: RawRequest, raw_body: bytes) -> 
     tenant = raw_request.tenant
     body = read_place_order(raw_body)
 
-    def make() -> tuple[PlacedOrder, StoredResponse]:
+    def make() -> tuple[TracedOrder, StoredResponse]:
         row = store.new_order(body.command(tenant), trace_headers())
         log_fields.bind(order_id=str(row.order.id))
         return row, stored_response(row.order, HTTPStatus.CREATED)

@@ -224,6 +224,6 @@ async def test_a_late_start_finds_the_order_cancelled(api: httpx.AsyncClient, po
     order = await placed(pool)
     await cancel(api, order.id)
     async with pool.acquire() as conn, conn.transaction():
-        await start.handle_order_placed(conn, event_of(order), 900)
+        await start.handle_order_placed(conn, [event_of(order)], 900)
     assert await pool.fetchval("SELECT count(*) FROM sagas") == 0
     assert (await cancel_elsewhere(pool, order.id)).status == "cancelled"

@@ -16,7 +16,7 @@ from app.idempotency.key import IdempotencyKey, bind
 from app.idempotency.store import StoredResponse
 from app.observability.signals import Signals
 from app.orders import store as order_store
-from app.orders.store import PlacedOrder
+from app.orders.store import TracedOrder
 from chaos.proxy import postgres
 from chaos.proxy.faults import Lose
 from chaos.proxy.proxy import Proxy
@@ -41,7 +41,7 @@ class Requests:
         row = order_store.new_order(command(**changes), {})
         return asyncio.create_task(self._run(of, row))
 
-    async def _run(self, of: IdempotencyKey | None, row: PlacedOrder) -> StoredResponse:
+    async def _run(self, of: IdempotencyKey | None, row: TracedOrder) -> StoredResponse:
         response = stored_response(row.order, HTTPStatus.CREATED)
         return await self._idempotency.run(of, order_store.insert, lambda: (row, response))
 

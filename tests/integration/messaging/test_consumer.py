@@ -1,6 +1,7 @@
 """The consumer: each message takes effect once, even if it is delivered twice, concurrently, or after failures."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,6 @@ from app.messaging.consumer import Consumer, Dead, Handled, Retry
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.messaging.facts import MessageHandled
 from app.observability.signals import Signals
-from app.observability.traces import trace_headers
 from tests.harness.events import CONFIRMED, PLACED, Effects, counted, event
 from tests.harness.observed import Observed
 
@@ -29,10 +29,10 @@ async def row(pool: db.Pool, message: Envelope) -> dict[str, Any]:
 
 async def first_time(pool: db.Pool, message: Envelope, *, fail: bool = False) -> bool:
     async with db.transaction(pool) as conn:
-        first = await inbox.first_time(conn, "effects", str(message.id))
+        first = await inbox.first_time(conn, "effects", [str(message.id)])
         if fail:
             raise FAILURE
-        return first
+        return bool(first)
 
 
 async def test_a_second_delivery_has_no_effect(pool: db.Pool, effects: Effects) -> None:
@@ -62,7 +62,7 @@ async def test_a_second_transaction_waits_for_the_first(pool: db.Pool) -> None:
     async with db.connection(pool) as conn:
         transaction = conn.transaction()
         await transaction.start()
-        assert await inbox.first_time(conn, "effects", str(message.id))
+        assert await inbox.first_time(conn, "effects", [str(message.id)])
         second = asyncio.create_task(first_time(pool, message))
         third = asyncio.create_task(first_time(pool, message))
         await transaction.rollback()
@@ -72,8 +72,8 @@ async def test_a_second_transaction_waits_for_the_first(pool: db.Pool) -> None:
 async def test_each_consumer_has_its_own_inbox(pool: db.Pool) -> None:
     """A message takes effect once per consumer."""
     async with db.transaction(pool) as conn:
-        assert await inbox.first_time(conn, "one", "message")
-        assert await inbox.first_time(conn, "another", "message")
+        assert await inbox.first_time(conn, "one", ["message"])
+        assert await inbox.first_time(conn, "another", ["message"])
 
 
 async def test_a_rollback_leaves_no_inbox_row(pool: db.Pool) -> None:
@@ -181,8 +181,8 @@ async def test_a_message_unreadable_to_its_handler_is_dead(effects: Effects) -> 
 async def test_an_outage_of_postgres_counts_no_failure(pool: db.Pool, effects: Effects) -> None:
     """While Postgres is down, `handle` raises, and no failure is counted."""
 
-    async def cut_off(conn: db.Connection, envelope: Envelope) -> None:
-        await effects(conn, envelope)
+    async def cut_off(conn: db.Connection, envelopes: Sequence[Envelope]) -> None:
+        await effects(conn, envelopes)
         await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     signals, message = Observed(), event()
@@ -201,7 +201,7 @@ async def test_the_first_delivery_emits_after_its_commit(pool: db.Pool, deliveri
     """The fact is emitted after the commit, and for the first delivery only."""
     story: list[str] = []
 
-    async def handle(_: db.Connection, __: Envelope) -> None:
+    async def handle(_: db.Connection, __: Sequence[Envelope]) -> None:
         story.append("effect")
 
     signals = Signals(story.append)
@@ -214,12 +214,12 @@ async def test_the_first_delivery_emits_after_its_commit(pool: db.Pool, deliveri
     assert story == ["effect", "consumer.committed", "woken", *repeated]
 
 
-async def test_a_handler_runs_in_the_trace_of_its_message(pool: db.Pool) -> None:
-    """A handler continues the trace of its message."""
+async def test_a_handler_can_continue_the_trace_of_its_message(pool: db.Pool) -> None:
+    """The message has the trace that its effect belongs to."""
     seen: list[str | None] = []
 
-    async def handle(_: db.Connection, __: Envelope) -> None:
-        seen.append(trace_headers().get("traceparent"))
+    async def handle(_: db.Connection, envelopes: Sequence[Envelope]) -> None:
+        seen.extend(envelope.traceparent for envelope in envelopes)
 
     consumer = Consumer(pool, "effects", {PLACED: handle}, 1, Signals())
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -1,5 +1,6 @@
 """Dead letters in RabbitMQ: a peek changes nothing, a replay takes effect once, a purge removes."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,9 +57,9 @@ async def test_dead_letters_have_reasons_and_replay_once(
     """Three unreadable messages and one that always fails, among others; each is replayed twice."""
     failing, fine = event(), [event() for _ in range(20)]
 
-    async def handler(conn: db.Connection, envelope: Envelope) -> None:
-        await effects(conn, envelope)
-        if envelope.id == failing.id and not repaired:
+    async def handler(conn: db.Connection, envelopes: Sequence[Envelope]) -> None:
+        await effects(conn, envelopes)
+        if failing in envelopes and not repaired:
             raise ValueError("no such thing")
 
     repaired = False

@@ -118,8 +118,8 @@ async def test_a_failure_with_any_text_parks_the_row(pool: db.Pool, effects: Eff
 async def test_an_outage_within_a_batch_releases_all_rows(pool: db.Pool, effects: Effects) -> None:
     """If Postgres fails within a batch, all rows are released, and nothing takes effect twice."""
 
-    async def second_time_unlucky(conn: db.Connection, envelope: Envelope) -> None:
-        await effects(conn, envelope)
+    async def second_time_unlucky(conn: db.Connection, envelopes: Sequence[Envelope]) -> None:
+        await effects(conn, envelopes)
         if effects.calls == 2:
             await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 

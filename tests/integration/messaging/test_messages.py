@@ -39,7 +39,7 @@ async def event_at(pool: db.Pool, status: Status) -> Envelope:
     async with db.transaction(pool) as conn:
         for step in (before, status):
             if step is not None and step is not order.status:
-                order = await store.change_status(conn, order, step, reason, {}, tracking_id=None)
+                order = await store.change_status(conn, order, step, reason, {})
     return event_of(order, **TRACE)
 
 

@@ -89,7 +89,7 @@ async def test_started_and_final_orders_are_not_resent(pool: db.Pool) -> None:
     async with pool.acquire() as conn, conn.transaction():
         order = await order_store.load(conn, started)
         assert order
-        await start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS)
+        await start.handle_order_placed(conn, [event_of(order)], DEADLINE_SECONDS)
         await cancel.cancel(conn, TENANT, cancelled, {})
     await pool.execute("UPDATE outbox SET published_at = clock_timestamp() - interval '1 hour'")
     assert await look(pool) == []

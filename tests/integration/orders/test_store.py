@@ -147,7 +147,7 @@ def change(pool: Pool) -> Change:
         async with pool.acquire() as conn, conn.transaction():
             locked = await store.load(conn, order.id, lock=True)
             assert locked is not None
-            return await store.change_status(conn, locked, status, Reason.TIMED_OUT, TRACE, tracking_id="trk")
+            return await store.change_status(conn, locked, status, Reason.TIMED_OUT, TRACE)
 
     return change
 
@@ -157,7 +157,7 @@ async def test_a_change_of_status_is_told_by_an_event_with_the_orders_version(po
     compensating = await change(order, Status.COMPENSATING)
     rejected = await change(compensating, Status.REJECTED)
     assert rejected == await store.get(pool, TENANT, order.id)
-    assert (rejected.version, rejected.status_reason, rejected.tracking_id) == (3, Reason.TIMED_OUT, "trk")
+    assert (rejected.version, rejected.status_reason, rejected.tracking_id) == (3, Reason.TIMED_OUT, None)
     assert order.updated_at <= compensating.updated_at <= rejected.updated_at
     told = await pool.fetch("SELECT type, sequence, data, traceparent FROM outbox ORDER BY sequence")
     assert [(row["type"], row["sequence"]) for row in told] == [

@@ -1,6 +1,7 @@
 """A cancel at any time in an order's life is refused, or the order ends with everything undone."""
 
 import asyncio
+from collections.abc import Sequence
 from uuid import uuid4
 
 import pytest
@@ -40,8 +41,8 @@ def asked_to_do(ledger: list[str]) -> list[str]:
 async def deliver(pool: db.Pool, envelope: Envelope) -> object:
     """Deliver `order.placed` as a transport does."""
 
-    async def start(conn: db.Connection, message: Envelope) -> None:
-        await saga_start.handle_order_placed(conn, message, DEADLINE_SECONDS)
+    async def start(conn: db.Connection, messages: Sequence[Envelope]) -> None:
+        await saga_start.handle_order_placed(conn, messages, DEADLINE_SECONDS)
 
     consumer = Consumer(pool, "saga", {events.PLACED: start}, 1, Signals())
     return await consumer.handle(envelope)
@@ -238,7 +239,7 @@ async def test_cancel_waits_for_a_concurrent_start(stage: Stage) -> None:
     """The cancel then finds the saga, which ends without a call."""
     order = await placed(stage.pool)
     async with stage.pool.acquire() as conn, conn.transaction():
-        await saga_start.handle_order_placed(conn, event_of(order), DEADLINE_SECONDS)
+        await saga_start.handle_order_placed(conn, [event_of(order)], DEADLINE_SECONDS)
         cancelling = asyncio.create_task(cancel(stage.pool, order.id))
         await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the cancel at the order")
     assert (await cancelling).status == "pending"

@@ -9,14 +9,13 @@ from uuid import UUID
 import pytest
 
 from app import db
-from app.errors import StaleLease
 from app.messaging.envelope import Envelope, UnreadableMessage
 from app.orders.model import Reason, Status
 from app.saga import plan, queries, steps, store
 from app.saga import start as saga_start
 from app.saga.plan import SagaDirection, SagaState
 from app.saga.steps import Action, Step
-from app.saga.store import Saga, StepLogEntry
+from app.saga.store import Saga, SagaWrite, StepLogEntry
 from tests.harness.cancelling import cancel
 from tests.harness.orders import event_of, placed, start_saga
 
@@ -28,7 +27,7 @@ ANSWERED = StepLogEntry(Step.RESERVE_INVENTORY, Action.DO, 1, "done", None, {"re
 
 async def start(pool: db.Pool, envelope: Envelope) -> None:
     async with pool.acquire() as conn, conn.transaction():
-        await saga_start.handle_order_placed(conn, envelope, deadline_seconds=900)
+        await saga_start.handle_order_placed(conn, [envelope], deadline_seconds=900)
 
 
 async def claim(conn: db.Connection | db.Pool, owner: str = "one", limit: int = 10) -> list[Saga]:
@@ -43,9 +42,12 @@ async def save(
     *,
     due_in_seconds: float = 0,
     owner: str | None = None,
+    operator_in_seconds: float | None = None,
 ) -> Saga:
+    """Write one saga. Raises KeyError if another process has claimed it."""
+    write = SagaWrite(saga, state, entries, due_in_seconds, owner, operator_in_seconds)
     async with pool.acquire() as conn:
-        return await store.save(conn, saga, state, entries, due_in_seconds=due_in_seconds, owner=owner)
+        return (await store.save(conn, [write]))[saga.id]
 
 
 async def row(pool: db.Pool, saga_id: UUID) -> dict[str, Any]:
@@ -144,7 +146,7 @@ async def test_hold_time_is_the_same_at_every_attempt(
     """The hold time is longer than the saga may take."""
     order = await placed(pool)
     async with pool.acquire() as conn, conn.transaction():
-        await saga_start.handle_order_placed(conn, event_of(order), deadline_seconds, hold_seconds)
+        await saga_start.handle_order_placed(conn, [event_of(order)], deadline_seconds, hold_seconds)
     for _ in range(2):
         [saga] = await claim(pool)
         assert saga.hold_seconds == held_seconds
@@ -220,7 +222,7 @@ async def test_stale_runner_writes_nothing(pool: db.Pool) -> None:
     await make_due(pool)
     [present] = await claim(pool, "other")
     before = await row(pool, saga_id)
-    with pytest.raises(StaleLease):
+    with pytest.raises(KeyError):
         await save(pool, late, plan.count_attempt(late.state), [CALLED], owner="one")
     assert (await row(pool, saga_id), await logged(pool)) == (before, [])
     await save(pool, present, plan.count_attempt(present.state), [CALLED], owner="other")
@@ -230,7 +232,7 @@ async def test_repeated_write_is_stale(pool: db.Pool) -> None:
     await start_saga(pool)
     [saga] = await claim(pool)
     await save(pool, saga, plan.count_attempt(saga.state), [CALLED], owner="one")
-    with pytest.raises(StaleLease):
+    with pytest.raises(KeyError):
         await save(pool, saga, plan.count_attempt(saga.state), [CALLED], owner="one")
     assert len(await logged(pool)) == 1
 
@@ -272,10 +274,7 @@ async def test_needs_operator_until_the_next_call(pool: db.Pool) -> None:
     [saga] = await claim(pool)
 
     async def failed(saga: Saga, operator_in_seconds: float) -> Saga:
-        async with pool.acquire() as conn:
-            return await store.save(
-                conn, saga, saga.state, [], due_in_seconds=0, owner="one", operator_in_seconds=operator_in_seconds
-            )
+        return await save(pool, saga, saga.state, owner="one", operator_in_seconds=operator_in_seconds)
 
     saga = await failed(saga, 300)
     first = (await row(pool, saga_id))["needs_operator_at"]

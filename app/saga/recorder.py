@@ -1,0 +1,126 @@
+"""The recorder writes what the running sagas of a process have done. Sagas that write at the same time share a batch.
+
+- `save`: the progress from one call to the next. One statement, which locks no order.
+- `change`: everything else. One transaction locks the orders, decides what to write now that no cancel can come in
+  between, and writes sagas, orders and events.
+
+Each saga keeps its own fencing: the rows of one that another process has claimed are left out, and its runner gets
+StaleLease. A saga whose row is refused, or whose order is locked by somebody else, is written alone after the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from app import db
+from app.batcher import Batcher, BatcherConfig
+from app.errors import DatabaseUnavailable, StaleLease
+from app.orders import store as order_store
+from app.orders.model import Order
+from app.orders.store import TracedOrder
+from app.saga import store
+from app.saga.store import Saga, SagaWrite
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The write of a saga, and the new versions of its order that belong to it."""
+
+    write: SagaWrite
+    versions: Sequence[TracedOrder] = ()
+
+
+Decide = Callable[[Order], Change]  # runs while the order is locked, perhaps more than once: the last one counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    saga_id: UUID
+    decide: Decide
+    context: Context  # of the saga's run: its trace, and the fields of its log lines
+
+
+class _Stale:
+    """The result of a saga that another process has claimed."""
+
+
+class _Alone:
+    """The result of a saga that could not be written with the others."""
+
+
+class Recorder:
+    """Writes to one pool of connections."""
+
+    def __init__(self, pool: db.Pool) -> None:
+        self._pool = pool
+        self._saves = Batcher(self._save_batch, BatcherConfig(db.BATCH_SIZE))
+        self._changes = Batcher(self._change_batch, BatcherConfig(db.BATCH_SIZE))
+
+    async def save(self, write: SagaWrite) -> Saga:
+        """Write the progress of a saga. Return it as it is now. Raises StaleLease: then nothing was written."""
+        result = await self._saves.submit(write)
+        if isinstance(result, _Alone):
+            async with db.connection(self._pool) as conn:
+                (result,) = await _save(conn, [write])
+        return _require_ours(result, write.saga.id)
+
+    async def change(self, saga_id: UUID, decide: Decide) -> Saga:
+        """Lock the order of a saga, then write what `decide` returns. Raises StaleLease: then nothing was written."""
+        request = _Request(saga_id, decide, copy_context())
+        result = await self._changes.submit(request)
+        if isinstance(result, _Alone):
+            async with db.transaction(self._pool) as conn:
+                (result,) = await _change(conn, [request])
+        return _require_ours(result, saga_id)
+
+    async def _save_batch(self, writes: Sequence[SagaWrite]) -> Sequence[Saga | _Stale | _Alone]:
+        try:
+            async with db.connection(self._pool) as conn:
+                return await _save(conn, writes)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - one of the sagas is to blame; alone, it gets its own error
+            return _split(error, len(writes))
+
+    async def _change_batch(self, requests: Sequence[_Request]) -> Sequence[Saga | _Stale | _Alone]:
+        try:
+            async with db.batch_transaction(self._pool, len(requests)) as conn:
+                return await _change(conn, requests)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - see `_save_batch`
+            return _split(error, len(requests))
+
+
+async def _save(conn: db.Connection, writes: Sequence[SagaWrite]) -> Sequence[Saga | _Stale]:
+    saved = await store.save(conn, writes)
+    return [saved.get(write.saga.id, _Stale()) for write in writes]
+
+
+async def _change(conn: db.Connection, requests: Sequence[_Request]) -> Sequence[Saga | _Stale]:
+    orders = await order_store.load_many(conn, [request.saga_id for request in requests], lock=True)
+    changes = [request.context.run(request.decide, orders[request.saga_id]) for request in requests]
+    saved = await store.save(conn, [change.write for change in changes])
+    await order_store.update(
+        conn, [version for change in changes if change.write.saga.id in saved for version in change.versions]
+    )
+    return [saved.get(request.saga_id, _Stale()) for request in requests]
+
+
+def _split(error: Exception, sagas: int) -> Sequence[_Alone]:
+    """Return that each saga must be written alone. Raises the error if one saga alone caused it."""
+    if sagas == 1 and not isinstance(error, db.LocksTaken):
+        raise error
+    log.info("batch.split", error=repr(error), sagas=sagas)
+    return [_Alone()] * sagas
+
+
+def _require_ours(result: Saga | _Stale | _Alone, saga_id: UUID) -> Saga:
+    if isinstance(result, Saga):
+        return result
+    raise StaleLease(f"saga {saga_id} was taken over")
