@@ -5,7 +5,7 @@
   between, and writes sagas, orders and events.
 
 Each saga keeps its own fencing: the rows of one that another process has claimed are left out, and its runner gets
-StaleLease. A saga whose row is refused, or whose order is locked by somebody else, is written alone after the batch.
+StaleLease. A saga whose row is refused, or whose order another process has locked, is written alone after the batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -226,3 +226,46 @@ async def test_a_handler_can_continue_the_trace_of_its_message(pool: db.Pool) ->
     await consumer.handle(event(traceparent=trace))
     await consumer.handle(event())
     assert seen == [trace, None]
+
+
+async def test_messages_that_arrive_together_share_a_transaction(pool: db.Pool, effects: Effects) -> None:
+    """Each takes effect once, one that was delivered twice too."""
+    messages, consumer = [event() for _ in range(12)], effects.consumer()
+    results = await asyncio.gather(*(consumer.handle(message) for message in [*messages, *messages[5:7]]))
+    assert results == [Handled()] * 14
+    assert sorted(await effects.committed()) == sorted(message.id for message in messages)
+    async with db.connection(pool) as conn:
+        assert await conn.fetchval("SELECT count(DISTINCT xmin::text) FROM inbox") < 6
+
+
+async def test_a_message_that_fails_does_not_fail_its_neighbours(pool: db.Pool, effects: Effects) -> None:
+    """They take effect; only its own failure is counted."""
+    bad, good = event(), [event() for _ in range(8)]
+
+    async def handle(conn: db.Connection, envelopes: Sequence[Envelope]) -> None:
+        await effects(conn, envelopes)
+        if bad.id in {envelope.id for envelope in envelopes}:
+            raise FAILURE
+
+    consumer = effects.consumer()
+    consumer.handlers = {PLACED: handle}
+    results = await asyncio.gather(*(consumer.handle(message) for message in [*good[:4], bad, *good[4:]]))
+    assert [isinstance(result, Retry) for result in results] == [*[False] * 4, True, *[False] * 4]
+    assert sorted(await effects.committed()) == sorted(message.id for message in good)
+    async with db.connection(pool) as conn:
+        assert await conn.fetchval("SELECT sum(attempts) FROM inbox") == 1
+
+
+async def test_a_message_that_another_process_handles_does_not_delay_its_neighbours(
+    pool: db.Pool, effects: Effects
+) -> None:
+    """They take effect while the other process has not committed; it then counts as handled."""
+    held, others, consumer = event(), [event() for _ in range(8)], effects.consumer()
+    async with db.transaction(pool) as conn:
+        assert await inbox.first_time(conn, "effects", [str(held.id)])
+        first = asyncio.create_task(consumer.handle(others[0]))
+        waiting = asyncio.create_task(consumer.handle(held))
+        await asyncio.gather(first, *(consumer.handle(message) for message in others[1:]))
+        assert not waiting.done()
+    assert await waiting == Handled()
+    assert sorted(await effects.committed()) == sorted(message.id for message in others)
