@@ -231,8 +231,8 @@ SAVE = """
         SET direction = given.direction, step = given.step, attempts = given.attempts, reason = given.reason,
             version = sagas.version + 1, lease_owner = given.owner,
             next_attempt_at = CASE
-                WHEN lease_owner = given.owner
-                 AND next_attempt_at BETWEEN given.due_at - make_interval(secs => given.due_seconds / 3) AND given.due_at
+                WHEN lease_owner = given.owner AND next_attempt_at BETWEEN
+                    given.due_at - make_interval(secs => given.due_seconds / 3) AND given.due_at
                 THEN next_attempt_at ELSE given.due_at END,
             updated_at = given.at, finished_at = CASE WHEN given.step IS NULL THEN given.at END,
             needs_operator_at = least(

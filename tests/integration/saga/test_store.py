@@ -308,7 +308,8 @@ async def test_a_write_renews_a_lease_when_a_third_is_over(pool: db.Pool) -> Non
     claimed = await row(pool, saga_id)
     async with pool.acquire() as conn, conn.transaction():
         for _ in range(4):
-            saga = await store.save(conn, saga, saga.state, [], due_in_seconds=LEASE_SECONDS, owner="one")
+            saved = await store.save(conn, [SagaWrite(saga, saga.state, [], LEASE_SECONDS, owner="one")])
+            saga = saved[saga.id]
         heap_only = await conn.fetchval("SELECT pg_stat_get_xact_tuples_hot_updated('sagas'::regclass)")
     assert heap_only == 4
     assert (await row(pool, saga_id))["next_attempt_at"] == claimed["next_attempt_at"]
