@@ -18,6 +18,7 @@ UNAVAILABLE = (
     OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
     asyncpg.PostgresConnectionError,  # class 08
     asyncpg.InsufficientResourcesError,  # class 53: out of connections, memory or disk
+    asyncpg.PostgresSystemError,  # class 58: its disk fails
     asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, terminated by an operator
     asyncpg.InvalidAuthorizationSpecificationError,  # class 28
     asyncpg.InvalidCatalogNameError,  # class 3D

@@ -95,6 +95,16 @@ async def test_a_killed_server_is_unavailable_until_restart(
         assert await answer(pool) == 42
 
 
+@pytest.mark.parametrize("code", ["53100", "58030"], ids=["full", "I/O error"])
+async def test_a_server_with_a_failing_disk_is_unavailable(database_url: str, code: str) -> None:
+    """A statement that fails because of the server's disk raises DatabaseUnavailable, and the next one works."""
+    async with pool_of(database_url, 1) as pool:
+        with pytest.raises(DatabaseUnavailable):
+            async with db.connection(pool) as conn:
+                await conn.execute(f"DO $$ BEGIN RAISE 'no' USING ERRCODE = '{code}'; END $$")
+        assert await answer(pool) == 42
+
+
 async def test_a_frozen_server_is_unavailable(
     server: servers.Addressed,
 ) -> None:
