@@ -115,10 +115,10 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-annotate --no-emit-find-links --no-emit-index-url
 
 # Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer and
-# Prometheus always as processes, and libfaketime is loaded into one.
+# Prometheus always as processes; libfaketime and libfiu are loaded into some.
 .PHONY: .servers
 .servers: .venv/.dev
-	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer libfaketime prometheus; \
+	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer libfaketime fiu-utils prometheus; \
 		else scripts/install-servers; fi
 
 .venv/.dev: requirements/dev.txt pyproject.toml

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -36,6 +36,8 @@ class LoadConfig:
     """One run against a service that has these `urls`.
 
     `rate`: keys per second; None: as fast as `clients` go. `settle_seconds`: to answer all keys and end all orders.
+    `clock_error_seconds`: how far the clocks of the service may be behind; orders carry the time of the process that
+    took them.
     """
 
     urls: Sequence[str]
@@ -44,6 +46,7 @@ class LoadConfig:
     rate: float | None = None
     clients: int = 32
     settle_seconds: float = 180.0
+    clock_error_seconds: float = 0.0
     token: str = ""
     seed: int = 1
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -59,7 +62,7 @@ async def observe(config: LoadConfig, histories: Histories) -> Observed:
     connector = aiohttp.TCPConnector(limit=2 * config.clients + 2)  # a client may send twice at once
     async with aiohttp.ClientSession(connector=connector) as session:
         service = Service(session, config.urls, config.sandbox_url, config.token)
-        started_at = await service.find_start()
+        started_at = await service.find_start() - timedelta(seconds=config.clock_error_seconds)
         await service.require_access()
         await service.require_ledger()
         return await _Run(config, service, started_at, histories).observe()

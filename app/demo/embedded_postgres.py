@@ -115,12 +115,14 @@ class _Account:
         output, _ = (process := self.popen(command, directory)).communicate()
         return process.returncode, output.decode(errors="replace")
 
-    def popen(self, command: Command, directory: Path, out: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    def popen(
+        self, command: Command, directory: Path, out: int = subprocess.PIPE, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - our own command line
             [*self.prefix, *command],
             cwd=directory,
             # Pass nothing of our environment: PGDATA, PGPORT and similar variables would change the server.
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -152,17 +154,26 @@ def _list_accounts() -> Iterator[_Account]:
 class EmbeddedPostgres:
     """One PostgreSQL server below `directory`. Port 0 means any free port. `settings` are passed with `-c`.
 
+    `env` is added to the little of the environment that the server gets.
+
     Start it from the main thread: the server ends with the thread that started it (see `dying_with_parent`).
     """
 
     def __init__(
-        self, directory: Path, binaries: Path, *, port: int = 0, settings: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        binaries: Path,
+        *,
+        port: int = 0,
+        settings: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._binaries = binaries.resolve()
         self.home = directory.resolve() / f"postgres-{_read_major_version(self._binaries)}"
         self.log = self.home / "log"
         self.port = port or free_port()
         self._settings = dict(settings or {})
+        self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
 
@@ -266,7 +277,7 @@ class EmbeddedPostgres:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with self.log.open("wb") as log:
             command: Command = [self._binaries / "postgres", "-D", self.home / "data", *options]
-            self._process = account.popen(command, self.home, log.fileno())
+            self._process = account.popen(command, self.home, log.fileno(), self._env)
 
     async def _wait_until_ready(self, account: _Account) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,8 +25,10 @@ cluster_partition_handling = pause_minority
 class Node(RabbitMQ):
     """One node. `peers`: the names of all nodes, itself included, in the order in which they start first."""
 
-    def __init__(self, directory: Path, name: str, epmd_port: int, peers: Sequence[str], cookie: str) -> None:
-        super().__init__(directory, name=name)
+    def __init__(
+        self, directory: Path, name: str, epmd_port: int, peers: Sequence[str], cookie: str, env: Mapping[str, str]
+    ) -> None:
+        super().__init__(directory, name=name, env=env)
         self._epmd_port = epmd_port
         self._peers = peers
         self._cookie = cookie
@@ -59,13 +61,16 @@ class Node(RabbitMQ):
 
 
 class Broker:
-    """`count` nodes below `directory`. It is killed, started and frozen with all of them."""
+    """`count` nodes below `directory`. It is killed, started and frozen with all of them.
 
-    def __init__(self, directory: Path, count: int) -> None:
+    `env` is added to the environment of each.
+    """
+
+    def __init__(self, directory: Path, count: int, env: Mapping[str, str]) -> None:
         self._directory = directory
         self._epmd_port = free_port()
         cookie, names = secrets.token_hex(10), [f"node{number + 1}" for number in range(count)]
-        self.nodes = [Node(directory, name, self._epmd_port, names, cookie) for name in names]
+        self.nodes = [Node(directory, name, self._epmd_port, names, cookie, env) for name in names]
         self.present = self.nodes[0]  # the node that new connections should use
         self._epmd = ProcessTree()
 
@@ -110,6 +115,16 @@ class Broker:
         """Continue them (SIGCONT)."""
         for node in self.nodes:
             node.thaw()
+
+    def save(self) -> None:
+        """Copy the data of all nodes, for `restore`. None may run."""
+        for node in self.nodes:
+            node.save()
+
+    def restore(self) -> None:
+        """Return to the data of the last `save`. No node may run."""
+        for node in self.nodes:
+            node.restore()
 
     async def sync(self) -> None:
         """Write all declarations to disk now; see `RabbitMQ.sync`."""

@@ -6,6 +6,7 @@ copy of the new primary. So a server may be lost at any time, and again as soon 
 
 import contextlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -20,13 +21,17 @@ IN_SYNC = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'streami
 
 
 class Pair:
-    """Two servers below `directory`. It is killed, started and frozen as its primary is."""
+    """Two servers below `directory`. It is killed, started and frozen as its primary is.
 
-    def __init__(self, directory: Path) -> None:
+    `env` is added to the environment of both.
+    """
+
+    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
         self._directory = directory
+        self._env = env
         self._failovers = 0
-        self.primary = Postgres(directory)
-        self.standby = Standby(directory / "standby", self.primary)
+        self.primary = Postgres(directory, env=env)
+        self.standby = Standby(directory / "standby", self.primary, env)
         self._address = Proxy(HOST, self.primary.port, frames=postgres)
 
     @property
@@ -78,7 +83,7 @@ class Pair:
     async def add_standby(self) -> None:
         """Give the primary a new standby, and return when commits wait for no other."""
         self._failovers += 1
-        self.standby = Standby(self._directory / f"standby-{self._failovers}", self.primary)
+        self.standby = Standby(self._directory / f"standby-{self._failovers}", self.primary, self._env)
         await self._start_standby()
 
     async def is_in_sync(self) -> bool:

@@ -13,6 +13,7 @@ import httpx
 import load
 from chaos.bugs import Catch
 from chaos.runner import LIVENESS_SECONDS, faults, reach
+from chaos.runner.faults.clocks import JUMP_SECONDS
 from chaos.runner.measure import Sampler, sampling
 from chaos.runner.schedule import FaultKind, Injection, plan
 from chaos.runner.system import System, running
@@ -104,6 +105,7 @@ def _load_config(config: RunConfig, system: System) -> load.LoadConfig:
         rate=config.orders / config.duration_seconds,
         clients=64,
         settle_seconds=LIVENESS_SECONDS,
+        clock_error_seconds=max(JUMP_SECONDS),
         seed=config.seed,
     )
 

@@ -19,8 +19,10 @@ from chaos.proxy import amqp, postgres
 from chaos.proxy.proxy import Proxy
 from chaos.runner.broker import Broker
 from chaos.runner.pair import Pair
-from tests.harness import installed
+from tests.harness import clocks, installed
+from tests.harness.clocks import Clock
 from tests.harness.commands import orders
+from tests.harness.disks import Disk
 from tests.harness.processes import Service
 
 PROCESSES = {"api": 2, "relay": 2, "consumer": 2, "janitor": 1}
@@ -45,6 +47,15 @@ QUIET = """
 """
 
 
+@dataclass(frozen=True)
+class Clocks:
+    """The clocks that can jump."""
+
+    postgres: Clock
+    partners: Clock
+    services: list[Clock]  # one for each process
+
+
 @dataclass
 class System:
     """Everything that faults can reach."""
@@ -57,6 +68,8 @@ class System:
     postgres_link: Proxy
     rabbitmq_link: Proxy
     roles: dict[str, list[Service]]
+    clocks: Clocks
+    rabbitmq_disk: Disk
     env: Mapping[str, str]  # of every process of the service
     busy: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
@@ -105,12 +118,18 @@ async def running(
 ) -> AsyncIterator[System]:
     """Start everything, and end it with the block. `processes`: of the service, for each role."""
     async with contextlib.AsyncExitStack() as stack:
-        database = Pair(directory)
-        redis, rabbitmq = installed.Redis(directory), Broker(directory, broker_nodes)
+        clocks.preload()
+        times, disk = directory / "clocks", Disk(directory / "disk")
+        times.mkdir()
+        postgres_clock, partners_clock = Clock(times / "postgres"), Clock(times / "partners")
+        database = Pair(directory, postgres_clock.env)
+        redis, rabbitmq = installed.Redis(directory), Broker(directory, broker_nodes, disk.env)
         await asyncio.gather(*(stack.enter_async_context(server) for server in (database, redis, rabbitmq)))
         ledger, logs = directory / "ledger.sqlite", directory / "logs"
         logs.mkdir()
-        sandbox = Service({}, ("sandbox", "--ledger", str(ledger)), log=logs / "sandbox.log")
+        sandbox = Service(
+            partners_clock.env_if_preloaded, ("sandbox", "--ledger", str(ledger)), log=logs / "sandbox.log"
+        )
         postgres_link = Proxy("127.0.0.1", database.port, frames=postgres)
         rabbitmq_link = Proxy("127.0.0.1", rabbitmq.port, frames=amqp)
         for part in (sandbox, postgres_link, rabbitmq_link):
@@ -125,10 +144,20 @@ async def running(
             "ORDERS_RABBITMQ_URL": rabbitmq_link.url(rabbitmq.url()),
             **dict.fromkeys(("ORDERS_INVENTORY_URL", "ORDERS_PAYMENT_URL", "ORDERS_SHIPPING_URL"), sandbox.url),
         }
+        names = {role: [f"{role}-{number}" for number in range(count)] for role, count in processes.items()}
+        service_clocks = {name: Clock(times / name) for of_role in names.values() for name in of_role}
         roles = {
-            role: [Service({**env, "ORDERS_ROLES": role}, log=logs / f"{role}-{number}.log") for number in range(count)]
-            for role, count in processes.items()
+            role: [
+                Service(
+                    {**env, **service_clocks[name].env_if_preloaded, "ORDERS_ROLES": role}, log=logs / f"{name}.log"
+                )
+                for name in of_role
+            ]
+            for role, of_role in names.items()
         }
-        system = System(directory, database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles, env)
+        all_clocks = Clocks(postgres_clock, partners_clock, list(service_clocks.values()))
+        system = System(
+            directory, database, redis, rabbitmq, sandbox, postgres_link, rabbitmq_link, roles, all_clocks, disk, env
+        )
         await asyncio.gather(*(stack.enter_async_context(service) for service in system.services))
         yield system

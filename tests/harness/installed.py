@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Self
 import asyncpg
 
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
+from tests.harness.clocks import remove_shared_memory
 from tests.harness.ports import free_port
 from tests.harness.processes import ProcessTree, start_process, tail
 from tests.harness.wait import wait_until
@@ -69,11 +71,16 @@ class Killable:
 
 
 class Postgres(Killable, EmbeddedPostgres):
-    """A private PostgreSQL below `directory`."""
+    """A private PostgreSQL below `directory`. `env` is added to its environment."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, str] = POSTGRES_SETTINGS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: Mapping[str, str] = POSTGRES_SETTINGS,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         binaries = find_binaries(os.environ.get("ORDERS_PG_BIN"))
-        super().__init__(directory, binaries, port=free_port(), settings=settings)
+        super().__init__(directory, binaries, port=free_port(), settings=settings, env=env)
         self._tree = ProcessTree()
 
     async def start(self) -> None:
@@ -88,8 +95,15 @@ class Postgres(Killable, EmbeddedPostgres):
 
     async def kill(self) -> None:
         """SIGKILL every process of it, and wait for them."""
+        leaders = self._tree.leaders
         await super().kill()
         await super().stop()
+        for leader in leaders:
+            remove_shared_memory(leader.pid)
+
+    def limit_files(self, size: int) -> None:
+        """Let no file grow beyond `size` bytes; `resource.RLIM_INFINITY`: as large as they like."""
+        self._tree.limit(resource.RLIMIT_FSIZE, size)
 
 
 class Redis(Killable):
@@ -126,14 +140,24 @@ class Redis(Killable):
 
 
 class RabbitMQ(Killable):
-    """A private RabbitMQ below `directory`, with its own Erlang cookie and port mapper, and these vhosts."""
+    """A private RabbitMQ below `directory`, with its own Erlang cookie and port mapper, and these vhosts.
 
-    def __init__(self, directory: Path, vhosts: Sequence[str] = ("w0",), name: str = "orders") -> None:
+    `env` is added to its environment.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        vhosts: Sequence[str] = ("w0",),
+        name: str = "orders",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.home = directory.resolve() / ("rabbitmq" if name == "orders" else f"rabbitmq-{name}")
         self.log = self.home / "output"
         self.node = f"{name}@localhost"
         self.port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
         self._vhosts = vhosts
+        self._env = dict(env or {})
         self._tree = ProcessTree()
 
     def url(self, vhost: str = "w0") -> str:
@@ -151,7 +175,7 @@ class RabbitMQ(Killable):
         """Return when it accepts AMQP connections; start it, or start it again."""
         self._configure()
         self._tree = ProcessTree(
-            *(start_process(c, self.home, self._environment(), self.log) for c in self._commands())
+            *(start_process(c, self.home, self._environment() | self._env, self.log) for c in self._commands())
         )
         try:
             await wait_until(self._accepts_connections, RABBITMQ_START_SECONDS, "connection to RabbitMQ")
@@ -160,12 +184,30 @@ class RabbitMQ(Killable):
             error.add_note(tail(self.log))
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process of the server."""
+        return self._tree.leaders[-1].pid
+
+    def save(self) -> None:
+        """Copy its data, for `restore`. It must not run."""
+        shutil.copytree(self.home / "mnesia", self.home / "saved", dirs_exist_ok=True)
+
+    def restore(self) -> None:
+        """Return to the data of the last `save`. It must not run."""
+        shutil.rmtree(self.home / "mnesia")
+        (self.home / "saved").rename(self.home / "mnesia")
+
     async def sync(self) -> None:
         """Write all declarations to disk now; otherwise RabbitMQ does so within about a second.
 
         If it is killed earlier, it may lose a queue, or restore a quorum queue without a leader and its messages.
         """
-        command = [str(RABBITMQ_CONTROL), "eval", SYNC_DECLARATIONS]
+        await self.control("eval", SYNC_DECLARATIONS)
+
+    async def control(self, *args: str) -> None:
+        """Run `rabbitmqctl`."""
+        command = [str(RABBITMQ_CONTROL), *args]
         control = await asyncio.create_subprocess_exec(
             *command, cwd=self.home, env=self._environment(), stdout=asyncio.subprocess.DEVNULL
         )

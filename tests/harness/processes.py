@@ -55,6 +55,14 @@ class ProcessTree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._frozen.pop().resume()
 
+    def limit(self, resource: int, soft: int) -> None:
+        """Limit a resource of every process that runs now (setrlimit(2)); those that they start inherit it."""
+        for leader in self.leaders:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in (found := psutil.Process(leader.pid), *found.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.rlimit(resource, (soft, process.rlimit(resource)[1]))
+
     async def kill(self) -> None:
         """SIGKILL all processes; return when all have ended."""
         self.thaw()

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 class Standby(Postgres):
     """A copy of a running primary, made at its first start, with the same databases, users and passwords."""
 
-    def __init__(self, directory: Path, primary: Postgres) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, primary: Postgres, env: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory, env=env)
         self._primary = primary
         self._settings |= {"wal_retrieve_retry_interval": "100ms"}  # the primary may be back at any time
 

@@ -6,12 +6,22 @@ the system has a module with a table of its faults; `acts` has what they are mad
 
 import random
 
-from chaos.runner.faults import broker_nodes, deployment, failover, partners, postgres, rabbitmq, redis, services
+from chaos.runner.faults import (
+    broker_nodes,
+    clocks,
+    deployment,
+    failover,
+    partners,
+    postgres,
+    rabbitmq,
+    redis,
+    services,
+)
 from chaos.runner.faults.acts import Row
 from chaos.runner.schedule import FaultKind, Injection
 from chaos.runner.system import System
 
-PARTS = (services, deployment, postgres, failover, redis, rabbitmq, broker_nodes, partners)
+PARTS = (services, deployment, postgres, failover, redis, rabbitmq, broker_nodes, partners, clocks)
 FAULTS: dict[str, Row] = {name: row for part in PARTS for name, row in part.FAULTS.items()}
 
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import random
+import resource
 
 import asyncpg
 
 from chaos.proxy import postgres
 from chaos.proxy.faults import Blackhole, Delay, Lose
-from chaos.runner.faults.acts import CALL_SECONDS, Row, arming, cutting, freezing, killing
+from chaos.runner.faults.acts import CALL_SECONDS, Row, arming, cutting, freezing, kill, killing
 from chaos.runner.system import System
+from tests.harness import installed
+
+WAL_SEGMENT_BYTES = 16 * 2**20
 
 
 async def _end_sessions(system: System, _: random.Random, __: float) -> None:
@@ -26,6 +30,16 @@ async def _execute(system: System, statement: str) -> None:
         conn.terminate()
 
 
+async def _fill_disk(system: System, rng: random.Random, seconds: float) -> None:
+    """Let no file grow: sooner or later the log of Postgres cannot, so it restarts, or ends."""
+    server = system.postgres.primary
+    server.limit_files(rng.randint(100_000, WAL_SEGMENT_BYTES))
+    await asyncio.sleep(seconds)
+    server.limit_files(resource.RLIM_INFINITY)
+    if server.process.poll() is not None or not await installed.postgres_answers(server.url):
+        await kill(server, 0)
+
+
 async def _hold_a_snapshot(system: System, _: random.Random, seconds: float) -> None:
     conn = await asyncpg.connect(system.postgres.url, timeout=CALL_SECONDS)
     try:
@@ -38,6 +52,7 @@ async def _hold_a_snapshot(system: System, _: random.Random, seconds: float) -> 
 FAULTS: dict[str, Row] = {
     "postgres: kill -9": Row("postgres", (0.2, 2.0), killing(lambda system: system.postgres)),
     "postgres: freeze": Row("postgres", (0.5, 3.0), freezing(lambda system: system.postgres)),
+    "postgres: disk full": Row("postgres", (2.0, 5.0), _fill_disk),
     "postgres: end all sessions": Row("postgres", (0.0, 0.0), _end_sessions),
     "postgres: hold a snapshot": Row("snapshot", (5.0, 15.0), _hold_a_snapshot),
     "link to postgres: cut": Row("postgres-link", (0.1, 0.5), cutting(lambda system: system.postgres_link)),

@@ -1,6 +1,8 @@
 """Faults of RabbitMQ and of the link to it."""
 
+import asyncio
 import contextlib
+import errno
 import random
 from typing import Any
 
@@ -8,9 +10,12 @@ import aio_pika
 
 from chaos.proxy import amqp
 from chaos.proxy.faults import Double, Eat, Overtake, Throttle
-from chaos.runner.faults.acts import CALL_SECONDS, Row, arming, cutting, freezing, kill
+from chaos.runner.faults.acts import CALL_SECONDS, Row, alone, arming, cutting, freezing, kill
 from chaos.runner.system import System
+from tests.harness.processes import Service
 
+SYNCS = "posix/io/sync/*"
+DISK_LIMIT, MORE_THAN_ANY_DISK = "50MB", "1000000GB"
 QUEUE, DEAD_LETTER_QUEUE, EXCHANGE = "orders.saga", "orders.saga.dlq", "orders.events"
 
 
@@ -18,6 +23,53 @@ async def _kill_rabbitmq(system: System, _: random.Random, seconds: float) -> No
     # RabbitMQ 3 loses a queue that was declared within the last second, and does not recover from that.
     await system.rabbitmq.sync()
     await kill(system.rabbitmq, seconds)
+
+
+async def _restore_old_files(system: System, _: random.Random, seconds: float) -> None:
+    """Put back RabbitMQ's files as they were some seconds ago, so that what it confirmed since is lost.
+
+    Consumers freeze meanwhile: those messages would be gone from its queue anyway.
+    """
+    broker, ended = system.rabbitmq, asyncio.Event()
+    await broker.sync()
+    await broker.kill()
+    await asyncio.to_thread(broker.save)
+    await broker.start()
+
+    async def freeze(consumer: Service, _: float) -> None:
+        consumer.freeze()
+        try:
+            await ended.wait()
+        finally:
+            consumer.thaw()
+
+    async with asyncio.TaskGroup() as group:
+        for consumer in system.roles["consumer"]:
+            group.create_task(alone(system, consumer, freeze, seconds))
+        await asyncio.sleep(seconds)
+        await broker.kill()
+        ended.set()
+    await asyncio.to_thread(broker.restore)
+    await broker.start()
+
+
+async def _fail_syncs(system: System, _: random.Random, seconds: float) -> None:
+    """Let every fsync fail: the queues stop, and a restart has to repair them."""
+    await system.rabbitmq.sync()
+    node = system.rabbitmq.present
+    await system.rabbitmq_disk.fail(node.pid, SYNCS, errno.EIO)
+    await asyncio.sleep(seconds)
+    await kill(node, 0)
+
+
+async def _fill_disk(system: System, _: random.Random, seconds: float) -> None:
+    """Let RabbitMQ believe that its disk is full: it blocks every publisher."""
+    node = system.rabbitmq.present
+    await node.control("set_disk_free_limit", MORE_THAN_ANY_DISK)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        await node.control("set_disk_free_limit", DISK_LIMIT)
 
 
 @contextlib.asynccontextmanager
@@ -53,6 +105,9 @@ async def _send_rubbish(system: System, rng: random.Random, __: float) -> None:
 FAULTS: dict[str, Row] = {
     "rabbitmq: kill -9": Row("rabbitmq", (0.0, 2.0), _kill_rabbitmq),
     "rabbitmq: freeze": Row("rabbitmq", (1.0, 5.0), freezing(lambda system: system.rabbitmq)),
+    "rabbitmq: disk full": Row("rabbitmq", (2.0, 6.0), _fill_disk, 4.0),
+    "rabbitmq: I/O errors of the disk": Row("rabbitmq", (1.0, 4.0), _fail_syncs, 10.0),
+    "rabbitmq: restored from old files": Row("rabbitmq", (3.0, 6.0), _restore_old_files, 18.0),
     "rabbitmq: unbind the queue": Row("rabbitmq", (0.0, 0.0), _unbind),
     "rabbitmq: delete the queue": Row("rabbitmq", (0.0, 0.0), _delete_queue),
     "rabbitmq: purge dead letters": Row("rabbitmq", (0.0, 0.0), _purge_dead_letters),
