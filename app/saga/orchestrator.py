@@ -50,31 +50,33 @@ class Orchestrator:
 
     async def run_once(self) -> int:
         """Claim due sagas and run each until it has ended or must wait. Return how many were claimed."""
-        claimed = await self._claim()
+        claimed = await self._claim(self._config.concurrency)
         await asyncio.gather(*(self._run(saga, order) for saga, order in claimed))
         return len(claimed)
 
     async def _dispatch(self) -> int:
-        """Start what is due, up to `concurrency`. Return 0: then nothing more is due, or `_discard` wakes the loop."""
-        if len(self._running) < self._config.concurrency:
-            for saga, order in await self._claim(self._hint.since()):
-                task = asyncio.create_task(self._run(saga, order))
-                self._running.add(task)
-                task.add_done_callback(self._discard)
-        return 0
+        """Start what is due, up to `concurrency`. Return 0 if nothing more is due, or no slot is free."""
+        free = self._config.concurrency - len(self._running)
+        claimed = await self._claim(free, self._hint.since()) if free > 0 else []
+        for saga, order in claimed:
+            task = asyncio.create_task(self._run(saga, order))
+            self._running.add(task)
+            task.add_done_callback(self._discard)
+        return (
+            len(claimed) if len(claimed) == free else 0
+        )  # a claim that got less than it asked for saw all that is due
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         if len(self._running) >= self._config.concurrency:
             self._loop.wake()  # every slot was taken, so more sagas may be due
         self._running.discard(task)
 
-    async def _claim(self, since: datetime = START) -> list[tuple[Saga, Order]]:
+    async def _claim(self, limit: int, since: datetime = START) -> list[tuple[Saga, Order]]:
         """Claim due sagas, and load their orders: after the claim, so that they show every cancel before it.
 
         If loading fails, the sagas are claimed again when their leases expire.
         """
         async with db.connection(self._pool) as conn:
-            limit = self._config.concurrency - len(self._running)
             sagas = await store.claim(conn, self._config.owner, self._plans, limit, self._config.lease_seconds, since)
             self._hint.record(saga.due_at for saga in sagas)
             orders = await order_store.load_many(conn, [saga.id for saga in sagas]) if sagas else {}
