@@ -85,6 +85,14 @@ async def test_rows_past_retention_are_deleted(pool: Pool, age: str, left: dict[
     assert await rows(pool) == left
 
 
+async def test_an_old_message_that_took_effect_lately_stays(pool: Pool) -> None:
+    """The retention of the inbox counts from when a message took effect: an old one may be resent just afterwards."""
+    await lived_through(pool, 3, "8 days")
+    await pool.execute("UPDATE inbox SET processed_at = clock_timestamp()")
+    await sweep(pool)
+    assert await rows(pool) == KEPT | {"outbox": 0}
+
+
 @pytest.mark.parametrize("status", ["pending", "compensating"])
 async def test_rows_of_unfinished_orders_stay(pool: Pool, status: str) -> None:
     """Of an unfinished order, only the inbox row is deleted."""

@@ -56,6 +56,14 @@ async def test_a_transaction_that_fails_writes_nothing_at_all(pool: Pool) -> Non
     assert not (await place(pool, key())).replayed
 
 
+async def test_an_order_whose_event_is_refused_does_not_exist(pool: Pool) -> None:
+    """The event is written last, and in the same transaction: without it there is neither order nor key."""
+    await pool.execute("ALTER TABLE outbox ADD CONSTRAINT full_up CHECK (false)")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await place(pool, key())
+    assert set((await counts(pool)).values()) == {0}
+
+
 async def test_without_a_key_every_request_is_an_order_of_its_own(pool: Pool) -> None:
     await place(pool)
     await place(pool)
