@@ -55,13 +55,14 @@ class ProcessTree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._frozen.pop().resume()
 
-    def limit(self, resource: int, soft: int) -> None:
-        """Limit a resource of every process that runs now (setrlimit(2)); those that they start inherit it."""
+    def pids(self) -> list[int]:
+        """Return every process that runs now, parents first."""
+        found: list[int] = []
         for leader in self.leaders:
             with contextlib.suppress(psutil.NoSuchProcess):
-                for process in (found := psutil.Process(leader.pid), *found.children(recursive=True)):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.rlimit(resource, (soft, process.rlimit(resource)[1]))
+                process = psutil.Process(leader.pid)
+                found += [process.pid, *(child.pid for child in process.children(recursive=True))]
+        return found
 
     async def kill(self) -> None:
         """SIGKILL all processes; return when all have ended."""
