@@ -32,8 +32,8 @@ BUGS = (
         name="a saga starts for a cancelled order",
         invariant="I5",
         path="app/saga/start.py",
-        good=("    if status != Status.PENDING:\n        return\n"),
-        bad="",
+        good="for order_id, status in statuses.items() if status == Status.PENDING]",
+        bad="for order_id, status in statuses.items()]",
         caught_by=["tests/integration/saga/test_store.py", "tests/integration/saga/test_cancellation.py"],
     ),
     Bug(
@@ -57,8 +57,8 @@ BUGS = (
         name="an undo that keeps failing is not reported",
         invariant="I6",
         path="app/saga/store.py",
-        good="                now.at + make_interval(secs => $15)),",
-        bad="                now.at + make_interval(secs => $15) + interval '100 years'),",
+        good="given.at + make_interval(secs => given.operator_seconds)),",
+        bad="given.at + make_interval(secs => given.operator_seconds) + interval '100 years'),",
         caught_by=["tests/integration/saga/test_needs_operator.py"],
     ),
     Bug(
@@ -97,8 +97,8 @@ BUGS = (
         name="a hold is shorter than the saga may take",
         invariant="I7",
         path="app/saga/start.py",
-        good="coalesce($8, ceil($5) + $9)::int",
-        bad="coalesce($8, ceil($5) - $9)::int",
+        good="coalesce($6, ceil($5) + $7)::int",
+        bad="coalesce($6, ceil($5) - $7)::int",
         caught_by=["tests/integration/saga/test_store.py"],
     ),
 )

@@ -15,11 +15,11 @@ BUGS = (
         name="an order is committed before its event",
         invariant="I3",
         path="app/orders/store.py",
-        good="    placed = [events.event_for(row.order, row.trace) for row in rows]\n",
+        good="    found = [events.event_for(row.order, row.trace) for row in rows]\n",
         bad=(
             '    await conn.execute("COMMIT")\n'
             '    await conn.execute("BEGIN")\n'
-            "    placed = [events.event_for(row.order, row.trace) for row in rows]\n"
+            "    found = [events.event_for(row.order, row.trace) for row in rows]\n"
         ),
         caught_by=["tests/integration/orders/test_store.py::test_an_order_whose_event_is_refused_does_not_exist"],
     ),
@@ -67,16 +67,19 @@ BUGS = (
         name="the inbox is off: every delivery takes effect",
         invariant="I4",
         path="app/messaging/inbox.py",
-        good=("            WHERE inbox.processed_at IS NULL\n            RETURNING true"),
-        bad="            RETURNING true",
+        good="        WHERE inbox.processed_at IS NULL\n        RETURNING message_id",
+        bad="        RETURNING message_id",
         caught_by=["tests/integration/messaging/test_consumer.py"],
     ),
     Bug(
         name="a resent message has another identity, and takes effect twice",
         invariant="I4",
         path="app/messaging/consumer.py",
-        good="inbox.first_time(conn, self._name, str(envelope.id))",
-        bad='inbox.first_time(conn, self._name, f"{envelope.id}:{id(envelope)}")',
+        good="        new = await inbox.first_time(conn, self._name, [str(envelope.id) for envelope in envelopes])\n",
+        bad=(
+            '        names = [f"{envelope.id}:{id(envelope)}" for envelope in envelopes]\n'
+            '        new = {name.partition(":")[0] for name in await inbox.first_time(conn, self._name, names)}\n'
+        ),
         caught_by=["tests/integration/messaging/test_consumer.py"],
     ),
     Bug(
@@ -108,8 +111,8 @@ BUGS = (
         name="a saga is written without its fencing token",
         invariant="I4",
         path="app/saga/store.py",
-        good=("        WHERE id = $1 AND version = $2\n        RETURNING id, version,"),
-        bad=("        WHERE id = $1 AND $2::integer IS NOT NULL\n        RETURNING id, version,"),
+        good="WHERE sagas.id = given.id AND sagas.version = given.version\n",
+        bad="WHERE sagas.id = given.id\n",
         caught_by=["tests/integration/saga/test_store.py"],
     ),
 )
