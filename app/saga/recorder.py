@@ -4,8 +4,9 @@
 - `change`: everything else. One transaction locks the orders, decides what to write now that no cancel can come in
   between, and writes sagas, orders and events.
 
-Each saga keeps its own fencing: the rows of one that another process has claimed are left out, and its runner gets
-StaleLease. A saga whose row is refused, or whose order another process has locked, is written alone after the batch.
+Each saga keeps its own fencing: the rows of one that was claimed again, by another process or by this one, are left
+out, and its runner gets StaleLease. A batch may have both runners of a saga. A saga whose row is refused, or whose
+order another process has locked, is written alone after the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,7 +100,7 @@ class Recorder:
 
 async def _save(conn: db.Connection, writes: Sequence[SagaWrite]) -> Sequence[Saga | _Stale]:
     saved = await store.save(conn, writes)
-    return [saved.get(write.saga.id, _Stale()) for write in writes]
+    return [saved.get(write.claim, _Stale()) for write in writes]
 
 
 async def _change(conn: db.Connection, requests: Sequence[_Request]) -> Sequence[Saga | _Stale]:
@@ -107,9 +108,9 @@ async def _change(conn: db.Connection, requests: Sequence[_Request]) -> Sequence
     changes = [request.context.run(request.decide, orders[request.saga_id]) for request in requests]
     saved = await store.save(conn, [change.write for change in changes])
     await order_store.update(
-        conn, [version for change in changes if change.write.saga.id in saved for version in change.versions]
+        conn, [version for change in changes if change.write.claim in saved for version in change.versions]
     )
-    return [saved.get(request.saga_id, _Stale()) for request in requests]
+    return [saved.get(change.write.claim, _Stale()) for change in changes]
 
 
 def _split(error: Exception, sagas: int) -> Sequence[_Alone]:

@@ -218,6 +218,13 @@ class SagaWrite:
     owner: str | None
     operator_in_seconds: float | None = None
 
+    @property
+    def claim(self) -> "Claim":
+        """What tells this write from one of the same saga by a runner that lost its lease: a batch may have both."""
+        return self.saga.id, self.saga.version
+
+
+Claim = tuple[UUID, int]  # a saga, and the version that its runner knows
 
 SAVE = """
     WITH given AS (
@@ -251,9 +258,9 @@ SAVE = """
                entry.reply, clock_timestamp() - make_interval(secs => entry.seconds)
         FROM saved
         JOIN unnest($10::uuid[], $11::text[], $12::text[], $13::integer[], $14::text[], $15::text[], $16::jsonb[],
-                    $17::float8[])
-            WITH ORDINALITY AS entry (saga_id, step, action, attempt, outcome, detail, reply, seconds, number)
-            ON entry.saga_id = saved.id
+                    $17::float8[], $18::integer[])
+            WITH ORDINALITY AS entry (saga_id, step, action, attempt, outcome, detail, reply, seconds, version, number)
+            ON entry.saga_id = saved.id AND entry.version = saved.version - 1
         ORDER BY entry.number
     )
     SELECT saved.id, saved.version, saved.needs_operator, saved.age_seconds,
@@ -262,15 +269,15 @@ SAVE = """
 """
 
 
-async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[UUID, Saga]:
-    """Write new states and append to the log, in one statement. Return, by id, the sagas that were written.
+async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[Claim, Saga]:
+    """Write new states and append to the log, in one statement. Return, by claim, the sagas that were written.
 
-    A saga that another process has claimed is not written, and neither are its log entries.
+    A saga that was claimed again, by another process or by this one, is not written, and neither are its log entries.
 
     The statement also returns whether each order was cancelled when the statement started. A caller that must know for
     certain locks the order first.
     """
-    logged = [(write.saga.id, entry) for write in writes for entry in write.entries]
+    logged = [(write, entry) for write in writes for entry in write.entries]
     rows = await conn.fetch(
         SAVE,
         [write.saga.id for write in writes],
@@ -282,7 +289,7 @@ async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[UUID, S
         [write.owner for write in writes],
         [write.due_in_seconds for write in writes],
         [write.operator_in_seconds for write in writes],
-        [saga_id for saga_id, _ in logged],
+        [write.saga.id for write, _ in logged],
         [entry.step for _, entry in logged],
         [entry.action for _, entry in logged],
         [entry.attempt for _, entry in logged],
@@ -290,9 +297,10 @@ async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[UUID, S
         [entry.detail for _, entry in logged],
         [None if entry.reply is None else json.dumps(dict(entry.reply)) for _, entry in logged],
         [None if entry.started is None else time.monotonic() - entry.started for _, entry in logged],
+        [write.saga.version for write, _ in logged],
     )
-    written = {UUID(int=row["id"].int): row for row in rows}
-    return {write.saga.id: _written(write, written[write.saga.id]) for write in writes if write.saga.id in written}
+    written = {(UUID(int=row["id"].int), row["version"] - 1): row for row in rows}
+    return {write.claim: _written(write, written[write.claim]) for write in writes if write.claim in written}
 
 
 def _written(write: SagaWrite, row: asyncpg.Record) -> Saga:

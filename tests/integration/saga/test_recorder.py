@@ -8,7 +8,7 @@ from uuid import UUID
 from app import db
 from app.errors import StaleLease
 from app.orders import store as order_store
-from app.orders.model import Order, Status
+from app.orders.model import Order, Reason, Status
 from app.orders.store import TracedOrder
 from app.saga import steps, store
 from app.saga.plan import SagaDirection, SagaState
@@ -37,9 +37,17 @@ def progress(saga: Saga, detail: str = "fine") -> SagaWrite:
 
 def confirming(recorder: Recorder, saga: Saga) -> "asyncio.Task[Saga]":
     """Record that the saga has ended and its order is confirmed."""
+    return changing(recorder, saga, Status.CONFIRMED, None)
 
+
+def compensating(recorder: Recorder, saga: Saga) -> "asyncio.Task[Saga]":
+    """Record that the order is being compensated."""
+    return changing(recorder, saga, Status.COMPENSATING, Reason.TIMED_OUT)
+
+
+def changing(recorder: Recorder, saga: Saga, status: Status, reason: Reason | None) -> "asyncio.Task[Saga]":
     def decide(order: Order) -> Change:
-        version = TracedOrder(order_store.with_status(order, Status.CONFIRMED, None), {})
+        version = TracedOrder(order_store.with_status(order, status, reason), {})
         return Change(SagaWrite(saga, ENDED, [], due_in_seconds=0, owner=None), [version])
 
     return asyncio.create_task(recorder.change(saga.id, decide))
@@ -91,6 +99,19 @@ async def test_a_saga_that_was_taken_over_is_left_out_of_the_batch(pool: db.Pool
     assert await confirmed(pool) == MANY - 4
     written = f"*) FROM outbox WHERE sequence = 2 AND subject = '{first.id}'"
     assert await count(pool, written) == await count(pool, f"*) FROM saga_steps WHERE saga_id = '{first.id}'") == 0
+
+
+async def test_two_claims_of_one_saga_in_a_batch(pool: db.Pool) -> None:
+    """A process claims a saga again that it has lost: the runner of the lost claim writes nothing."""
+    recorder, (first, second, *_) = Recorder(pool), await claimed(pool)
+    saves = saving(recorder, [progress(replace(first, version=first.version - 1), "lost"), progress(first, "present")])
+    changes = [confirming(recorder, replace(second, version=second.version - 1)), compensating(recorder, second)]
+    results = await asyncio.gather(*saves, *changes, return_exceptions=True)
+    assert [isinstance(result, StaleLease) for result in results] == [True, False, True, False]
+    assert await count(pool, "*) FROM saga_steps WHERE detail = 'lost'") == 0
+    assert await count(pool, "*) FROM saga_steps WHERE detail = 'present'") == 1
+    assert await confirmed(pool) == await count(pool, "*) FROM orders WHERE status = 'confirmed'") == 0
+    assert await count(pool, "*) FROM orders WHERE status = 'compensating'") == 1
 
 
 async def test_a_row_that_postgres_refuses_fails_alone(pool: db.Pool) -> None:

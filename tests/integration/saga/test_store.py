@@ -47,7 +47,7 @@ async def save(
     """Write one saga. Raises KeyError if another process has claimed it."""
     write = SagaWrite(saga, state, entries, due_in_seconds, owner, operator_in_seconds)
     async with pool.acquire() as conn:
-        return (await store.save(conn, [write]))[saga.id]
+        return (await store.save(conn, [write]))[write.claim]
 
 
 async def row(pool: db.Pool, saga_id: UUID) -> dict[str, Any]:
@@ -309,7 +309,7 @@ async def test_a_write_renews_a_lease_when_a_third_is_over(pool: db.Pool) -> Non
     async with pool.acquire() as conn, conn.transaction():
         for _ in range(4):
             saved = await store.save(conn, [SagaWrite(saga, saga.state, [], LEASE_SECONDS, owner="one")])
-            saga = saved[saga.id]
+            (saga,) = saved.values()
         heap_only = await conn.fetchval("SELECT pg_stat_get_xact_tuples_hot_updated('sagas'::regclass)")
     assert heap_only == 4
     assert (await row(pool, saga_id))["next_attempt_at"] == claimed["next_attempt_at"]
