@@ -11,14 +11,14 @@ response exist together or not at all (`transaction`). Everything before it only
 - single flight lets one request per key and process through; the others share its response;
 - a batch commits what comes while the last one commits (`app.batcher`). A request that is not usual runs alone after
   it: `execute_batch` says which;
-- the concurrency limit admits as many requests that run alone as there are connections, less one for the batches.
+- the concurrency limit admits as many transactions as there are connections. One is left to the batches.
 
 A process may die at any point. Before the commit there is neither key row nor effect, and the retry counts as the first
 request; after it, the retry finds the row and gets the same bytes.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -60,7 +60,8 @@ class Idempotency:
         self._cache = cache
         self._config = config
         self._signals = signals
-        self._limit = ConcurrencyLimit(max(1, config.concurrency - 1))
+        self._limit = ConcurrencyLimit(config.concurrency)
+        self._alone_limit = ConcurrencyLimit(max(1, config.concurrency - 1))
         self._single_flight = SingleFlight()
         self._batchers: dict[WriteRows[Any], Batcher[BatchEntry[Any], Committed | Alone]] = {}
 
@@ -155,7 +156,7 @@ class Idempotency:
         wait_seconds: float,
     ) -> StoredResponse:
         deadline, ttl_seconds = time.monotonic() + wait_seconds, self._config.ttl_seconds
-        async with self._limit.slot(wait_seconds):
+        async with self._alone_limit.slot(wait_seconds), self._limit.slot(deadline - time.monotonic()):
             remaining_seconds = deadline - time.monotonic()
             return await transaction.execute(
                 self._pool,
@@ -170,9 +171,14 @@ class Idempotency:
     def _batcher(self, write: WriteRows[Row]) -> Batcher[BatchEntry[Row], Committed | Alone]:
         """Return the batcher of this write."""
         if write not in self._batchers:
-            run = partial(transaction.execute_batch, self._pool, write, ttl_seconds=self._config.ttl_seconds)
-            self._batchers[write] = Batcher(run, BatcherConfig(db.BATCH_SIZE))
+            self._batchers[write] = Batcher(partial(self._execute_batch, write), BatcherConfig(db.BATCH_SIZE))
         return self._batchers[write]
+
+    async def _execute_batch(
+        self, write: WriteRows[Row], entries: Sequence[BatchEntry[Row]]
+    ) -> list[Committed | Alone]:
+        async with self._limit.slot(self._config.wait_seconds):
+            return await transaction.execute_batch(self._pool, write, entries, ttl_seconds=self._config.ttl_seconds)
 
     async def _read_copy(self, key: IdempotencyKey) -> StoredResponse | None:
         raw = None if self._cache is None else await self._cache.get(replay_cache.name(key))

@@ -1,4 +1,4 @@
-"""Limit the writes that run alone to the number of Postgres connections; further writes wait in order.
+"""Limit concurrent writes to the number of Postgres connections; further writes wait in order.
 
 Waiting here is cheap. Waiting for a connection of the pool has a short limit, which a burst would exceed although
 nothing is wrong. When one write finds Postgres down, the waiting ones fail at once.

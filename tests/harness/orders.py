@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from app.api.orders.deps import stored_response
-from app.db import Pool
+from app.db import BATCH_LOCKS_SECONDS, Pool
 from app.idempotency import Idempotency, IdempotencyConfig
 from app.idempotency import store as key_store
 from app.idempotency.key import IdempotencyKey
@@ -101,3 +101,9 @@ async def somebody_waits(pool: Pool) -> bool:
     """Return whether any session waits for a lock in this database."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})"))
+
+
+async def somebody_waits_alone(pool: Pool) -> bool:
+    """Return whether any session has waited for a lock for longer than a batch does."""
+    waiting = "SELECT FROM pg_locks WHERE NOT granted AND waitstart < clock_timestamp() - make_interval(secs => $1)"
+    return bool(await pool.fetchval(f"SELECT EXISTS ({waiting})", 2 * BATCH_LOCKS_SECONDS))

@@ -14,7 +14,7 @@ import pytest
 from app.db import Pool
 from app.idempotency.key import IdempotencyKey
 from tests.harness.api import assert_problem, serving
-from tests.harness.orders import request_under_way, somebody_waits
+from tests.harness.orders import request_under_way, somebody_waits, somebody_waits_alone
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 LINE = {"sku": "WIDGET", "quantity": 3, "unit_price": "9.99"}
@@ -162,7 +162,7 @@ async def test_a_busy_pool_is_a_503(database_url: str, pool: Pool) -> None:
     async with serving(database_url, database_pool_size=1, idempotency_wait_seconds=AMPLE_SECONDS) as api:
         async with request_under_way(pool, IdempotencyKey("default", "k", b"", 1)):
             waiting = asyncio.create_task(api.post("/orders", json=LINE, headers={"Idempotency-Key": "k"}))
-            await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the first request at the key")
+            await wait_until(lambda: somebody_waits_alone(pool), AMPLE_SECONDS, "the first request at the key")
             refused = await api.post("/orders", json=LINE)
             assert_problem(refused, 503, "overloaded")
             assert int(refused.headers["retry-after"]) > 0
