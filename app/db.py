@@ -29,7 +29,7 @@ IDLE_SECONDS = 300.0  # after which an idle connection is closed; asyncpg's defa
 POOL_WAIT_SECONDS = 5.0  # for background work; requests have a setting
 MIGRATION_TRIES, MIGRATION_PAUSE_SECONDS = 20, 1.0  # each try waits 2 s for a lock (migrations/env.py)
 # A batch waits at most this long for all its locks, so that their owners cannot delay its other rows. `lock_timeout` is
-# for one lock, and at least 1 ms: hence the size.
+# for one lock, and at least 1 ms, so a batch must not be larger.
 BATCH_LOCKS_SECONDS = 0.05
 BATCH_SIZE = 50
 COMMAND_TIMEOUT_SECONDS = 5.0  # our statements take less than a second; a server that does not answer is down
@@ -265,7 +265,8 @@ async def await_standby(conn: Connection) -> None:
     """Return when the synchronous standby, if there is one, has every row that this session can see.
 
     A COMMIT whose session ends while it waits for the standby leaves rows that are visible, and that a failover loses.
-    A commit waits for everything before it. This one contains a message to nobody, because an empty one does not wait.
+    A commit waits for everything before it. This one contains a message that no session reads: an empty one does not
+    wait.
     """
     await conn.execute("SELECT pg_logical_emit_message(true, 'orders', '')")
 

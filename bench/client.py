@@ -165,7 +165,7 @@ class Client:
         return self._end(begin)
 
     async def pace(self, seconds: float, per_second: float) -> Traffic:
-        """Send requests at even times, however long the answers take. Raises RuntimeError."""
+        """Send requests at even times, no matter how long the answers take. Raises RuntimeError."""
         begin = self._begin()
         for number in range(int(seconds * per_second)):
             await self._wait(begin + number / per_second - time.perf_counter())

@@ -2,8 +2,8 @@
 
     one transaction: inbox rows, the handler's effect → commit → (the transport acknowledges)
 
-Messages that arrive at the same time share a transaction. If it fails, or has to wait for somebody's lock, each of them
-runs again in a transaction of its own, so a bad message cannot fail its neighbours.
+Messages that arrive at the same time share a transaction. If it fails, or has to wait for another transaction's lock,
+each of them runs again in a transaction of its own, so a bad message cannot fail its neighbours.
 
 Where the process may die, and who recovers:
 

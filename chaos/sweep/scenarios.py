@@ -9,11 +9,11 @@ CHARGE_SECONDS = 0.3  # less than PARTNER_TIMEOUT_SECONDS
 REASON = ("--reason", "the sweep")
 JANITOR_LOOPS = "app.operations.maintenance"
 RESENT = "SELECT resends > 0 FROM outbox WHERE id = $1::text::uuid"
-PENDING = "SELECT status = 'pending' FROM orders WHERE id = $1::text::uuid"  # nobody consumes yet
+PENDING = "SELECT status = 'pending' FROM orders WHERE id = $1::text::uuid"  # no consumer runs yet
 
 
 class Before(Enum):
-    """The state of an order before a command or the janitor works. Its event is published, and nobody consumes yet."""
+    """The state of an order before a command or the janitor works. Its event is published, and no consumer runs yet."""
 
     LOST = auto()  # the broker lost the event, an hour ago
     DEAD = auto()  # the event is a dead letter

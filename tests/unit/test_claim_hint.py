@@ -36,7 +36,7 @@ def test_a_claim_looks_from_the_start_every_few_seconds() -> None:
 
 
 def test_rows_behind_the_hint_move_it_back() -> None:
-    """A backlog in the past is worked off by every claim, not only by the rare ones that look from the start."""
+    """A backlog in the past is claimed by every claim, not only by the rare ones that look from the start."""
     clock = Clock()
     hint = ClaimHint(clock)
     hint.record([NOON])

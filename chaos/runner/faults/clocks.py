@@ -1,7 +1,7 @@
 """Faults of clocks: one jumps forwards or backwards, and is right again some seconds later.
 
 No jump is longer than a key lives, or than a hold of stock lives after its order's deadline: beyond that a key may be
-used anew, and a partner may sell the stock to somebody else. Everything else has to hold under any jump.
+used anew, and a partner may sell the stock to another customer. Everything else has to hold under any jump.
 """
 
 import asyncio
