@@ -44,6 +44,10 @@ QUIET = """
     SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)
        AND NOT EXISTS (SELECT FROM sagas WHERE finished_at IS NULL)
        AND NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'compensating'))
+       -- The message of an order that was cancelled before its saga started may still be on its way.
+       AND NOT EXISTS (
+           SELECT FROM outbox WHERE type = 'orders.order.placed.v1' AND NOT EXISTS (
+               SELECT FROM inbox WHERE message_id = outbox.id::text AND processed_at IS NOT NULL))
 """
 
 
@@ -91,7 +95,7 @@ class System:
         return [service.log for service in self.services]
 
     async def is_quiet(self) -> bool:
-        """Return whether every order has ended, and every event is published."""
+        """Return whether every order has ended, every event is published, and every message has taken effect."""
         conn = await asyncpg.connect(self.postgres.url)
         try:
             return bool(await conn.fetchval(QUIET))
