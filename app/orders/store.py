@@ -141,7 +141,7 @@ async def load_many(conn: db.Connection, order_ids: Collection[UUID], *, lock: b
 
 
 def with_status(order: Order, status: Status, reason: Reason | None, tracking_id: str | None = None) -> Order:
-    """Return the next version of the order, with this status."""
+    """Return the next version of the order, with this status. `update` sets its time."""
     if not may_become(order.status, status):
         raise AssertionError(f"bug: order {order.id} cannot go from {order.status} to {status}")
     return dataclasses.replace(
@@ -150,7 +150,6 @@ def with_status(order: Order, status: Status, reason: Reason | None, tracking_id
         status_reason=reason,
         tracking_id=tracking_id,
         version=order.version + 1,
-        updated_at=max(datetime.now(UTC), order.updated_at),
     )
 
 
@@ -158,16 +157,19 @@ async def change_status(
     conn: db.Connection, order: Order, status: Status, reason: Reason | None, trace: Mapping[str, str]
 ) -> Order:
     """Change the status of an order that the caller has locked, and write the event for it to the outbox."""
-    updated = with_status(order, status, reason)
-    await update(conn, [TracedOrder(updated, trace)])
-    return updated
+    [updated] = await update(conn, [TracedOrder(with_status(order, status, reason), trace)])
+    return updated.order
 
 
-async def update(conn: db.Connection, versions: Sequence[TracedOrder]) -> None:
-    """Write new versions of orders that the caller has locked, and an event for each version. The last one stays."""
-    if not versions:
-        return
-    last = {version.order.id: version.order for version in versions}.values()
+async def update(conn: db.Connection, versions: Sequence[TracedOrder]) -> list[TracedOrder]:
+    """Write new versions of orders that the caller has locked, and an event for each version. The last one stays.
+
+    Returns the versions with their time: that of this write, so that it comes after what was written before.
+    """
+    written = [TracedOrder(_updated_now(version.order), version.trace) for version in versions]
+    last = {version.order.id: version.order for version in written}.values()
+    if not last:
+        return []
     await conn.execute(
         """
         UPDATE orders
@@ -184,7 +186,12 @@ async def update(conn: db.Connection, versions: Sequence[TracedOrder]) -> None:
         [order.version for order in last],
         [order.updated_at for order in last],
     )
-    await _emit(conn, versions)
+    await _emit(conn, written)
+    return written
+
+
+def _updated_now(order: Order) -> Order:
+    return dataclasses.replace(order, updated_at=max(datetime.now(UTC), order.updated_at))
 
 
 async def request_cancel(conn: db.Connection, order: Order, reason: Reason) -> Order:
