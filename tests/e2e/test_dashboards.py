@@ -122,6 +122,7 @@ class Failures:
         )
         await self.place(5)
         await self.shown("Does a saga need an operator?")
+        await self.shown("Does an undo fail?")  # counted by the consumer, which is killed next
 
     async def block_requests(self) -> None:
         """Let requests wait for Postgres for some seconds, and a transaction stay open meanwhile."""
