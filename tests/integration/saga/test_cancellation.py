@@ -16,7 +16,15 @@ from app.orders.model import Line
 from app.saga import cancel as saga_cancel
 from app.saga import start as saga_start
 from tests.harness.cancelling import TRACE, CancelAt, cancel, cancel_under_way
-from tests.harness.orders import DEADLINE_SECONDS, TENANT, event_of, placed, somebody_waits, start_saga
+from tests.harness.orders import (
+    DEADLINE_SECONDS,
+    TENANT,
+    event_of,
+    placed,
+    somebody_waits,
+    somebody_waits_alone,
+    start_saga,
+)
 from tests.harness.sagas import GatedPayment, Stage, dies_at, running
 from tests.harness.sandboxes import set_faults
 from tests.harness.steps import BACKWARD, DO, FORWARD
@@ -265,7 +273,7 @@ async def test_cancel_behind_the_confirming_write_is_too_late(stage: Stage) -> N
     async with stage.pool.acquire() as conn, conn.transaction():
         await conn.execute("SELECT FROM orders WHERE id = $1 FOR UPDATE", saga)
         driving = asyncio.create_task(stage.orchestrator().run_once())
-        await wait_until(lambda: somebody_waits(stage.pool), AMPLE_SECONDS, "the last record at the order")
+        await wait_until(lambda: somebody_waits_alone(stage.pool), AMPLE_SECONDS, "the last record at the order")
         assert asked_to_do(await stage.ledger(saga)) == list(DO)
         cancelling = asyncio.create_task(cancel(stage.pool, saga))
         await wait_until(lambda: two_wait(stage.pool), AMPLE_SECONDS, "the cancel behind it")
