@@ -68,7 +68,7 @@ def create_app(
     app.add_middleware(RequestMiddleware, signals=seam, max_in_flight=settings.http_max_in_flight)
     problems.install(app)
     if "api" in settings.roles:
-        # First, and not included: FastAPI would look through every included router before it, a seventh of a replay.
+        # First, and not included: otherwise FastAPI looks through every included router for each order.
         app.router.routes.extend(place.router.routes)
     app.include_router(health.router)
     app.include_router(docs.router)
