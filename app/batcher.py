@@ -8,8 +8,10 @@ halved the throughput of orders.)
 
 What a caller can rely on:
 
-- *Own result.* `run` returns one result for each row, in their order. If it raises, all callers of that batch get the
-  error. So a `run` whose rows may be refused says so in the results of these rows.
+- *Own result.* `run` returns one result for each row, in their order.
+- *Own error.* If `run` raises, one of its rows may be to blame. Each caller gets Alone, writes its row by itself, and
+  meets the error of that row or none. A row that was alone in its batch gets the error itself. If Postgres is
+  unavailable, all callers get that error.
 - *Cancelled.* If its caller leaves, a row that still waits is dropped. A row in a running batch is written all the
   same, because the batch is its neighbours' too; it is as if the caller had left just after the commit.
 - *Bounded.* A batch has at most `size` rows, and at most `waiting` rows wait. If a batch takes longer than
@@ -25,11 +27,22 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from app.errors import Overloaded
+import structlog
+
+from app.errors import LocksTaken, Overloaded, Unavailable
+
+log = structlog.get_logger(__name__)
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-Member = tuple[Row, asyncio.Future[Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The result of a row that was not written with the others: its caller has to write it."""
+
+
+Member = tuple[Row, asyncio.Future[Result | Alone]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +57,21 @@ class BatcherConfig:
 class Batcher(Generic[Row, Result]):
     """Runs one batch at a time."""
 
-    def __init__(self, run: Callable[[Sequence[Row]], Awaitable[Sequence[Result]]], config: BatcherConfig) -> None:
+    def __init__(
+        self, run: Callable[[Sequence[Row]], Awaitable[Sequence[Result | Alone]]], config: BatcherConfig
+    ) -> None:
         self._run = run
         self._config = config
         self._waiting: deque[Member[Row, Result]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._is_late = False
 
-    async def submit(self, row: Row) -> Result:
-        """Return the result of the row. Raises Overloaded, and what `run` raises."""
+    async def submit(self, row: Row) -> Result | Alone:
+        """Return the result of the row. Raises Overloaded, and what `run` raises for this row."""
         if self._is_late or len(self._waiting) >= self._config.waiting:
             raise Overloaded("too many writes wait for Postgres")
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[Result] = loop.create_future()
+        result: asyncio.Future[Result | Alone] = loop.create_future()
         self._waiting.append((row, result))
         if self._task is None:
             self._task = loop.create_task(self._work(), context=Context())
@@ -81,7 +96,7 @@ class Batcher(Generic[Row, Result]):
     async def _run_one(self, batch: list[Member[Row, Result]]) -> None:
         late = asyncio.get_running_loop().call_later(self._config.patience_seconds, self._refuse)
         try:
-            results = await self._run([row for row, _ in batch])
+            results = await self._results([row for row, _ in batch])
             for (_, waiting), result in zip(batch, results, strict=True):
                 if not waiting.done():
                     waiting.set_result(result)
@@ -94,6 +109,17 @@ class Batcher(Generic[Row, Result]):
             self._is_late = False
             for _, waiting in batch:
                 waiting.cancel()  # of those without a result: the batch was cancelled, as the process ends
+
+    async def _results(self, rows: Sequence[Row]) -> Sequence[Result | Alone]:
+        try:
+            return await self._run(rows)
+        except Unavailable:
+            raise
+        except Exception as error:
+            if len(rows) == 1 and not isinstance(error, LocksTaken):
+                raise
+            log.info("batch.split", error=repr(error), rows=len(rows))
+            return [Alone()] * len(rows)
 
     def _refuse(self) -> None:
         self._is_late = True

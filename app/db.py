@@ -20,7 +20,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError
 
 from app.db_session import UNAVAILABLE, connect, errors_of_opening, open_seconds, unavailable
-from app.errors import ConfigurationError, DatabaseUnavailable
+from app.errors import ConfigurationError, DatabaseUnavailable, LocksTaken
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 Opening = asyncio.Task[asyncpg.Connection]
@@ -237,10 +237,6 @@ async def transaction(
             raise
         if (answer := await conn.execute("COMMIT")) != "COMMIT":
             raise AssertionError(f"bug: an error inside the transaction was swallowed, so COMMIT returned {answer}")
-
-
-class LocksTaken(Exception):
-    """Other transactions hold locks that a batch needs."""
 
 
 @contextlib.asynccontextmanager

@@ -31,6 +31,7 @@ OrdersError
 │   ├── OutboxFull                   outbox-full
 │   └── Overloaded                   overloaded
 ├── StaleLease                   another process has taken the work over; this one must not write
+├── LocksTaken                   a batch would wait for another transaction's lock (internal: its rows run alone)
 └── ConfigurationError           a setting or an environment with which the service refuses to run
 """
 
@@ -242,6 +243,12 @@ class StaleLease(OrdersError):
     """The lease has expired and another process has taken the work over."""
 
     code = "stale-lease"
+
+
+class LocksTaken(OrdersError):
+    """Other transactions hold locks that a batch needs."""
+
+    code = "locks-taken"
 
 
 class ConfigurationError(OrdersError):

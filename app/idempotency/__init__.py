@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 from app import db
-from app.batcher import Batcher, BatcherConfig
+from app.batcher import Alone, Batcher, BatcherConfig
 from app.cache import Cache
 from app.errors import IdempotencyKeyNotFound, IdempotencyKeyReused, OutboxFull, RequestInProgress
 from app.idempotency import replay_cache, store, transaction
@@ -33,7 +33,7 @@ from app.idempotency.facts import Conflict, KeyConflicted, ResponseReplayed, Sou
 from app.idempotency.key import IdempotencyKey
 from app.idempotency.single_flight import SingleFlight
 from app.idempotency.store import KeyRecord, StoredResponse
-from app.idempotency.transaction import Alone, BatchEntry, Committed, Row, Write, WriteRows
+from app.idempotency.transaction import BatchEntry, Committed, InDoubt, Row, Write, WriteRows
 from app.observability.signals import Signals
 
 Execute = Callable[[float], Awaitable[StoredResponse]]  # within so many seconds
@@ -63,7 +63,7 @@ class Idempotency:
         self._limit = ConcurrencyLimit(config.concurrency)
         self._alone_limit = ConcurrencyLimit(max(1, config.concurrency - 1))
         self._single_flight = SingleFlight()
-        self._batchers: dict[WriteRows[Any], Batcher[BatchEntry[Any], Committed | Alone]] = {}
+        self._batchers: dict[WriteRows[Any], Batcher[BatchEntry[Any], Committed | InDoubt]] = {}
 
     async def run(
         self,
@@ -99,8 +99,8 @@ class Idempotency:
                 await write(conn, [row])
                 return response
 
-            remaining_seconds = deadline - time.monotonic()
-            return await self._execute_alone(key, write_row, response, outcome.in_doubt, remaining_seconds)
+            in_doubt = outcome.response if isinstance(outcome, InDoubt) else None
+            return await self._execute_alone(key, write_row, response, in_doubt, deadline - time.monotonic())
 
         return await self._run(key, execute)
 
@@ -168,7 +168,7 @@ class Idempotency:
                 in_doubt=in_doubt,
             )
 
-    def _batcher(self, write: WriteRows[Row]) -> Batcher[BatchEntry[Row], Committed | Alone]:
+    def _batcher(self, write: WriteRows[Row]) -> Batcher[BatchEntry[Row], Committed | InDoubt]:
         """Return the batcher of this write."""
         if write not in self._batchers:
             self._batchers[write] = Batcher(partial(self._execute_batch, write), BatcherConfig(db.BATCH_SIZE))
@@ -176,7 +176,7 @@ class Idempotency:
 
     async def _execute_batch(
         self, write: WriteRows[Row], entries: Sequence[BatchEntry[Row]]
-    ) -> list[Committed | Alone]:
+    ) -> list[Committed | InDoubt | Alone]:
         async with self._limit.slot(self._config.wait_seconds):
             return await transaction.execute_batch(self._pool, write, entries, ttl_seconds=self._config.ttl_seconds)
 

@@ -27,6 +27,7 @@ import asyncpg
 import structlog
 
 from app import db
+from app.batcher import Alone
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, RequestInProgress
 from app.idempotency import store
 from app.idempotency.key import IdempotencyKey
@@ -74,13 +75,10 @@ class BatchEntry(Generic[Row]):
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """The batch did not commit this request, as far as it knows: `execute` has to.
+class InDoubt:
+    """The batch may have committed this request, with this response: `execute` has to find out."""
 
-    `in_doubt`: the response, if the outcome of the batch's COMMIT is unknown.
-    """
-
-    in_doubt: StoredResponse | None = None
+    response: StoredResponse
 
 
 class _CommitUnknown(Exception):
@@ -133,10 +131,10 @@ async def execute(
 
 async def execute_batch(
     pool: db.Pool, write: WriteRows[Row], entries: Sequence[BatchEntry[Row]], *, ttl_seconds: float
-) -> list[Committed | Alone]:
+) -> list[Committed | InDoubt | Alone]:
     """Commit all requests whose keys are free, in one transaction. No two of them have the same key.
 
-    Raises DatabaseUnavailable, after which nothing is committed.
+    Raises DatabaseUnavailable, LocksTaken and what `write` raises, after which nothing is committed.
     """
     chosen: list[BatchEntry[Row]] = []
     is_written = False
@@ -150,10 +148,7 @@ async def execute_batch(
             raise
         log.warning("commit.unknown", error=str(error.__cause__ or error), runs=1, requests=len(chosen))
         in_doubt = set(chosen)
-        return [Alone(entry.response if entry in in_doubt else None) for entry in entries]
-    except Exception as error:  # noqa: BLE001 - one of the requests is to blame; alone, it gets its own error
-        log.info("batch.split", error=repr(error), requests=len(entries))
-        return [Alone()] * len(entries)
+        return [InDoubt(entry.response) if entry in in_doubt else Alone() for entry in entries]
     committed = set(chosen)
     return [
         Committed(_stored(entry.response, entry.key, ttl_seconds)) if entry in committed else Alone()

@@ -12,8 +12,9 @@ Where the process may die, and who recovers:
 - two deliveries at once: the second waits at the inbox row's primary key and then finds the first one's effect.
 
 When a handler fails, its transaction rolls back. The failure is counted in a transaction of its own, so the count
-survives every crash; at `max_attempts` the message is dead, and the transport dead-letters it with the reason. Postgres
-being down is not a failure of the message: `handle` raises, nothing is counted, and the transport keeps the message.
+survives every crash; at `max_attempts` the message is dead, and the transport dead-letters it with the reason. If
+Postgres is down or too slow, that is no failure of the message: `handle` raises Unavailable, nothing is counted, and
+the transport keeps the message.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,8 +27,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from app import db
-from app.batcher import Batcher, BatcherConfig
-from app.errors import DatabaseUnavailable
+from app.batcher import Alone, Batcher, BatcherConfig
+from app.errors import Unavailable
 from app.loops import Backoff
 from app.messaging import inbox
 from app.messaging.envelope import Envelope, UnreadableMessage, one_line
@@ -77,10 +78,6 @@ class _Applied:
     first: bool
 
 
-class _Alone:
-    """The message could not be handled with the others."""
-
-
 def unreadable(reason: str) -> Dead:
     """Return the result for a message that has no readable id, so that the inbox cannot count it."""
     now = datetime.now(UTC)
@@ -110,10 +107,10 @@ class Consumer:
         self._max_attempts = max_attempts
         self.signals = signals
         self._messaging_system = messaging_system
-        self._batchers: dict[Handler, Batcher[Envelope, _Applied | _Alone]] = {}
+        self._batchers: dict[Handler, Batcher[Envelope, _Applied]] = {}
 
     async def handle(self, envelope: Envelope) -> HandleResult:
-        """Run the handler, unless the message already took effect. Raises DatabaseUnavailable only."""
+        """Run the handler, unless the message already took effect. Raises Unavailable only."""
         with (
             processing(self.signals, envelope, self._name, self._messaging_system) as span,
             log_fields.bound(**envelope.log_fields()),
@@ -130,7 +127,7 @@ class Consumer:
             return await self._count_failure(envelope, f"unknown type {envelope.type}", max_attempts=1)
         try:
             is_first = await self._apply(handler, envelope)
-        except DatabaseUnavailable:
+        except Unavailable:
             raise
         except UnreadableMessage as error:
             return await self._count_failure(envelope, f"unreadable: {error}", max_attempts=1)
@@ -148,7 +145,7 @@ class Consumer:
         if headers := trace_headers():  # what the handler starts continues below the span of this delivery
             envelope = replace(envelope, traceparent=headers.get("traceparent"), tracestate=headers.get("tracestate"))
         applied = await self._batcher(handler).submit(envelope)
-        if isinstance(applied, _Alone):
+        if isinstance(applied, Alone):
             async with db.transaction(self._pool) as conn:
                 (applied,) = await self._apply_all(conn, handler, [envelope])
         self.signals.crash_point("consumer.committed")
@@ -156,24 +153,16 @@ class Consumer:
             self.signals.emit(MessageHandled(envelope.type))
         return applied.first
 
-    def _batcher(self, handler: Handler) -> Batcher[Envelope, _Applied | _Alone]:
+    def _batcher(self, handler: Handler) -> Batcher[Envelope, _Applied]:
         if handler not in self._batchers:
             self._batchers[handler] = Batcher(partial(self._apply_batch, handler), BatcherConfig(db.BATCH_SIZE))
         return self._batchers[handler]
 
-    async def _apply_batch(self, handler: Handler, envelopes: Sequence[Envelope]) -> Sequence[_Applied | _Alone]:
+    async def _apply_batch(self, handler: Handler, envelopes: Sequence[Envelope]) -> Sequence[_Applied | Alone]:
         once = {envelope.id: envelope for envelope in envelopes}  # a message may have been delivered twice
-        try:
-            async with db.batch_transaction(self._pool, len(once)) as conn:
-                applied = dict(zip(once, await self._apply_all(conn, handler, list(once.values())), strict=True))
-        except DatabaseUnavailable:
-            raise
-        except Exception as error:
-            if len(envelopes) == 1 and not isinstance(error, db.LocksTaken):
-                raise
-            log.info("batch.split", error=repr(error), messages=len(envelopes))
-            return [_Alone()] * len(envelopes)
-        return [applied[envelope.id] if once[envelope.id] is envelope else _Alone() for envelope in envelopes]
+        async with db.batch_transaction(self._pool, len(once)) as conn:
+            applied = dict(zip(once, await self._apply_all(conn, handler, list(once.values())), strict=True))
+        return [applied[envelope.id] if once[envelope.id] is envelope else Alone() for envelope in envelopes]
 
     async def _apply_all(
         self, conn: db.Connection, handler: Handler, envelopes: Sequence[Envelope]

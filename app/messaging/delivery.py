@@ -6,14 +6,16 @@ from typing import Any
 
 import structlog
 
-from app.errors import DatabaseUnavailable
+from app.errors import Unavailable
 from app.messaging.consumer import Consumer, Dead, Handled, Retry, unreadable
 from app.messaging.envelope import UnreadableMessage, parse
 from app.observability import log_fields
 
 log = structlog.get_logger(__name__)
 
-DATABASE_PAUSE_SECONDS = 1.0  # between attempts while Postgres is down; the broker keeps the message unacknowledged
+DATABASE_PAUSE_SECONDS = (
+    1.0  # between attempts while Postgres is down or too slow; the broker keeps the message unacknowledged
+)
 
 
 async def handle_to_end(
@@ -28,7 +30,7 @@ async def handle_to_end(
     while True:
         try:
             result = await consumer.handle(envelope)
-        except DatabaseUnavailable as error:
+        except Unavailable as error:
             log.warning("consumer.waiting", error=str(error))
             pause = DATABASE_PAUSE_SECONDS
         else:

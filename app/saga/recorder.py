@@ -14,18 +14,14 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from uuid import UUID
 
-import structlog
-
 from app import db
-from app.batcher import Batcher, BatcherConfig
-from app.errors import DatabaseUnavailable, StaleLease
+from app.batcher import Alone, Batcher, BatcherConfig
+from app.errors import StaleLease
 from app.orders import store as order_store
 from app.orders.model import Order
 from app.orders.store import TracedOrder
 from app.saga import store
 from app.saga.store import Saga, SagaWrite
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +42,18 @@ class _Request:
     context: Context  # of the saga's run: its trace, and the fields of its log lines
 
 
-class _Stale:
-    """The result of a saga that another process has claimed."""
-
-
-class _Alone:
-    """The result of a saga that could not be written with the others."""
-
-
 class Recorder:
     """Writes to one pool of connections."""
 
     def __init__(self, pool: db.Pool) -> None:
         self._pool = pool
-        self._saves = Batcher(self._save_batch, BatcherConfig(db.BATCH_SIZE))
-        self._changes = Batcher(self._change_batch, BatcherConfig(db.BATCH_SIZE))
+        self._saves: Batcher[SagaWrite, Saga | None] = Batcher(self._save_batch, BatcherConfig(db.BATCH_SIZE))
+        self._changes: Batcher[_Request, Saga | None] = Batcher(self._change_batch, BatcherConfig(db.BATCH_SIZE))
 
     async def save(self, write: SagaWrite) -> Saga:
         """Write the progress of a saga. Return it as it is now. Raises StaleLease: then nothing was written."""
         result = await self._saves.submit(write)
-        if isinstance(result, _Alone):
+        if isinstance(result, Alone):
             async with db.connection(self._pool) as conn:
                 (result,) = await _save(conn, [write])
         return _require_ours(result, write.saga.id)
@@ -74,54 +62,38 @@ class Recorder:
         """Lock the order of a saga, then write what `decide` returns. Raises StaleLease: then nothing was written."""
         request = _Request(saga_id, decide, copy_context())
         result = await self._changes.submit(request)
-        if isinstance(result, _Alone):
+        if isinstance(result, Alone):
             async with db.transaction(self._pool) as conn:
                 (result,) = await _change(conn, [request])
         return _require_ours(result, saga_id)
 
-    async def _save_batch(self, writes: Sequence[SagaWrite]) -> Sequence[Saga | _Stale | _Alone]:
-        try:
-            async with db.connection(self._pool) as conn:
-                return await _save(conn, writes)
-        except DatabaseUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - one of the sagas is to blame; alone, it gets its own error
-            return _split(error, len(writes))
+    async def _save_batch(self, writes: Sequence[SagaWrite]) -> Sequence[Saga | None]:
+        async with db.connection(self._pool) as conn:
+            return await _save(conn, writes)
 
-    async def _change_batch(self, requests: Sequence[_Request]) -> Sequence[Saga | _Stale | _Alone]:
-        try:
-            async with db.batch_transaction(self._pool, len(requests)) as conn:
-                return await _change(conn, requests)
-        except DatabaseUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - see `_save_batch`
-            return _split(error, len(requests))
+    async def _change_batch(self, requests: Sequence[_Request]) -> Sequence[Saga | None]:
+        async with db.batch_transaction(self._pool, len(requests)) as conn:
+            return await _change(conn, requests)
 
 
-async def _save(conn: db.Connection, writes: Sequence[SagaWrite]) -> Sequence[Saga | _Stale]:
+async def _save(conn: db.Connection, writes: Sequence[SagaWrite]) -> Sequence[Saga | None]:
+    """Return each saga as it is now, None for one that was claimed again."""
     saved = await store.save(conn, writes)
-    return [saved.get(write.claim, _Stale()) for write in writes]
+    return [saved.get(write.claim) for write in writes]
 
 
-async def _change(conn: db.Connection, requests: Sequence[_Request]) -> Sequence[Saga | _Stale]:
+async def _change(conn: db.Connection, requests: Sequence[_Request]) -> Sequence[Saga | None]:
+    """Return as `_save` does."""
     orders = await order_store.load_many(conn, [request.saga_id for request in requests], lock=True)
     changes = [request.context.run(request.decide, orders[request.saga_id]) for request in requests]
     saved = await store.save(conn, [change.write for change in changes])
     await order_store.update(
         conn, [version for change in changes if change.write.claim in saved for version in change.versions]
     )
-    return [saved.get(change.write.claim, _Stale()) for change in changes]
+    return [saved.get(change.write.claim) for change in changes]
 
 
-def _split(error: Exception, sagas: int) -> Sequence[_Alone]:
-    """Return that each saga must be written alone. Raises the error if one saga alone caused it."""
-    if sagas == 1 and not isinstance(error, db.LocksTaken):
-        raise error
-    log.info("batch.split", error=repr(error), sagas=sagas)
-    return [_Alone()] * sagas
-
-
-def _require_ours(result: Saga | _Stale | _Alone, saga_id: UUID) -> Saga:
-    if isinstance(result, Saga):
-        return result
-    raise StaleLease(f"saga {saga_id} was taken over")
+def _require_ours(result: Saga | None, saga_id: UUID) -> Saga:
+    if result is None:
+        raise StaleLease(f"saga {saga_id} was taken over")
+    return result

@@ -36,7 +36,7 @@ from opentelemetry.trace import Span, StatusCode
 from opentelemetry.trace import Status as SpanStatus
 
 from app import db
-from app.errors import DatabaseUnavailable, StaleLease
+from app.errors import StaleLease, Unavailable
 from app.loops import Backoff
 from app.observability import log_fields
 from app.observability.signals import Signals
@@ -152,7 +152,7 @@ class Runner:
                 await self._run(run, order)
             except StaleLease:
                 log.info("saga.lease_lost")
-            except DatabaseUnavailable as error:
+            except Unavailable as error:
                 log.warning("saga.interrupted", error=str(error), resumes="when the lease ends")
             except Exception:
                 log.exception("saga.failed", resumes="when the lease ends")

@@ -3,11 +3,12 @@
 import asyncio
 import contextvars
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from app.batcher import Batcher, BatcherConfig
-from app.errors import Overloaded
+from app.batcher import Alone, Batcher, BatcherConfig
+from app.errors import DatabaseUnavailable, LocksTaken, Overloaded
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 NAME = contextvars.ContextVar("NAME", default="nobody")
@@ -21,27 +22,28 @@ class Server:
         self.names: list[str] = []
         self.answer = asyncio.Event()
         self.failing: set[int] = set()
+        self.error: Exception = ValueError("bad")
 
     async def run(self, rows: Sequence[int]) -> list[int]:
         self.batches.append(list(rows))
         self.names.append(NAME.get())
         await self.answer.wait()
         if self.failing & set(rows):
-            raise ValueError("down")
+            raise self.error
         return [row * 10 for row in rows]
 
     def batcher(self, size: int = 4, waiting: int = 100, patience_seconds: float = AMPLE_SECONDS) -> Batcher[int, int]:
         return Batcher(self.run, BatcherConfig(size, waiting, patience_seconds))
 
 
-async def submitted(batcher: Batcher[int, int], *rows: int) -> "list[asyncio.Task[int]]":
+async def submitted(batcher: Batcher[int, int], *rows: int) -> "list[asyncio.Task[int | Alone]]":
     """Submit rows, each from its own task, and let each task reach its wait."""
     tasks = [asyncio.create_task(batcher.submit(row)) for row in rows]
     await asyncio.sleep(0)
     return tasks
 
 
-async def first_batch(server: Server, batcher: Batcher[int, int]) -> "list[asyncio.Task[int]]":
+async def first_batch(server: Server, batcher: Batcher[int, int]) -> "list[asyncio.Task[int | Alone]]":
     """Submit row 0, and wait until its batch runs."""
     tasks = await submitted(batcher, 0)
     await wait_until(lambda: len(server.batches) == 1, AMPLE_SECONDS, "the first batch")
@@ -68,16 +70,35 @@ async def test_a_batch_has_at_most_its_size() -> None:
     assert server.batches == [[0], [1, 2], [3]]
 
 
-async def test_an_error_reaches_every_caller_of_its_batch_and_no_other() -> None:
+@pytest.mark.parametrize(
+    ("error", "results"),
+    [
+        (ValueError("bad"), [0, Alone(), Alone(), 30, 40]),  # each meets its own error, or none
+        (LocksTaken("taken"), [0, Alone(), Alone(), 30, 40]),
+        (DatabaseUnavailable("down"), [0, "down", "down", 30, 40]),  # nobody would fare better alone
+    ],
+)
+async def test_an_error_reaches_the_callers_of_its_batch_only(error: Exception, results: "list[Any]") -> None:
     """The batch after a failed one runs as usual."""
     server = Server()
     batcher = server.batcher(size=2)
-    server.failing = {2}
+    server.failing, server.error = {2}, error
     first = await first_batch(server, batcher)
     tasks = first + await submitted(batcher, 1, 2) + await submitted(batcher, 3, 4)
     server.answer.set()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [str(result) for result in results] == ["0", "down", "down", "30", "40"]
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) if isinstance(result, Exception) else result for result in found] == results
+
+
+async def test_a_row_that_was_alone_gets_its_error_at_once() -> None:
+    """To run it again would not help, unless it gave way to another transaction's lock."""
+    server = Server()
+    server.answer.set()
+    server.failing = {1}
+    with pytest.raises(ValueError, match="bad"):
+        await server.batcher().submit(1)
+    server.error = LocksTaken("taken")
+    assert await server.batcher().submit(1) == Alone()
 
 
 async def test_a_row_whose_caller_left_while_it_waited_is_dropped() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app import db
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, Overloaded
 from app.messaging import inbox
 from app.messaging.consumer import Consumer, Dead, Handled, Retry
 from app.messaging.envelope import Envelope, UnreadableMessage
@@ -194,6 +194,19 @@ async def test_an_outage_of_postgres_counts_no_failure(pool: db.Pool, effects: E
     assert counted(signals, "consumer_failed_total") == counted(signals, "dlq_messages_total") == 0
     assert await effects.consumer().handle(message) == Handled()
     assert await effects.committed() == [message.id]
+
+
+async def test_too_slow_a_postgres_is_not_a_failure_of_the_message(pool: db.Pool, effects: Effects) -> None:
+    """A message that waits behind a batch for too long is kept, and its attempts are not counted."""
+
+    async def wait_too_long(*_: Any) -> None:
+        raise Overloaded("the writes before this one take too long")
+
+    message = event()
+    with pytest.raises(Overloaded):
+        await Consumer(pool, "effects", {PLACED: wait_too_long}, 1, Signals()).handle(message)
+    assert await row(pool, message) == {}
+    assert await effects.consumer().handle(message) == Handled()
 
 
 @pytest.mark.parametrize("deliveries", [1, 3])
