@@ -4,6 +4,7 @@ A row counts as published when its handlers' transactions have committed; withou
 used up its attempts, the row is parked: the parked rows of a queue's event types are its dead letters.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,13 +33,24 @@ class LocalTransport:
     async def publish(
         self, envelopes: Sequence[Envelope], seconds: float = math.inf, results: list[PublishResult] | None = None
     ) -> list[PublishResult]:
-        """Deliver the messages in order for up to `seconds`. Raises DatabaseUnavailable."""
-        results = [UNCONFIRMED] * len(envelopes) if results is None else results
+        """Deliver the messages for up to `seconds`, those of a chunk at the same time, so consumers can gather them.
+
+        They may take effect in any order: the relay hands over one event of a subject at a time. Raises Unavailable.
+        """
+        outcomes: list[PublishResult] = [UNCONFIRMED] * len(envelopes) if results is None else results
         ends_at = time.monotonic() + seconds
-        for index, envelope in enumerate(envelopes):
-            if time.monotonic() < ends_at:
-                results[index] = await self._deliver(envelope)
-        return results
+
+        async def deliver(index: int) -> None:
+            outcomes[index] = await self._deliver(envelopes[index])
+
+        for start in range(0, len(envelopes), db.BATCH_SIZE):
+            if time.monotonic() >= ends_at:
+                break
+            chunk = range(len(envelopes))[start : start + db.BATCH_SIZE]
+            errors = await asyncio.gather(*map(deliver, chunk), return_exceptions=True)
+            if error := next(filter(None, errors), None):
+                raise error
+        return outcomes
 
     async def _deliver(self, envelope: Envelope) -> Refusal | None:
         """Deliver to every consumer, also after one has failed. The row is parked if any of them gave up."""

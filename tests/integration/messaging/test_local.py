@@ -53,6 +53,13 @@ async def test_a_handled_message_is_confirmed(effects: Effects) -> None:
     assert await effects.committed() == [message.id for message in messages]
 
 
+async def test_messages_take_effect_together(pool: db.Pool, effects: Effects) -> None:
+    """They are delivered at the same time, so the consumer gathers them: many messages, few transactions."""
+    assert await publish(effects, *(event() for _ in range(3 * db.BATCH_SIZE))) == [None] * 3 * db.BATCH_SIZE
+    async with db.connection(pool) as conn:
+        assert await conn.fetchval("SELECT count(DISTINCT xmin::text) FROM inbox") <= 6
+
+
 async def test_messages_without_time_are_unconfirmed(effects: Effects) -> None:
     """Messages that the time does not suffice for are unconfirmed."""
     answers = await local_transport(effects.consumer()).publish([event(), event(event_type=CONFIRMED)], seconds=0)
@@ -123,14 +130,14 @@ async def test_an_outage_within_a_batch_releases_all_rows(pool: db.Pool, effects
         if effects.calls == 2:
             await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
-    messages = [event() for _ in range(3)]
+    messages = [event() for _ in range(db.BATCH_SIZE + 1)]  # two transactions
     await put(pool, *messages)
     consumer = Consumer(pool, "effects", {PLACED: second_time_unlucky}, 1, Signals())
     publisher = relay(pool, consumer)
     with pytest.raises(DatabaseUnavailable):
         await publisher.run_once()
-    assert len(await effects.committed()) == 1
+    assert len(await effects.committed()) == db.BATCH_SIZE
     assert await published(pool) == 0
-    assert await publisher.run_once() == 3
-    assert await published(pool) == 3
+    assert await publisher.run_once() == len(messages)
+    assert await published(pool) == len(messages)
     assert sorted(await effects.committed()) == sorted(message.id for message in messages)
