@@ -14,13 +14,14 @@ What a caller can rely on:
   unavailable, all callers get that error.
 - *Cancelled.* If its caller leaves, a row that still waits is dropped. A row in a running batch is written all the
   same, because the batch is its neighbours' too; it is as if the caller had left just after the commit.
-- *Bounded.* A batch has at most `size` rows, and at most `waiting` rows wait. If a batch takes longer than
-  `patience_seconds`, the rows that wait, and those that come until it ends, get Overloaded.
+- *Bounded.* A batch has at most `size` rows, and at most `waiting` rows wait, each for at most `patience_seconds`:
+  then it gets Overloaded. So do the rows that come while a batch takes longer than that.
 
 A batch runs in a task of its own, outside its callers' trace and log context. Use a batcher from one event loop.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
@@ -43,11 +44,12 @@ class Alone:
 
 
 Member = tuple[Row, asyncio.Future[Result | Alone]]
+Waiting = tuple[float, Member[Row, Result]]  # since when, on the loop's clock
 
 
 @dataclass(frozen=True, slots=True)
 class BatcherConfig:
-    """The bounds. `size`: rows of a batch. `waiting`: rows that wait. `patience_seconds`: for one batch."""
+    """The bounds. `size`: rows of a batch. `waiting`: rows that wait. `patience_seconds`: how long a row waits."""
 
     size: int
     waiting: int = 10_000
@@ -62,7 +64,7 @@ class Batcher(Generic[Row, Result]):
     ) -> None:
         self._run = run
         self._config = config
-        self._waiting: deque[Member[Row, Result]] = deque()
+        self._waiting: deque[Waiting[Row, Result]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._is_late = False
 
@@ -72,7 +74,7 @@ class Batcher(Generic[Row, Result]):
             raise Overloaded("too many writes wait for Postgres")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result | Alone] = loop.create_future()
-        self._waiting.append((row, result))
+        self._waiting.append((loop.time(), (row, result)))
         if self._task is None:
             self._task = loop.create_task(self._work(), context=Context())
         return await result
@@ -86,15 +88,16 @@ class Batcher(Generic[Row, Result]):
             self._task = None
 
     def _next_batch(self) -> list[Member[Row, Result]]:
+        self._refuse_since(asyncio.get_running_loop().time() - self._config.patience_seconds)
         batch: list[Member[Row, Result]] = []
         while self._waiting and len(batch) < self._config.size:
-            row, result = self._waiting.popleft()
+            _, (row, result) = self._waiting.popleft()
             if not result.done():  # its caller has left
                 batch.append((row, result))
         return batch
 
     async def _run_one(self, batch: list[Member[Row, Result]]) -> None:
-        late = asyncio.get_running_loop().call_later(self._config.patience_seconds, self._refuse)
+        late = asyncio.get_running_loop().call_later(self._config.patience_seconds, self._refuse_all)
         try:
             results = await self._results([row for row, _ in batch])
             for (_, waiting), result in zip(batch, results, strict=True):
@@ -121,9 +124,13 @@ class Batcher(Generic[Row, Result]):
             log.info("batch.split", error=repr(error), rows=len(rows))
             return [Alone()] * len(rows)
 
-    def _refuse(self) -> None:
+    def _refuse_all(self) -> None:
         self._is_late = True
-        while self._waiting:
-            _, waiting = self._waiting.popleft()
+        self._refuse_since(math.inf)
+
+    def _refuse_since(self, since: float) -> None:
+        """Refuse the rows that have waited since then, or for longer."""
+        while self._waiting and self._waiting[0][0] <= since:
+            _, (_, waiting) = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_exception(Overloaded("the writes before this one take too long"))

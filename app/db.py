@@ -9,7 +9,7 @@ import contextlib
 import functools
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -243,10 +243,17 @@ async def transaction(
 async def batch_transaction(pool: Pool, rows: int) -> AsyncIterator[Connection]:
     """Lend one connection in a transaction for a batch of `rows`. Raises LocksTaken when it would wait for a lock."""
     async with transaction(pool, lock_seconds=BATCH_LOCKS_SECONDS / rows) as conn:
-        try:
+        with giving_way():
             yield conn
-        except asyncpg.LockNotAvailableError as error:
-            raise LocksTaken("another transaction holds a lock that this batch needs") from error
+
+
+@contextlib.contextmanager
+def giving_way() -> Iterator[None]:
+    """Raise LocksTaken when a statement of the block waits for a lock for longer than its `lock_timeout`."""
+    try:
+        yield
+    except asyncpg.LockNotAvailableError as error:
+        raise LocksTaken("another transaction holds a lock that this batch needs") from error
 
 
 @contextlib.asynccontextmanager

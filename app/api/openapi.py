@@ -149,6 +149,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "Accept-Encoding": "`identity`",
     "Cache-Control": "`private, no-cache`: only the caller may cache it, and must revalidate it; or `no-store`",
     "ETag": "strong; identifies this version of the order",
+    "Idempotent-Replay": "`true` if this is the response to an earlier request with the same key",
+    "Idempotent-Replayed": "the same as `Idempotent-Replay`, under the name that some clients know",
+    "Location": "where the order is",
     "Preference-Applied": "`wait=N` if the preference was applied, with the N that was applied",
     "RateLimit": "the remaining quota, and the seconds until it resets (draft-ietf-httpapi-ratelimit-headers)",
     "RateLimit-Policy": "the quota and its window",
@@ -164,6 +167,9 @@ def headers(*names: str) -> dict[str, Any]:
     return {
         name: {"description": DESCRIPTIONS[name], "schema": {"type": "string"}} for name in (*names, "X-Request-ID")
     }
+
+
+REPLAYABLE = {"headers": headers("Location", "Idempotent-Replay", "Idempotent-Replayed")}
 
 
 def request_body(model: type[BaseModel]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class Idempotency:
             return await execute(self._config.wait_seconds)
         if copy := await self._read_copy(key):
             self._signals.emit(ResponseReplayed(Source.REDIS))
-            return copy
+            # The time to its expiry is on the clock of the process that wrote it: the replay memory must not keep it.
+            return replace(copy, remaining_seconds=0.0)
         try:
             result = await self._run_first(key, execute)
         except (IdempotencyKeyReused, RequestInProgress) as error:

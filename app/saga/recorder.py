@@ -1,8 +1,8 @@
 """The recorder writes what the running sagas of a process have done. Sagas that write at the same time share a batch.
 
 - `save`: the progress from one call to the next. One statement, which locks no order.
-- `change`: everything else. One transaction locks the orders, decides what to write now that no cancel can come in
-  between, and writes sagas, orders and events.
+- `change`: everything else. One transaction locks the orders, decides what to write now that neither a cancel nor
+  another runner's change can come in between, and writes sagas, orders and events.
 
 Each saga keeps its own fencing: the rows of one that was claimed again, by another process or by this one, are left
 out, and its runner gets StaleLease. A batch may have both runners of a saga. A saga whose row is refused, or whose
@@ -21,7 +21,7 @@ from app.orders import store as order_store
 from app.orders.model import Order
 from app.orders.store import TracedOrder
 from app.saga import store
-from app.saga.store import Saga, SagaWrite
+from app.saga.store import Claim, Saga, SagaWrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ Decide = Callable[[Order], Change]  # runs while the order is locked, perhaps mo
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    saga_id: UUID
+    claim: Claim
     decide: Decide
     context: Context  # of the saga's run: its trace, and the fields of its log lines
 
@@ -58,39 +58,46 @@ class Recorder:
                 (result,) = await _save(conn, [write])
         return _require_ours(result, write.saga.id)
 
-    async def change(self, saga_id: UUID, decide: Decide) -> Saga:
+    async def change(self, saga: Saga, decide: Decide) -> Saga:
         """Lock the order of a saga, then write what `decide` returns. Raises StaleLease: then nothing was written."""
-        request = _Request(saga_id, decide, copy_context())
+        request = _Request(saga.claim, decide, copy_context())
         result = await self._changes.submit(request)
         if isinstance(result, Alone):
             async with db.transaction(self._pool) as conn:
                 (result,) = await _change(conn, [request])
-        return _require_ours(result, saga_id)
+        return _require_ours(result, saga.id)
 
     async def _save_batch(self, writes: Sequence[SagaWrite]) -> Sequence[Saga | None]:
         async with db.connection(self._pool) as conn:
-            return await _save(conn, writes)
+            with db.giving_way():
+                return await _save(conn, writes, db.BATCH_LOCKS_SECONDS / len(writes))
 
     async def _change_batch(self, requests: Sequence[_Request]) -> Sequence[Saga | None]:
         async with db.batch_transaction(self._pool, len(requests)) as conn:
             return await _change(conn, requests)
 
 
-async def _save(conn: db.Connection, writes: Sequence[SagaWrite]) -> Sequence[Saga | None]:
+async def _save(
+    conn: db.Connection, writes: Sequence[SagaWrite], lock_seconds: float | None = None
+) -> Sequence[Saga | None]:
     """Return each saga as it is now, None for one that was claimed again."""
-    saved = await store.save(conn, writes)
+    saved = await store.save(conn, writes, lock_seconds)
     return [saved.get(write.claim) for write in writes]
 
 
 async def _change(conn: db.Connection, requests: Sequence[_Request]) -> Sequence[Saga | None]:
     """Return as `_save` does."""
-    orders = await order_store.load_many(conn, [request.saga_id for request in requests], lock=True)
-    changes = [request.context.run(request.decide, orders[request.saga_id]) for request in requests]
+    saga_ids = [saga_id for saga_id, _ in (request.claim for request in requests)]
+    orders = await order_store.load_many(conn, saga_ids, lock=True)
+    claims = await store.find_claims(conn, saga_ids)  # what a runner decides that was superseded is not to be trusted
+    changes = [
+        request.context.run(request.decide, orders[request.claim[0]]) for request in requests if request.claim in claims
+    ]
     saved = await store.save(conn, [change.write for change in changes])
     await order_store.update(
         conn, [version for change in changes if change.write.claim in saved for version in change.versions]
     )
-    return [saved.get(change.write.claim) for change in changes]
+    return [saved.get(request.claim) for request in requests]
 
 
 def _require_ours(result: Saga | None, saga_id: UUID) -> Saga:

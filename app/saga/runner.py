@@ -223,7 +223,7 @@ class Runner:
                 return Change(self._attempt(before, state, progress.entries), versions)
             return Change(self._release(before, state, progress.entries, pause), versions)
 
-        run.saga = await self._recorder.change(before.id, decide)
+        run.saga = await self._recorder.change(before, decide)
         if isinstance(plan.decide(state), Finish):
             self._emit_finished(run.saga, versions[-1].order)
             if _went_wrong(run, state):

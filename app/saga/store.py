@@ -99,6 +99,9 @@ saga_steps = Table(
 HOLD_MARGIN_SECONDS = 300  # covers the last call before the deadline, and differences between clocks
 
 
+Claim = tuple[UUID, int]  # a saga, and its version as its runner knows it: a batch may have two runners of one saga
+
+
 @dataclass(frozen=True, slots=True)
 class Saga:
     """A saga whose lease this process holds."""
@@ -115,6 +118,11 @@ class Saga:
     needs_operator: bool = False  # as of its last write
     age_seconds: float = 0.0  # as of its last write
     cancelled: Reason | None = None  # why it must compensate, as of its last write
+
+    @property
+    def claim(self) -> Claim:
+        """What tells this runner from one that has lost the saga's lease, or has claimed it since."""
+        return self.id, self.version
 
     @property
     def must_compensate(self) -> bool:
@@ -219,12 +227,10 @@ class SagaWrite:
     operator_in_seconds: float | None = None
 
     @property
-    def claim(self) -> "Claim":
-        """What tells this write from one of the same saga by a runner that lost its lease: a batch may have both."""
-        return self.saga.id, self.saga.version
+    def claim(self) -> Claim:
+        """The claim of its runner."""
+        return self.saga.claim
 
-
-Claim = tuple[UUID, int]  # a saga, and the version that its runner knows
 
 SAVE = """
     WITH given AS (
@@ -232,7 +238,9 @@ SAVE = """
         FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
                     $8::float8[], $9::float8[])
             AS given (id, version, direction, step, attempts, reason, owner, due_seconds, operator_seconds),
-            (SELECT clock_timestamp() AS at) AS now
+            (SELECT clock_timestamp() AS at) AS now,
+            -- of this statement's own transaction, or of the caller's; it precedes the first lock, as the rows do
+            (SELECT set_config('lock_timeout', coalesce($19, current_setting('lock_timeout')), true)) AS bound
     ), saved AS (
         UPDATE sagas
         SET direction = given.direction, step = given.step, attempts = given.attempts, reason = given.reason,
@@ -269,10 +277,13 @@ SAVE = """
 """
 
 
-async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[Claim, Saga]:
+async def save(
+    conn: db.Connection, writes: Sequence[SagaWrite], lock_seconds: float | None = None
+) -> dict[Claim, Saga]:
     """Write new states and append to the log, in one statement. Return, by claim, the sagas that were written.
 
     A saga that was claimed again, by another process or by this one, is not written, and neither are its log entries.
+    With `lock_seconds`, waiting longer than that for a saga's lock raises asyncpg.LockNotAvailableError (55P03).
 
     The statement also returns whether each order was cancelled when the statement started. A caller that must know for
     certain locks the order first.
@@ -298,6 +309,7 @@ async def save(conn: db.Connection, writes: Sequence[SagaWrite]) -> dict[Claim, 
         [None if entry.reply is None else json.dumps(dict(entry.reply)) for _, entry in logged],
         [None if entry.started is None else time.monotonic() - entry.started for _, entry in logged],
         [write.saga.version for write, _ in logged],
+        None if lock_seconds is None else f"{max(1, round(lock_seconds * 1000))}ms",
     )
     written = {(UUID(int=row["id"].int), row["version"] - 1): row for row in rows}
     return {write.claim: _written(write, written[write.claim]) for write in writes if write.claim in written}
@@ -307,6 +319,12 @@ def _written(write: SagaWrite, row: asyncpg.Record) -> Saga:
     cancelled = Reason(row["cancel_reason"] or DEFAULT_CANCEL_REASON) if row["cancelled"] else None
     found = {name: row[name] for name in ("version", "needs_operator", "age_seconds")}
     return replace(write.saga, state=write.state, cancelled=cancelled, **found)
+
+
+async def find_claims(conn: db.Connection, saga_ids: Collection[UUID]) -> set[Claim]:
+    """Return the present claims of these sagas."""
+    rows = await conn.fetch("SELECT id, version FROM sagas WHERE id = ANY($1)", list(saga_ids))
+    return {(UUID(int=row["id"].int), row["version"]) for row in rows}
 
 
 async def read_do_reply(conn: db.Connection, saga_id: UUID, step: str) -> Mapping[str, Any] | None:

@@ -18,3 +18,9 @@ async def clean(run: Run) -> AsyncIterator[str]:
         async with Redis.from_url(url) as redis:
             await redis.flushdb()
         yield url
+
+
+async def copies_in(redis_url: str) -> int:
+    """Return how many responses Redis has copies of."""
+    async with Redis.from_url(redis_url) as client:
+        return int(await client.dbsize())

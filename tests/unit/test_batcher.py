@@ -21,6 +21,7 @@ class Server:
         self.batches: list[list[int]] = []
         self.names: list[str] = []
         self.answer = asyncio.Event()
+        self.seconds = 0.0
         self.failing: set[int] = set()
         self.error: Exception = ValueError("bad")
 
@@ -28,6 +29,7 @@ class Server:
         self.batches.append(list(rows))
         self.names.append(NAME.get())
         await self.answer.wait()
+        await asyncio.sleep(self.seconds)
         if self.failing & set(rows):
             raise self.error
         return [row * 10 for row in rows]
@@ -149,6 +151,17 @@ async def test_a_batch_that_takes_too_long_fails_the_rows_behind_it() -> None:
     server.answer.set()
     assert await running[0] == 0
     assert await batcher.submit(3) == 30
+
+
+async def test_a_row_does_not_wait_for_many_batches() -> None:
+    """Its patience is for all batches before it, not for each of them."""
+    server = Server()
+    server.answer.set()
+    server.seconds = 0.06
+    batcher = server.batcher(size=1, patience_seconds=0.1)
+    results = await asyncio.gather(*await submitted(batcher, 0, 1, 2, 3, 4), return_exceptions=True)
+    assert results[:2] == [0, 10]
+    assert [type(result) for result in results[3:]] == [Overloaded, Overloaded]
 
 
 async def test_a_batch_does_not_run_in_its_callers_context() -> None:

@@ -15,7 +15,7 @@ from app.api.orders.long_poll import Waiters
 from app.api.orders.schemas import order_json
 from app.api.orders.streams import Streams
 from app.idempotency import Idempotency
-from app.idempotency.key import HEADER, IdempotencyKey, RawRequest, digest, read_key
+from app.idempotency.key import HEADER, IdempotencyKey, RawRequest, bind, digest, read_key
 from app.idempotency.replay_memory import ReplayMemory
 from app.idempotency.store import StoredResponse
 from app.observability import log_fields
@@ -28,6 +28,8 @@ KEY_PARAMETER = openapi.header_parameter(
     "4c1f3b0e-7b6e-4f0c",
     **openapi.KEY_OR_BLANK_SCHEMA,
 )
+
+REPLAYED = {"Idempotent-Replay": "true", "Idempotent-Replayed": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class OrdersDeps:
 
     def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
         """Return the request's key, bound to the request. `body` is in normal form. Raises as `read_key` does."""
-        return self.raw_request(request, tenant, b"").bind(body)
+        key, url = self.read_key(request), request.url
+        return None if key is None else bind(tenant, key, request.method, url.path, url.query, body)
 
 
 def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:
@@ -69,6 +72,6 @@ def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:
 
 
 def send(stored: StoredResponse) -> Response:
-    """Return the HTTP response, with `Idempotent-Replay` if it is a replay."""
-    headers = {"Location": stored.location} | ({"Idempotent-Replay": "true"} if stored.replayed else {})
+    """Return the HTTP response, which says if it is a replay: in both headers that clients know."""
+    headers = {"Location": stored.location, **(REPLAYED if stored.replayed else {})}
     return Response(stored.body, stored.status, headers, media_type="application/json")

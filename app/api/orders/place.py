@@ -52,7 +52,10 @@ router = APIRouter(tags=["orders"], route_class=PlainRoute)
     status_code=HTTPStatus.CREATED,
     summary="Place an order",
     response_model=OrderAnswer,
-    responses=openapi.problems(*openapi.BODY_REFUSALS, HTTPStatus.CONFLICT),
+    responses={
+        HTTPStatus.CREATED: openapi.REPLAYABLE,
+        **openapi.problems(*openapi.BODY_REFUSALS, HTTPStatus.CONFLICT),
+    },
     openapi_extra={"parameters": [KEY_PARAMETER], **openapi.request_body(PlaceOrderRequest)},
 )
 async def place(request: Request) -> Response:

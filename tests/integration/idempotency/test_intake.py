@@ -22,6 +22,7 @@ from chaos.proxy.faults import Lose
 from chaos.proxy.proxy import Proxy
 from tests.harness import servers
 from tests.harness.api import assert_problem, serving
+from tests.harness.caches import copies_in
 from tests.harness.events import event
 from tests.harness.orders import request_under_way, somebody_waits
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -63,11 +64,6 @@ async def test_a_repeat_is_answered_from_the_cached_copy(cached: httpx.AsyncClie
     await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
     assert_same(first, await place(cached))
     assert (await replays(cached, "redis"), await replays(cached, "postgres")) == (1, 0)
-
-
-async def copies_in(redis_url: str) -> int:
-    async with Client.from_url(redis_url) as client:
-        return int(await client.dbsize())
 
 
 async def test_another_request_with_a_copied_key_is_refused(cached: httpx.AsyncClient, redis_url: str) -> None:

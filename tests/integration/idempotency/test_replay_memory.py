@@ -8,7 +8,9 @@ import pytest
 
 from app.db import Pool
 from tests.harness.api import assert_problem, serving
+from tests.harness.caches import copies_in
 from tests.harness.identity import SECRET, bearer, token
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 BODY = b'{"items":[{"sku":"WIDGET","quantity":3,"unit_price":"9.99"}]}'
 HEADERS = {"Idempotency-Key": "k", "Content-Type": "application/json"}
@@ -40,7 +42,8 @@ async def test_a_repeat_needs_neither_redis_nor_postgres(api: httpx.AsyncClient,
         first.content,
         first.headers["location"],
     )
-    assert (again.headers["idempotent-replay"], first.headers.get("idempotent-replay")) == ("true", None)
+    for name in ("idempotent-replay", "idempotent-replayed"):
+        assert (again.headers[name], first.headers.get(name)) == ("true", None)
     assert await replays(api, "memory") == 1
 
 
@@ -51,6 +54,16 @@ async def test_a_response_of_another_process_is_remembered(database_url: str) ->
         await place(api)
         await place(api)
         assert (await replays(api, "postgres"), await replays(api, "memory")) == (1, 1)
+
+
+async def test_a_copy_from_redis_is_not_remembered(database_url: str, redis_url: str) -> None:
+    """Its lifetime is on the clock of the process that wrote it, which may be wrong."""
+    async with serving(database_url, redis_url=redis_url) as api, serving(database_url, redis_url=redis_url) as other:
+        await place(other)
+        await wait_until(lambda: copies_in(redis_url), AMPLE_SECONDS, "the copy")
+        await place(api)
+        await place(api)
+        assert (await replays(api, "redis"), await replays(api, "memory")) == (2, 0)
 
 
 @pytest.mark.parametrize(

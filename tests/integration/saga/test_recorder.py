@@ -50,7 +50,7 @@ def changing(recorder: Recorder, saga: Saga, status: Status, reason: Reason | No
         version = TracedOrder(order_store.with_status(order, status, reason), {})
         return Change(SagaWrite(saga, ENDED, [], due_in_seconds=0, owner=None), [version])
 
-    return asyncio.create_task(recorder.change(saga.id, decide))
+    return asyncio.create_task(recorder.change(saga, decide))
 
 
 def saving(recorder: Recorder, writes: Sequence[SagaWrite]) -> "list[asyncio.Task[Saga]]":
@@ -138,6 +138,31 @@ async def test_an_order_that_somebody_locks_delays_only_its_own_saga(pool: db.Po
     assert await confirmed(pool) == MANY
 
 
+async def test_a_saga_that_somebody_locks_delays_only_its_own_save(pool: db.Pool) -> None:
+    """The progress of the others is saved while it is still locked."""
+    recorder, (locked, *others) = Recorder(pool), await claimed(pool)
+    async with db.transaction(pool) as conn:
+        await conn.execute("SELECT FROM sagas WHERE id = $1 FOR UPDATE", locked.id)
+        first, waiting, *rest = saving(recorder, [progress(saga) for saga in (others[0], locked, *others[1:])])
+        await asyncio.gather(first, *rest)
+        await wait_until(lambda: somebody_waits(pool), AMPLE_SECONDS, "the save of the locked saga")
+        assert not waiting.done()
+    assert (await waiting).version == locked.version + 1
+
+
+async def test_a_runner_that_was_superseded_decides_nothing(pool: db.Pool) -> None:
+    """Its order has moved on, so it gets StaleLease; its neighbours are written."""
+    recorder, (first, *others) = Recorder(pool), await claimed(pool)
+    await compensating(recorder, first)
+    results = await asyncio.gather(
+        confirming(recorder, others[0]),
+        confirming(recorder, first),
+        confirming(recorder, others[1]),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [Saga, StaleLease, Saga]
+
+
 async def test_a_decision_sees_the_cancel_that_came_before_it(pool: db.Pool) -> None:
     """The order that `decide` gets is the locked one, in a batch too."""
     recorder, sagas = Recorder(pool), await claimed(pool)
@@ -150,7 +175,7 @@ async def test_a_decision_sees_the_cancel_that_came_before_it(pool: db.Pool) -> 
             seen[order.id] = order.cancel_reason
             return Change(progress(saga))
 
-        return asyncio.create_task(recorder.change(saga.id, decide))
+        return asyncio.create_task(recorder.change(saga, decide))
 
     await asyncio.gather(*(noting(saga) for saga in sagas))
     assert list(seen.values()) == ["cancelled-by-customer"] * MANY
