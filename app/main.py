@@ -65,15 +65,17 @@ def create_app(
         redirect_slashes=False,
         telemetry=api_tracing.NO_FASTAPI_TELEMETRY,
     )
-    app.add_middleware(RequestMiddleware, signals=seam, max_in_flight=settings.http_max_in_flight)
+    app.add_middleware(
+        RequestMiddleware,
+        signals=seam,
+        max_in_flight=settings.http_max_in_flight,
+        direct=place.router if "api" in settings.roles else None,
+    )
     problems.install(app)
-    if "api" in settings.roles:
-        # First, and not included: otherwise FastAPI looks through every included router for each order.
-        app.router.routes.extend(place.router.routes)
     app.include_router(health.router)
     app.include_router(docs.router)
     if "api" in settings.roles:
-        for routes in (cancel, listing, timeline, read, outbox, stats, dlq, sagas):
+        for routes in (place, cancel, listing, timeline, read, outbox, stats, dlq, sagas):
             app.include_router(routes.router)
     openapi.install(app, queues())
     api_tracing.install(app, tracing)

@@ -1,19 +1,15 @@
 """The route `POST /orders`.
 
-This route sets the service's throughput. So it reads its caller and body by hand, and `PlainRoute` calls it without
-FastAPI's machinery, which would solve dependencies, hold two exit stacks and serialise a response for each request.
+This route sets the service's throughput, so it reads its caller and body by hand, and the middleware calls it directly.
+FastAPI, which documents it, would solve dependencies, hold exit stacks and serialise a response for each request.
 """
 
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 from opentelemetry import trace
-from starlette.routing import request_response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import openapi
 from app.api.orders.deps import KEY_PARAMETER, OrdersDeps, send, stored_response
@@ -30,20 +26,7 @@ from app.orders.store import TracedOrder
 log = structlog.get_logger(__name__)
 
 
-class PlainRoute(APIRoute):
-    """A route that FastAPI documents and Starlette calls."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._answer: ASGIApp = request_response(self.endpoint)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request of this route's method; leave the 405 to FastAPI."""
-        handle = self._answer if scope["method"] in (self.methods or ()) else super().handle
-        await handle(scope, receive, send)
-
-
-router = APIRouter(tags=["orders"], route_class=PlainRoute)
+router = APIRouter(tags=["orders"])
 
 
 @router.post(

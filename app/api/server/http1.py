@@ -9,6 +9,7 @@ httptools cannot stop at the end of a request. Its input is cut there instead: a
 or after an empty line, since a request without a `Content-Length` can only end there.
 """
 
+import asyncio
 import re
 from typing import Any
 
@@ -38,6 +39,43 @@ class _Flow(FlowControl):
     def resume_reading(self) -> None:
         if not self._holding:
             super().resume_reading()
+
+
+class _WholeResponses(asyncio.Transport):
+    """The transport of one response. It holds the head back until the body follows, in the same turn of the event loop.
+
+    uvicorn writes both apart, which would be two system calls and two segments for each response.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+        self._is_first = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._is_first:
+            self._is_first = False
+            self._held = bytes(data)
+            self._loop.call_soon(self.flush)
+        elif self._held:
+            whole, self._held = self._held + data, b""
+            self._transport.write(whole)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class SequentialProtocol(HttpToolsProtocol):
@@ -72,6 +110,7 @@ class SequentialProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Parse the next request, if it has arrived."""
+        self._response.flush()
         super().on_response_complete()
         self._parse()
 
@@ -139,6 +178,7 @@ class SequentialProtocol(HttpToolsProtocol):
         self._awaiting_head = False
         self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
+        self._response = self.cycle.transport = _WholeResponses(self.transport, self.loop)
 
     def on_body(self, body: bytes) -> None:
         """Receive a part of the body."""
