@@ -1,5 +1,6 @@
 """Facts about HTTP requests, and their metrics."""
 
+import functools
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -35,9 +36,10 @@ def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
         registry=registry,
     )
 
-    duration.labels("POST", "/orders", 201)  # the other series start with their first request
+    series = functools.cache(duration.labels)  # there are few, and the library's own look-up takes 3 µs
+    series("POST", "/orders", 201)  # the other series start with their first request
 
     def observe(fact: RequestServed) -> None:
-        duration.labels(fact.method, fact.route, fact.status).observe(fact.seconds, current_exemplar())
+        series(fact.method, fact.route, fact.status).observe(fact.seconds, current_exemplar())
 
     signals.subscribe(RequestServed, observe)

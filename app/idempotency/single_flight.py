@@ -35,7 +35,11 @@ class SingleFlight:
 
         Raises RequestInProgress after `wait_seconds`.
         """
-        inflight = self._inflight.setdefault((key.tenant, key.key), InFlight())
+        mine = InFlight()
+        inflight = self._inflight.setdefault((key.tenant, key.key), mine)
+        if inflight is mine:  # nobody to wait for
+            await inflight.lock.acquire()
+            return inflight
         try:
             async with asyncio.timeout(wait_seconds):
                 await inflight.lock.acquire()

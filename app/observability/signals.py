@@ -93,7 +93,8 @@ def _log(fact: Fact, level: str) -> None:
     """Log under the name of the fact's module. The level is checked first: most of the cost is in what it saves."""
     module = type(fact).__module__
     if logging.getLogger(module).isEnabledFor(logging.getLevelNamesMapping()[level.upper()]):
-        values = {field.name: getattr(fact, field.name) for field in dataclasses.fields(fact)}
+        names: tuple[str, ...] = type(fact).__match_args__  # of its fields
+        values = {name: getattr(fact, name) for name in names}
         plain = {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
         getattr(_logger(module), level)(fact.event, **plain)
 

@@ -26,7 +26,11 @@ def to_minor(amount: Decimal, currency: str) -> int:
 
 def from_minor(minor: int, currency: str) -> str:
     """Format minor units as a decimal string with all of the currency's decimals: 999 USD → "9.99", 5 JPY → "5"."""
-    return f"{Decimal(minor).scaleb(-EXPONENTS[currency]):f}"
+    exponent = EXPONENTS[currency]
+    if not exponent:
+        return str(minor)
+    units, rest = divmod(abs(minor), 10**exponent)
+    return f"{'-' if minor < 0 else ''}{units}.{rest:0{exponent}}"
 
 
 def max_total_minor(currency: str) -> int:
