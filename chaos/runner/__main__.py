@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,7 @@ def main(
     if not config.kinds():
         raise typer.BadParameter("no fault that can be injected has such a name", param_hint="--only")
     typer.echo(f"{orders:,} orders and faults for {config.duration_seconds:.0f} s, seed {seed}", err=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything ends with this process
     servers = ControllerRun()
     try:
         verdict = asyncio.run(run(config, servers.directory))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import typer
 
 import load
 from chaos.bugs import Catch
@@ -140,6 +141,7 @@ async def _inject(injection: Injection, system: System, started_at: float, compo
             await faults.inject(injection, system)
         except Exception as failure:  # noqa: BLE001 - the report names it, and the run fails
             error = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
+            typer.echo(f"the fault failed, and so does the run: {injection.kind.name}: {error}", err=True)
     return InjectedFault(
         injection.kind.name, injection.kind.component, from_second, time.monotonic() - started_at, error
     )

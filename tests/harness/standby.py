@@ -46,7 +46,13 @@ class Standby(Postgres):
 
     async def promote(self) -> None:
         """Make it a primary."""
-        await fetchval(self.url, "SELECT pg_promote()")  # waits until it is one
+        # Its own wait would be a query with a snapshot, which replay cancels when it removes rows.
+        await fetchval(self.url, "SELECT pg_promote(wait => false)")
+
+        async def is_primary() -> bool:
+            return await fetchval(self.url, "SELECT pg_is_in_recovery()") is False
+
+        await wait_until(is_primary, AMPLE_SECONDS, "the promotion of the standby")
 
 
 async def require_standby(postgres: Postgres, name: str) -> None:
