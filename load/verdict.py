@@ -210,12 +210,13 @@ def _stock(seen: Observed) -> Iterator[str]:
 NONE_LOST = "every acknowledged order exists"
 ONE_ORDER = "one key makes one order"
 ALL_END = "every order ends"
+NO_500 = "a failure is an honest 4xx or 503, never a 500"
 PROMISES = {
     NONE_LOST: _lost,
     ONE_ORDER: _duplicates,
     "every 201 of a key is the same, byte for byte": _replays,
     ALL_END: _unfinished,
-    "a failure is an honest 4xx or 503, never a 500": _errors,
+    NO_500: _errors,
     "charged - refunded is the total if confirmed, else zero": _charges,
     "stock is sold and shipped if confirmed, else neither": _parcels,
     "an order ends as its partners decided": _refusals,

@@ -100,7 +100,7 @@ class BackgroundHandler(LineHandler):
         """Wait until all lines are written, at most LOG_FLUSH_SECONDS. `logging` calls it at the exit."""
         deadline = time.monotonic() + LOG_FLUSH_SECONDS
         while self._some.is_set() and time.monotonic() < deadline:
-            time.sleep(0.005)
+            _pause(0.005)
 
     def drop(self, lines: int) -> None:
         """Count lines that are not written, and report them later."""
@@ -111,7 +111,9 @@ class BackgroundHandler(LineHandler):
     def _write_all(self) -> None:
         while True:
             self._some.wait()
-            time.sleep(GATHER_SECONDS)
+            select.select(
+                [], [], [], GATHER_SECONDS
+            )  # `time.sleep` fails under libfaketime, with which clocks are tested
             while self._lines:
                 self._write_batch([self._lines.popleft() for _ in range(min(LOG_BATCH_LINES, len(self._lines)))])
             self._some.clear()
@@ -143,6 +145,11 @@ class LineLogger:
     def __init__(self, handler: LineHandler, name: str) -> None:
         self.name = name
         self.debug = self.info = self.warning = self.error = self.critical = handler.write
+
+
+def _pause(seconds: float) -> None:
+    """Sleep. `time.sleep` fails under libfaketime, by which the tests of wrong clocks set a process's clock."""
+    select.select([], [], [], seconds)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -58,14 +58,22 @@ STATES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Observed, met: Counter[str]) -> Evidence:
-    """Gather the evidence of a run."""
+FAILED_REQUEST = "http.failed"  # the log event of a request that got a 500, or would have
+
+
+def count_events(logs: Iterable[Path]) -> Counter[str]:
+    """Return how often each event was logged."""
     events: Counter[str] = Counter()
     for log in logs:
         with log.open(errors="replace") as lines:
             events.update(_event_of(line) for line in lines)
+    return events
+
+
+def collect(logs: Iterable[Path], ledger: Iterable[Mapping[str, Any]], seen: Observed, met: Counter[str]) -> Evidence:
+    """Gather the evidence of a run."""
     return Evidence(
-        log_events=events,
+        log_events=count_events(logs),
         ledger_outcomes=Counter(str(entry["outcome"]) for entry in ledger),
         responses=seen.histories.outcomes(),
         reasons=Counter(str(order["status_reason"]) for order in seen.orders.values()),

@@ -78,7 +78,7 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
         async with httpx.AsyncClient(base_url=system.sandbox.url, trust_env=False, timeout=60) as sandbox:
             entries = await _ledger(sandbox)
             found = await violations(system.postgres.url, sandbox, _answers(first, histories))
-        evidence = reach.collect(system.logs(), entries, observed, system.met)
+        evidence = reach.collect([*system.logs(), *system.older_logs()], entries, observed, system.met)
         return ChaosVerdict(
             seed=config.seed,
             orders=config.orders,
@@ -87,6 +87,8 @@ async def run(config: RunConfig, directory: Path) -> ChaosVerdict:
             load=load.judge(observed),
             checker=found,
             verified=verified,
+            failed_requests=reach.count_events(system.logs())[reach.FAILED_REQUEST],
+            failed_by_older=reach.count_events(system.older_logs())[reach.FAILED_REQUEST],
             settled_seconds=settled,
             faults=[replace(fault, recovered_seconds=recovery(series, fault.to_second)) for fault in injected],
             reached=reach.reached(evidence),

@@ -17,6 +17,7 @@ import httpx
 
 from chaos.proxy import amqp, postgres
 from chaos.proxy.proxy import Proxy
+from chaos.runner import release
 from chaos.runner.broker import Broker
 from chaos.runner.pair import Pair
 from tests.harness import clocks, installed
@@ -93,6 +94,10 @@ class System:
     def logs(self) -> list[Path]:
         """Return the logs of the service's processes."""
         return [service.log for service in self.services]
+
+    def older_logs(self) -> list[Path]:
+        """Return the logs that they wrote as the older release."""
+        return sorted((self.directory / "logs").glob(f"{release.VERSION}-*.log"))
 
     async def is_quiet(self) -> bool:
         """Return whether every order has ended, every event is published, and every message has taken effect."""

@@ -8,6 +8,7 @@ from chaos.runner.measure import Series
 from chaos.runner.reach import Reached
 from chaos.sweep.result import SweepResult
 from load import Verdict
+from load.verdict import NO_500
 
 HOLDS = "holds"
 
@@ -35,6 +36,8 @@ class ChaosVerdict:
     load: Verdict
     checker: list[str]  # violations that the checker of tables and ledger found
     verified: dict[str, str]  # what `orders verify` said of each invariant
+    failed_requests: int  # of this release: its logs have an unexpected error for each
+    failed_by_older: int  # by the older release, while processes were rolled back: its errors are not this one's
     settled_seconds: float | None  # from the last fault to the end of the last order and event; None: not in time
     faults: list[InjectedFault] = field(default_factory=list)
     reached: list[Reached] = field(default_factory=list)
@@ -50,7 +53,10 @@ class ChaosVerdict:
         found = [
             f"{violation.promise}: {violation.count} ({', '.join(violation.names[:3])})"
             for violation in self.load.violations
+            if violation.promise != NO_500 or violation.count > self.failed_by_older
         ]
+        if self.failed_requests:
+            found.append(f"{self.failed_requests} requests failed unexpectedly: see http.failed in the logs")
         found += self.checker
         found += [f"orders verify: {name} {said}" for name, said in self.verified.items() if said != HOLDS]
         if self.settled_seconds is None:

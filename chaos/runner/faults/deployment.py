@@ -21,11 +21,13 @@ async def _roll(system: System, _: random.Random, seconds: float) -> None:
 async def _roll_back_and_forward(system: System, rng: random.Random, seconds: float) -> None:
     """Replace every process by one of the older release, one at a time and in any order; then the other way round."""
     older = await release.unpack(system.directory)
+    logs = {service.url: service.log for service in system.services}
     pause = seconds / (2 * len(system.services))
-    for code in (older, REPOSITORY):
+    for code, prefix in ((older, f"{release.VERSION}-"), (REPOSITORY, "")):
         for service in rng.sample(system.services, len(system.services)):
+            log = logs[service.url]
             async with system.busy[service.url]:
-                service.code = code
+                service.code, service.log = code, log.with_name(prefix + log.name)
                 await restart(service, 0.0)
             await asyncio.sleep(pause)
 

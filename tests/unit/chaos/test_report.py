@@ -30,6 +30,8 @@ def a_verdict() -> ChaosVerdict:
         load=load.judge(a_clean_run()),
         checker=[],
         verified={"I1": "holds"},
+        failed_requests=0,
+        failed_by_older=0,
         settled_seconds=1.0,
         faults=[FAULT],
         reached=[Reached(state, 1) for state in STATES],
@@ -62,6 +64,7 @@ def test_a_clean_run_holds() -> None:
         ({"verified": {"I5": "violated: 1"}}, "orders verify: I5 violated: 1"),
         ({"bugs": [Catch("the inbox is off", "I4", None, 1.0)]}, "planted bug not caught: the inbox is off"),
         ({"sweep": a_sweep(["I5: two charges"])}, f"crash point not recovered: resent, {POINT}"),
+        ({"failed_requests": 2}, "2 requests failed unexpectedly: see http.failed in the logs"),
         ({"settled_seconds": None}, "the system was not quiet in time after the last fault"),
         ({"reached": [Reached(state, 0) for state in STATES]}, f"not reached: {next(iter(STATES))}"),
         (
@@ -79,6 +82,16 @@ def test_each_reason_fails_the_run(change: dict[str, object], reason: str) -> No
     assert reason in verdict.violations
     assert f"VIOLATED: {reason}" in report.as_text(verdict)
     assert "violations" in report.as_html(verdict)
+
+
+@pytest.mark.parametrize(("failed_by_older", "is_clean"), [(1, True), (0, False)])
+def test_only_the_older_release_is_excused_for_a_500(failed_by_older: int, *, is_clean: bool) -> None:
+    """While processes are rolled back, clients may get the older release's 500s, but no more than it logged."""
+    seen = a_clean_run()
+    seen.histories.by_number[0].add(500, "", b"{}")
+    verdict = a_verdict()
+    verdict.load, verdict.failed_by_older = load.judge(seen), failed_by_older
+    assert (verdict.violations == []) is is_clean
 
 
 def test_the_report_shows_crash_points() -> None:
