@@ -31,10 +31,10 @@ class UnreadableMessage(ValueError):
     """The message is not one of our events; retrying cannot help."""
 
 
-class StoredData(Mapping[str, Any]):
-    """The data of a stored event: JSON text, parsed only when a handler of this process reads it.
+class JsonText(Mapping[str, Any]):
+    """The data of an event as JSON text, parsed only when a handler of this process reads it.
 
-    The relay to a broker sends the text as it is, so no event is parsed and written again on its way.
+    The text is written once, with the order's response, and goes into the outbox and to the broker as it is.
     """
 
     def __init__(self, text: str) -> None:
@@ -81,9 +81,13 @@ class Envelope:
 
     def body(self) -> bytes:
         """The data alone (binary content mode), as JSON."""
-        if isinstance(self.data, StoredData):
-            return self.data.text.encode()
-        return json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).encode()
+        return self.json().encode()
+
+    def json(self) -> str:
+        """The data as JSON text."""
+        if isinstance(self.data, JsonText):
+            return self.data.text
+        return json.dumps(self.data, ensure_ascii=False, separators=(",", ":"))
 
     def headers(self) -> dict[str, str]:
         """The attributes as transport headers, with the W3C trace context beside them."""

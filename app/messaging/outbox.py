@@ -5,7 +5,6 @@ row may be claimed from `next_attempt_at` on. A claim moves `next_attempt_at` to
 a relay that dies delays its rows by one lease, and a relay that resumes after its lease changes nothing.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.claim_hint import START
 from app.db import Connection, affected, metadata
-from app.messaging.envelope import Envelope, StoredData
+from app.messaging.envelope import Envelope, JsonText
 
 SelectFinished = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which subjects are finished
 
@@ -88,7 +87,7 @@ async def add(conn: Connection, envelopes: Sequence[Envelope]) -> None:
         [envelope.subject for envelope in envelopes],
         [envelope.sequence for envelope in envelopes],
         [envelope.tenant for envelope in envelopes],
-        [json.dumps(envelope.data, ensure_ascii=False) for envelope in envelopes],
+        [envelope.json() for envelope in envelopes],
         [envelope.traceparent for envelope in envelopes],
         [envelope.tracestate for envelope in envelopes],
         [envelope.time for envelope in envelopes],
@@ -142,7 +141,7 @@ async def claim(
                 sequence=row["sequence"],
                 tenant=row["tenant"],
                 time=row["occurred_at"],
-                data=StoredData(row["data"]),
+                data=JsonText(row["data"]),
                 traceparent=row["traceparent"],
                 tracestate=row["tracestate"],
             ),

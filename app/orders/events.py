@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from uuid_utils.compat import uuid7
 
-from app.messaging.envelope import Envelope
+from app.messaging.envelope import Envelope, JsonText
 from app.orders.model import Order, Status
 
 PLACED = "orders.order.placed.v1"
@@ -32,7 +32,7 @@ def event_for(order: Order, trace: Mapping[str, str]) -> Envelope | None:
         sequence=order.version,
         tenant=order.tenant,
         time=order.updated_at,
-        data=order.representation(),
+        data=JsonText(order.json),
         traceparent=trace.get("traceparent"),
         tracestate=trace.get("tracestate"),
     )

@@ -1,5 +1,7 @@
 """An order: its status and reasons, the transitions between them, and its immutable values. Money is in minor units."""
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +10,8 @@ from typing import Any
 from uuid import UUID
 
 from app.orders import money
+
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # `json.dumps` would make one for each order
 
 
 class Status(StrEnum):
@@ -75,7 +79,7 @@ class Line:
         return self.quantity * self.unit_price_minor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Order:
     """An order. `version` counts its changes from 1, and is the sequence of its events."""
 
@@ -100,6 +104,11 @@ class Order:
     def total_minor(self) -> int:
         """What the customer pays."""
         return sum(line.total_minor for line in self.lines)
+
+    @functools.cached_property
+    def json(self) -> str:
+        """The public form as JSON text: the same in every response, and in the event of this version."""
+        return JSON.encode(self.representation())
 
     def representation(self) -> dict[str, Any]:
         """Return the public form of the order, for responses and events."""

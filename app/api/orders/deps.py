@@ -12,7 +12,6 @@ from app import db
 from app.api import openapi
 from app.api.body import Bodies
 from app.api.orders.long_poll import Waiters
-from app.api.orders.schemas import order_json
 from app.api.orders.streams import Streams
 from app.idempotency import Idempotency
 from app.idempotency.key import HEADER, IdempotencyKey, RawRequest, bind, digest, read_key
@@ -68,7 +67,7 @@ class OrdersDeps:
 
 def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:
     """Return the response that shows an order, as it is stored under a key."""
-    return StoredResponse(status, f"/orders/{order.id}", order_json(order))
+    return StoredResponse(status, f"/orders/{order.id}", order.json.encode())
 
 
 def send(stored: StoredResponse) -> Response:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from app.api import openapi
 from app.api.orders.deps import OrdersDeps
 from app.api.orders.headers import none_match_fails, preferred_wait
-from app.api.orders.schemas import OrderAnswer, order_json
+from app.api.orders.schemas import OrderAnswer
 from app.auth.guards import authenticate_caller
 from app.idempotency.key import read_key
 from app.orders import store
@@ -115,7 +115,7 @@ def _respond(request: Request, order: Order, applied: dict[str, str]) -> Respons
     headers = {"ETag": tag, **CACHING, **applied}
     if none_match_fails(request.headers.getlist("if-none-match"), tag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(order_json(order), headers=headers, media_type="application/json")
+    return Response(order.json, headers=headers, media_type="application/json")
 
 
 async def _read_when_ended(

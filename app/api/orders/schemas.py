@@ -1,7 +1,6 @@
 """The JSON of orders: request models with all limits, their translation into commands, and the response model."""
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -30,7 +29,7 @@ from app.api.params import CARD, MAX_WHOLE_NUMBER, Name, storable_text, whole_nu
 from app.api.problems import mistakes
 from app.errors import ValidationFailed
 from app.orders import money
-from app.orders.model import Line, Order, Reason, Status
+from app.orders.model import Line, Reason, Status
 from app.orders.store import PlaceOrder
 
 MAX_ITEMS = 100
@@ -39,7 +38,6 @@ MAX_METADATA_DEPTH = 16
 FLAT = ("sku", "quantity", "unit_price")
 COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
 PLAIN_DECIMAL = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
-JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # `json.dumps` would make one for each order
 MANY_DIGITS = re.compile(r"(?<!\d)(?:\d[\W_]?){12,18}\d(?!\d)")  # tokens of payment providers do not contain this
 
 
@@ -257,11 +255,6 @@ def read_place_order(body: bytes) -> PlaceOrderRequest:
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
         raise ValidationFailed("the body is not a valid order", mistakes(details)) from error
-
-
-def order_json(order: Order) -> bytes:
-    """Return the order as the body of a response: the same bytes from every route."""
-    return JSON.encode(order.representation()).encode()
 
 
 class ItemAnswer(BaseModel):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from app.messaging.envelope import Envelope, StoredData, UnreadableMessage, parse
+from app.messaging.envelope import Envelope, JsonText, UnreadableMessage, parse
 
 EVENT = Envelope(
     id=UUID("01912d2c-6a5e-7c3d-9f10-0242ac120002"),
@@ -72,11 +72,11 @@ def test_the_body_is_the_data_as_json() -> None:
 
 def test_stored_data_is_sent_as_it_is() -> None:
     """The text is not parsed on its way to a broker. A handler in this process reads the same values."""
-    stored = StoredData('{"total": "9.99"}')
+    stored = JsonText('{"total": "9.99"}')
     event = replace(EVENT, data=stored)
     assert event.body() == b'{"total": "9.99"}'
     assert event == replace(EVENT, data={"total": "9.99"})
-    assert replace(EVENT, data=StoredData("not parsed")).body() == b"not parsed"
+    assert replace(EVENT, data=JsonText("not parsed")).body() == b"not parsed"
 
 
 @pytest.mark.parametrize("word", ["placed", "confirmed", "rejected", "cancelled"])
