@@ -27,6 +27,7 @@ BARE_ITEM = "|".join(
 STRUCTURED_STRING = re.compile(rf"{STRING}(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:{BARE_ITEM}))?)*")
 VISIBLE = re.compile(r"[\x21-\x7e]+")
 FINGERPRINT_VERSION = 1
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,7 @@ def digest(body: bytes) -> bytes:
 
 def fingerprint(method: str, path: str, query: str, body: Mapping[str, Any]) -> bytes:
     """Return the SHA-256 of the request in normal form (version FINGERPRINT_VERSION)."""
-    canonical = json.dumps([method, path, query, body], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).digest()
+    return hashlib.sha256(CANONICAL.encode([method, path, query, body]).encode()).digest()
 
 
 def bind(tenant: str, key: str, method: str, path: str, query: str, body: Mapping[str, Any]) -> IdempotencyKey:

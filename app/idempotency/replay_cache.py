@@ -41,7 +41,8 @@ def decode(key: IdempotencyKey, raw: bytes, now: float) -> StoredResponse | None
     line, _, body = content.partition(b"\n")
     try:
         head = json.loads(line)
-        same = {field: head[field] for field in _request(key)} == _request(key)
+        request = _request(key)
+        same = {field: head[field] for field in request} == request
         remaining_seconds = head["expires_at"] - now
         response = StoredResponse(int(head["status"]), str(head["location"]), body, True, remaining_seconds)  # noqa: FBT003 - replayed
     except Exception:  # noqa: BLE001 - the copy may hold anything; Postgres is asked instead

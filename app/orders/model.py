@@ -112,6 +112,7 @@ class Order:
 
     def representation(self) -> dict[str, Any]:
         """Return the public form of the order, for responses and events."""
+        placed_at = rfc3339(self.placed_at)
         return {
             "id": str(self.id),
             "status": self.status,
@@ -128,8 +129,8 @@ class Order:
                 for line in self.lines
             ],
             "total": money.from_minor(self.total_minor, self.currency),
-            "placed_at": rfc3339(self.placed_at),
-            "updated_at": rfc3339(self.updated_at),
+            "placed_at": placed_at,
+            "updated_at": placed_at if self.updated_at is self.placed_at else rfc3339(self.updated_at),
             "version": self.version,
             "tracking_id": self.tracking_id,
         }

@@ -41,7 +41,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class _WholeResponses(asyncio.Transport):
+class WholeResponse(asyncio.Transport):
     """The transport of one response. It holds the head back until the body follows, in the same turn of the event loop.
 
     uvicorn writes both apart, which would be two system calls and two segments for each response.
@@ -55,26 +55,28 @@ class _WholeResponses(asyncio.Transport):
         self._is_first = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Hold the head; write anything else, after it."""
         if self._is_first:
             self._is_first = False
             self._held = bytes(data)
             self._loop.call_soon(self.flush)
-        elif self._held:
-            whole, self._held = self._held + data, b""
-            self._transport.write(whole)
         else:
-            self._transport.write(data)
+            head, self._held = self._held, b""
+            self._transport.write(head + data)
 
     def flush(self) -> None:
+        """Write the head, if it is still held."""
         if self._held:
-            data, self._held = self._held, b""
-            self._transport.write(data)
+            head, self._held = self._held, b""
+            self._transport.write(head)
 
     def close(self) -> None:
+        """Write the head, if it is still held, and close the connection."""
         self.flush()
         self._transport.close()
 
     def is_closing(self) -> bool:
+        """Return whether the connection is closing or closed."""
         return self._transport.is_closing()
 
 
@@ -178,7 +180,7 @@ class SequentialProtocol(HttpToolsProtocol):
         self._awaiting_head = False
         self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
-        self._response = self.cycle.transport = _WholeResponses(self.transport, self.loop)
+        self._response = self.cycle.transport = WholeResponse(self.transport, self.loop)
 
     def on_body(self, body: bytes) -> None:
         """Receive a part of the body."""
