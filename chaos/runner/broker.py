@@ -1,6 +1,7 @@
 """RabbitMQ as one node or several, which look like one broker. With three, each quorum queue has three members."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -14,6 +15,7 @@ from tests.harness.processes import ProcessTree, start_process
 from tests.harness.wait import wait_until
 
 STOP_SECONDS = 60.0
+START_ATTEMPTS = 3
 COOKIE = ".erlang.cookie"
 # What operators of three nodes set: a node that sees no majority stops, instead of going on by itself.
 CLUSTER = """
@@ -48,6 +50,14 @@ class Node(RabbitMQ):
             cookie.touch(mode=0o600)
             cookie.write_text(self._cookie)
             cookie.chmod(0o400)
+
+    async def start(self) -> None:
+        """Start it, again if it ends at once: libfiu, by which its disk fails, now and then breaks Erlang's helper."""
+        for _ in range(START_ATTEMPTS - 1):
+            with contextlib.suppress(RuntimeError):  # it ended while it started
+                await super().start()
+                return
+        await super().start()
 
     async def stop(self) -> None:
         """Shut it down cleanly."""
