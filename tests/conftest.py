@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import aiohttp
 import httpx
 import hypothesis
 import pytest
 
 from app.db import Pool
-from app.partners.client import open_session
+from app.partners.http import HttpClient
 from tests.harness import brokers, caches, databases, ports, sandboxes
 from tests.harness.processes import Service, tail
 from tests.harness.run import OWN, ControllerRun, Run
@@ -121,14 +120,14 @@ async def http(sandbox_url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with open_session() as session:
-        yield session
+async def partner_http() -> AsyncIterator[HttpClient]:
+    async with HttpClient() as http:
+        yield http
 
 
 @pytest.fixture
-def partners_at(session: aiohttp.ClientSession) -> Callable[..., Partners]:
-    return partial(Partners.at, session)
+def partners_at(partner_http: HttpClient) -> Callable[..., Partners]:
+    return partial(Partners.at, partner_http)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from functools import partial
 
 from app.observability.signals import Signals
 from app.observability.traces import trace_headers
-from app.partners.client import PartnerClient, open_session
+from app.partners.client import PartnerClient
+from app.partners.http import HttpClient
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
 from app.partners.ports import PartnerPorts
@@ -17,11 +18,11 @@ from app.settings import Partners, Settings
 
 
 async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, signals: Signals) -> PartnerGateway:
-    """Return the gateway; its HTTP session ends with `stack`."""
-    session = await stack.enter_async_context(open_session())
+    """Return the gateway; its connections end with `stack`."""
+    http = await stack.enter_async_context(HttpClient())
     client = partial(
         PartnerClient,
-        session,
+        http,
         timeout_seconds=settings.partner_timeout_seconds,
         extra_headers=trace_headers,
         signals=signals,

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import aiohttp
-
 from app import db
 from app.bootstrap.consumers import CONSUMERS
 from app.bootstrap.partners import make_payment
@@ -17,6 +15,7 @@ from app.operations.verify.books import LEDGER_PAGE, Book, LedgerBook, Query, Qu
 from app.operations.verify.broker_side import BrokerSide
 from app.operations.verify.run import Verifier, VerifyConfig
 from app.partners.client import PartnerClient
+from app.partners.http import HttpClient
 from app.partners.inventory import HttpInventory
 from app.partners.ledger import LedgerClient
 from app.partners.shipping import HttpShipping
@@ -34,7 +33,7 @@ class PartnerAccess:
 
 
 async def find_books(
-    session: aiohttp.ClientSession,
+    http: HttpClient,
     settings: Verification,
     is_paused: Callable[[str], bool] = lambda _: False,
     page_size: int = LEDGER_PAGE,
@@ -50,14 +49,14 @@ async def find_books(
         else:
             ledgers.setdefault(url.rstrip("/"), set()).add(partner)
     if settings.payment_provider == "stripe":
-        _add_stripe(access, settings, session)
+        _add_stripe(access, settings, http)
     for url, partners in ledgers.items():
-        client = LedgerClient(session, url, settings.partner_timeout_seconds)
+        client = LedgerClient(http, url, settings.partner_timeout_seconds)
         try:
             if await client.exists():
                 access.books.append(LedgerBook(client, frozenset(partners), page_size))
             else:
-                access.books.extend(QueryBook(name, _query(name, url, settings, session)) for name in sorted(partners))
+                access.books.extend(QueryBook(name, _query(name, url, settings, http)) for name in sorted(partners))
         except PartnerUnavailable as error:
             access.missing.update(dict.fromkeys(partners, f"{', '.join(sorted(partners))}: {error}"))
     return access
@@ -89,16 +88,16 @@ def _urls(settings: Verification) -> Mapping[str, str]:
     return urls
 
 
-def _add_stripe(access: PartnerAccess, settings: Verification, session: aiohttp.ClientSession) -> None:
+def _add_stripe(access: PartnerAccess, settings: Verification, http: HttpClient) -> None:
     if not settings.stripe_api_key.get_secret_value():
         access.missing["payment"] = NOT_SET.format("ORDERS_STRIPE_API_KEY")
         return
-    client = partial(PartnerClient, session, timeout_seconds=settings.partner_timeout_seconds)
+    client = partial(PartnerClient, http, timeout_seconds=settings.partner_timeout_seconds)
     access.books.append(QueryBook("payment", books.query_payment(make_payment(settings, client))))
 
 
-def _query(partner: str, url: str, settings: Verification, session: aiohttp.ClientSession) -> Query:
-    client = partial(PartnerClient, session, timeout_seconds=settings.partner_timeout_seconds)
+def _query(partner: str, url: str, settings: Verification, http: HttpClient) -> Query:
+    client = partial(PartnerClient, http, timeout_seconds=settings.partner_timeout_seconds)
     if partner == "inventory":
         return books.query_inventory(HttpInventory(client(url)))
     if partner == "payment":

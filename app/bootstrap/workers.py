@@ -35,7 +35,7 @@ from app.operations.maintenance.verifying import RecentVerifier
 from app.operations.verify.run import Verifier
 from app.orders.facts import CancelAccepted, OrderFinished, OrderPlaced
 from app.partners.circuit import CircuitState
-from app.partners.client import open_session
+from app.partners.http import HttpClient
 from app.saga.facts import SagaDue
 from app.saga.gateway import PartnerGateway
 from app.saga.orchestrator import Orchestrator
@@ -161,13 +161,13 @@ async def _verification(
     gateway: PartnerGateway | None,
 ) -> BackgroundTask:
     """Return the task that verifies recent orders. Without the URL of a partner, it leaves out what needs it."""
-    session = await stack.enter_async_context(open_session())
+    http = await stack.enter_async_context(HttpClient())
 
     def is_paused(partner: str) -> bool:
         return gateway is not None and gateway.circuit_state(partner) is CircuitState.OPEN
 
     async def make() -> Verifier:
-        access = await find_books(session, settings, is_paused)
+        access = await find_books(http, settings, is_paused)
         return make_verifier(pool, broker, queues(), access, make_config(settings))
 
     recent = RecentVerifier(make, signals)

@@ -17,7 +17,7 @@ from app.demo.stack import SANDBOX_URL_FILE
 from app.observability.signals import Signals
 from app.operations.verify.report import InvariantVerdict, VerdictStatus, VerifyReport
 from app.operations.verify.run import Scope
-from app.partners.client import open_session
+from app.partners.http import HttpClient
 
 STATEMENT_SECONDS = 120.0  # a few statements read a whole table
 POOL_SIZE = 2
@@ -53,8 +53,8 @@ async def _run(data_dir: Path | None, scope: Scope) -> VerifyReport:
         pool = await stack.enter_async_context(db.open_pool(url, POOL_SIZE, STATEMENT_SECONDS))
         broker = make_broker(configured.rabbitmq_url.get_secret_value(), pool, Signals())
         stack.push_async_callback(broker.close)
-        session = await stack.enter_async_context(open_session())
-        access = await find_books(session, configured)
+        http = await stack.enter_async_context(HttpClient())
+        access = await find_books(http, configured)
         verifier = make_verifier(pool, broker, queues(), access, make_config(configured))
         with typer.progressbar(length=1, hidden=not sys.stderr.isatty(), file=sys.stderr, label="verifying") as bar:
 

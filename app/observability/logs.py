@@ -111,9 +111,7 @@ class BackgroundHandler(LineHandler):
     def _write_all(self) -> None:
         while True:
             self._some.wait()
-            select.select(
-                [], [], [], GATHER_SECONDS
-            )  # `time.sleep` fails under libfaketime, with which clocks are tested
+            _pause(GATHER_SECONDS)
             while self._lines:
                 self._write_batch([self._lines.popleft() for _ in range(min(LOG_BATCH_LINES, len(self._lines)))])
             self._some.clear()

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from json import loads
+from json import dumps, loads
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode
 
-import aiohttp
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from app.observability.signals import Signals
+from app.partners.http import HttpClient, Interrupted, NotConnected, Target
 from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
 
 MAX_REPLY_BYTES = 64 * 1024
@@ -27,14 +27,6 @@ MAX_RETRY_AFTER_SECONDS = 300.0  # a longer value is probably a partner's mistak
 
 # The 4xx statuses that do not blame the request: the partner is overloaded, or is still processing it.
 NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-
-NEVER_LEFT = (
-    aiohttp.ClientConnectorError,  # no route, refused, no such name, TLS failed
-    aiohttp.ClientConnectorCertificateError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-    aiohttp.NonHttpUrlClientError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +54,13 @@ class Answer:
     """A complete HTTP answer. `body` is None unless it is one JSON object of an acceptable size."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # by names in lower case
     body: Mapping[str, Any] | None
 
     @property
     def retry_after_seconds(self) -> float | None:
         """Return how long the partner asks us to wait; None if it does not say."""
-        return _parse_retry_after(self.headers.get("Retry-After"))
+        return _parse_retry_after(self.headers.get("retry-after"))
 
     @property
     def health(self) -> PartnerHealth:
@@ -79,20 +71,6 @@ class Answer:
         return PartnerHealth.WORKING if blames_us and self.status not in NOT_NOW else PartnerHealth.FAILING
 
 
-def open_session() -> aiohttp.ClientSession:
-    """Return the HTTP session that all partners share. The caller closes it. Needs a running event loop."""
-    return aiohttp.ClientSession(
-        # No connection limit: the orchestrator bounds the running sagas, and a queue here would use up their deadlines.
-        # Idle connections are closed before the server closes them (uvicorn: after 5 s), or a call could fail on one.
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        # A small compressed answer could expand past the size limit.
-        auto_decompress=False,
-        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-    )
-
-
 class PartnerClient:
     """Calls one partner at `base_url`. A call ends within `timeout_seconds`; connecting may take half of that.
 
@@ -101,27 +79,24 @@ class PartnerClient:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        http: HttpClient,
         base_url: str,
         timeout_seconds: float,
         extra_headers: Callable[[], Mapping[str, str]] = dict,
         signals: Signals | None = None,
     ) -> None:
-        self._session = session
-        self._base_url = base_url.rstrip("/")
-        # Attributes of spans, by the conventions for HTTP. The URL is without credentials.
-        parts = urlsplit(self._base_url)
-        self._public_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._server: dict[str, AttributeValue] = {"server.address": parts.hostname or "", "server.port": port}
+        self._http = http
+        self._target = Target.parse(base_url)
+        self._server: dict[str, AttributeValue] = {  # attributes of spans, by the conventions for HTTP
+            "server.address": self._target.host,
+            "server.port": self._target.port,
+        }
         self._timeout_seconds = timeout_seconds
-        # aiohttp rounds its own total timeout up to whole seconds; the deadline around each attempt is exact.
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeout_seconds / 2)
         self._extra_headers = extra_headers
         self._signals = signals or Signals()
 
     async def call(self, path: str, key: str, body: Mapping[str, Any], agreed: Agreement) -> Outcome:
-        """Send `body` once with its Idempotency-Key. aiohttp may repeat a GET on its own, but never a POST."""
+        """Send `body` once with its Idempotency-Key."""
         answer = await self.attempt("POST", path, {"Idempotency-Key": key}, json=body)
         return _interpret(answer, agreed) if isinstance(answer, Answer) else answer
 
@@ -145,7 +120,7 @@ class PartnerClient:
         form: Mapping[str, str] | None = None,
     ) -> Answer | NotSent | Unknown:
         """Send one request with a JSON or a form body, and return the answer for the caller to interpret."""
-        attributes = {"http.request.method": method, "url.full": self._public_url + path, **self._server}
+        attributes = {"http.request.method": method, "url.full": self._target.url + path, **self._server}
         with self._signals.span(method, SpanKind.CLIENT, attributes) as span:
             answer = await self._attempt(method, path, headers, json, form)
             _describe_answer(span, answer)
@@ -162,12 +137,12 @@ class PartnerClient:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._exchange(method, path, headers, json, form)
-        except NEVER_LEFT as error:
-            return NotSent(_describe(error))
+        except NotConnected as error:
+            return NotSent(_printable(str(error)))
         except TimeoutError:
             return Unknown(f"no answer within {self._timeout_seconds:g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            return Unknown(_describe(error))
+        except Interrupted as error:
+            return Unknown(_printable(str(error)))
         except Exception as error:  # noqa: BLE001 - a recorded attempt needs an outcome, even after a defect
             return Unknown(_describe(error), our_fault=True)
 
@@ -179,23 +154,15 @@ class PartnerClient:
         json: Mapping[str, Any] | None,
         form: Mapping[str, str] | None,
     ) -> Answer:
-        async with self._session.request(
-            method,
-            self._base_url + path,
-            json=json,
-            data=form,
-            headers={**self._extra_headers(), **headers},
-            timeout=self._timeout,
-            allow_redirects=False,
-        ) as response:
-            raw = bytearray()
-            async for chunk in response.content.iter_any():
-                raw += chunk
-                if len(raw) > MAX_REPLY_BYTES:
-                    break
-            # An undo or a commit may be answered without a body; a body must be valid.
-            body = _parse_object(raw) if raw else {}
-            return Answer(response.status, response.headers, body)
+        fields, body = {**self._extra_headers(), **headers}, None
+        if json is not None:
+            fields["Content-Type"], body = "application/json", dumps(json).encode()
+        elif form is not None:
+            fields["Content-Type"], body = "application/x-www-form-urlencoded", urlencode(form).encode()
+        request = self._target.request(method, path, fields, body)
+        reply = await self._http.exchange(self._target, request, self._timeout_seconds / 2, MAX_REPLY_BYTES)
+        # An undo or a commit may be answered without a body; a body must be valid.
+        return Answer(reply.status, reply.headers, _parse_object(reply.body) if reply.body else {})
 
 
 def _describe_answer(span: Span, answer: Answer | NotSent | Unknown) -> None:
@@ -235,7 +202,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()
 
 
-def _parse_object(raw: bytearray) -> Mapping[str, Any] | None:
+def _parse_object(raw: bytes) -> Mapping[str, Any] | None:
     if len(raw) > MAX_REPLY_BYTES:
         return None
     try:
@@ -260,5 +227,9 @@ def _parse_retry_after(value: str | None) -> float | None:
 
 
 def _describe(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"[:MAX_TEXT_CHARACTERS]
+    return _printable(f"{type(error).__name__}: {error}")
+
+
+def _printable(text: str) -> str:
+    text = text[:MAX_TEXT_CHARACTERS]
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-
-import aiohttp
+from urllib.parse import urlencode
 
 from app.errors import PartnerUnavailable
+from app.partners.http import HttpClient, Interrupted, NotConnected, Reply, Target
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 DETAILS: Mapping[str, str | int] = {"details": "true"}  # moves and items
@@ -25,7 +25,7 @@ NO_LEDGER = frozenset(
 class LedgerClient:
     """Reads the ledger at `base_url`. A request ends within `timeout_seconds`."""
 
-    session: aiohttp.ClientSession
+    http: HttpClient
     base_url: str
     timeout_seconds: float
 
@@ -50,27 +50,23 @@ class LedgerClient:
 
     async def _get(self, path: str, query: Mapping[str, str | int]) -> Any | None:
         try:
-            async with (
-                asyncio.timeout(self.timeout_seconds),
-                self.session.get(self.base_url.rstrip("/") + path, params=query, allow_redirects=False) as response,
-            ):
-                if response.status in NO_LEDGER:
-                    return None
-                if response.status != HTTPStatus.OK:
-                    raise PartnerUnavailable(f"the ledger answered {response.status}")
-                return await _read_json(response)
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            reply = await self._exchange(f"{path}?{urlencode(query)}")
+            if reply.status in NO_LEDGER:
+                return None
+            page = json.loads(reply.body) if len(reply.body) <= MAX_PAGE_BYTES else None
+        except (TimeoutError, NotConnected, Interrupted, ValueError) as error:
             reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
             raise PartnerUnavailable(f"the ledger cannot be read: {reason}") from error
+        if reply.status != HTTPStatus.OK:
+            raise PartnerUnavailable(f"the ledger answered {reply.status}")
+        return page
 
-
-async def _read_json(response: aiohttp.ClientResponse) -> Any:
-    raw = await response.content.read(MAX_PAGE_BYTES + 1)
-    while len(raw) <= MAX_PAGE_BYTES and (more := await response.content.read(MAX_PAGE_BYTES)):
-        raw += more
-    if len(raw) > MAX_PAGE_BYTES:
-        raise ValueError("the page is too large")
-    return json.loads(raw)
+    async def _exchange(self, path: str) -> Reply:
+        target = Target.parse(self.base_url)
+        async with asyncio.timeout(self.timeout_seconds):
+            return await self.http.exchange(
+                target, target.request("GET", path, {}, None), self.timeout_seconds, MAX_PAGE_BYTES
+            )
 
 
 def _field(body: Any, name: str) -> Mapping[str, Any]:

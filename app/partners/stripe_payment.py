@@ -286,7 +286,7 @@ def _proves_no_intent(answer: Answer) -> bool:
     If Stripe replays a failure, every request with this key got that failure. If it rejects the amount or the currency,
     it checked them, which it does not do for a key that already has an intent.
     """
-    replayed = answer.headers.get("Idempotent-Replayed") == "true" and answer.status >= HTTPStatus.BAD_REQUEST
+    replayed = answer.headers.get("idempotent-replayed") == "true" and answer.status >= HTTPStatus.BAD_REQUEST
     rejected = answer.status == HTTPStatus.BAD_REQUEST and _read_error(answer).get("param") in ("amount", "currency")
     return replayed or rejected
 

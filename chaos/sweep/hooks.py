@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import aiormq
 import asyncpg
 import redis.asyncio.client
 import uvicorn.protocols.http.httptools_impl as http
+
+from app.partners.http import HttpClient
 
 BEFORE, AFTER = "before", "after"
 # Below these, a call says what is done; they themselves say only that Postgres, Redis or the socket is used.
@@ -106,7 +107,7 @@ def install() -> None:
     hooks = Hooks()
     for name in ("execute", "fetch", "fetchrow", "fetchval"):
         hooks.install(asyncpg.Connection, name, "postgres")
-    hooks.install(aiohttp.ClientSession, "_request", "partner")
+    hooks.install(HttpClient, "exchange", "partner")
     for name in ("basic_publish", "basic_ack", "basic_consume", "basic_cancel"):  # a declaration changes nothing
         hooks.install(aiormq.Channel, name, "broker")
     hooks.install(redis.asyncio.client.Pipeline, "execute", "redis")

@@ -12,11 +12,10 @@ from email.utils import format_datetime
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
-from app.partners.client import MAX_REPLY_BYTES, PartnerClient, open_session
+from app.partners.client import MAX_REPLY_BYTES, PartnerClient
+from app.partners.http import HttpClient
 from app.partners.payment import HttpPayment
 from app.partners.ports import Done, NotSent, PartnerHealth, Refused, Unknown
 from tests.harness.sandboxes import Partners, charge_of
@@ -250,22 +249,9 @@ async def test_connection_timeout_is_not_sent(charge: Pay) -> None:
         await wait_until(is_not_sent, AMPLE_SECONDS, "a call that is not sent")
 
 
-class NoSuchName(AbstractResolver):
-    """A resolver that finds no name, without a query."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        raise OSError(f"no address for {host}:{port} ({family})")
-
-    async def close(self) -> None:
-        """Hold nothing."""
-
-
-async def test_unresolvable_name_is_not_sent(saga: UUID) -> None:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=NoSuchName())) as session:
-        payment = HttpPayment(PartnerClient(session, "http://payment.invalid", 5))
-        assert isinstance(await payment.charge(charge_of(saga, 1, "USD", None)), NotSent)
+async def test_unresolvable_name_is_not_sent(charge: Pay) -> None:
+    """A label of a name has at most 63 characters, so nobody is asked."""
+    assert isinstance(await charge(f"http://{'a' * 64}.invalid"), NotSent)
 
 
 @pytest.mark.parametrize("url", ["http://", "nonsense", "ftp://127.0.0.1"])
@@ -292,10 +278,10 @@ async def test_no_cookies_and_no_proxy_of_the_environment(charge: Pay, monkeypat
     assert b"cookie" not in other.requests[1].lower()
 
 
-async def test_extra_headers_cannot_replace_the_key(session: aiohttp.ClientSession, saga: UUID) -> None:
+async def test_extra_headers_cannot_replace_the_key(partner_http: HttpClient, saga: UUID) -> None:
     async with partner(answer(201, PAID)) as other:
         extra = {"traceparent": "00-1-2-01", "Idempotency-Key": "other"}
-        payment = HttpPayment(PartnerClient(session, other.url + "/", 20, extra_headers=lambda: extra))
+        payment = HttpPayment(PartnerClient(partner_http, other.url + "/", 20, extra_headers=lambda: extra))
         await payment.charge(charge_of(saga, 1, "USD", None))
     [request] = other.requests
     assert request.startswith(b"POST /v1/payments/charge HTTP/1.1")
@@ -305,10 +291,10 @@ async def test_extra_headers_cannot_replace_the_key(session: aiohttp.ClientSessi
 
 
 async def test_defect_in_the_client_is_an_outcome(saga: UUID) -> None:
-    session = open_session()
-    await session.close()
-    outcome = await HttpPayment(PartnerClient(session, "http://127.0.0.1:1", 5)).charge(charge_of(saga, 1, "USD", None))
-    assert outcome == Unknown("RuntimeError: Session is closed", our_fault=True)
+    async with HttpClient() as http:
+        payment = HttpPayment(PartnerClient(http, "http://127.0.0.1:1", 5))
+    outcome = await payment.charge(charge_of(saga, 1, "USD", None))
+    assert outcome == Unknown("RuntimeError: the HTTP client is closed", our_fault=True)
 
 
 async def test_cancelled_call_raises(charge: Pay) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID, uuid4
 
-import aiohttp
 import pytest
 
 from app.partners.circuit import is_failure
 from app.partners.client import PartnerClient
+from app.partners.http import HttpClient
 from app.partners.ports import ChargeRequest, Done, NotSent, Refused, Unknown
 from app.partners.stripe_payment import API_VERSION, StripePayment
 from tests.contract.conftest import met_a_fault
@@ -25,9 +25,9 @@ Client = Callable[..., StripePayment]
 
 
 @pytest.fixture
-def client(session: aiohttp.ClientSession, stripe: StripeFake) -> Client:
+def client(partner_http: HttpClient, stripe: StripeFake) -> Client:
     def client(timeout_seconds: float = AMPLE_SECONDS) -> StripePayment:
-        return stripe_fake.client_of(session, stripe.url, timeout_seconds)
+        return stripe_fake.client_of(partner_http, stripe.url, timeout_seconds)
 
     return client
 
@@ -204,10 +204,10 @@ async def test_rejected_undo_is_not_done(payment: StripePayment, stripe: StripeF
 
 
 async def test_wrong_api_key_is_our_fault(
-    session: aiohttp.ClientSession, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
+    partner_http: HttpClient, payment: StripePayment, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
     """A call with a wrong key undoes nothing."""
-    wrong = StripePayment(PartnerClient(session, stripe.url, AMPLE_SECONDS), "sk_test_other", AMPLE_SECONDS)
+    wrong = StripePayment(PartnerClient(partner_http, stripe.url, AMPLE_SECONDS), "sk_test_other", AMPLE_SECONDS)
     refused = Unknown("401 invalid_request_error", our_fault=True)
     assert await payment.charge(charge) != await wrong.charge(charge) == refused
     assert await wrong.refund(charge) == refused
@@ -231,8 +231,7 @@ async def test_unclear_answer_to_an_undo_is_unknown(
         await client().charge(charge)
     if operation == "refunds":
         await client().refund(charge)
-    repeats = kind.startswith("reset") and operation in ("look", "refunds")  # aiohttp repeats a GET once
-    stripe.fail(kind, operation, times=2 if repeats else 1)
+    stripe.fail(kind, operation)
     outcome = await met_a_fault(stripe, lambda: client(patience(kind)).refund(charge))
     assert isinstance(outcome, Unknown)
     assert not outcome.our_fault
@@ -283,7 +282,7 @@ async def test_undo_after_the_key_expired_searches_the_saga(
     await payment.charge(charge_of(uuid4(), 500, "USD", "pm_card_visa"))
     stripe.forget_keys()
     stripe.index()
-    stripe.fail(kind, "search", times=2 if kind.startswith("reset") else 1)  # aiohttp repeats it once
+    stripe.fail(kind, "search")
     old = aged(charge, DAY_AND_MORE)
     assert isinstance(await met_a_fault(stripe, lambda: client(patience(kind)).refund(old)), Unknown)
     assert await payment.refund(old) == await payment.refund(old) == Done()
@@ -342,9 +341,9 @@ async def test_process_frozen_past_the_key_charges_nothing(
 
 
 async def test_all_requests_of_a_call_share_its_deadline(
-    session: aiohttp.ClientSession, stripe: StripeFake, charge: ChargeRequest
+    partner_http: HttpClient, stripe: StripeFake, charge: ChargeRequest
 ) -> None:
-    patient = PartnerClient(session, stripe.url, AMPLE_SECONDS)
+    patient = PartnerClient(partner_http, stripe.url, AMPLE_SECONDS)
     hasty = StripePayment(patient, API_KEY, 0.3)
     stripe.fail("late", "confirm", "look")
     late = Unknown("no answer within 0.3 s")

@@ -16,7 +16,7 @@ from app.db import open_pool
 from app.operations import sagas
 from app.operations.audit import AuditActor
 from app.orders.model import Line
-from app.partners.client import open_session
+from app.partners.http import HttpClient
 from app.saga.steps import Action, StepRequest
 from tests.harness import databases, sandboxes
 from tests.harness.cancelling import cancel
@@ -188,7 +188,7 @@ async def _main(run: ControllerRun) -> None:
             databases.fresh(postgres_url, run) as database_url,
             open_pool(database_url, 4) as pool,
             sandboxes.plain_http(url) as http,
-            open_session() as session,
+            HttpClient() as session,
         ):
             found = await record(Stage(pool, http, Partners.at(session, url)))
     lines = ",\n".join(json.dumps(each, sort_keys=True, separators=(",", ":")) for each in found)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 import httpx
 import uvicorn
 from starlette.responses import PlainTextResponse
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.server.listener import KEEP_ALIVE_SECONDS
 from app.partners.client import PartnerClient
+from app.partners.http import HttpClient
 from app.partners.inventory import HttpInventory
 from app.partners.payment import HttpPayment
 from app.partners.ports import ChargeRequest, PartnerPorts
@@ -43,9 +43,9 @@ class Partners:
         return PartnerPorts(self.inventory, self.payment, self.shipping)
 
     @classmethod
-    def at(cls, session: aiohttp.ClientSession, url: str, timeout_seconds: float = AMPLE_SECONDS) -> "Partners":
+    def at(cls, partner_http: HttpClient, url: str, timeout_seconds: float = AMPLE_SECONDS) -> "Partners":
         """Return three clients that all call the sandbox at `url`."""
-        client = PartnerClient(session, url, timeout_seconds)
+        client = PartnerClient(partner_http, url, timeout_seconds)
         return cls(HttpInventory(client), HttpPayment(client), HttpShipping(client))
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 from aiohttp import web
 
 from app.partners.client import PartnerClient
+from app.partners.http import HttpClient
 from app.partners.stripe_payment import StripePayment
 from tests.harness.wait import AMPLE_SECONDS
 
@@ -322,9 +322,9 @@ class StripeFake:
         await self.gate.wait()
 
 
-def client_of(session: aiohttp.ClientSession, url: str, timeout_seconds: float = AMPLE_SECONDS) -> StripePayment:
+def client_of(partner_http: HttpClient, url: str, timeout_seconds: float = AMPLE_SECONDS) -> StripePayment:
     """Return the service's own client for it. No deadline for connecting alone: a call past that one was not sent."""
-    return StripePayment(PartnerClient(session, url, AMPLE_SECONDS), API_KEY, timeout_seconds)
+    return StripePayment(PartnerClient(partner_http, url, AMPLE_SECONDS), API_KEY, timeout_seconds)
 
 
 @contextlib.asynccontextmanager

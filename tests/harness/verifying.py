@@ -20,7 +20,7 @@ from app.operations.maintenance.verifying import RecentVerifier
 from app.operations.verify.findings import MAX_SUSPECTS, Invariant
 from app.operations.verify.report import InvariantVerdict, VerdictStatus, VerifyReport
 from app.operations.verify.run import Scope, Verifier
-from app.partners.client import open_session
+from app.partners.http import HttpClient
 from app.settings import Verification, load
 from tests.harness.api import serving
 from tests.harness.orders import placed
@@ -102,7 +102,7 @@ class Verified:
         async with contextlib.AsyncExitStack() as stack:
             broker = make_broker(configured.rabbitmq_url.get_secret_value(), self.pool, Signals())
             stack.push_async_callback(broker.close)
-            session = await stack.enter_async_context(open_session())
+            session = await stack.enter_async_context(HttpClient())
             access = await find_books(session, configured, page_size=page_size)
             config = replace(make_config(configured), grace_seconds=0, page_size=page_size)
             yield make_verifier(self.pool, broker, queues(), access, config)

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 from uuid import UUID
 
-import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
 from app.orders.model import Line
+from app.partners.http import HttpClient
 from app.saga.orchestrator import Orchestrator
 from tests.harness import stripe_fake
 from tests.harness.cancelling import cancel
@@ -25,11 +25,11 @@ Paying = Callable[..., Orchestrator]
 
 
 @pytest.fixture
-def paying(stage: Stage, session: aiohttp.ClientSession, stripe: StripeFake) -> Paying:
+def paying(stage: Stage, partner_http: HttpClient, stripe: StripeFake) -> Paying:
     """Return a function that makes orchestrators that pay through Stripe, with this timeout per call."""
 
     def paying(seconds: float = AMPLE_SECONDS, checkpoint: Callable[[str], None] = lambda _: None) -> Orchestrator:
-        payment = stripe_fake.client_of(session, stripe.url, seconds)
+        payment = stripe_fake.client_of(partner_http, stripe.url, seconds)
         return stage.orchestrator(payment=payment, checkpoint=checkpoint)
 
     return paying
