@@ -71,7 +71,9 @@ class TraceMiddleware:
             return
         given = Headers(scope=scope)
         headers = {name: ",".join(values) for name in TRACE_HEADERS if (values := given.getlist(name))}
-        if self._tracing is None:
+        if self._tracing is None and not headers:
+            await self._app(scope, receive, send)
+        elif self._tracing is None:
             with trace_context(headers):
                 await self._app(scope, receive, send)
         elif scope["path"] in UNTRACED:

@@ -7,6 +7,7 @@ from bench.rounds import Comparison, Plan
 from bench.rows.accept import accept
 from bench.rows.alone import idle, latency
 from bench.rows.finished import finished, finished_dbos
+from bench.rows.past import growth, snapshot
 from bench.rows.relay import relay
 from bench.rows.replay import replay_many, replay_one
 
@@ -18,6 +19,8 @@ ROWS: dict[str, Row] = {
     "finished": finished,
     "finished-dbos": finished_dbos,
     "relay": relay,
+    "growth": growth,
+    "snapshot": snapshot,
     "latency": latency,
     "idle": idle,
 }

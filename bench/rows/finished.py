@@ -67,7 +67,7 @@ async def finished(lab: Lab, plan: Plan) -> Comparison:
             await stack.enter_async_context(lab.service(partners_url=called.url)),
             *[await stack.enter_async_context(lab.floor(name, PARTNERS_URL=called.url)) for name in ("orm", "core")],
         ]
-        return await _compare(lab, plan, contenders, called, stack)
+        return await compare_finished(lab, plan, contenders, called, stack)
 
 
 async def finished_dbos(lab: Lab, plan: Plan) -> Comparison:
@@ -79,12 +79,13 @@ async def finished_dbos(lab: Lab, plan: Plan) -> Comparison:
             await stack.enter_async_context(contender)
             for contender in (lab.service(partners_url=called.url), lab.peer("dbos_orders", PARTNERS_URL=called.url))
         ]
-        return await _compare(lab, long, contenders, called, stack)
+        return await compare_finished(lab, long, contenders, called, stack)
 
 
-async def _compare(
+async def compare_finished(
     lab: Lab, plan: Plan, contenders: list[Contender], called: Partners, stack: contextlib.AsyncExitStack
 ) -> Comparison:
+    """Compare how many orders the first contender finishes with each of the others; `stack` closes what this opens."""
     windows: dict[str, Window] = {}
     for contender in contenders:
         conn = await asyncpg.connect(contender.url)

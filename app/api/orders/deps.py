@@ -54,15 +54,19 @@ class OrdersDeps:
 
     def raw_request(self, request: Request, tenant: str, body: bytes) -> RawRequest:
         """Return the request with its key, before its body is parsed. Raises as `read_key` does."""
-        content_type, url = request.headers.get("content-type", ""), request.url
-        return RawRequest(
-            tenant, self.read_key(request), request.method, url.path, url.query, content_type, digest(body)
-        )
+        path, query = _target(request)
+        content_type = request.headers.get("content-type", "")
+        return RawRequest(tenant, self.read_key(request), request.method, path, query, content_type, digest(body))
 
     def bind_key(self, request: Request, tenant: str, body: Mapping[str, Any]) -> IdempotencyKey | None:
         """Return the request's key, bound to the request. `body` is in normal form. Raises as `read_key` does."""
-        key, url = self.read_key(request), request.url
-        return None if key is None else bind(tenant, key, request.method, url.path, url.query, body)
+        key, (path, query) = self.read_key(request), _target(request)
+        return None if key is None else bind(tenant, key, request.method, path, query, body)
+
+
+def _target(request: Request) -> tuple[str, str]:
+    """Return the path and the query. `request.url` would put a whole URL together to take it apart again: 10 µs."""
+    return request.scope["path"], request.scope["query_string"].decode("latin-1")
 
 
 def stored_response(order: Order, status: HTTPStatus) -> StoredResponse:
