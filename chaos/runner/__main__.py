@@ -12,7 +12,7 @@ import typer
 
 from chaos.bugs import Catch
 from chaos.runner import faults, report
-from chaos.runner.run import RunConfig, run
+from chaos.runner.run import ORDERS_PER_SECOND, RunConfig, run
 from chaos.runner.system import keep_logs
 from chaos.sweep.result import read as read_sweep
 from tests.harness.run import ControllerRun
@@ -22,6 +22,7 @@ def main(
     orders: Annotated[int, typer.Option(min=10, max=1_000_000, help="Keyed orders to send.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Decides the schedule of faults, and what is ordered.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Inject only faults whose name contains this.")] = None,
+    rate: Annotated[float, typer.Option(min=1, help="Orders per second.")] = ORDERS_PER_SECOND,
     broker_nodes: Annotated[int, typer.Option(min=1, max=5, help="Run RabbitMQ as so many nodes.")] = 1,
     bugs: Annotated[Path | None, typer.Option(help="Show this result of `make planted-bugs` in the report.")] = None,
     sweep: Annotated[Path | None, typer.Option(help="Show this result of `make sweep` in the report.")] = None,
@@ -29,11 +30,12 @@ def main(
 ) -> None:
     """Load the whole system while faults are injected into every part of it, and judge what is left."""
     options = " ".join([f"--orders {orders} --seed {seed}", *(f"--only '{part}'" for part in only or ())])
+    options += f" --rate {rate:g}" if rate != ORDERS_PER_SECOND else ""
     options += f" --broker-nodes {broker_nodes}" if broker_nodes > 1 else ""
     catches = [Catch(**catch) for catch in json.loads(bugs.read_text())] if bugs is not None else []
     swept = read_sweep(sweep) if sweep is not None else None
     command = f'make chaos ARGS="{options}"'
-    config = RunConfig(orders, seed, tuple(only or ()), command, catches, broker_nodes, swept)
+    config = RunConfig(orders, seed, tuple(only or ()), command, catches, broker_nodes, swept, rate)
     for kind, reason in faults.impossible().items():
         typer.echo(f"cannot inject {kind}: {reason}", err=True)
     if not config.kinds():

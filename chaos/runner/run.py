@@ -24,7 +24,7 @@ from chaos.versions import read_versions
 from tests.harness.checker import Answers, violations
 from tests.harness.commands import orders
 
-ORDERS_PER_SECOND = 40.0  # at most; two cores carry it beside everything else
+ORDERS_PER_SECOND = 40.0  # two cores carry it beside everything else
 SHORTEST_SECONDS = 60.0
 FULL_RUN = 5000  # orders; from here on every state has to be reached, and no fault may be impossible
 LEDGER_PAGE = 1000
@@ -33,7 +33,10 @@ QUIET_POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. `only`: parts of the names of faults; empty: all. `bugs`, `sweep`: results for the report."""
+    """One run. `only`: parts of the names of faults; empty: all. `bugs`, `sweep`: results for the report.
+
+    `rate`: orders per second, which also decides how long faults are injected.
+    """
 
     orders: int
     seed: int
@@ -42,11 +45,12 @@ class RunConfig:
     bugs: Sequence[Catch] = ()
     broker_nodes: int = 1
     sweep: SweepResult | None = None
+    rate: float = ORDERS_PER_SECOND
 
     @property
     def duration_seconds(self) -> float:
         """Return how long orders are sent and faults injected."""
-        return max(SHORTEST_SECONDS, self.orders / ORDERS_PER_SECOND)
+        return max(SHORTEST_SECONDS, self.orders / self.rate)
 
     @property
     def is_full(self) -> bool:

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import aio_pika
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from chaos.proxy import amqp
 from chaos.proxy.faults import Double, Eat, Overtake, Throttle
@@ -80,8 +81,9 @@ async def _channel(system: System) -> Any:
 
 async def _unbind(system: System, _: random.Random, __: float) -> None:
     async with _channel(system) as channel:
-        queue = await channel.get_queue(QUEUE)
-        await queue.unbind(EXCHANGE, "order.placed")
+        with contextlib.suppress(ChannelNotFoundEntity):  # another fault has just deleted the queue, with its bindings
+            queue = await channel.get_queue(QUEUE)
+            await queue.unbind(EXCHANGE, "order.placed")
 
 
 async def _delete_queue(system: System, _: random.Random, __: float) -> None:
@@ -91,8 +93,9 @@ async def _delete_queue(system: System, _: random.Random, __: float) -> None:
 
 async def _purge_dead_letters(system: System, _: random.Random, __: float) -> None:
     async with _channel(system) as channel:
-        queue = await channel.get_queue(DEAD_LETTER_QUEUE)
-        await queue.purge()
+        with contextlib.suppress(ChannelNotFoundEntity):  # as above
+            queue = await channel.get_queue(DEAD_LETTER_QUEUE)
+            await queue.purge()
 
 
 async def _send_rubbish(system: System, rng: random.Random, __: float) -> None:
