@@ -1,5 +1,6 @@
 """Facts about sagas, and their metrics."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -106,15 +107,16 @@ def _install_calls(signals: Signals, registry: CollectorRegistry, plans: Plans) 
     compensation_failed = Counter(
         "saga_compensation_failed", "Failed attempts to undo a step", ["step"], registry=registry
     )
+    calls = functools.cache(call_duration.labels)  # the library's own look-up takes 3 µs
     for spec in specs(plans):
         for action, outcome in product(spec.calls(), OUTCOMES):
             if action is Action.DO or outcome != "refused":
-                call_duration.labels(spec.step, action, outcome)
+                calls(spec.step, action, outcome)
         if spec.undo is not None:
             compensation_failed.labels(spec.step)
 
     def observe_call(fact: PartnerCalled) -> None:
-        call_duration.labels(fact.step, fact.action, fact.outcome).observe(fact.seconds, current_exemplar())
+        calls(fact.step, fact.action, fact.outcome).observe(fact.seconds, current_exemplar())
         if fact.action is Action.UNDO and fact.outcome != "done":
             compensation_failed.labels(fact.step).inc()
 
