@@ -63,7 +63,7 @@ class ForegroundHandler(LineHandler):
         """Write a line."""
         try:
             print(line, file=self._stream, flush=True)
-        except OSError:  # the reader closed its end
+        except (OSError, ValueError):  # the reader closed its end, or somebody the stream
             self.drop(1)
 
 
@@ -99,7 +99,7 @@ class BackgroundHandler(LineHandler):
     def flush(self) -> None:
         """Wait until all lines are written, at most LOG_FLUSH_SECONDS. `logging` calls it at the exit."""
         deadline = time.monotonic() + LOG_FLUSH_SECONDS
-        while self._some.is_set() and time.monotonic() < deadline:
+        while (self._some.is_set() or self._lines) and time.monotonic() < deadline:
             _pause(0.005)
 
     def drop(self, lines: int) -> None:

@@ -10,27 +10,29 @@ What a caller can rely on:
 - *NotConnected*: no byte of the request has left.
 - *Interrupted*, or cancelled: the partner may have got the request. The connection is closed, so its late answer cannot
   become the answer to another request.
-- *Bounded*: a body is read up to the caller's limit and one chunk more, a head up to MAX_HEAD_BYTES.
+- *Bounded*: a body is read up to the caller's limit and one read more, everything else up to MAX_HEAD_BYTES.
 
-A connection that the partner has closed is not taken again. It may close while a request leaves, which is Interrupted;
-so a connection is kept for a shorter time than servers keep theirs.
+A connection that the partner has closed, or on which it has sent what nobody asked for, is not taken again. It may close
+while a request leaves, which is Interrupted; so a connection is kept for a shorter time than servers keep theirs.
 """
 
 import asyncio
 import base64
 import re
+import select
 import ssl
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 KEEP_SECONDS = 4.0  # uvicorn keeps an idle connection for 5 s
 MAX_HEAD_BYTES = 64 * 1024
 FIRST_FINAL_STATUS = 200  # those below it are interim: the final response follows (RFC 9110, section 15.2)
+PATH = "/%:@!$&'()*+,;=~"  # what a path may have besides letters, digits, `-`, `.` and `_` (RFC 3986, section 3.3)
 OUTSIDE_OF_A_FIELD = re.compile(r"[\r\n\0]")
 
 Headers = dict[str, str]  # by names in lower case; of equal names the first one counts
@@ -69,13 +71,13 @@ class Target:
         """Read a URL, which may have credentials. With one that is no HTTP URL, nothing will be connected."""
         parts = urlsplit(base_url)
         tls = parts.scheme == "https"
-        named = parts.netloc.rpartition("@")[2]
-        fields = f"Host: {named}\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
+        host = _ascii(parts.hostname or "") if parts.scheme in {"http", "https"} else ""
+        named = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
+        fields = f"Host: {named}\r\nUser-Agent: orders\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             fields += f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
-        path, port = parts.path.rstrip("/"), parts.port or (443 if tls else 80)
-        host = (parts.hostname or "") if parts.scheme in {"http", "https"} else ""
+        path, port = quote(parts.path.rstrip("/"), safe=PATH), parts.port or (443 if tls else 80)
         return cls(f"{parts.scheme}://{named}{path}", host, port, tls, path, fields)
 
     def request(self, method: str, path: str, fields: Mapping[str, str], body: bytes | None) -> bytes:
@@ -88,6 +90,14 @@ class Target:
         if body is None:
             return f"{head}\r\n".encode("latin-1")
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+
+
+def _ascii(host: str) -> str:
+    """Return the name as it is asked for (RFC 3490); nothing if it cannot be one."""
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        return ""
 
 
 class HttpClient:
@@ -117,8 +127,10 @@ class HttpClient:
             raise RuntimeError("the HTTP client is closed")
         connection = self._take(target) or await self._connect(target, connect_seconds)
         reply = await connection.exchange(request, limit)
-        if connection.is_usable:
+        if connection.is_usable and not self._is_closed:
             self._keep(target, connection)
+        else:
+            connection.close()
         return reply
 
     def _take(self, target: Target) -> "_Connection | None":
@@ -127,7 +139,7 @@ class HttpClient:
         oldest = asyncio.get_running_loop().time() - self._keep_seconds
         while kept:
             connection = kept.pop()
-            if connection.is_usable and connection.used_at > oldest:
+            if connection.is_usable and connection.used_at > oldest and not connection.has_unread_bytes():
                 return connection
             connection.close()
         return None
@@ -151,7 +163,7 @@ class HttpClient:
 
     async def _connect(self, target: Target, seconds: float) -> "_Connection":
         if not target.host:
-            raise NotConnected("this is no URL of HTTP")
+            raise NotConnected("this is no URL of HTTP, or its host is no name")
         loop = asyncio.get_running_loop()
         if target.tls and self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)
@@ -175,7 +187,7 @@ class _Connection(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
         self._reply: asyncio.Future[Reply] | None = None  # of the request that waits for it
         self._limit = 0
-        self._head_bytes = 0
+        self._stray_bytes = 0  # since the last part of a body: of heads, chunk extensions and trailers
         self._has_head = False
         self._headers: Headers = {}
         self._body = bytearray()
@@ -185,11 +197,18 @@ class _Connection(asyncio.Protocol):
         """Return whether another request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
+    def has_unread_bytes(self) -> bool:
+        """Return whether something has arrived that this process has not read: an end, or what nobody asked for."""
+        poll = select.poll()
+        if self._transport is not None:
+            poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
     async def exchange(self, request: bytes, limit: int) -> Reply:
         """Send a request, and return its response. Raises Interrupted."""
         if self._transport is None or self._transport.is_closing():
             raise Interrupted("the connection has ended")
-        self._limit, self._head_bytes = limit, 0
+        self._limit, self._stray_bytes = limit, 0
         self._reply = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
@@ -207,13 +226,12 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # of a TCP connection
 
     def data_received(self, data: bytes) -> None:
-        if not self._has_head:
-            self._head_bytes += len(data)
+        self._stray_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except HttpParserError as error:
+        except (HttpParserError, HttpParserUpgrade) as error:
             self._fail(f"not HTTP: {error}")
-        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
+        if self._stray_bytes > MAX_HEAD_BYTES:
             self._fail("the head is too large")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -234,6 +252,7 @@ class _Connection(asyncio.Protocol):
         self._has_head = True
 
     def on_body(self, body: bytes) -> None:
+        self._stray_bytes = 0
         self._body += body
         if len(self._body) > self._limit:
             self._complete()
@@ -243,6 +262,7 @@ class _Connection(asyncio.Protocol):
         if self._parser.get_status_code() < FIRST_FINAL_STATUS:
             self._reset()
             return
+        self._stray_bytes = 0
         is_kept = self._parser.should_keep_alive()
         self._complete()
         if not is_kept:

@@ -53,13 +53,11 @@ class LedgerClient:
             reply = await self._exchange(f"{path}?{urlencode(query)}")
             if reply.status in NO_LEDGER:
                 return None
-            page = json.loads(reply.body) if len(reply.body) <= MAX_PAGE_BYTES else None
+            _require_page(reply)
+            return json.loads(reply.body)
         except (TimeoutError, NotConnected, Interrupted, ValueError) as error:
             reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
             raise PartnerUnavailable(f"the ledger cannot be read: {reason}") from error
-        if reply.status != HTTPStatus.OK:
-            raise PartnerUnavailable(f"the ledger answered {reply.status}")
-        return page
 
     async def _exchange(self, path: str) -> Reply:
         target = Target.parse(self.base_url)
@@ -67,6 +65,13 @@ class LedgerClient:
             return await self.http.exchange(
                 target, target.request("GET", path, {}, None), self.timeout_seconds, MAX_PAGE_BYTES
             )
+
+
+def _require_page(reply: Reply) -> None:
+    if reply.status != HTTPStatus.OK:
+        raise PartnerUnavailable(f"the ledger answered {reply.status}")
+    if len(reply.body) > MAX_PAGE_BYTES:
+        raise PartnerUnavailable("the ledger cannot be read: the page is too large")
 
 
 def _field(body: Any, name: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import PartnerUnavailable
 from app.partners.http import MAX_HEAD_BYTES, HttpClient, Interrupted, NotConnected, Reply, Target
+from app.partners.ledger import MAX_PAGE_BYTES, LedgerClient
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -43,6 +46,9 @@ class Server:
         to = writer or self._writers[-1]
         to.write(data)
         await to.drain()
+
+    def sockets(self) -> "list[socket.socket]":
+        return [writer.get_extra_info("socket")._sock for writer in self._writers]  # noqa: SLF001 - asyncio lends it
 
     def hang_up(self) -> None:
         for writer in self._writers:
@@ -139,11 +145,12 @@ async def test_a_response_ends_where_http_says(server: Server, answer: bytes, bo
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1),
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: foo\r\nConnection: upgrade\r\n\r\n",
         b"220 mail ESMTP\r\n",
         b"",
     ],
-    ids=["short", "short chunk", "large head", "upgrade", "mail", "nothing"],
+    ids=["short", "short chunk", "large head", "large trailer", "upgrade", "mail", "nothing"],
 )
 async def test_anything_else_is_interrupted(server: Server, answer: bytes) -> None:
     """The partner may have done what it was asked."""
@@ -175,6 +182,31 @@ async def test_a_url_may_have_a_path_and_credentials(server: Server) -> None:
     assert head.startswith(b"GET /base/v1 HTTP/1.1\r\n")
     assert b"Authorization: Basic bWU6cEBzcw==\r\n" in head
     assert Target.parse(url).url == f"{server.url}/base"
+
+
+async def test_what_nobody_asked_for_answers_nobody(server: Server) -> None:
+    """Not even if it has arrived, but has not been read, when the next request takes the connection."""
+    async with HttpClient() as http:
+        await get(http, server.url)
+        extra = server.sockets()[0].dup()
+        with extra:
+            extra.sendall(OK.replace(b"{}", b"no"))  # the event loop does not run in between
+        assert (await get(http, server.url)).body == b"{}"
+    assert len(server.heads) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "path"),
+    [
+        ("http://bücher.example/sp ace", "xn--bcher-kva.example", "/sp%20ace"),
+        ("http://[::1]:8000", "[::1]:8000", ""),
+        ("https://h:443/a%20b/", "h:443", "/a%20b"),
+    ],
+)
+def test_a_url_is_written_in_ascii(url: str, host: str, path: str) -> None:
+    """As browsers do; what is escaped already stays so."""
+    target = Target.parse(url)
+    assert (target.path, f"Host: {host}\r\n" in target.fields) == (path, True)
 
 
 async def test_a_value_that_would_end_its_field_is_refused(server: Server) -> None:
@@ -223,3 +255,12 @@ def make_tls() -> Callable[[Path], ssl.SSLContext]:
         return context
 
     return make
+
+
+async def test_a_ledger_page_that_is_too_large_is_no_answer(server: Server) -> None:
+    """It must not look like a partner without a ledger."""
+    server.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_PAGE_BYTES + 1)
+    server.answer += b" " * (MAX_PAGE_BYTES + 1)
+    async with HttpClient() as http:
+        with pytest.raises(PartnerUnavailable, match="too large"):
+            await LedgerClient(http, server.url, AMPLE_SECONDS).exists()
