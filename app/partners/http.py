@@ -12,8 +12,8 @@ What a caller can rely on:
   become the answer to another request.
 - *Bounded*: a body is read up to the caller's limit and one read more, everything else up to MAX_HEAD_BYTES.
 
-A connection that the partner has closed, or on which it has sent what nobody asked for, is not taken again. It may close
-while a request leaves, which is Interrupted; so a connection is kept for a shorter time than servers keep theirs.
+A connection that the partner has closed, or on which it has sent what nobody asked for, is not taken again. It may
+close while a request leaves, which is Interrupted; so a connection is kept for a shorter time than servers keep theirs.
 """
 
 import asyncio
