@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
-from app import db
 from bench.lab import Contender, Lab
 from bench.rounds import Comparison, Plan, ratio
 from bench.rows.finished import Partners, compare_finished, partners
@@ -59,7 +58,7 @@ async def _pair(lab: Lab) -> AsyncIterator[tuple[Contender, Contender, Partners,
 
 async def _fill(url: str, orders: int) -> None:
     """Leave behind what so many orders do that ended within a day: the pruner would be busy with older ones."""
-    async with db.open_pool(url, 1, command_seconds=600.0) as pool:
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         for portion in range(0, orders, PORTION):
             await lived_through(pool, min(PORTION, orders - portion), f"{2 + portion / PORTION:.0f} hours")
         async with pool.acquire() as conn:

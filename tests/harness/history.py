@@ -1,7 +1,7 @@
 """Insert years of history at once: thousands of rows like those that the service leaves."""
 
 # Ids like those of uuid7(): the time in milliseconds, then a number instead of random bits.
-from app.db import Pool
+from asyncpg import Pool
 
 AN_ID = """
     CREATE OR REPLACE FUNCTION pg_temp.an_id(at timestamptz, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
