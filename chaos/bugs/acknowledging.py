@@ -71,8 +71,8 @@ BUGS = (
         name="Redis decides: a copy is not compared with the request",
         invariant="I2",
         path="app/idempotency/replay_cache.py",
-        good="same = {field: head[field] for field in _request(key)} == _request(key)",
-        bad='same = head["name"] == _request(key)["name"]',
+        good="same = {field: head[field] for field in request} == request",
+        bad='same = head["name"] == request["name"]',
         caught_by=["tests/integration/idempotency/test_intake.py::test_another_request_with_a_copied_key_is_refused"],
     ),
     Bug(
