@@ -16,7 +16,7 @@ The answer to a cancel holds too: after a 200 or 202 the order is not confirmed,
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,10 +78,10 @@ class Facts:
 
     orders: Mapping[str, Mapping[str, Any]]  # by id: status, total_minor, version
     lines: Mapping[str, Counter[str]]  # by order: quantity of each sku
-    sagas: Set[str]
+    sagas: frozenset[str]
     events: Mapping[str, list[tuple[str, int]]]  # by order: type and sequence of each published event, in order
     published: Collection[Heard]  # as a listener must have received it
-    pruned: Set[str]  # ids of orders whose events, inbox rows and sagas must be gone
+    pruned: frozenset[str]  # ids of orders whose events, inbox rows and sagas must be gone
     remembered: Collection[str]  # ids of all messages in inboxes
     unhandled: Collection[str]  # ids of `order.placed` events without an inbox row that says they took effect
     entries: list[dict[str, Any]]
