@@ -1,6 +1,7 @@
 """Faults of PostgreSQL and of the link to it."""
 
 import asyncio
+import contextlib
 import random
 
 import asyncpg
@@ -40,12 +41,14 @@ async def _fill_disk(system: System, rng: random.Random, seconds: float) -> None
 
 
 async def _hold_a_snapshot(system: System, _: random.Random, seconds: float) -> None:
-    conn = await asyncpg.connect(system.postgres.url, timeout=CALL_SECONDS)
-    try:
-        await conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM orders")
-        await asyncio.sleep(seconds)
-    finally:
-        conn.terminate()
+    # Another fault may end the server or the session; then the snapshot is over, too.
+    with contextlib.suppress(OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError):
+        conn = await asyncpg.connect(system.postgres.url, timeout=CALL_SECONDS)
+        try:
+            await conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM orders")
+            await asyncio.sleep(seconds)
+        finally:
+            conn.terminate()
 
 
 FAULTS: dict[str, Row] = {
