@@ -145,7 +145,7 @@ class RequestMiddleware:
 
 def _complete(headers: list[tuple[bytes, bytes]], request_id: str, state: Mapping[str, Any]) -> None:
     """Add the headers that every response has, and those that the guards left."""
-    headers.append((b"x-request-id", request_id.encode()))
+    headers.append((REQUEST_ID.lower().encode(), request_id.encode()))
     for name, value in state.get("answer_headers", {}).items():
         headers.append((name.lower().encode(), value.encode()))
     protect(headers)

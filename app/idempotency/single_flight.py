@@ -37,7 +37,7 @@ class SingleFlight:
         """
         mine = InFlight()
         inflight = self._inflight.setdefault((key.tenant, key.key), mine)
-        if inflight is mine:  # nobody to wait for
+        if inflight is mine:  # no other request has this key
             await inflight.lock.acquire()
             return inflight
         try:

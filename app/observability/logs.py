@@ -63,7 +63,7 @@ class ForegroundHandler(LineHandler):
         """Write a line."""
         try:
             print(line, file=self._stream, flush=True)
-        except (OSError, ValueError):  # the reader closed its end, or somebody the stream
+        except (OSError, ValueError):  # the reader closed its end, or this process the stream
             self.drop(1)
 
 

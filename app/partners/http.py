@@ -12,7 +12,7 @@ What a caller can rely on:
   become the answer to another request.
 - *Bounded*: a body is read up to the caller's limit and one read more, everything else up to MAX_HEAD_BYTES.
 
-A connection that the partner has closed, or on which it has sent what nobody asked for, is not taken again. It may
+A connection that the partner has closed, or on which it has sent what no request asked for, is not taken again. It may
 close while a request leaves, which is Interrupted; so a connection is kept for a shorter time than servers keep theirs.
 """
 
@@ -152,7 +152,7 @@ class HttpClient:
             self._closing = loop.call_later(self._keep_seconds, self._close_old)
 
     def _close_old(self) -> None:
-        """Close the connections that nobody has used for long."""
+        """Close the connections that have been idle for long."""
         loop = asyncio.get_running_loop()
         oldest = loop.time() - self._keep_seconds
         for kept in self._kept.values():
@@ -198,7 +198,7 @@ class _Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def has_unread_bytes(self) -> bool:
-        """Return whether something has arrived that this process has not read: an end, or what nobody asked for."""
+        """Return whether unread bytes or the connection's end have arrived: no request asked for either."""
         poll = select.poll()
         if self._transport is not None:
             poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -243,7 +243,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._reply is None or self._reply.done():
-            self.close()  # nobody asked for this one, so the next response could not be told from it
+            self.close()  # no request asked for this response, and the next request must not get it
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))

@@ -249,9 +249,17 @@ async def test_connection_timeout_is_not_sent(charge: Pay) -> None:
         await wait_until(is_not_sent, AMPLE_SECONDS, "a call that is not sent")
 
 
-async def test_unresolvable_name_is_not_sent(charge: Pay) -> None:
-    """A label of a name has at most 63 characters, so nobody is asked."""
+async def test_unresolvable_name_is_not_sent(charge: Pay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the resolver finds nothing, or the name cannot be one: a label has at most 63 characters."""
     assert isinstance(await charge(f"http://{'a' * 64}.invalid"), NotSent)
+
+    def find_nothing(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+    outcome = await charge("http://payment.invalid")
+    assert isinstance(outcome, NotSent)
+    assert "no such name" in outcome.detail
 
 
 @pytest.mark.parametrize("url", ["http://", "nonsense", "ftp://127.0.0.1"])

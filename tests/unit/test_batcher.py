@@ -160,8 +160,9 @@ async def test_a_row_does_not_wait_for_many_batches() -> None:
     server.seconds = 0.06
     batcher = server.batcher(size=1, patience_seconds=0.1)
     results = await asyncio.gather(*await submitted(batcher, 0, 1, 2, 3, 4), return_exceptions=True)
-    assert results[:2] == [0, 10]
-    assert [type(result) for result in results[3:]] == [Overloaded, Overloaded]
+    assert results[0] == 0
+    # Two batches take longer than the patience. Whether the second one begins in time depends on the machine.
+    assert [type(result) for result in results[2:]] == [Overloaded] * 3
 
 
 async def test_a_batch_does_not_run_in_its_callers_context() -> None:

@@ -42,7 +42,7 @@ class _Flow(FlowControl):
 
 
 class WholeResponse(asyncio.Transport):
-    """The transport of one response. It holds the head back until the body follows, in the same turn of the event loop.
+    """The transport of one response. It holds the head back for the body, which follows at once or not soon.
 
     uvicorn writes both apart, which would be two system calls and two segments for each response.
     """
