@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from app.api.middleware import ConcurrencySlot
+from app.api.server.http1 import BODY_IS_HERE
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -43,16 +44,18 @@ class Bodies:
         this one, or when no slot is free.
         """
         _check_format(request)
+        if request.scope["state"].get(BODY_IS_HERE):  # with the head, as most: there is nothing to wait for
+            return await self._receive(request, contextlib.nullcontext())
         slot: ConcurrencySlot = request.state.slot
         slot.release()
-        body = await self._receive(request, source)
+        body = await self._receive(request, self._register_arrival(source))
         slot.acquire()
         return body
 
-    async def _receive(self, request: Request, source: str) -> bytes:
+    async def _receive(self, request: Request, arrival: contextlib.AbstractAsyncContextManager[None]) -> bytes:
         body, size = bytearray(), 0
         try:
-            async with self._register_arrival(source):
+            async with arrival:
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size <= MAX_BODY_BYTES:
@@ -118,9 +121,7 @@ def parse_json(body: bytes) -> Any:
     try:
         # Decode first: given bytes, json.loads would also accept UTF-16 and UTF-32, and lone surrogates.
         text = body.decode("utf-8-sig")
-        return json.loads(
-            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
-        )
+        return STRICT.decode(text)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise MalformedRequest(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
 
@@ -134,3 +135,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("an object has a duplicate name")
     return value
+
+
+# Made once: `json.loads` with options makes one for each text.
+STRICT = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)

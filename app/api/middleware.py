@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from fastapi import APIRouter
@@ -17,10 +16,12 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid4
 
 from app.api import problems
 from app.api.facts import RequestServed
 from app.errors import OrdersError, Overloaded
+from app.observability import log_fields
 from app.observability.signals import Signals
 
 log = structlog.get_logger(__name__)
@@ -117,7 +118,7 @@ class RequestMiddleware:
                 _complete(message["headers"], request_id, state)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with log_fields.bound(request_id=request_id):
             try:
                 if scope["path"] not in UNBOUNDED:
                     slot.acquire()

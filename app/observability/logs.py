@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +18,8 @@ import structlog
 from opentelemetry import trace
 from prometheus_client import Counter
 from structlog.typing import EventDict
+
+from app.observability import log_fields
 
 # No local variables, which structlog would show: they hold credentials, tokens, addresses and keys.
 JSON = json.JSONEncoder(default=repr)  # made once: `json.dumps` with options makes one for each line
@@ -165,12 +168,9 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
     `background`: for servers, which must not wait for the reader of their log.
     """
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        _add_trace_ids,
+        _add_context,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
     ]
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.ExceptionRenderer(TRACEBACK), _render_json]
@@ -204,8 +204,11 @@ def configure_logging(log_format: str, level: str, *, background: bool = False) 
         logging.getLogger(noisy).setLevel("ERROR")
 
 
-def _add_trace_ids(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Add the ids of the current span, whether or not its trace is exported."""
+def _add_context(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Add the time, the fields of the task, and the ids of the current span, whether or not its trace is exported."""
+    for name, value in log_fields.current().items():
+        event.setdefault(name, value)
+    event["timestamp"] = f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z"
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         event.setdefault("trace_id", trace.format_trace_id(context.trace_id))

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import structlog
@@ -25,6 +25,9 @@ from opentelemetry.util.types import Attributes
 log = structlog.get_logger(__name__)
 
 CrashPoints = Callable[[str], None]
+NO_SPAN = contextlib.nullcontext(trace.INVALID_SPAN)
+LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
+PLAIN = (int, float, type(None))  # logged as they are
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,20 +66,17 @@ class Signals:
         for kind in kinds:
             self.subscribe(kind, lambda _: wake())
 
-    @contextlib.contextmanager
     def span(
         self,
         name: str,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes = None,
         links: Sequence[Link] = (),
-    ) -> Iterator[Span]:
+    ) -> contextlib.AbstractContextManager[Span]:
         """Run a block in a span below the current one, if the current trace is sampled. An exception is its error."""
         if not trace.get_current_span().get_span_context().trace_flags.sampled:
-            yield trace.INVALID_SPAN
-            return
-        with self.tracer.start_as_current_span(name, kind=kind, attributes=attributes, links=links) as span:
-            yield span
+            return NO_SPAN
+        return self.tracer.start_as_current_span(name, kind=kind, attributes=attributes, links=links)
 
     def emit(self, fact: Fact) -> None:
         """Log the fact if its type says so, and call its subscribers. Never raises."""
@@ -92,11 +92,12 @@ class Signals:
 def _log(fact: Fact, level: str) -> None:
     """Log under the name of the fact's module. The level is checked first: most of the cost is in what it saves."""
     module = type(fact).__module__
-    if logging.getLogger(module).isEnabledFor(logging.getLevelNamesMapping()[level.upper()]):
-        names: tuple[str, ...] = type(fact).__match_args__  # of its fields
-        values = {name: getattr(fact, name) for name in names}
-        plain = {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
-        getattr(_logger(module), level)(fact.event, **plain)
+    if logging.getLogger(module).isEnabledFor(LEVELS[level]):
+        values = {}
+        for name in type(fact).__match_args__:  # its fields
+            value = getattr(fact, name)
+            values[name] = value if isinstance(value, PLAIN) else str(value)
+        getattr(_logger(module), level)(fact.event, **values)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ class OrderPlaced(Fact):
 
     level = "info"
     event = "order.placed"
-    order_id: UUID
+    order_id: str
 
 
 @dataclass(frozen=True, slots=True)

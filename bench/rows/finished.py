@@ -19,7 +19,7 @@ from bench.rounds import Comparison, Plan, Window, compare
 from tests.harness.ports import free_port
 from tests.harness.wait import wait_until
 
-OPEN = 64
+OPEN = 128
 QUIET_SECONDS = 60.0
 DBOS_SECONDS = 30.0  # it polls and batches: short windows would favour whichever state it is in
 ORDERS = "SELECT count(*) FILTER (WHERE status = 'confirmed'), count(*) FROM orders"

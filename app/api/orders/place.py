@@ -5,7 +5,6 @@ FastAPI, which documents it, would solve dependencies, hold exit stacks and seri
 """
 
 from http import HTTPStatus
-from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -48,12 +47,13 @@ async def place(request: Request) -> Response:
     body = await deps.bodies.read(request, sender.source)
     raw_request = deps.raw_request(request, sender.tenant, body)
     result = deps.replay_memory.find(raw_request) or await _place(deps, raw_request, body)
-    order_id = UUID(result.location.rpartition("/")[2])
-    trace.get_current_span().set_attributes(
-        {"orders.order_id": str(order_id), "orders.tenant": sender.tenant, "orders.replayed": result.replayed}
-    )
+    order_id = result.location.rpartition("/")[2]
+    if (span := trace.get_current_span()).is_recording():
+        span.set_attributes(
+            {"orders.order_id": order_id, "orders.tenant": sender.tenant, "orders.replayed": result.replayed}
+        )
     if result.replayed:
-        log.info("order.replayed", order_id=str(order_id))
+        log.info("order.replayed", order_id=order_id)
     else:
         deps.signals.crash_point("intake.committed")
         deps.signals.emit(OrderPlaced(order_id))

@@ -17,6 +17,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+BODY_IS_HERE = "is_body_here"  # in a request's state, once all of its body has arrived
 PIECE_BYTES = 4 * 1024  # the most that the parser is fed at a time
 # A run of empty lines is one cut: no second request ends within it, and a body full of line feeds causes few cuts.
 EMPTY_LINES = re.compile(rb"^(?:\r?\n)+", re.MULTILINE)
@@ -192,4 +193,5 @@ class SequentialProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._awaiting_head = True
+        self.scope["state"][BODY_IS_HERE] = True
         super().on_message_complete()
