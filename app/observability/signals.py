@@ -93,8 +93,9 @@ def _log(fact: Fact, level: str) -> None:
     """Log under the name of the fact's module. The level is checked first: most of the cost is in what it saves."""
     module = type(fact).__module__
     if logging.getLogger(module).isEnabledFor(LEVELS[level]):
-        values = {}
-        for name in type(fact).__match_args__:  # its fields
+        names: tuple[str, ...] = type(fact).__match_args__  # of its fields
+        values: dict[str, Any] = {}
+        for name in names:
             value = getattr(fact, name)
             values[name] = value if isinstance(value, PLAIN) else str(value)
         getattr(_logger(module), level)(fact.event, **values)
