@@ -30,7 +30,7 @@ POSTGRES_SETTINGS = {
     "dynamic_shared_memory_type": "mmap",
 }
 VHOSTS = [f"v{number}" for number in range(40)]
-PUBLISHING = {"orm", "core", "aio_pika_only"}
+PUBLISHING = {"orm", "core", "hand_made", "aio_pika_only"}
 START_SECONDS = 300.0
 NO_BROKER = "amqp://127.0.0.1:9"  # of a process that has only the role api: it does not connect
 PATIENCE = {  # on a busy machine a window is slow, and does not fail; no measure depends on them
