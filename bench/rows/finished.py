@@ -61,7 +61,7 @@ class Books:
 
 
 async def finished(lab: Lab, plan: Plan) -> Comparison:
-    """Compare with the usual ORM service, with SQLAlchemy Core and aiohttp, and with the least that Python can do it with."""
+    """Compare with the usual ORM service, with SQLAlchemy Core and aiohttp, and with a service made by hand."""
     async with contextlib.AsyncExitStack() as stack:
         called = await stack.enter_async_context(partners(lab))
         contenders = [
