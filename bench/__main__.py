@@ -13,37 +13,42 @@ import typer
 import uvloop
 
 from bench.lab import Lab
+from bench.picture import as_svg
 from bench.regression import regressions
 from bench.report import as_text
 from bench.rounds import Comparison, Plan
-from bench.rows import ROWS
+from bench.rows import ROWS, SHAPES
 from tests.harness.ports import VARIABLE
 
 SMOKE = Plan(rounds=1, seconds=1.0, smoke=True)
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"Measure only this row: {', '.join(ROWS)}.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Measure only this row or shape: {', '.join((*ROWS, *SHAPES))}.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender gets its turn.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of one turn.")] = 3.0,
     against: Annotated[Path | None, typer.Option(help="Fail if a ratio fell below this bench.json.")] = None,
-    output: Annotated[Path, typer.Option(help="Directory for the JSON.")] = Path("bench-report"),
+    output: Annotated[Path, typer.Option(help="Directory for the JSON and the picture.")] = Path("bench-report"),
     *,
+    shapes: Annotated[bool, typer.Option("--shapes", help="Measure the shapes of load instead of the rows.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only prove that rows run; the figures mean nothing.")] = False,
 ) -> None:
     """Compare the service with floors and peers, in turns on the same servers."""
-    if unknown := set(only or ()) - set(ROWS):
+    if unknown := set(only or ()) - {*ROWS, *SHAPES}:
         raise typer.BadParameter(f"no row is called {', '.join(sorted(unknown))}", param_hint="--only")
     plan = SMOKE if smoke else Plan(rounds, seconds)
     with tempfile.TemporaryDirectory(prefix="orders-bench-") as place:
         Path(place).chmod(0o711)  # Postgres may run as another user
         os.environ[VARIABLE] = place
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results = runner.run(measure(only or list(ROWS), plan, Path(place)))
+            results = runner.run(measure(only or list(SHAPES if shapes else ROWS), plan, Path(place)))
     output.mkdir(exist_ok=True)
     (output / "bench.json").write_text(
         json.dumps({name: asdict(row) for name, row in results.items()}, indent=1) + "\n"
     )
+    (output / "bench.svg").write_text(as_svg(results))
     lost = list(regressions(json.loads(against.read_text()), results)) if against else []
     for line in lost:
         typer.echo(f"REGRESSION: {line}")
@@ -55,7 +60,7 @@ async def measure(names: list[str], plan: Plan, directory: Path) -> dict[str, Co
     results = {}
     async with Lab(directory) as lab:
         for name in names:
-            results[name] = await ROWS[name](lab, plan)
+            results[name] = await {**ROWS, **SHAPES}[name](lab, plan)
             typer.echo(as_text(name, results[name]))
     return results
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Self, cast
 
 BODY = b'{"items":[{"sku":"WIDGET","quantity":3,"unit_price":"9.99"}]}'
-CREATED = 201
+CREATED, REFUSED = 201, 503
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
 
@@ -25,7 +25,8 @@ class Traffic:
     """The answers of one window. `latencies` are in seconds."""
 
     seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)  # of the answers 201
+    refused: int = 0  # with 503
 
     @property
     def rate(self) -> float:
@@ -57,9 +58,9 @@ def orders(keys: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class Connection(asyncio.Protocol):
-    """One kept connection. `answered` is called with itself when a response is complete."""
+    """One kept connection. `answered` is called with itself and the status when a response is complete."""
 
-    def __init__(self, answered: Callable[["Connection"], None], failed: Callable[[str], None]) -> None:
+    def __init__(self, answered: Callable[["Connection", int], None], failed: Callable[[str], None]) -> None:
         self._answered = answered
         self._failed = failed
         self._transport: asyncio.Transport | None = None
@@ -91,11 +92,12 @@ class Connection(asyncio.Protocol):
         length = int(head[at + len(LENGTH) :].split(b"\r\n", 1)[0])
         if len(self._buffer) < end + len(HEAD_END) + length:
             return
-        if int(head[9:12]) != CREATED:
-            self._failed(f"not a 201: {self._buffer[:600]!r}")
+        status = int(head[9:12])
+        if status not in {CREATED, REFUSED}:
+            self._failed(f"neither 201 nor 503: {self._buffer[:600]!r}")
             return
         self._buffer = b""
-        self._answered(self)
+        self._answered(self, status)
 
     def connection_lost(self, _: Exception | None) -> None:
         """Report an end that `close` did not ask for."""
@@ -110,11 +112,14 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Keeps `connections` connections to a port, and sends requests on them."""
+    """Keeps `connections` connections to each port, and sends requests on them. `refusable`: a 503 is no failure."""
 
-    def __init__(self, port: int, connections: int, requests: Iterator[bytes]) -> None:
-        self._port = port
+    def __init__(
+        self, ports: int | Sequence[int], connections: int, requests: Iterator[bytes], *, refusable: bool = False
+    ) -> None:
+        self._ports = [ports] if isinstance(ports, int) else ports
         self._count = connections
+        self._refusable = refusable
         self._requests = requests
         self._connections: list[Connection] = []
         self._idle: deque[Connection] = deque()
@@ -126,9 +131,9 @@ class Client:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for _ in range(self._count):
+        for _, port in itertools.product(range(self._count), self._ports):
             _, connection = await loop.create_connection(
-                lambda: Connection(self._on_answer, self._on_failure), "127.0.0.1", self._port
+                lambda: Connection(self._on_answer, self._on_failure), "127.0.0.1", port
             )
             self._connections.append(connection)
         self._idle.extend(self._connections)
@@ -150,6 +155,11 @@ class Client:
         self._is_greedy = False
         await self.settle()
         return traffic
+
+    @property
+    def traffic(self) -> Traffic:
+        """The answers since the last window began."""
+        return self._traffic
 
     def owe(self, count: int) -> None:
         """Send so many requests more, as connections become idle."""
@@ -201,8 +211,13 @@ class Client:
     def _send(self, connection: Connection) -> None:
         connection.send(next(self._requests))
 
-    def _on_answer(self, connection: Connection) -> None:
-        self._traffic.latencies.append(time.perf_counter() - connection.sent_at)
+    def _on_answer(self, connection: Connection, status: int) -> None:
+        if status == CREATED:
+            self._traffic.latencies.append(time.perf_counter() - connection.sent_at)
+        elif self._refusable:
+            self._traffic.refused += 1
+        else:
+            self._on_failure("the contender refused a request")
         if self._is_greedy:
             self._send(connection)
             return

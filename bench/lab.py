@@ -32,6 +32,7 @@ POSTGRES_SETTINGS = {
 VHOSTS = [f"v{number}" for number in range(40)]
 PUBLISHING = {"orm", "core", "hand_made", "aio_pika_only"}
 START_SECONDS = 300.0
+NOWHERE = "http://127.0.0.1:9"
 NO_BROKER = "amqp://127.0.0.1:9"  # of a process that has only the role api: it does not connect
 PATIENCE = {  # on a busy machine a window is slow, and does not fail; no measure depends on them
     "ORDERS_DATABASE_POOL_WAIT_SECONDS": "60",
@@ -54,6 +55,15 @@ class Contender:
     def pid(self) -> int:
         """The process, whose descendants belong to it."""
         return self.tree.leaders[0].pid
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What the processes of a service share. `url` names its database."""
+
+    name: str
+    url: str
+    env: Mapping[str, str]
 
 
 class Lab:
@@ -103,20 +113,33 @@ class Lab:
 
     @contextlib.asynccontextmanager
     async def service(
-        self, roles: Sequence[str] = ROLES, name: str = "service", partners_url: str = "http://127.0.0.1:9"
+        self, roles: Sequence[str] = ROLES, name: str = "service", partners_url: str = NOWHERE, **env: str
     ) -> AsyncIterator[Contender]:
         """Run the service with these roles in one process, on a new database and vhost, until the block ends."""
+        deployment = await self.deployment(name, partners_url, has_broker=tuple(roles) != ("api",))
+        async with self.process(deployment, roles, **env) as contender:
+            yield contender
+
+    async def deployment(self, name: str, partners_url: str = NOWHERE, *, has_broker: bool = True) -> Deployment:
+        """Migrate a new database for processes of the service, which share it, and a new vhost."""
         url = await self.database(name)
         env = {
             **PATIENCE,
             "ORDERS_DATABASE_URL": url,
             "ORDERS_REDIS_URL": self.redis.url,
-            "ORDERS_RABBITMQ_URL": NO_BROKER if tuple(roles) == ("api",) else await self.broker_url(),
-            "ORDERS_ROLES": ",".join(roles),
+            "ORDERS_RABBITMQ_URL": await self.broker_url() if has_broker else NO_BROKER,
             **dict.fromkeys(("ORDERS_INVENTORY_URL", "ORDERS_PAYMENT_URL", "ORDERS_SHIPPING_URL"), partners_url),
         }
         await self._migrate(env)
-        async with self.program(name, ["-m", "app", "serve"], env, url=url) as contender:
+        return Deployment(name, url, env)
+
+    @contextlib.asynccontextmanager
+    async def process(
+        self, deployment: Deployment, roles: Sequence[str] = ROLES, **env: str
+    ) -> AsyncIterator[Contender]:
+        """Run a process of the service until the block ends."""
+        found = {**deployment.env, "ORDERS_ROLES": ",".join(roles), **env}
+        async with self.program(deployment.name, ["-m", "app", "serve"], found, url=deployment.url) as contender:
             yield contender
 
     async def _migrate(self, env: Mapping[str, str]) -> None:

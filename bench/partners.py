@@ -18,6 +18,7 @@ ANSWERS = {
     b"POST /v1/payments/charge ": (201, b'{"payment_id":"pay_1"}'),
     b"POST /v1/inventory/commit ": (200, b'{"saga_id":"1","state":"committed"}'),
     SHIPMENTS: (201, b'{"tracking_id":"trk_1"}'),
+    b"POST /v1/traces ": (200, b""),  # a collector of traces, for the shape that exports them
 }
 HEAD = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 RESPONSES = {line: HEAD % (status, len(body)) + body for line, (status, body) in ANSWERS.items()}

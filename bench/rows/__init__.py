@@ -1,4 +1,4 @@
-"""The rows of the table: a function each, from the lab and a plan to a comparison."""
+"""The rows of the table, and the shapes of load: a function each, from the lab and a plan to a comparison."""
 
 from collections.abc import Awaitable, Callable
 
@@ -10,6 +10,7 @@ from bench.rows.finished import finished, finished_dbos
 from bench.rows.past import growth, snapshot
 from bench.rows.relay import relay
 from bench.rows.replay import replay_many, replay_one
+from bench.rows.shapes import backlog, even_load, flash_sale, long_run, processes, tracing
 
 Row = Callable[[Lab, Plan], Awaitable[Comparison]]
 ROWS: dict[str, Row] = {
@@ -23,4 +24,12 @@ ROWS: dict[str, Row] = {
     "snapshot": snapshot,
     "latency": latency,
     "idle": idle,
+}
+SHAPES: dict[str, Row] = {
+    "even-load": even_load,
+    "flash-sale": flash_sale,
+    "backlog": backlog,
+    "processes": processes,
+    "tracing": tracing,
+    "long-run": long_run,
 }

@@ -110,8 +110,8 @@ async def finish(lab: Lab, contender: Contender, books: Books, called: Partners,
 
 
 @contextlib.asynccontextmanager
-async def replaced(client: Client, called: Partners) -> AsyncIterator[asyncio.Event]:
-    """Place OPEN orders, and one more for each shipment until the event that this yields is set."""
+async def replaced(client: Client, called: Partners, count: int = OPEN) -> AsyncIterator[asyncio.Event]:
+    """Place `count` orders, and one more for each shipment until the event that this yields is set."""
     reader, writer = await asyncio.open_connection("127.0.0.1", called.finished_port)
     stop = asyncio.Event()
 
@@ -122,7 +122,7 @@ async def replaced(client: Client, called: Partners) -> AsyncIterator[asyncio.Ev
 
     task = asyncio.create_task(replace())
     try:
-        client.owe(OPEN)
+        client.owe(count)
         yield stop
     finally:
         task.cancel()

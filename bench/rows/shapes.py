@@ -1,0 +1,188 @@
+"""Shapes of load, which have no floor: even load, a flash sale, a backlog, more processes, traces, a long run."""
+
+import asyncio
+import contextlib
+import itertools
+import resource
+from collections.abc import AsyncIterator, Sequence
+
+import asyncpg
+import psutil
+
+from bench.client import Client, new_keys, orders, send_each
+from bench.lab import Contender, Lab
+from bench.measure import WARM_UP_SECONDS
+from bench.rounds import Comparison, Plan, Ratio, ratio
+from bench.rows.alone import CONFIRMED, PERCENTILES
+from bench.rows.finished import OPEN, ORDERS, Books, Partners, compare_finished, finish, partners, replaced
+
+SHARES = (0.5, 0.9)  # of the rate at which the service finishes orders when it has all it can do
+STEADY_SECONDS, POLL_SECONDS, PATIENCE_SECONDS = 30.0, 0.5, 1800.0
+MOST_CLIENTS = 256
+SALE, BACKLOGS, LONG = 10_000, (15_000, 100_000), 200_000
+SMOKE = 200
+FILES = 65_536  # a sale has a connection for each customer
+PROCESSES = (1, 2, 4)
+TRACED = (0.1, 1.0)
+TRACING = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}
+DURATION = "SELECT extract(epoch FROM max(updated_at) - $1) FROM orders"
+
+
+async def even_load(lab: Lab, plan: Plan) -> Comparison:
+    """Measure the latencies at a half and at nine tenths of the capacity, with new orders at even times."""
+    seconds = plan.seconds if plan.smoke else STEADY_SECONDS
+    figures: dict[str, Ratio] = {}
+    async with _running(lab) as (service, called, conn):
+        capacity = (await finish(lab, service, Books(conn, ORDERS), called, plan.seconds)).rate
+        figures["capacity, orders/s"] = ratio([capacity])
+        for share in SHARES:
+            async with Client(service.port, MOST_CLIENTS, orders(new_keys())) as client:
+                await client.pace(WARM_UP_SECONDS, share * capacity)
+                traffic = await client.pace(seconds, share * capacity)
+            await _all_confirmed(conn)
+            confirmed = await conn.fetchval(PERCENTILES, int(seconds * share * capacity))
+            names = ("201 p50", "201 p99", "confirmed p50", "confirmed p99")
+            values = (traffic.percentile_ms(0.5), traffic.percentile_ms(0.99), *confirmed)
+            figures |= {f"{share:.0%}: {name}, ms": ratio([value]) for name, value in zip(names, values, strict=True)}
+    return Comparison("milliseconds", figures=figures)
+
+
+async def flash_sale(lab: Lab, plan: Plan) -> Comparison:
+    """Place 10,000 orders at once, each on a connection of its own: each gets 201 or 503, and each 201 is finished."""
+    customers = SMOKE if plan.smoke else SALE
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most), most))
+    async with _running(lab, ORDERS_HTTP_MAX_CONNECTIONS=str(2 * SALE)) as (service, _, conn):
+        async with Client(service.port, customers, orders(new_keys()), refusable=True) as client:
+            client.owe(customers)
+            await client.settle()
+            traffic = client.traffic
+        accepted, refused = len(traffic.latencies), traffic.refused
+        placed = await conn.fetchval("SELECT count(*) FROM orders")
+        if placed != accepted or accepted + refused != customers:
+            raise RuntimeError(
+                f"{customers} sent, {accepted} accepted, {refused} refused, but {placed} in the database"
+            )
+        begin = await conn.fetchval("SELECT min(placed_at) FROM orders")
+        await _all_confirmed(conn)
+        figures = {
+            "accepted": accepted,
+            "refused with 503": refused,
+            "201 p50, ms": traffic.percentile_ms(0.5),
+            "201 p99, ms": traffic.percentile_ms(0.99),
+            "all accepted are confirmed after, s": await conn.fetchval(DURATION, begin),
+        }
+    return Comparison("orders", figures={name: ratio([float(value)]) for name, value in figures.items()})
+
+
+async def backlog(lab: Lab, plan: Plan) -> Comparison:
+    """Accept orders while nothing works them off, then start all roles and let them finish all."""
+    figures: dict[str, Ratio] = {}
+    async with partners(lab) as called:
+        for count in (SMOKE,) if plan.smoke else BACKLOGS:
+            deployment = await lab.deployment(f"backlog_{count}", called.url)
+            async with lab.process(deployment, ["api"]) as intake:
+                await send_each(intake.port, OPEN, list(itertools.islice(orders(new_keys()), count)))
+            async with _connected(deployment.url) as conn, lab.process(deployment) as service:
+                begin = await conn.fetchval("SELECT clock_timestamp()")
+                await _all_confirmed(conn)
+                seconds = float(await conn.fetchval(DURATION, begin))
+                figures[f"{count}: orders/s"] = ratio([count / seconds])
+                figures[f"{count}: resident MiB"] = ratio([_resident_mib(service)])
+    return Comparison("orders finished", figures=figures)
+
+
+async def processes(lab: Lab, plan: Plan) -> Comparison:
+    """Finish orders with one, two and four processes that share database and broker."""
+    figures: dict[str, Ratio] = {}
+    async with partners(lab) as called:
+        for count in PROCESSES:
+            deployment = await lab.deployment(f"processes_{count}", called.url)
+            async with contextlib.AsyncExitStack() as stack:
+                running = [await stack.enter_async_context(lab.process(deployment)) for _ in range(count)]
+                conn = await stack.enter_async_context(_connected(deployment.url))
+                rates = [await _rate([each.port for each in running], conn, called, plan) for _ in range(plan.rounds)]
+                figures[f"{count}: orders/s"] = ratio(rates)
+    return Comparison("orders finished", figures=figures)
+
+
+async def tracing(lab: Lab, plan: Plan) -> Comparison:
+    """Compare the service that exports a tenth, or all, of its traces with the service that exports none."""
+    merged = Comparison("orders finished")
+    for share in TRACED:
+        name = f"traced_{share:.0%}".removesuffix("%")
+        async with contextlib.AsyncExitStack() as stack:
+            called = await stack.enter_async_context(partners(lab))
+            exporting = {**TRACING, "OTEL_TRACES_SAMPLER_ARG": str(share), "OTEL_EXPORTER_OTLP_ENDPOINT": called.url}
+            without = await stack.enter_async_context(lab.service(partners_url=called.url))
+            traced = await stack.enter_async_context(lab.service(name=name, partners_url=called.url, **exporting))
+            found = await compare_finished(lab, plan, [without, traced], called, stack)
+        merged.contenders |= found.contenders
+        merged.ratios |= found.ratios
+        merged.cost_ratios |= found.cost_ratios
+    return merged
+
+
+async def long_run(lab: Lab, plan: Plan) -> Comparison:
+    """Finish 200,000 orders, and measure the memory after each tenth of them."""
+    tenth = (SMOKE if plan.smoke else LONG) // 10
+    figures: dict[str, Ratio] = {}
+    async with _running(lab) as (service, called, conn):
+        books = Books(conn, ORDERS)
+        async with Client(service.port, OPEN, orders(new_keys())) as client, replaced(client, called) as stop:
+            for part in range(1, 11):
+                while await books.confirmed() < part * tenth:
+                    await client.collect(WARM_UP_SECONDS)
+                figures[f"MiB after {part * tenth}"] = ratio([_resident_mib(service)])
+            stop.set()
+            await client.settle()
+        await _all_confirmed(conn)
+    return Comparison("resident memory", figures=figures)
+
+
+@contextlib.asynccontextmanager
+async def _running(lab: Lab, **env: str) -> AsyncIterator[tuple[Contender, Partners, asyncpg.Connection]]:
+    """Run partners and the service; yield both, and a connection to its database."""
+    async with (
+        partners(lab) as called,
+        lab.service(partners_url=called.url, **env) as service,
+        _connected(service.url) as conn,
+    ):
+        yield service, called, conn
+
+
+@contextlib.asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    conn = await asyncpg.connect(url)
+    try:
+        yield conn
+    finally:
+        await conn.close()
+
+
+async def _rate(ports: Sequence[int], conn: asyncpg.Connection, called: Partners, plan: Plan) -> float:
+    """Return how many orders are finished a second while OPEN are open for each process."""
+    books = Books(conn, ORDERS)
+    count = OPEN * len(ports)
+    async with Client(ports, OPEN, orders(new_keys())) as client, replaced(client, called, count) as stop:
+        steady = await books.confirmed() + count
+        while await books.confirmed() < steady:
+            await client.collect(WARM_UP_SECONDS)
+        before = await books.confirmed()
+        traffic = await client.collect(plan.seconds)
+        rate = (await books.confirmed() - before) / traffic.seconds
+        stop.set()
+        await client.settle()
+    await _all_confirmed(conn)
+    return rate
+
+
+async def _all_confirmed(conn: asyncpg.Connection) -> None:
+    """Return when all orders are confirmed. It asks seldom: the question reads the whole table."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await conn.fetchval(CONFIRMED):  # noqa: ASYNC110 - the condition is in the database
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _resident_mib(contender: Contender) -> float:
+    return psutil.Process(contender.pid).memory_info().rss / 2**20
