@@ -2,8 +2,8 @@
 
 While its body arrives a request holds no `ConcurrencySlot`, so slow bodies cannot use up the slots. The number of
 bodies that arrive at a time is limited per source: a tenant or, without tokens, a peer address. At the limit a new body
-replaces the one that has been arriving longest. Slow senders therefore only disturb each other, and a prompt sender
-gets through, even when all of them come through one proxy and share an address.
+replaces the one that has been arriving longest. Slow senders therefore only disturb each other. A body that is complete
+when its head is read, as most are, waits for nothing and replaces none.
 """
 
 import asyncio

@@ -117,6 +117,9 @@ class Failures:
     async def break_partners(self) -> None:
         """Let neither charges nor refunds succeed, and holds take long."""
         slow = {"target": "inventory.hold", "kind": "slow", "delay_seconds": 0.4}
+        await self.system.faults({**slow, "delay_seconds": 1.0})
+        await self.place(3)
+        await self.shown("How long does an order take?")
         await self.system.faults(
             slow, *({"target": f"payment.{call}", "kind": "error"} for call in ("charge", "refund"))
         )
