@@ -48,6 +48,10 @@ planted-bugs: .venv/.dev .servers ## plant known bugs in a copy, one at a time, 
 bench: .venv/.dev .servers ## measure the service beside floors and peers, as ratios (20 minutes; ARGS="--only accept": 1 minute)
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: profile
+profile: .venv/.dev .servers ## draw where the processor time of an order goes, in bench-report (1 minute)
+	@$(BIN)/python -m bench.profile $(ARGS)
+
 .PHONY: test
 test: .venv/.dev .servers ## run every test, on real servers; installs them with apt where it may (many minutes; ARGS="-k outbox")
 	@$(BIN)/pytest $(ARGS)

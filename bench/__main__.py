@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +10,12 @@ from typing import Annotated
 import typer
 import uvloop
 
-from bench.lab import Lab
+from bench.lab import Lab, directory_of_a_run
 from bench.picture import as_svg
 from bench.regression import regressions
 from bench.report import as_text
 from bench.rounds import Comparison, Plan
 from bench.rows import ROWS, SHAPES
-from tests.harness.ports import VARIABLE
 
 SMOKE = Plan(rounds=1, seconds=1.0, smoke=True)
 
@@ -39,11 +36,8 @@ def main(
     if unknown := set(only or ()) - {*ROWS, *SHAPES}:
         raise typer.BadParameter(f"no row is called {', '.join(sorted(unknown))}", param_hint="--only")
     plan = SMOKE if smoke else Plan(rounds, seconds)
-    with tempfile.TemporaryDirectory(prefix="orders-bench-") as place:
-        Path(place).chmod(0o711)  # Postgres may run as another user
-        os.environ[VARIABLE] = place
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results = runner.run(measure(only or list(SHAPES if shapes else ROWS), plan, Path(place)))
+    with directory_of_a_run() as place, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        results = runner.run(measure(only or list(SHAPES if shapes else ROWS), plan, place))
     output.mkdir(exist_ok=True)
     (output / "bench.json").write_text(
         json.dumps({name: asdict(row) for name, row in results.items()}, indent=1) + "\n"

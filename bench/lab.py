@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,7 +19,7 @@ import asyncpg
 
 from bench import peers
 from tests.harness import installed
-from tests.harness.ports import free_port
+from tests.harness.ports import VARIABLE, free_port
 from tests.harness.processes import REPOSITORY, ProcessTree, start_process, tail
 from tests.harness.wait import wait_until
 
@@ -40,6 +41,15 @@ PATIENCE = {  # on a busy machine a window is slow, and does not fail; no measur
     "ORDERS_REDIS_TIMEOUT_SECONDS": "10",
 }
 ROLES = ("api", "relay", "consumer", "janitor")
+
+
+@contextlib.contextmanager
+def directory_of_a_run() -> Iterator[Path]:
+    """Make a directory for the servers of a run, until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="orders-bench-") as place:
+        Path(place).chmod(0o711)  # Postgres may run as another user
+        os.environ[VARIABLE] = place
+        yield Path(place)
 
 
 @dataclass

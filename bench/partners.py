@@ -58,9 +58,13 @@ class Partner(asyncio.Protocol):
 async def report_shipments(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send a byte for each shipment until the listener closes the connection."""
     listeners.add(writer)
-    await reader.read()
-    listeners.discard(writer)
-    writer.close()
+    try:
+        await reader.read()
+    except ConnectionResetError:  # it closed with unread reports
+        pass
+    finally:
+        listeners.discard(writer)
+        writer.close()
 
 
 async def main() -> None:

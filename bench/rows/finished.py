@@ -100,8 +100,9 @@ async def finish(lab: Lab, contender: Contender, books: Books, called: Partners,
     """Keep orders open for a window; return when the last one has ended."""
     async with Client(contender.port, OPEN, orders(new_keys())) as client, replaced(client, called) as stop:
         steady = await books.confirmed() + OPEN  # by then the first orders, which all began together, have ended
-        while await books.confirmed() < steady:
-            await client.collect(WARM_UP_SECONDS)
+        async with asyncio.timeout(QUIET_SECONDS):
+            while await books.confirmed() < steady:
+                await client.collect(WARM_UP_SECONDS)
         sample = await observe(Meter(lab, contender), partial(client.collect, seconds), books.confirmed)
         stop.set()
         await client.settle()
