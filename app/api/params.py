@@ -116,6 +116,7 @@ Limit = Annotated[
 Instant = Annotated[
     datetime, BeforeValidator(_parse_instant), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
+Since = Annotated[float, BeforeValidator(parse_seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
 ReasonText = Annotated[
     str,
     BeforeValidator(parse_reason),

@@ -60,6 +60,30 @@ class OperatorAction:
     outcome: str
 
 
+@dataclass(frozen=True, slots=True)
+class ActionFilter:
+    """Selects rows. `since_seconds`: before now, on Postgres's clock. `before`: the id of a newer row."""
+
+    order_id: UUID | None = None
+    since_seconds: float | None = None
+    before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRow:
+    """A row with everything that it records."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    order_id: UUID | None
+    reason: str
+    outcome: str
+    selection: Mapping[str, Any] | None
+    counts: Mapping[str, Any] | None
+
+
 async def record(
     conn: db.Connection,
     actor: AuditActor,
@@ -118,3 +142,27 @@ async def of_order(conn: db.Connection, order_id: UUID) -> list[OperatorAction]:
         "SELECT at, actor, action, reason, outcome FROM operator_actions WHERE order_id = $1 ORDER BY id", order_id
     )
     return [OperatorAction(**row) for row in rows]
+
+
+async def list_newest(conn: db.Connection, wanted: ActionFilter, limit: int) -> list[ActionRow]:
+    """Return up to `limit` rows, newest first. An age is a number: a very long interval would be out of range."""
+    rows = await conn.fetch(
+        """
+        SELECT id, at, actor, action, order_id, reason, outcome, selection, counts FROM operator_actions
+        WHERE ($1::uuid IS NULL OR order_id = $1)
+          AND ($2::float8 IS NULL OR extract(epoch FROM (SELECT clock_timestamp()) - at) <= $2)
+          AND ($3::bigint IS NULL OR id < $3)
+        ORDER BY id DESC LIMIT $4
+        """,
+        wanted.order_id,
+        wanted.since_seconds,
+        wanted.before,
+        limit,
+    )
+    return [_parse_action(row) for row in rows]
+
+
+def _parse_action(row: Any) -> ActionRow:
+    found = {name: None if row[name] is None else json.loads(row[name]) for name in ("selection", "counts")}
+    order_id = None if row["order_id"] is None else UUID(int=row["order_id"].int)
+    return ActionRow(**{**row, **found, "order_id": order_id})

@@ -18,14 +18,13 @@ from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
 from app.api.ops.route import Deps, NoQuery, Operator, operator_router
 from app.api.params import (
     DEFAULT_LIMIT,
-    DURATION,
     LETTER_ID,
     MAX_LINE_CHARACTERS,
     Limit,
     ReasonText,
+    Since,
     StrictModel,
     parse_letter_id,
-    parse_seconds,
     whole_number,
 )
 from app.auth import guards
@@ -44,7 +43,6 @@ LetterId = Annotated[
     BeforeValidator(parse_letter_id),
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LINE_CHARACTERS, "pattern": LETTER_ID}),
 ]
-Since = Annotated[float, BeforeValidator(parse_seconds), WithJsonSchema({"type": "string", "pattern": DURATION})]
 
 
 def _refuse_null(value: object) -> object:

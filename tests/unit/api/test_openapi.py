@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from app.api.ops.actions import ListActions
 from app.api.ops.dlq import PeekDeadLetters
 from app.api.ops.outbox import ListOutbox
 from app.api.ops.sagas import ListSagas
@@ -15,6 +16,7 @@ from app.api.orders.listing import ListOrders, OrdersAnswer
 from app.api.orders.schemas import OrderAnswer
 from app.api.problems import Problem
 from app.main import create_app
+from app.operations.audit_views import ActionsAnswer
 from app.operations.dead_letter_views import DeadLettersAnswer
 from app.operations.outbox import OutboxAnswer
 from app.operations.saga_views import SagaAnswer, SagasAnswer
@@ -40,6 +42,11 @@ ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
     ),
     "/ops/sagas": (SagasAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set(ListSagas.model_fields)),
     "/ops/sagas/{order_id}": (SagaAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, {"order_id"}),
+    "/ops/actions": (
+        ActionsAnswer,
+        {"200", "401", "403", "404", "422", "429", "500", "503"},
+        set(ListActions.model_fields),
+    ),
     "/ops/stats": (StatsAnswer, {"200", "401", "403", "404", "429", "500", "503"}, set()),
 }
 

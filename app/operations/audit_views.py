@@ -1,0 +1,92 @@
+"""The views of the audit log, the same from `GET /ops/actions` and from `orders audit --json`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from app import db
+from app.operations import audit
+from app.operations.audit import ActionFilter, ActionRow
+from app.orders.model import rfc3339
+
+MESSAGE_ACTIONS = ("dlq ", "outbox ")  # how the names of actions on messages begin
+
+
+class ActionTarget(BaseModel):
+    """What an action was about. `id`: of the order or the message; null: every message that was selected."""
+
+    kind: Literal["order", "message", "messages"]
+    id: str | None
+
+    @classmethod
+    def of(cls, row: ActionRow) -> Self:
+        """Return the target of a recorded action."""
+        if not row.action.startswith(MESSAGE_ACTIONS):
+            return cls(kind="order", id=None if row.order_id is None else str(row.order_id))
+        message: str | None = (row.selection or {}).get("id")
+        return cls(kind="messages" if message is None else "message", id=message)
+
+
+class ActionView(BaseModel):
+    """What an operator did. `outcome`: what changed, or why nothing did; `unfinished`: it still runs, or was killed.
+
+    `reason`: empty when none was given. `order_id`: the order that the target belongs to; null: none or several.
+    `selection`: what the operator selected; `counts`: what the command counted; null: the action has none.
+    """
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    target: ActionTarget
+    order_id: str | None
+    reason: str
+    outcome: str
+    selection: Mapping[str, Any] | None
+    counts: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, row: ActionRow) -> Self:
+        """Return the view of a recorded action."""
+        return cls(
+            id=row.id,
+            at=rfc3339(row.at),
+            actor=row.actor,
+            action=row.action,
+            target=ActionTarget.of(row),
+            order_id=None if row.order_id is None else str(row.order_id),
+            reason=row.reason,
+            outcome=row.outcome,
+            selection=row.selection,
+            counts=row.counts,
+        )
+
+
+class ActionsAnswer(BaseModel):
+    """One page of the audit log, newest first. `next_cursor`: null on the last page."""
+
+    actions: list[ActionView]
+    next_cursor: str | None
+
+
+async def read_actions(
+    pool: db.Pool,
+    limit: int,
+    *,
+    order_id: UUID | None = None,
+    since_seconds: float | None = None,
+    before: int | None = None,
+) -> ActionsAnswer:
+    """Return up to `limit` actions, newest first. Raises DatabaseUnavailable.
+
+    `order_id`: only those on this order, or on a message of it. `since_seconds`: only those of so many seconds before
+    now. `before`: only those recorded before the one with this id.
+    """
+    wanted = ActionFilter(order_id, since_seconds, before)
+    async with db.connection(pool) as conn:
+        rows = await audit.list_newest(conn, wanted, limit + 1)
+    shown = rows[:limit]
+    cursor = str(shown[-1].id) if len(rows) > limit else None
+    return ActionsAnswer(actions=[ActionView.of(row) for row in shown], next_cursor=cursor)
