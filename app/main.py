@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import structlog
@@ -105,26 +105,40 @@ def make_server(
 
 
 async def serve(settings: Settings, signals: Signals | None = None, tracing: Tracing | None = None) -> None:
-    """Check the database, take the transport lease, then serve until cancelled.
+    """Listen, then do what `serve_on` does."""
+    with contextlib.closing(listener.listen(settings.host, settings.port)) as socket_:
+        started = partial(_report_start, settings, "{}:{}".format(*socket_.getsockname()[:2]))
+        await serve_on(socket_, settings, started, signals, tracing)
+
+
+async def serve_on(
+    socket_: socket.socket,
+    settings: Settings,
+    started: Callable[[], None],
+    signals: Signals | None = None,
+    tracing: Tracing | None = None,
+) -> None:
+    """Check the database, take the transport lease, then serve until cancelled. Call `started` when it serves.
 
     Raises ConfigurationError, also while it serves: if Postgres is down at first, another transport is found later.
     """
     lease = bootstrap.transport_lease(settings)
-    socket_ = listener.listen(settings.host, settings.port)
-    with contextlib.closing(socket_):
-        try:
-            await db.check(settings.database_url.get_secret_value())
-            await take_lease(settings, lease)
-        except DatabaseUnavailable as error:
-            # Start anyway: /readyz reports it, requests get 503, and work resumes when Postgres is back.
-            log.warning("serve.without_database", error=str(error))
-        server = make_server(settings, socket_, signals, lease, tracing)
-        address = "{}:{}".format(*socket_.getsockname()[:2])
-        started = partial(_report_start, settings, lease, address)
-        await listener.run(server, started=started, unless=lease.until_refused())
+    try:
+        await db.check(settings.database_url.get_secret_value())
+        await _take_lease(settings, lease)
+    except DatabaseUnavailable as error:
+        # Start anyway: /readyz reports it, requests get 503, and work resumes when Postgres is back.
+        log.warning("serve.without_database", error=str(error))
+    server = make_server(settings, socket_, signals, lease, tracing)
+
+    def start() -> None:
+        _calm_garbage_collector()
+        started()
+
+    await listener.run(server, started=start, unless=lease.until_refused())
 
 
-async def take_lease(settings: Settings, lease: TransportLease) -> None:
+async def _take_lease(settings: Settings, lease: TransportLease) -> None:
     """Take the lease if any of the roles needs it. Raises ConfigurationError, DatabaseUnavailable."""
     if settings.roles & LEASING_ROLES:
         await lease.take(settings.database_url.get_secret_value())
@@ -141,10 +155,9 @@ def _calm_garbage_collector() -> None:
     gc.set_threshold(GC_THRESHOLD, 10, 10)
 
 
-def _report_start(settings: Settings, lease: TransportLease, address: str) -> None:
-    _calm_garbage_collector()
+def _report_start(settings: Settings, address: str) -> None:
     log.info("serve.started", address=address, roles=sorted(settings.roles))
-    if settings.roles & LEASING_ROLES and lease.transport == local.NAME:
+    if settings.roles & LEASING_ROLES and bootstrap.transport_lease(settings).transport == local.NAME:
         log.warning(
             "serve.in_process_transport", advice="events reach no broker; set ORDERS_RABBITMQ_URL if they should"
         )

@@ -75,7 +75,7 @@ exporter reads those for certificates and compression too.
 ## Demo
 
 `orders demo` also reads `ORDERS_PG_BIN`: a directory with PostgreSQL's `postgres` and `initdb`. The default is the
-newest installed one.
+newest installed one. Its service waits a third of the usual time for leases and partners ([demo.md](demo.md)).
 """
 
 SCHEMA = """\

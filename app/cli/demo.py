@@ -1,4 +1,4 @@
-"""`orders demo` and `orders sandbox`: the whole system in one process, and the partners' simulator alone."""
+"""`orders demo` and `orders sandbox`: the whole system in one command, and the partners' simulator alone."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import uvloop
 
 from app import settings
 from app.api.server import listener as server_listener
-from app.demo import stack
+from app.demo import sandbox_process, stack
 from app.observability import logs
 
 
@@ -39,6 +39,6 @@ def sandbox(
     logs.configure_logging("console", "INFO", background=True)
     with contextlib.closing(server_listener.listen(host, port)) as listener:
         address = "sandbox on http://{}:{} (Ctrl-C ends it)".format(*listener.getsockname()[:2])
-        server = stack.simulator(ledger, listener)
+        server = sandbox_process.make_server(ledger, listener)
         running = server_listener.run(server, started=lambda: typer.echo(address, err=True))
         uvloop.run(server_listener.until_signalled(running))

@@ -13,7 +13,7 @@ from app.bootstrap.brokers import make_broker
 from app.bootstrap.consumers import queues
 from app.bootstrap.verification import find_books, make_config, make_verifier
 from app.cli.options import AsJson, DataDir, parse_duration, servers
-from app.demo.stack import SANDBOX_URL_FILE
+from app.demo.stack import SANDBOX_URL_FILE, connections
 from app.observability.signals import Signals
 from app.operations.verify.report import InvariantVerdict, VerdictStatus, VerifyReport
 from app.operations.verify.run import Scope
@@ -67,22 +67,14 @@ async def _run(data_dir: Path | None, scope: Scope) -> VerifyReport:
 
 def _load(data_dir: Path | None) -> settings.Verification:
     """Return the settings of the service; with `data_dir`, those of the demo that runs there."""
-    url, broker_url = servers(data_dir)
+    url, _ = servers(data_dir)
     if data_dir is None:
         return settings.load(settings.Verification)
     try:
         sandbox_url = (data_dir / SANDBOX_URL_FILE).read_text()
     except OSError:
         sandbox_url = ""  # the partners' invariants are then not checked
-    return settings.load(
-        settings.Verification,
-        database_url=url,
-        rabbitmq_url=broker_url,
-        inventory_url=sandbox_url,
-        payment_provider="http",
-        payment_url=sandbox_url,
-        shipping_url=sandbox_url,
-    )
+    return settings.load(settings.Verification, **connections(url, sandbox_url))
 
 
 def format_report(report: VerifyReport) -> str:

@@ -1,1 +1,1 @@
-"""`orders demo`: the whole system in one process, with a PostgreSQL server of its own."""
+"""`orders demo`: the whole system in one command: a supervisor, and a PostgreSQL server, service and sandbox."""

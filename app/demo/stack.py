@@ -1,30 +1,28 @@
-"""The whole system in one command: PostgreSQL, the partner sandbox and the service, started and stopped together.
+"""The whole system in one command: a supervisor with PostgreSQL, the partner sandbox and the service as children."""
 
-Sandbox and service share this process and its event loop; PostgreSQL is a separate process.
-"""
-
+import asyncio
 import contextlib
-import socket
-import sqlite3
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import typer
 
-import sandbox
-from app import bootstrap, db, main, settings
+from app import db, settings
 from app.api.server import listener as server_listener
-from app.bootstrap.tracing import make_tracing
+from app.demo import sandbox_process
+from app.demo.children import Child, PythonProgram
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
 from app.errors import ConfigurationError
 from app.loops import in_thread
-from app.observability import logs
-from app.telemetry_settings import load_telemetry
 
 HOST = "127.0.0.1"
 SANDBOX_URL_FILE = "sandbox-url"  # in the data directory, for `orders verify --data-dir`
-SANDBOX_SHUTDOWN_SECONDS = 2.0  # the ledger already has every answered call
+SERVICE_STOP_SECONDS = 10.0  # with those of PostgreSQL, which has no sessions then, within 20 s
+# A third of the usual ones: what died is taken over, and a call without an answer repeated, while one watches.
+WAITS = {"saga_lease_seconds": 9, "partner_timeout_seconds": 3, "outbox_lease_seconds": 9}
 
 WELCOME = """
   The orders service    {service}   (API: {service}/docs)
@@ -49,53 +47,76 @@ Press Ctrl-C to stop.
 
 
 async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
-    """Run until a signal arrives. `data_dir` None: use a temporary directory."""
-    telemetry = load_telemetry()
-    with contextlib.ExitStack() as stack:
+    """Run until a signal arrives. `data_dir` None: use a temporary directory.
+
+    Raises ConfigurationError, also while it runs: if a child refuses to start again.
+    """
+    async with contextlib.AsyncExitStack() as stack:
         directory = stack.enter_context(_open_directory(data_dir))
-        logs.configure_logging("console", "WARNING", background=True)
-        service_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, port)))
-        sandbox_socket = stack.enter_context(contextlib.closing(server_listener.listen(HOST, sandbox_port)))
+        service_socket, sandbox_socket = (
+            stack.enter_context(contextlib.closing(server_listener.listen(HOST, number)))
+            for number in (port, sandbox_port)
+        )
         service_url, sandbox_url = (
             "http://{}:{}".format(*listener.getsockname()) for listener in (service_socket, sandbox_socket)
         )
         typer.echo("Starting PostgreSQL …", err=True)
-        async with EmbeddedPostgres(directory, find_binaries(pg_bin)) as postgres:
-            await in_thread(db.migrate, postgres.url)
-            configured = settings.load(
-                settings.Settings,
-                database_url=postgres.url,
-                rabbitmq_url="",
-                redis_url="",
-                inventory_url=sandbox_url,
-                payment_provider="http",
-                payment_url=sandbox_url,
-                shipping_url=sandbox_url,
-                roles=settings.ALL_ROLES,
-            )
-            (directory / SANDBOX_URL_FILE).write_text(sandbox_url)
-            partners = simulator(directory / "ledger.sqlite", sandbox_socket)
-            lease = bootstrap.transport_lease(configured)
-            await main.take_lease(configured, lease)
-            service = main.make_server(configured, service_socket, lease=lease, tracing=make_tracing(telemetry))
-            text = WELCOME.format(
+        postgres = EmbeddedPostgres(directory, find_binaries(pg_bin))
+        partners = PythonProgram(
+            "app.demo.sandbox_process",
+            sandbox_socket,
+            lambda: {"ledger": str(directory / "ledger.sqlite")},
+            sandbox_process.SHUTDOWN_SECONDS * 2,
+        )
+        orders = PythonProgram(
+            "app.demo.service_process",
+            service_socket,
+            lambda: {**connections(postgres.url, sandbox_url), **_shorten_waits()},
+            SERVICE_STOP_SECONDS,
+        )
+        report = partial(typer.echo, err=True)
+        children = database, sandbox, service = (
+            Child("PostgreSQL", postgres, report),
+            Child("the sandbox", partners, report),
+            Child("the service", orders, report),
+        )
+        for child in children:
+            stack.push_async_callback(child.stop)
+        for program in (partners, orders):  # they import their code while PostgreSQL starts
+            await program.spawn()
+        await database.start()
+        await in_thread(db.migrate, postgres.url)
+        (directory / SANDBOX_URL_FILE).write_text(sandbox_url)
+        await sandbox.start()
+        await service.start()
+        typer.echo(
+            WELCOME.format(
                 service=service_url,
                 sandbox=sandbox_url,
                 database=postgres.url,
                 data=data_dir or "in a temporary directory",
             )
-            await server_listener.run(partners, service, started=lambda: typer.echo(text), unless=lease.until_refused())
+        )
+        await asyncio.gather(*(child.until_refused() for child in children))
 
 
-def simulator(ledger: Path | None, listener: socket.socket) -> server_listener.Server:
-    """Make a server for the sandbox. Raises ConfigurationError when the ledger file cannot be used."""
-    try:
-        sandbox.Ledger(ledger).close()
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigurationError(f"cannot keep a ledger in {ledger}: {error}") from error
-    return server_listener.Server(
-        sandbox.create_app(ledger), listener, SANDBOX_SHUTDOWN_SECONDS, http=sandbox.http_protocol
-    )
+def connections(database_url: str, sandbox_url: str) -> Mapping[str, str]:
+    """Return the settings of what works with the demo's servers: its service, and `orders verify --data-dir`."""
+    return {
+        "database_url": database_url,
+        "rabbitmq_url": "",
+        "redis_url": "",
+        "inventory_url": sandbox_url,
+        "payment_provider": "http",
+        "payment_url": sandbox_url,
+        "shipping_url": sandbox_url,
+    }
+
+
+def _shorten_waits() -> Mapping[str, float]:
+    """Return the service's waits: those of WAITS, unless the environment has one of them, which must fit the others."""
+    chosen = any(os.environ.get(settings.PREFIX + name.upper()) for name in WAITS)
+    return {"shutdown_timeout_seconds": SERVICE_STOP_SECONDS - 2, **({} if chosen else WAITS)}
 
 
 @contextlib.contextmanager

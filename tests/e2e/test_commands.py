@@ -2,24 +2,16 @@
 
 import asyncio
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 
-import asyncpg
-import httpx
-import psutil
 import pytest
 
 from app.db import Pool
 from app.operations.maintenance.pruner import TABLES
-from tests.e2e.conftest import StartService, client, order
-from tests.harness.checker import FINAL, Answers, violations
+from tests.e2e.conftest import StartService
 from tests.harness.commands import orders
 from tests.harness.history import lived_through
-from tests.harness.processes import REPOSITORY, is_alive
-from tests.harness.wait import AMPLE_SECONDS, wait_until
+from tests.harness.processes import REPOSITORY
 
 NOBODY = "postgresql://orders:orders@127.0.0.1:1/orders"  # a port that nothing listens on
 
@@ -137,79 +129,9 @@ async def test_an_unusable_data_dir_is_one_line(tmp_path: Path) -> None:
         assert str(no_ledger) in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_while_the_demo_starts_is_an_orderly_end(
-    number: signal.Signals, tmp_path: Path, free_port: int
-) -> None:
-    """Ctrl-C and SIGTERM end a starting demo with exit code 0, and no process is left."""
-    arguments = ("-m", "app", "demo", "--ephemeral", "--port", "0", "--sandbox-port", str(free_port))
-    demo = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
-        cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert demo.stderr is not None
-    assert b"Starting PostgreSQL" in await demo.stderr.readline()
-    members = psutil.Process(demo.pid).children(recursive=True)
-    demo.send_signal(number)
-    _, err = await demo.communicate()
-    assert (demo.returncode, err) == (0, b"")
-    assert not any(map(is_alive, members))
-    assert os.listdir(tmp_path) == []  # noqa: PTH208 - Path.iterdir is refused in a coroutine
-
-
 async def test_serve_refuses_a_used_port(start_service: StartService) -> None:
     """The command exits with 2 and one line before it starts anything."""
     sandbox = await start_service({}, ("sandbox",))
     code, _, err = await orders("serve", database_url=NOBODY, roles="api", port=str(sandbox.port))
     assert (code, err.count("\n")) == (2, 1)
     assert f"127.0.0.1:{sandbox.port}" in err
-
-
-async def test_the_demo_finishes_and_keeps_its_orders(
-    start_service: StartService, server_directory: Path, free_port: int
-) -> None:
-    """Orders end, survive a restart with the same `--data-dir`, and no process is left."""
-    demo = await start_service(
-        {}, ("demo", "--data-dir", str(server_directory / "demo"), "--sandbox-port", str(free_port))
-    )
-    sandbox_url = f"http://127.0.0.1:{free_port}"
-    family = psutil.Process(demo.process.pid)
-    members = [family, *family.children(recursive=True)]
-    assert any("postgres" in member.name() for member in members)
-    answers = Answers()
-    async with client(demo.url) as http, client(sandbox_url) as sandbox:
-        bodies = {"plain": order(), "declined": order(payment_method="pm_card_declined")}
-        for key, body in bodies.items():
-            answers.add(key, await http.post("/orders", json=body, headers={"Idempotency-Key": key}))
-        locations = [next(iter(told))[0] for told in answers.by_key.values()]
-        await wait_until(lambda: ended(http, locations), AMPLE_SECONDS, "end of both orders")
-        assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
-        database_url = next(word for word in demo.log.read_text().split() if word.startswith("postgresql://"))
-        await wait_until(lambda: all_told(database_url), AMPLE_SECONDS, "events of both ends")
-        assert await violations(database_url, sandbox, answers) == []
-    assert await demo.terminate(number=signal.SIGINT) == 0
-    assert not any(map(is_alive, members))
-    await demo.start()
-    assert await demo.terminate(number=signal.SIGKILL) == -signal.SIGKILL
-    await demo.start()  # restart at once: the transport lease of the killed process only refuses other transports
-    async with client(demo.url) as http:
-        assert await shown(http, locations) == [("confirmed", None), ("rejected", "card-declined")]
-
-
-async def ended(http: httpx.AsyncClient, locations: list[str]) -> bool:
-    return all(status in FINAL for status, _ in await shown(http, locations))
-
-
-async def all_told(database_url: str) -> bool:
-    conn = await asyncpg.connect(database_url)
-    try:
-        return bool(await conn.fetchval("SELECT count(published_at) = 4 FROM outbox"))
-    finally:
-        await conn.close()
-
-
-async def shown(http: httpx.AsyncClient, locations: list[str]) -> list[tuple[str, str | None]]:
-    found = [(await http.get(location)).raise_for_status().json() for location in locations]
-    return [(each["status"], each["status_reason"]) for each in found]
