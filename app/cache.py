@@ -52,7 +52,7 @@ class Cache:
         self._pause_seconds = pause_seconds
         self._redis = Redis.from_url(
             _with_known_options(url),
-            socket_timeout=None,  # each call here has one timeout for all; redis-py would start a task for each write
+            socket_timeout=None,  # a round trip has one timeout; redis-py would start a task or a timer for each reply
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
             client_name="orders",

@@ -65,17 +65,17 @@ class Connection(asyncio.Protocol):
         self._failed = failed
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
-        self.sent_at = 0.0
+        self.due_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)  # of a TCP connection
 
-    def send(self, request: bytes) -> None:
-        """Send a request. The answer to the last one must be complete."""
+    def send(self, request: bytes, due_at: float) -> None:
+        """Send a request, from whose `due_at` its latency counts. The answer to the last one must be complete."""
         if self._transport is None:
             raise RuntimeError("bug: not connected")
-        self.sent_at = time.perf_counter()
+        self.due_at = due_at
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -124,7 +124,7 @@ class Client:
         self._connections: list[Connection] = []
         self._idle: deque[Connection] = deque()
         self._is_greedy = False
-        self._owed = 0
+        self._owed: deque[float] = deque()  # since when, on perf_counter
         self._traffic = Traffic()
         self._quiet = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -149,7 +149,7 @@ class Client:
         self._is_greedy = True
         begin = self._begin()
         while self._idle:
-            self._send(self._idle.popleft())
+            self._send(self._idle.popleft(), begin)
         await self._wait(seconds)
         traffic = self._end(begin)
         self._is_greedy = False
@@ -161,12 +161,11 @@ class Client:
         """The answers since the last window began."""
         return self._traffic
 
-    def owe(self, count: int) -> None:
-        """Send so many requests more, as connections become idle."""
-        self._owed += count
+    def owe(self, count: int, due_at: float | None = None) -> None:
+        """Send so many requests more, as connections become idle. Their latency counts from `due_at`; default: now."""
+        self._owed.extend([time.perf_counter() if due_at is None else due_at] * count)
         while self._owed and self._idle:
-            self._owed -= 1
-            self._send(self._idle.popleft())
+            self._send(self._idle.popleft(), self._owed.popleft())
 
     async def collect(self, seconds: float) -> Traffic:
         """Return the answers of the next `seconds` to requests that others `owe`. Raises RuntimeError."""
@@ -175,11 +174,15 @@ class Client:
         return self._end(begin)
 
     async def pace(self, seconds: float, per_second: float) -> Traffic:
-        """Send requests at even times, no matter how long the answers take. Raises RuntimeError."""
+        """Send requests at even times, no matter how long the answers take. Raises RuntimeError.
+
+        Latencies count from the time at which a request was due, so one that has to wait for a connection is not late
+        for free.
+        """
         begin = self._begin()
         for number in range(int(seconds * per_second)):
             await self._wait(begin + number / per_second - time.perf_counter())
-            self.owe(1)
+            self.owe(1, begin + number / per_second)
         await self._wait(begin + seconds - time.perf_counter())
         traffic = self._end(begin)
         await self.settle()
@@ -208,18 +211,18 @@ class Client:
         if self._failure.done():
             self._failure.result()
 
-    def _send(self, connection: Connection) -> None:
-        connection.send(next(self._requests))
+    def _send(self, connection: Connection, due_at: float) -> None:
+        connection.send(next(self._requests), due_at)
 
     def _on_answer(self, connection: Connection, status: int) -> None:
         if status == CREATED:
-            self._traffic.latencies.append(time.perf_counter() - connection.sent_at)
+            self._traffic.latencies.append(time.perf_counter() - connection.due_at)
         elif self._refusable:
             self._traffic.refused += 1
         else:
             self._on_failure("the contender refused a request")
         if self._is_greedy:
-            self._send(connection)
+            self._send(connection, time.perf_counter())
             return
         self._idle.append(connection)
         self._quiet.set()

@@ -8,7 +8,7 @@ from bench.rounds import Comparison, Ratio
 
 WIDTH, LINE, TOP = 760, 26, 54
 FIRST, LAST = 300, 680  # where the scale begins and ends
-TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 STYLE = """
     text { font: 13px system-ui, sans-serif; fill: #24292f }
     .title { font-weight: 600; font-size: 15px } .small { fill: #57606a; font-size: 11px }

@@ -29,7 +29,8 @@ def _lines(name: str, row: Comparison) -> Iterator[str]:
             f" {cost.median:.2f} x the processor time ({cost.low:.2f} to {cost.high:.2f})"
         )
     for figure, found in row.figures.items():
-        yield f"  {figure:<24}{found.median:6.2f} ({found.low:.2f} to {found.high:.2f})"
+        spread = "" if found.low == found.high else f" ({found.low:.2f} to {found.high:.2f})"
+        yield f"  {figure:<40}{found.median:9.2f}{spread}"
     if row.contenders:
         yield f"  {'':<16}" + "".join(f"{title:>16}" for title in COLUMNS.values())
     for contender, sample in row.contenders.items():

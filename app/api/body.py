@@ -2,8 +2,9 @@
 
 While its body arrives a request holds no `ConcurrencySlot`, so slow bodies cannot use up the slots. The number of
 bodies that arrive at a time is limited per source: a tenant or, without tokens, a peer address. At the limit a new body
-replaces the one that has been arriving longest. Slow senders therefore only disturb each other. A body that is complete
-when its head is read, as most are, waits for nothing and replaces none.
+replaces the one that has been arriving longest. Slow senders therefore only disturb each other, and a prompt sender
+gets through, even when all of them come through one proxy and share an address. A body that is complete when its route
+reads it waits for nothing and replaces none.
 """
 
 import asyncio
@@ -38,13 +39,13 @@ class Bodies:
         self._arriving: dict[str, dict[asyncio.Timeout, None]] = {}  # by source, oldest first
 
     async def read(self, request: Request, source: str) -> bytes:
-        """Read the body, then acquire the request's slot again.
+        """Read the body. While the rest of it arrives, the request holds no slot.
 
         Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout; Overloaded when another body of the source replaced
         this one, or when no slot is free.
         """
         _check_format(request)
-        if request.scope["state"].get(BODY_IS_HERE):  # with the head, as most: there is nothing to wait for
+        if request.scope["state"].get(BODY_IS_HERE):  # there is nothing to wait for
             return await self._receive(request, contextlib.nullcontext())
         slot: ConcurrencySlot = request.state.slot
         slot.release()

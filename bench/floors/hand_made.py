@@ -47,6 +47,7 @@ PLACE = f"""
     SELECT '{events.PLACED}', jsonb_build_object('order_id', id, 'lines', lines) FROM placed
     RETURNING data ->> 'order_id'
 """  # noqa: S608 - a constant
+KNOWN = "SELECT idempotency_key, id FROM orders WHERE idempotency_key = ANY($1)"
 RECORD = f"""
     WITH recorded AS (
         UPDATE orders SET step = given.step, status = given.status, updated_at = now()
@@ -171,7 +172,11 @@ class Service:
 
     async def _accept(self, connection: Http, key: str, body: bytes) -> None:
         lines = [
-            {"sku": item["sku"], "quantity": item["quantity"], "unit_price_minor": int(float(item["unit_price"]) * 100)}
+            {
+                "sku": item["sku"],
+                "quantity": item["quantity"],
+                "unit_price_minor": round(float(item["unit_price"]) * 100),
+            }
             for item in json.loads(body)["items"]
         ]
         total = sum(line["quantity"] * line["unit_price_minor"] for line in lines)
@@ -181,10 +186,11 @@ class Service:
 
     async def _place(self, rows: list[Any]) -> list[UUID]:
         placed = {UUID(row[0]) for row in await self._pool.fetch(PLACE, *map(list, zip(*rows, strict=True)))}
-        known = [row[1] for row in rows if row[0] not in placed]
-        found = await self._pool.fetch("SELECT idempotency_key, id FROM orders WHERE idempotency_key = ANY($1)", known)
-        ids = dict(cast("list[tuple[str, UUID]]", found))
         self._placed.set()
+        ids: dict[str, UUID] = {}
+        if known := [row[1] for row in rows if row[0] not in placed]:
+            found = await self._pool.fetch(KNOWN, known)
+            ids = {row["idempotency_key"]: row["id"] for row in found}
         return [row[0] if row[0] in placed else ids[row[1]] for row in rows]
 
     async def publish(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import resource
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
@@ -23,7 +24,7 @@ SALE, BACKLOGS, LONG = 10_000, (15_000, 100_000), 200_000
 SMOKE = 200
 FILES = 65_536  # a sale has a connection for each customer
 PROCESSES = (1, 2, 4)
-TRACED = (0.1, 1.0)
+TRACED = (0.0, 0.1, 1.0)
 TRACING = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}
 DURATION = "SELECT extract(epoch FROM max(updated_at) - $1) FROM orders"
 
@@ -48,7 +49,10 @@ async def even_load(lab: Lab, plan: Plan) -> Comparison:
 
 
 async def flash_sale(lab: Lab, plan: Plan) -> Comparison:
-    """Place 10,000 orders at once, each on a connection of its own: each gets 201 or 503, and each 201 is finished."""
+    """Place 10,000 orders at once, each on a connection of its own: each gets 201 or 503, and each 201 is finished.
+
+    The service may have as many connections open; its default is 900, and a proxy in front shares them.
+    """
     customers = SMOKE if plan.smoke else SALE
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most), most))
@@ -58,8 +62,8 @@ async def flash_sale(lab: Lab, plan: Plan) -> Comparison:
             await client.settle()
             traffic = client.traffic
         accepted, refused = len(traffic.latencies), traffic.refused
-        placed = await conn.fetchval("SELECT count(*) FROM orders")
-        if placed != accepted or accepted + refused != customers:
+        placed = await conn.fetchval("SELECT count(*) FROM orders")  # a 503 may hide a commit
+        if placed < accepted or accepted + refused != customers:
             raise RuntimeError(
                 f"{customers} sent, {accepted} accepted, {refused} refused, but {placed} in the database"
             )
@@ -68,6 +72,7 @@ async def flash_sale(lab: Lab, plan: Plan) -> Comparison:
         figures = {
             "accepted": accepted,
             "refused with 503": refused,
+            "refused, but placed": placed - accepted,
             "201 p50, ms": traffic.percentile_ms(0.5),
             "201 p99, ms": traffic.percentile_ms(0.99),
             "all accepted are confirmed after, s": await conn.fetchval(DURATION, begin),
@@ -107,17 +112,20 @@ async def processes(lab: Lab, plan: Plan) -> Comparison:
 
 
 async def tracing(lab: Lab, plan: Plan) -> Comparison:
-    """Compare the service that exports a tenth, or all, of its traces with the service that exports none."""
+    """Compare the service with traces (none sampled, a tenth, all) with the service without."""
     merged = Comparison("orders finished")
     for share in TRACED:
-        name = f"traced_{share:.0%}".removesuffix("%")
+        name = f"traced_{100 * share:.0f}"
         async with contextlib.AsyncExitStack() as stack:
             called = await stack.enter_async_context(partners(lab))
             exporting = {**TRACING, "OTEL_TRACES_SAMPLER_ARG": str(share), "OTEL_EXPORTER_OTLP_ENDPOINT": called.url}
             without = await stack.enter_async_context(lab.service(partners_url=called.url))
             traced = await stack.enter_async_context(lab.service(name=name, partners_url=called.url, **exporting))
             found = await compare_finished(lab, plan, [without, traced], called, stack)
-        merged.contenders |= found.contenders
+        merged.contenders |= {
+            f"{service}, beside {name}" if service == "service" else service: sample
+            for service, sample in found.contenders.items()
+        }
         merged.ratios |= found.ratios
         merged.cost_ratios |= found.cost_ratios
     return merged
@@ -169,8 +177,9 @@ async def _rate(ports: Sequence[int], conn: asyncpg.Connection, called: Partners
         while await books.confirmed() < steady:
             await client.collect(WARM_UP_SECONDS)
         before = await books.confirmed()
-        traffic = await client.collect(plan.seconds)
-        rate = (await books.confirmed() - before) / traffic.seconds
+        begin = time.perf_counter()
+        await client.collect(plan.seconds)
+        rate = (await books.confirmed() - before) / (time.perf_counter() - begin)
         stop.set()
         await client.settle()
     await _all_confirmed(conn)

@@ -4,19 +4,22 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from redis.asyncio import Redis as Client
 
-from app.cache import Cache
+from app.cache import PAUSE_SECONDS, Cache
 from app.errors import CacheUnavailable
 from tests.harness import servers
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 
 @contextlib.asynccontextmanager
-async def cache_at(url: str, timeout_seconds: float = AMPLE_SECONDS) -> AsyncIterator[Cache]:
-    cache = Cache(url, timeout_seconds)
+async def cache_at(
+    url: str, timeout_seconds: float = AMPLE_SECONDS, pause_seconds: float = PAUSE_SECONDS
+) -> AsyncIterator[Cache]:
+    cache = Cache(url, timeout_seconds, pause_seconds)
     try:
         yield cache
     finally:
@@ -124,6 +127,68 @@ async def test_the_database_may_be_an_option(redis_url: str) -> None:
         cache.put("name", b"value", 60)
         assert await cache.get("name") == b"value"
         assert await same.get("name") == b"value"
+
+
+async def test_a_late_rest_of_an_answer_is_no_answer_to_the_next(redis_url: str) -> None:
+    """A round trip that ends in the middle of an answer takes its connection with it."""
+    async with Client.from_url(redis_url) as client:
+        await client.mset({"first": b"1", "second": b"2"})
+    async with Stalling.to(redis_url) as proxy, cache_at(proxy.url, timeout_seconds=0.3, pause_seconds=0.01) as cache:
+        await wait_until(lambda: answers(cache, "second", b"2"), AMPLE_SECONDS, "an answer through the proxy")
+        proxy.open.clear()
+        assert await cache.get("first") is None
+        proxy.open.set()
+        found = await asyncio.gather(*(cache.get("second") for _ in range(3)))
+        assert b"1" not in found
+        await wait_until(lambda: answers(cache, "second", b"2"), AMPLE_SECONDS, "an answer on a new connection")
+
+
+async def answers(cache: Cache, name: str, value: bytes) -> bool:
+    found = await cache.get(name)
+    assert found in {None, value}
+    return found == value
+
+
+class Stalling:
+    """A TCP proxy. While it is not open, it passes on the first bytes of each answer only."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._upstream = host, port
+        self.open = asyncio.Event()
+        self.open.set()
+        self.url = ""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def to(cls, url: str) -> AsyncIterator["Stalling"]:
+        parts = urlsplit(url)
+        proxy = cls(parts.hostname or "", parts.port or 6379)
+        server = await asyncio.start_server(proxy._serve, "127.0.0.1")
+        proxy.url = urlunsplit(parts._replace(netloc=f"127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        try:
+            yield proxy
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection(*self._upstream)
+        tasks = [
+            asyncio.create_task(self._pass(reader, upstream_writer)),
+            asyncio.create_task(self._pass(upstream_reader, writer, stalls=True)),
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        for each in (writer, upstream_writer):
+            each.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stalls: bool = False) -> None:
+        while data := await reader.read(65536):
+            if stalls and not self.open.is_set():
+                writer.write(data[:6])
+                data = data[6:]
+                await self.open.wait()
+            writer.write(data)
 
 
 async def test_a_refused_command_affects_no_other(cache: Cache, redis_url: str) -> None:

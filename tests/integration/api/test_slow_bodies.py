@@ -23,6 +23,11 @@ PLACES = 4  # so two bodies of one sender may arrive at a time
 SLOW = 6
 
 
+def head_of(**headers: str) -> bytes:
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n{fields}\r\n".encode()
+
+
 class Slow:
     """A request whose body the service waits for."""
 
@@ -32,11 +37,7 @@ class Slow:
 
     async def begin(self, **headers: str) -> None:
         """Send the head, and wait for `100 Continue`."""
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = (
-            f"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BODY)}\r\n{fields}\r\n"
-        )
-        self._writer.write(head.encode())
+        self._writer.write(head_of(Expect="100-continue", **headers))
         assert await self.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
 
     async def status(self) -> int:
@@ -63,6 +64,13 @@ async def open_api(database_url: str) -> AsyncIterator[httpx.AsyncClient]:
         yield api
 
 
+async def at_once(stack: contextlib.AsyncExitStack, api: httpx.AsyncClient, **headers: str) -> int:
+    """Send head and body in one piece, and return the status of the answer."""
+    reader, writer = await stack.enter_async_context(dialled(api))
+    writer.write(head_of(**headers) + BODY)
+    return statuses(await reader.readuntil(b"\r\n\r\n"))[0]
+
+
 async def begun(
     stack: contextlib.AsyncExitStack, api: httpx.AsyncClient, peer: str = "127.0.0.1", **headers: str
 ) -> Slow:
@@ -77,11 +85,18 @@ async def test_slow_bodies_affect_only_their_tenant(guarded: httpx.AsyncClient) 
         neighbour = await begun(stack, guarded, **bearer(token(tenant="globex")))
         slow = [await begun(stack, guarded, **bearer(token())) for _ in range(SLOW)]
         for tenant in ("globex", "acme"):
-            prompt = await guarded.post("/orders", json=LINE, headers=bearer(token(tenant=tenant)))
-            assert prompt.status_code == 201
-        assert await neighbour.end() == 201
-        assert [await each.status() for each in slow[:-2]] == [503] * (SLOW - 2)  # a prompt body replaces none
-        assert [await each.end() for each in slow[-2:]] == [201] * 2
+            assert await at_once(stack, guarded, **bearer(token(tenant=tenant))) == 201
+        assert [await each.status() for each in slow[:-2]] == [503] * (SLOW - 2)  # a body that is here replaces none
+        assert [await each.end() for each in (neighbour, *slow[-2:])] == [201] * 3
+
+
+async def test_a_body_after_its_head_replaces_the_oldest(guarded: httpx.AsyncClient) -> None:
+    """A prompt sender whose body follows its head gets through."""
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(AMPLE_SECONDS):
+        first, second, prompt = [await begun(stack, guarded, **bearer(token())) for _ in range(3)]
+        assert await prompt.end() == 201
+        assert await first.status() == 503
+        assert await second.end() == 201
 
 
 async def test_without_tokens_each_address_has_its_share(open_api: httpx.AsyncClient) -> None:
