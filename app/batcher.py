@@ -25,12 +25,12 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import structlog
 
 from app.errors import LocksTaken, Overloaded, Unavailable
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Alone:
     """The result of a row that was not written with the others: its caller has to write it."""
 
@@ -47,7 +47,7 @@ Member = tuple[Row, asyncio.Future[Result | Alone]]
 Waiting = tuple[float, Member[Row, Result]]  # since when, on the loop's clock
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BatcherConfig:
     """The bounds. `size`: rows of a batch. `waiting`: rows that wait. `patience_seconds`: how long a row waits."""
 

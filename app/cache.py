@@ -7,7 +7,6 @@ are off: with them, a frozen Redis would cost a caller seconds.
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -17,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.errors import CacheUnavailable
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -30,14 +30,14 @@ URL_OPTIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Write:
     name: str
     value: bytes
     ttl_milliseconds: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Count:
     name: str
     ttl_seconds: int

@@ -6,12 +6,12 @@ Every component is a class with `run_once() -> int` (how much it did). A `Loop` 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from app.errors import OrdersError
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ def full_jitter(attempt: int, base_seconds: float, cap_seconds: float) -> float:
     return ceiling * (1.0 - random.random())  # noqa: S311 - spreading load needs no secrecy
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Backoff:
     """Exponential backoff with full jitter: pauses up to `base_seconds`, doubling up to `cap_seconds`."""
 

@@ -1,17 +1,17 @@
 """Facts about HTTP requests, and their metrics."""
 
 import functools
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
 
 from app.observability.exemplars import current_exemplar
 from app.observability.signals import Fact, Signals
+from app.values import immutable
 
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RequestServed(Fact):
     """A request was answered, or its client disconnected (status 499)."""
 
@@ -21,7 +21,7 @@ class RequestServed(Fact):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ServerStopping(Fact):
     """The server accepts no more requests, and waits for those in flight."""
 

@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from starlette.requests import Request
@@ -13,6 +12,7 @@ from app.auth.rate_limit import RateLimit
 from app.auth.tokens import Tokens
 from app.errors import InsufficientScope, NotOffered, Unauthorized
 from app.observability import log_fields
+from app.values import immutable
 
 Scope = Literal["orders:read", "orders:write", "orders:operate"]
 
@@ -22,7 +22,7 @@ UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Caller:
     """The sender of a request. `tenant` owns every row that the request reads or writes.
 
@@ -33,7 +33,7 @@ class Caller:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class CurrentOperator:
     """The operator who sent a request; an operator sees all tenants. `subject`: the name for the audit record."""
 
@@ -45,7 +45,7 @@ class CurrentOperator:
         return f"operator\n{self.subject}"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Security:
     """What the guards need. Without `tokens`, all callers are one tenant. An empty `admin_token` is never accepted."""
 

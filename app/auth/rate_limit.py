@@ -8,19 +8,19 @@ of one window. If Redis is down, slow or emptied, only the precision of the limi
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import limits
 from limits.aio.storage import MemoryStorage
 
 from app.cache import Cache
 from app.errors import TooManyRequests
+from app.values import immutable
 
 POLICY = "default"
 KEY_PREFIX = "orders:rate:"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Quota:
     """A tenant's use of its quota. `reset_seconds`: whole seconds until the quota resets, at least 1."""
 

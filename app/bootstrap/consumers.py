@@ -5,7 +5,6 @@ Topology, relay, operations, metrics and the AsyncAPI document take the queues a
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from app.messaging.consumer import Handler
@@ -13,9 +12,10 @@ from app.messaging.topology import QueueSpec
 from app.orders import events
 from app.saga import start
 from app.settings import Settings
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ConsumerRow:
     """A queue and the handler of its messages. `handler` makes the handler from the settings."""
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from app import db
@@ -15,12 +14,13 @@ from app.messaging.facts import OutboxMeasured
 from app.messaging.relay import Relay
 from app.messaging.transport_lease import TransportLease
 from app.observability.signals import Signals
+from app.values import immutable
 
 OLDEST_EVENT_SECONDS = 300.0
 COUNT_PATIENCE_SECONDS = 1.0  # less than a check may take
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Messaging:
     """The parts of a process that publish and consume. `relay` None: the process does not have the role."""
 

@@ -1,7 +1,6 @@
 """Build what verifies the invariants, for `orders verify` and for the janitor."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from app import db
@@ -20,11 +19,12 @@ from app.partners.inventory import HttpInventory
 from app.partners.ledger import LedgerClient
 from app.partners.shipping import HttpShipping
 from app.settings import Verification
+from app.values import immutable
 
 NOT_SET = "{} is not set"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PartnerAccess:
     """How the partners can be asked. `missing`: why one cannot be, by its name."""
 

@@ -41,13 +41,14 @@ from app.saga.gateway import PartnerGateway
 from app.saga.orchestrator import Orchestrator
 from app.saga.runner import SagaConfig
 from app.settings import Retention, Settings
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
 LEASING_ROLES = frozenset({"relay", "consumer"})  # the roles that use the transport, for which they need a lease
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BackgroundTask:
     """A background task: `run` returns after `stop`."""
 

@@ -19,7 +19,7 @@ request; after it, the retry finds the row and gets the same bytes.
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,11 +35,12 @@ from app.idempotency.single_flight import SingleFlight
 from app.idempotency.store import KeyRecord, StoredResponse
 from app.idempotency.transaction import BatchEntry, Committed, InDoubt, Row, Write, WriteRows
 from app.observability.signals import Signals
+from app.values import immutable
 
 Execute = Callable[[float], Awaitable[StoredResponse]]  # within so many seconds
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class IdempotencyConfig:
     """`ttl_seconds`: how long a key stands for its response. `wait_seconds`: how long a request waits for another."""
 

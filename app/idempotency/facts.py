@@ -1,11 +1,11 @@
 """Facts of the idempotency room, and their metrics."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter
 
 from app.observability.signals import Fact, Signals
+from app.values import immutable
 
 
 class Source(StrEnum):
@@ -23,14 +23,14 @@ class Conflict(StrEnum):
     IN_PROGRESS = "in-progress"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ResponseReplayed(Fact):
     """A request got the response that is stored under its key."""
 
     source: Source
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class KeyConflicted(Fact):
     """A request was refused because of its key."""
 

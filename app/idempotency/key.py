@@ -4,10 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
+from app.values import immutable
 
 HEADER = "Idempotency-Key"
 MAX_LENGTH = 255
@@ -30,7 +30,7 @@ FINGERPRINT_VERSION = 1
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class IdempotencyKey:
     """A caller's key, bound to the request that it came with."""
 

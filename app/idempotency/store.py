@@ -5,13 +5,13 @@ second waits until the first commits (then it finds the response) or rolls back 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Column, DateTime, Index, LargeBinary, SmallInteger, Table, Text
 
 from app.db import COMMAND_TIMEOUT_SECONDS, Connection, affected, metadata
 from app.idempotency.key import IdempotencyKey
+from app.values import immutable
 
 table = Table(
     "idempotency_keys",
@@ -29,7 +29,7 @@ table = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StoredResponse:
     """A finished response, byte for byte. `remaining_seconds`: until its key expires."""
 
@@ -43,7 +43,7 @@ class StoredResponse:
 PLACEHOLDER = StoredResponse(0, "", b"")  # never committed: `complete` replaces it first
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class KeyRecord:
     """A key's row: the response, the request it belongs to, and its lifetime."""
 

@@ -32,6 +32,7 @@ from app.errors import DatabaseUnavailable, IdempotencyKeyReused, RequestInProgr
 from app.idempotency import store
 from app.idempotency.key import IdempotencyKey
 from app.idempotency.store import KeyRecord, StoredResponse
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -46,21 +47,21 @@ class AlreadyCommitted(Exception):
     """Raised by a write that finds its own rows, committed by an earlier attempt."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Committed:
     """This attempt committed."""
 
     response: StoredResponse
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class KeyTaken:
     """The key already has a response."""
 
     record: KeyRecord
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class KeyExpired:
     """The key's row expired between two statements, so the key is free again."""
 
@@ -74,7 +75,7 @@ class BatchEntry(Generic[Row]):
     response: StoredResponse
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class InDoubt:
     """The batch may have committed this request, with this response: `execute` has to find out."""
 

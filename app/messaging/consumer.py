@@ -18,7 +18,7 @@ the transport keeps the message.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -37,6 +37,7 @@ from app.messaging.spans import RABBITMQ, processing
 from app.observability import log_fields
 from app.observability.signals import Signals
 from app.observability.traces import trace_headers
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -45,12 +46,12 @@ Handler = Callable[[db.Connection, Sequence[Envelope]], Awaitable[None]]
 BACKOFF = Backoff(base_seconds=0.1, cap_seconds=10.0)  # all attempts fit well inside the broker's ack timeout
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Handled:
     """The message has taken effect, now or before."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Retry:
     """The handler failed; retry after a pause."""
 
@@ -58,7 +59,7 @@ class Retry:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Dead:
     """Retrying cannot help, or the attempts are used up."""
 
@@ -71,7 +72,7 @@ class Dead:
 HandleResult = Handled | Retry | Dead
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Applied:
     """The message has taken effect; `first`: just now."""
 

@@ -6,12 +6,13 @@ RabbitMQ keeps them in a dead-letter queue (`rabbitmq.dead_letters`). Without a 
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from app.values import immutable
 
-@dataclass(frozen=True, slots=True)
+
+@immutable
 class DeadLetter:
     """A message that could not be handled. `number`: its place in the scan, from 1. None: unknown.
 

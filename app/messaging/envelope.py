@@ -7,13 +7,13 @@ version of the event's `subject`, so a consumer can recognise an outdated resend
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from app.messaging.topology import routing_key
 from app.observability.traces import limit_tracestate
+from app.values import immutable
 
 SOURCE = "/orders"
 SPEC_VERSION = "1.0"
@@ -55,7 +55,7 @@ class JsonText(Mapping[str, Any]):
         return len(self._parsed)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Envelope:
     """One event. `replayed_by`: of a dead letter that was replayed; see `REPLAYED_BY`."""
 

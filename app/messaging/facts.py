@@ -1,22 +1,22 @@
 """Facts about messages, and their metrics."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from app.observability.signals import Fact, Signals
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class MessagePublished(Fact):
     """A relay has recorded that the broker confirmed a message."""
 
     event_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class MessageRefused(Fact):
     """The broker refused a message; the relay will retry. `returned`: no queue accepted it."""
 
@@ -29,50 +29,50 @@ class MessageRefused(Fact):
     returned: bool
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class MessageParked(MessageRefused):
     """The broker refused a message too often; it waits for an operator."""
 
     event = "relay.parked"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BatchFailed(Fact):
     """No message of a batch was confirmed, because the broker is unavailable."""
 
     messages: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class EventsPending(Fact):
     """Rows of the outbox became pending again: an operator replayed or requeued them."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class EventsResent(Fact):
     """Published rows became pending again, because their orders had not started."""
 
     messages: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class MessageHandled(Fact):
     """A message has taken effect."""
 
     event_type: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DuplicateHandled(Fact):
     """A message was delivered again after it had taken effect."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class HandlerFailed(Fact):
     """A handler raised; its transaction was rolled back."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class MessageDeadLettered(Fact):
     """A message became a dead letter."""
 
@@ -83,7 +83,7 @@ class MessageDeadLettered(Fact):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OutboxMeasured(Fact):
     """How many rows are pending and parked, and the age in seconds of the oldest pending one."""
 
@@ -92,7 +92,7 @@ class OutboxMeasured(Fact):
     parked: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class QueueMeasured(Fact):
     """How many messages wait for a consumer, and how many dead letters wait for an operator."""
 

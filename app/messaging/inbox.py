@@ -1,13 +1,14 @@
 """The inbox table: which messages took effect, and how often each failed. One row per (consumer, message)."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import fields
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Index, Integer, Table, Text, text
 
 from app.db import Connection, affected, metadata
+from app.values import immutable
 
 table = Table(
     "inbox",
@@ -30,7 +31,7 @@ table = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Failures:
     """How often a message failed, and when it first and last failed."""
 
@@ -152,7 +153,7 @@ async def prune(
     return affected(deleted), UUID(last) if len(rows) == limit else None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class InboxRecord:
     """What the inbox knows about a message that was delivered at least once."""
 
@@ -173,7 +174,9 @@ async def look_up(conn: Connection, consumer: str, message_ids: Collection[str])
         consumer,
         list(message_ids),
     )
-    return {row["message_id"]: InboxRecord(**{name: row[name] for name in InboxRecord.__slots__}) for row in rows}
+    return {
+        row["message_id"]: InboxRecord(**{field.name: row[field.name] for field in fields(InboxRecord)}) for row in rows
+    }
 
 
 async def reset_attempts(conn: Connection, consumer: str, message_ids: Collection[str]) -> None:

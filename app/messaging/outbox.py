@@ -6,7 +6,7 @@ a relay that dies delays its rows by one lease, and a relay that resumes after i
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app.claim_hint import START
 from app.db import Connection, affected, metadata
 from app.messaging.envelope import Envelope, JsonText
+from app.values import immutable
 
 SelectFinished = Callable[[Connection, Collection[str]], Awaitable[Collection[str]]]  # which subjects are finished
 
@@ -47,7 +48,7 @@ table = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ClaimedRow:
     """A row that this relay holds until its lease ends. `attempts`: refusals so far. `resends`: of a published row.
 
@@ -60,7 +61,7 @@ class ClaimedRow:
     due_at: datetime = field(default=START, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PublishRecord:
     """The result of one claimed row. `error` None: confirmed; else refused. `retry_in_seconds` None: parked."""
 

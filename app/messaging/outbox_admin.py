@@ -1,12 +1,12 @@
 """Queries on unpublished outbox rows, for metrics and operators. The relay's queries are in `outbox`."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from app.db import Connection
 from app.messaging.outbox import PENDING
+from app.values import immutable
 
 
 async def stats(conn: Connection) -> tuple[int, float, int]:
@@ -40,7 +40,7 @@ async def depths(conn: Connection, types: Collection[str]) -> tuple[int, int]:
     return row["pending"], row["parked"]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class UnpublishedRow:
     """An unpublished row. `claimed`: a relay holds it. `waits_for`: the lowest unpublished sequence before its own."""
 
@@ -81,7 +81,7 @@ async def list_unpublished(conn: Connection, limit: int) -> list[UnpublishedRow]
     return [UnpublishedRow(**row) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ParkedRow:
     """A parked row, with its last error and since when it is parked."""
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -10,9 +9,10 @@ from app import db
 from app.messaging import inbox, outbox_admin
 from app.messaging.dead_letters import DeadLetter
 from app.messaging.topology import QueueSpec
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OutboxDeadLetters:
     """The parked rows of one queue's event types."""
 

@@ -20,7 +20,6 @@ import asyncio
 import enum
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 from uuid import UUID, uuid4
@@ -38,6 +37,7 @@ from app.messaging.spans import RABBITMQ, UNKNOWN, PublishSpans
 from app.observability import log_fields
 from app.observability.signals import Signals
 from app.observability.traces import trace_context
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ LEASE_SHARE = 0.9  # of the lease is for publishing; the rest is for recording t
 RELEASE_WAIT_SECONDS = 1.0  # for a connection; without one, the rows stay claimed until their lease ends
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Refusal:
     """The broker refused one message. `returned`: no queue accepted it. `final`: retrying cannot help."""
 
@@ -79,7 +79,7 @@ class Transport(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RelayConfig:
     """`batch_size`: rows in one claim. `max_attempts`: refusals of a row before it is parked.
 

@@ -4,7 +4,7 @@ Every queue is bound to the topic exchange `orders.events` with one routing key 
 queue, which is bound to `orders.dlx` with the queue's name.
 """
 
-from dataclasses import dataclass
+from app.values import immutable
 
 EXCHANGE = "orders.events"
 DEAD_LETTER_EXCHANGE = "orders.dlx"
@@ -27,7 +27,7 @@ def routing_key(event_type: str) -> str:
     return event_type.partition(".")[2].rpartition(".")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class QueueSpec:
     """A queue and its consumer. `consumer` is the name in the inbox, so it must never change."""
 

@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from app.observability.signals import Fact, Signals
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class LoopsStarting(Fact):
     """The process starts these background loops."""
 
     loops: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class LoopSucceeded(Fact):
     """A background loop has completed one run without an error."""
 

@@ -11,7 +11,6 @@ raises there; in production, nothing happens. No setting can install such a func
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -22,6 +21,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, Tracer
 from opentelemetry.util.types import Attributes
 
+from app.values import immutable
+
 log = structlog.get_logger(__name__)
 
 CrashPoints = Callable[[str], None]
@@ -30,7 +31,7 @@ LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().
 PLAIN = (int, float, type(None))  # logged as they are
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@immutable
 class Fact:
     """Something that has happened. With `level` and `event`, it is logged with its fields."""
 

@@ -1,7 +1,7 @@
 """Spans that are made from stored rows, after the work has ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from opentelemetry.sdk.resources import Resource
@@ -11,12 +11,13 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from app.observability.traces import to_nanoseconds
 from app.observability.tracing import SCOPE
+from app.values import immutable
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 LATE = "orders.written_late"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StoredSpan:
     """One span. `parent_id` None: the root. `error`: why the work failed; None: it did not. None attributes are unset.
 

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from opentelemetry import context, trace
 from opentelemetry.sdk.resources import Resource
@@ -22,6 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prometheus_client import Counter
 
 from app.observability.traces import find_chosen_span_id, limit_tracestate
+from app.values import immutable
 
 # One counter per process; each registry shows it.
 SPANS_DROPPED = Counter(
@@ -46,7 +47,7 @@ class ChosenIds(RandomIdGenerator):
         return _chosen_trace_id.get() or super().generate_trace_id()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BatchConfig:
     """`queue_spans`: spans that wait for the exporter; beyond, they are dropped."""
 
@@ -114,7 +115,7 @@ class _CountingExporter(SpanExporter):
         self._exporter.shutdown()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class TraceStart:
     """How a request continues or starts its trace. `caller`: the caller's span; invalid if it named none."""
 
@@ -136,7 +137,7 @@ class TraceStart:
         return carrier
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Tracing:
     """Traces requests as `sampler` decides. `obeys_callers`: a caller's sampled flag counts as the parent's."""
 

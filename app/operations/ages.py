@@ -5,12 +5,12 @@ docs/ages.md and the checks of the alert rules read it. Ages are those of Postgr
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from uuid import UUID
 
 from app import db
 from app.messaging.outbox import PENDING
 from app.operations.audit import UNFINISHED
+from app.values import immutable
 
 GAUGE = "age_limit_exceeded_rows"  # for states without a metric of their own
 ALERT = "AgeLimitExceeded"
@@ -20,7 +20,7 @@ LEASE_SECONDS = 30.0  # the default of ORDERS_OUTBOX_LEASE_SECONDS; a claimed ro
 REPORTED_SECONDS = 86_400.0  # for how long an unfinished command is reported
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class AgeLimit:
     """How long rows of a table may be in one state.
 

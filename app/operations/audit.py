@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,6 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app import db
 from app.errors import DatabaseUnavailable, OrdersError
+from app.values import immutable
 
 operator_actions = Table(
     "operator_actions",
@@ -38,7 +38,7 @@ UNFINISHED = "unfinished"
 DONE = "done"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class AuditActor:
     """Who acts, and why. An empty reason: none was given.
 
@@ -49,7 +49,7 @@ class AuditActor:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OperatorAction:
     """One row. `outcome`: what the action did, or why it changed nothing."""
 
@@ -60,7 +60,7 @@ class OperatorAction:
     outcome: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ActionFilter:
     """Selects rows. `since_seconds`: before now, on Postgres's clock. `before`: the id of a newer row."""
 
@@ -69,7 +69,7 @@ class ActionFilter:
     before: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ActionRow:
     """A row with everything that it records."""
 

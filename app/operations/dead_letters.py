@@ -7,7 +7,7 @@ the outbox, which keeps it until its order is final. Each replay and purge is re
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -19,6 +19,7 @@ from app.messaging.topology import QueueSpec
 from app.operations import audit
 from app.operations.audit import AuditActor
 from app.saga import queries
+from app.values import immutable
 
 BATCH = 100  # dead letters looked up and processed together
 
@@ -31,7 +32,7 @@ class DeadLetterAction(StrEnum):
     PURGE = "purge"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Selection:
     """Which dead letters match: by id, by the age of the last failure, up to a limit. None: no condition."""
 
@@ -57,7 +58,7 @@ class Selection:
         return as_uuid(self.id)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Finding:
     """A matching dead letter, with its inbox row."""
 
@@ -90,7 +91,7 @@ class Finding:
         return "is tried again, with all attempts"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Summary:
     """`depth`: dead letters at the start. `looked_at`: how many were scanned. `matched`: how many of these matched.
 
@@ -103,7 +104,7 @@ class Summary:
     from_outbox: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DeadLetters:
     """The dead letters of one queue."""
 

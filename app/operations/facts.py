@@ -1,7 +1,6 @@
 """Facts about what operators measure: rows past their age limits, and the state of the database. And their metrics."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily
@@ -9,16 +8,17 @@ from prometheus_client.registry import Collector
 
 from app.observability.signals import Fact, Signals
 from app.operations import ages
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class AgesMeasured(Fact):
     """How many rows are past their age limit, by table and state, each up to `ages.COUNTED_ROWS`."""
 
     rows: Mapping[tuple[str, str], int]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DatabaseMeasured(Fact):
     """The age of the oldest snapshot that a session holds, and the dead tuples of the hot tables.
 

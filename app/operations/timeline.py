@@ -10,7 +10,6 @@ of the saga's log, which only grows, and the names of the other entries, which a
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
@@ -26,6 +25,7 @@ from app.partners.ports import Done
 from app.saga import plan
 from app.saga.plan import Call, SagaDirection, SagaState
 from app.saga.steps import PLANS, Action
+from app.values import immutable
 
 END = "end"  # the entry of the final status
 PLANNED = "planned"
@@ -138,7 +138,7 @@ class TimelineAnswer(BaseModel):
     why_stuck: WhyStuck | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Position:
     """The entries that a reader has seen. `last_step`: the last row of the saga's log."""
 

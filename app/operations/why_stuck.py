@@ -4,7 +4,6 @@ Everything normal takes milliseconds. An order that has waited for GRACE_SECONDS
 last call failed, is explained; one that moves on is not. The alerts have limits of their own (`ages`).
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -17,6 +16,7 @@ from app.messaging import local
 from app.orders.model import FINAL, rfc3339
 from app.saga.plan import SagaDirection
 from app.saga.steps import PLANS, Action
+from app.values import immutable
 
 GRACE_SECONDS = 5.0
 
@@ -67,7 +67,7 @@ class WhyStuck(BaseModel):
     next_attempt_at: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Situation:
     """An order with its saga (`direction` None: it has none), its first unpublished event, and its inbox row.
 

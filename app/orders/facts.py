@@ -1,12 +1,12 @@
 """Facts about orders, and their metrics."""
 
-from dataclasses import dataclass
 from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter
 
 from app.observability.signals import Fact, Signals
 from app.orders.model import Reason, Status
+from app.values import immutable
 
 FINISHED = (
     (Status.CONFIRMED, ""),
@@ -15,7 +15,7 @@ FINISHED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OrderPlaced(Fact):
     """An order and its event are committed."""
 
@@ -24,7 +24,7 @@ class OrderPlaced(Fact):
     order_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class CancelAccepted(Fact):
     """A cancel is committed: the order will never be confirmed. `status`: of the HTTP response."""
 
@@ -34,7 +34,7 @@ class CancelAccepted(Fact):
     status: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OrderFinished(Fact):
     """An order's final status is committed."""
 

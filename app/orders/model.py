@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from app.orders import money
+from app.values import immutable
 
 JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # `json.dumps` would make one for each order
 
@@ -65,7 +66,7 @@ def may_become(present: Status, following: Status) -> bool:
     return following in TRANSITIONS[present]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Line:
     """One line of an order."""
 

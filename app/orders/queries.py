@@ -7,16 +7,16 @@ order that existed when the first page was read is on one; orders placed later c
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from app import db
 from app.orders.model import FINAL, Line, Order, Reason, Status
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Position:
     """The position right after the order with these values."""
 
@@ -24,7 +24,7 @@ class Position:
     id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Listing:
     """A request for one page: up to `limit` matching orders of the tenant, after a position.
 

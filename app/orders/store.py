@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
@@ -19,9 +18,10 @@ from app.idempotency.transaction import AlreadyCommitted
 from app.messaging import outbox
 from app.orders import events
 from app.orders.model import Line, Order, Reason, Status, may_become
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PlaceOrder:
     """A customer's validated command to place an order."""
 
@@ -37,7 +37,7 @@ class PlaceOrder:
 DEFAULT_CANCEL_REASON = Reason.CANCELLED_BY_CUSTOMER  # older releases have no other, and leave `cancel_reason` null
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class TracedOrder:
     """A new order, or a new version of one, and the trace that its event continues."""
 

@@ -6,7 +6,6 @@ Everything else is `Unknown`. That is always safe, because every call can be rep
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from opentelemetry.util.types import AttributeValue
 from app.observability.signals import Signals
 from app.partners.http import HttpClient, Interrupted, NotConnected, Target
 from app.partners.ports import Done, NotSent, Outcome, PartnerHealth, Refused, Unknown
+from app.values import immutable
 
 MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT_CHARACTERS = 200
@@ -29,7 +29,7 @@ MAX_RETRY_AFTER_SECONDS = 300.0  # a longer value is probably a partner's mistak
 NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Agreement:
     """The agreed answers of one operation. Any other answer is unknown.
 
@@ -49,7 +49,7 @@ class Agreement:
         return status == self.status
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Answer:
     """A complete HTTP answer. `body` is None unless it is one JSON object of an acceptable size."""
 

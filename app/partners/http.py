@@ -23,11 +23,12 @@ import select
 import ssl
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from app.values import immutable
 
 KEEP_SECONDS = 4.0  # uvicorn keeps an idle connection for 5 s
 MAX_HEAD_BYTES = 64 * 1024
@@ -46,7 +47,7 @@ class Interrupted(Exception):
     """The connection ended before the response was complete, or what arrived is no response."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Reply:
     """A response. `body` is longer than the caller's limit if it was cut."""
 
@@ -55,7 +56,7 @@ class Reply:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Target:
     """Where requests go: the server, the path before theirs, and the fields of each. `url`: without credentials."""
 

@@ -6,13 +6,13 @@ Pages are ordered by saga id. A partner without a ledger answers 404; `verify` t
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
 from app.errors import PartnerUnavailable
 from app.partners.http import HttpClient, Interrupted, NotConnected, Reply, Target
+from app.values import immutable
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 DETAILS: Mapping[str, str | int] = {"details": "true"}  # moves and items
@@ -21,7 +21,7 @@ NO_LEDGER = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class LedgerClient:
     """Reads the ledger at `base_url`. A request ends within `timeout_seconds`."""
 

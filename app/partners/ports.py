@@ -5,28 +5,30 @@ sent* (the partner cannot have acted) and *unknown* (it may have acted). Everyth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
+from app.values import immutable
 
-@dataclass(frozen=True, slots=True)
+
+@immutable
 class Done:
     """The partner confirmed. `reply` is its validated answer (`reservation_id`, `payment_id`, `tracking_id`, …)."""
 
     reply: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Refused:
     """The partner refused, and will refuse again. `code` is the stable reason (`out-of-stock`, `card-declined`, …)."""
 
     code: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class NotSent:
     """The request never reached the partner (no connection), so the partner cannot have acted."""
 
@@ -41,7 +43,7 @@ class PartnerHealth(StrEnum):
     WORKING = "working"  # a deliberate answer, such as "wrong request" or "not yet"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Unknown:
     """The partner may or may not have acted: a timeout, a reset, or any answer other than the agreed ones.
 
@@ -65,7 +67,7 @@ Outcome = Done | Refused | NotSent | Unknown
 OUTCOMES = ("done", "refused", "not-sent", "unknown")  # their names in logs and metrics
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PartnerItem:
     """One line of an order as partners see it."""
 
@@ -73,7 +75,7 @@ class PartnerItem:
     quantity: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ChargeRequest:
     """The money of a saga: an amount in the smallest unit of ISO 4217, to be charged once and, if necessary, refunded.
 
@@ -143,7 +145,7 @@ class ShippingQuery(Protocol):
         """Return `created`, `refused` or `cancelled`; None if it was never seen (a call may be in flight)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PartnerPorts:
     """The partners that the saga's steps call."""
 

@@ -12,7 +12,6 @@ Locks are taken in one order everywhere: key, order, saga, outbox.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from uuid import UUID
 
 from app import db
@@ -20,9 +19,10 @@ from app.errors import OrderNotCancellable, OrderNotFound
 from app.orders import store as order_store
 from app.orders.model import Order, Reason, Status
 from app.saga import store
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Cancelled:
     """The result of a cancel: the order as it is now, and whether this cancel changed it."""
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from uuid import UUID
@@ -14,12 +13,13 @@ from app.observability.signals import Fact, Signals
 from app.orders.model import FINAL, Status
 from app.partners.ports import OUTCOMES
 from app.saga.steps import PLANS, Action, Plans, partners, specs
+from app.values import immutable
 
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SAGA_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PartnerCalled(Fact):
     """A partner call has ended. `seconds`: how long it took."""
 
@@ -29,12 +29,12 @@ class PartnerCalled(Fact):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class HoldExpired(Fact):
     """A saga starts compensating because its stock was no longer held."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaFinished(Fact):
     """A saga has ended, and its end is committed. `seconds`: the time since its start."""
 
@@ -45,19 +45,19 @@ class SagaFinished(Fact):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaWentWrong(Fact):
     """A saga has compensated, needs an operator, or has ended after its deadline."""
 
     order_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaDue(Fact):
     """An operator made a saga due, or asked it to compensate."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagasMeasured(Fact):
     """Unfinished sagas: how many by their order's status, the age of the oldest, how many need an operator."""
 

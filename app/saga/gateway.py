@@ -7,7 +7,6 @@ a few orders that the partner always fails would do the same.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 
 import structlog
@@ -23,6 +22,7 @@ from app.saga import plan
 from app.saga.facts import HoldExpired, PartnerCalled
 from app.saga.plan import Call, SagaState
 from app.saga.steps import PLANS, Action, Plans, StepRequest, StepSpec, partners
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ FIRST, RETRY = False, True
 VISITS_PER_SECOND = 100.0  # the maximum, for sagas that wait for a circuit: each visit costs a claim and a transaction
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class CircuitConfig:
     """A circuit opens for `open_seconds` after `failures` failed calls in a row."""
 

@@ -9,12 +9,13 @@ The last step is the point of no return: the transaction that records its succes
 unless that transaction finds the order cancelled.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from app.orders.model import Reason, Status
 from app.partners.ports import Done, NotSent, Outcome, Refused, Unknown
 from app.saga.steps import NEWEST, PLANS, Action, Plans, StepSpec
+from app.values import immutable
 
 
 class SagaDirection(StrEnum):
@@ -24,7 +25,7 @@ class SagaDirection(StrEnum):
     BACKWARD = "backward"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaState:
     """Where a saga is: at `step`, which has had `attempts` attempts in this direction. No step means that none is left.
 
@@ -38,7 +39,7 @@ class SagaState:
     reason: Reason | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Call:
     """Ask the step's partner to do or undo it."""
 
@@ -46,7 +47,7 @@ class Call:
     action: Action
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Finish:
     """Nothing is left to do: the order takes this status."""
 

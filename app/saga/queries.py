@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from app import db
+from app.values import immutable
 
 GRACE_SECONDS = 60.0  # after its deadline or its due time, a saga counts as stuck
 MAX_STEPS = 1000  # the most log entries read for one saga: an undo may have been retried for weeks
@@ -27,7 +28,7 @@ COLUMNS = f"""
 """
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaRow:
     """A saga as it is now.
 
@@ -53,7 +54,7 @@ class SagaRow:
     next_attempt_in_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class UnfinishedSaga:
     """A saga in a listing. `outcome` and `detail` are those of its last call, or None before its first call."""
 
@@ -62,7 +63,7 @@ class UnfinishedSaga:
     detail: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StepLogRow:
     """A row of a saga's log. `outcome`: attempted (before the call), done, refused, not-sent or unknown."""
 
@@ -123,7 +124,7 @@ async def read_log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
 
 
 def _parse_saga(row: Any) -> SagaRow:
-    values = {name: row[name] for name in SagaRow.__slots__}
+    values = {field.name: row[field.name] for field in fields(SagaRow)}
     return SagaRow(**values | {"id": UUID(int=row["id"].int)})
 
 

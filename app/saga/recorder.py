@@ -11,7 +11,6 @@ order another process has locked, is written alone after the batch.
 
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from uuid import UUID
 
 from app import db
@@ -22,9 +21,10 @@ from app.orders.model import Order
 from app.orders.store import TracedOrder
 from app.saga import store
 from app.saga.store import Claim, Saga, SagaWrite
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Change:
     """The write of a saga, and the new versions of its order that belong to it."""
 
@@ -35,7 +35,7 @@ class Change:
 Decide = Callable[[Order], Change]  # runs while the order is locked, perhaps more than once: the last one counts
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Request:
     claim: Claim
     decide: Decide

@@ -54,11 +54,12 @@ from app.saga.plan import Call, Finish, SagaDirection, SagaState
 from app.saga.recorder import Change, Recorder
 from app.saga.steps import PLANS, Action, Plans, StepRequest
 from app.saga.store import Saga, SagaWrite, StepLogEntry
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Wait:
     """The saga must wait before its current call. `alarming`: because of an answer that retrying cannot fix."""
 
@@ -66,7 +67,7 @@ class Wait:
     alarming: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Progress:
     """What has happened to a saga since its last write: its new state, log entries, and a wait before a retry."""
 
@@ -104,7 +105,7 @@ class Run:
             self.permit = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaConfig:
     """`owner`: the name of this process in leases. `concurrency`: how many sagas run at a time.
 

@@ -5,13 +5,13 @@ Everything that depends on the steps is derived from these rows: the order of ca
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from app.orders.model import Order, Reason
 from app.partners.ports import ChargeRequest, Outcome, PartnerItem, PartnerPorts
+from app.values import immutable
 
 
 class Step(StrEnum):
@@ -30,7 +30,7 @@ class Action(StrEnum):
     UNDO = "undo"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StepRequest:
     """The input of a call: the order, and values from the saga's row and log. It is the same for every attempt.
 
@@ -59,7 +59,7 @@ class StepRequest:
 StepCall = Callable[[PartnerPorts, StepRequest], Awaitable[Outcome]]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StepSpec:
     """One step of a plan.
 

@@ -18,7 +18,7 @@ older release started.
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -48,6 +48,7 @@ from app.orders.model import Reason
 from app.orders.store import DEFAULT_CANCEL_REASON
 from app.saga import plan
 from app.saga.steps import Action
+from app.values import immutable
 
 sagas = Table(
     "sagas",
@@ -102,7 +103,7 @@ HOLD_MARGIN_SECONDS = 300  # covers the last call before the deadline, and diffe
 Claim = tuple[UUID, int]  # a saga, and its version as its runner knows it: a batch may have two runners of one saga
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Saga:
     """A saga whose lease this process holds."""
 
@@ -146,7 +147,7 @@ def late_span_id(saga_id: UUID) -> int:
     return derive_span_id("saga", saga_id)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StepLogEntry:
     """One entry of the log. `outcome`: attempted (before the call), done, refused, not-sent or unknown.
 
@@ -208,7 +209,7 @@ async def claim(
     return [_parse_saga(row) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SagaWrite:
     """The next state of a saga, the log entries that lead to it, and what becomes of its lease.
 

@@ -4,11 +4,11 @@ The inbox records that a message is dead; only the transport knows whether its d
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from app import db
+from app.values import immutable
 
 # `order.placed` has the id of its order. The index of dead rows is small; the other lookups use primary keys.
 DEAD = """
@@ -18,7 +18,7 @@ DEAD = """
 """
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BlockedOrder:
     """A pending order whose `order.placed` is dead. `purged`: an operator removed the dead letter.
 

@@ -1,7 +1,6 @@
 """The dependencies of the operator routes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from app import db
@@ -9,12 +8,13 @@ from app.api.body import Bodies
 from app.errors import ValidationFailed
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetters
+from app.values import immutable
 
 NO_STORE = {"Cache-Control": "no-store"}
 NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OpsDeps:
     """Dependencies of the operator routes. `pools`: those of this process, by name. `dead_letters`: by queue name."""
 

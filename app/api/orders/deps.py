@@ -1,7 +1,6 @@
 """The dependencies of the order routes, and the response that shows an order."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +19,7 @@ from app.idempotency.store import StoredResponse
 from app.observability import log_fields
 from app.observability.signals import Signals
 from app.orders.model import Order
+from app.values import immutable
 
 KEY_PARAMETER = openapi.header_parameter(
     HEADER,
@@ -31,7 +31,7 @@ KEY_PARAMETER = openapi.header_parameter(
 REPLAYED = {"Idempotent-Replay": "true", "Idempotent-Replayed": "true"}
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OrdersDeps:
     """The dependencies of the order routes. `admit` raises OutboxFull while the service accepts no new orders."""
 

@@ -20,7 +20,6 @@ A scan may die at any point and be repeated:
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +37,7 @@ from app.messaging.rabbitmq.topology import declare, has_current_arguments
 from app.messaging.topology import QueueSpec
 from app.observability.signals import Signals
 from app.observability.traces import trace_headers
+from app.values import immutable
 
 MAX_HELD = 10_000  # messages in memory, about 40 MB; a scan of a longer queue changes its order
 BUSY_SECONDS = 5.0  # until the broker notices that another scan was killed
@@ -54,7 +54,7 @@ ADDED_HEADERS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RabbitDeadLetters:
     """The dead letters of one queue."""
 

@@ -5,13 +5,13 @@ undo of a saga that needs an operator, or the replay of a dead letter, is traced
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
 
 from app import db
 from app.saga.queries import MAX_STEPS
+from app.values import immutable
 
 Row = asyncpg.Record
 
@@ -44,7 +44,7 @@ STEPS = f"""
 """  # noqa: S608 - a number
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OrderRows:
     """The rows of an order. `event`: its `order.placed`, `saga`: its saga; each None if it was claimed before."""
 

@@ -1,15 +1,15 @@
 """Facts about maintenance, and their metrics."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from app.observability.signals import Fact, Signals
 from app.operations.verify.findings import Invariant
+from app.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RowsPruned(Fact):
     """Rows past their retention were deleted from a table."""
 
@@ -17,21 +17,21 @@ class RowsPruned(Fact):
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PruneFailed(Fact):
     """An error ended a table's part of a sweep."""
 
     table: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class UnstartedMeasured(Fact):
     """The number of orders that were placed at least a minute ago and have no saga."""
 
     orders: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class InvariantExamined(Fact):
     """The janitor verified an invariant. `is_complete`: nothing kept it from examining all that it meant to."""
 

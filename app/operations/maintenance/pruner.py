@@ -13,7 +13,6 @@ future are scanned too, and a row stays for at most twice its retention.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from app.observability.signals import Signals
 from app.operations.maintenance.facts import PruneFailed, RowsPruned
 from app.orders import queries
 from app.saga import maintenance
+from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ AHEAD = timedelta(minutes=1)  # ids further in the future come from a wrong cloc
 Prune = Callable[[db.Connection, UUID, UUID], Awaitable[tuple[int, UUID | None]]]  # deletes between two ids
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PrunerConfig:
     """For how long rows are kept. `consumers`: the names of those whose inboxes are pruned."""
 

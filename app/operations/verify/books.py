@@ -6,13 +6,14 @@ partner without one, the query calls show the state of each order, but no amount
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from app.errors import PartnerUnavailable
 from app.operations.verify.snapshot import OrderFacts
 from app.partners.ledger import LedgerClient
 from app.partners.ports import ChargeRequest, InventoryQuery, PaymentQuery, ShippingQuery, Unknown
+from app.values import immutable
 
 LEDGER_PAGE = 500
 QUERIES_AT_ONCE = 16
@@ -20,7 +21,7 @@ QUERIES_AT_ONCE = 16
 Query = Callable[[OrderFacts], Awaitable[str | Unknown | None]]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PartnerRecord:
     """What one partner has for a saga. None: it does not say.
 

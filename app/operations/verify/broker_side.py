@@ -1,7 +1,6 @@
 """Examine the broker and the whole outbox: I3 (lost events), I4 (second events), I6 (dead letters), I8 (backlog)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from app import db
 from app.errors import BrokerUnavailable
@@ -11,13 +10,14 @@ from app.messaging.topology import QueueSpec
 from app.operations.verify import events
 from app.operations.verify.findings import Findings, Invariant, Suspicion
 from app.orders.events import PLACED
+from app.values import immutable
 
 BACKLOG_SLACK = 1.1  # each process counts the backlog every second, and lets requests in between
 
 FOREIGN = "SELECT id, subject FROM outbox WHERE type = $1 AND id::text <> subject LIMIT $2"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Depths:
     """How many messages wait for consumers. None: the broker did not say, or a lost event cannot be there."""
 

@@ -16,6 +16,7 @@ from app.operations.verify.partners_side import PartnersSide
 from app.operations.verify.report import VerifyReport, make_verdict
 from app.operations.verify.snapshot import Bounds, OrderFacts
 from app.orders.model import rfc3339
+from app.values import immutable
 
 MARGIN = timedelta(seconds=60)  # between clocks: rows this close to the end of their retention may be gone
 OVERDUE_POLL_SECONDS = 1.0
@@ -23,7 +24,7 @@ OVERDUE_POLL_SECONDS = 1.0
 Progress = Callable[[int, int], None]  # how many orders were examined, and how many there are
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class VerifyConfig:
     """What a pass needs to know of the service.
 
@@ -40,7 +41,7 @@ class VerifyConfig:
     page_size: int = 500
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Scope:
     """What a pass examines: the first `limit` orders after `start`, placed in the last `since_seconds`.
 

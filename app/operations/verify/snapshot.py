@@ -1,7 +1,7 @@
 """Read orders with all that belongs to them, in pages. One statement reads a page, so its rows are consistent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -9,6 +9,7 @@ from uuid import UUID
 from app import db
 from app.orders.events import PLACED
 from app.orders.model import FINAL, Status
+from app.values import immutable
 
 # There is no index from orders to published events. The id of an order's last event is made just after `updated_at`, by
 # the same clock, so a few milliseconds of the primary key almost always contain it. Few orders need the wider range,
@@ -72,7 +73,7 @@ WHERE last.subject = ANY(SELECT unnest($1::uuid[])::text) AND last.sequence = o.
 """  # noqa: S608 - constants
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OrderFacts:
     """An order as the tables show it. `placed_*` and `published_at` … `resends` are of its `order.placed` row.
 
@@ -126,7 +127,7 @@ class OrderFacts:
         return self.status is Status.CANCELLED and self.version == 2  # noqa: PLR2004 - placed, then cancelled
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Bounds:
     """The orders of a pass: after `start`, up to `end`, `orders` in all, as of `at` on Postgres's clock."""
 
@@ -205,6 +206,6 @@ def _parse(row: Any) -> OrderFacts:
     items: dict[str, int] = {}
     for sku, quantity in zip(row["skus"] or (), row["quantities"] or (), strict=True):
         items[sku] = items.get(sku, 0) + quantity
-    values: dict[str, Any] = {name: row[name] for name in OrderFacts.__slots__ if name != "items"}
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(OrderFacts) if field.name != "items"}
     values |= {"id": UUID(int=row["id"].int), "status": Status(row["status"]), "repeated": row["repeated"] or ()}
     return OrderFacts(items=items, **values)
