@@ -16,6 +16,7 @@ OrdersError
 │   ├── OrderNotCancellable          order-not-cancellable
 │   ├── SagaNotRetriable             saga-not-retriable
 │   ├── ParkedRowNotFound            parked-row-not-found
+│   ├── PartnerNotFound              partner-not-found
 │   ├── DeadLettersBusy              dead-letters-busy
 │   ├── NotOffered                   not-found (a route that this configuration does not offer)
 │   ├── Unauthorized                 unauthorized (carries the RFC 6750 error, if there was a token)
@@ -137,6 +138,12 @@ class ParkedRowNotFound(RequestError):
     """No parked outbox row has this id."""
 
     code = "parked-row-not-found"
+
+
+class PartnerNotFound(RequestError):
+    """No plan has a step of this partner."""
+
+    code = "partner-not-found"
 
 
 class DeadLettersBusy(RequestError):

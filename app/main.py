@@ -14,7 +14,7 @@ from app.api import docs, health, openapi, problems
 from app.api import tracing as api_tracing
 from app.api.facts import ServerStopping
 from app.api.middleware import RequestMiddleware
-from app.api.ops import actions, dlq, outbox, sagas, stats
+from app.api.ops import actions, dlq, outbox, partners, sagas, stats
 from app.api.orders import cancel, listing, place, read, timeline
 from app.api.server import http_protocol, listener
 from app.bootstrap import RequestState
@@ -75,7 +75,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(docs.router)
     if "api" in settings.roles:
-        for routes in (place, cancel, listing, timeline, read, outbox, stats, dlq, sagas, actions):
+        for routes in (place, cancel, listing, timeline, read, outbox, stats, dlq, sagas, actions, partners):
             app.include_router(routes.router)
     openapi.install(app, queues())
     api_tracing.install(app, tracing)

@@ -109,6 +109,19 @@ CREATE INDEX outbox_next_attempt_at_idx ON outbox (next_attempt_at, id) WHERE pu
 
 CREATE INDEX outbox_subject_sequence_idx ON outbox (subject, sequence) WHERE published_at IS NULL;
 
+CREATE TABLE partner_pauses (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    partner TEXT NOT NULL,
+    paused_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    ends_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    ended_at TIMESTAMP WITH TIME ZONE,
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    CONSTRAINT partner_pauses_pkey PRIMARY KEY (id)
+);
+
+CREATE INDEX partner_pauses_ends_at_idx ON partner_pauses (ends_at);
+
 CREATE TABLE saga_steps (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     saga_id UUID NOT NULL,

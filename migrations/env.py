@@ -18,9 +18,9 @@ from app.errors import ConfigurationError
 from app.messaging import inbox, outbox, transport_lease
 from app.operations import audit
 from app.orders import tables
-from app.saga import store
+from app.saga import pauses, store
 
-TABLES = (outbox, inbox, transport_lease, tables, store, audit)  # importing them fills db.metadata
+TABLES = (outbox, inbox, transport_lease, tables, store, pauses, audit)  # importing them fills db.metadata
 LOCK = 6_018_743  # arbitrary, but the same in every release: only one process migrates at a time
 
 

@@ -20,14 +20,14 @@ from app.messaging import inbox, outbox, transport_lease
 from app.operations import ages, audit
 from app.operations.ages import AgeLimit
 from app.orders import tables
-from app.saga import store
+from app.saga import pauses, store
 from app.settings import ALL_ROLES, PREFIX, Settings, load
 from app.telemetry_settings import PREFIX as OTEL_PREFIX
 from app.telemetry_settings import Telemetry
 from scripts.dashboards import pages as dashboards
 from tests.harness.failure_modes import MODES, FailureMode
 
-TABLES_IN = (audit, inbox, outbox, store, tables, transport_lease)  # importing them fills db.metadata
+TABLES_IN = (audit, inbox, outbox, pauses, store, tables, transport_lease)  # importing them fills db.metadata
 DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"

@@ -24,6 +24,8 @@ RFC3339 = re.compile(
 )
 DURATION = r"^[1-9][0-9]{0,8}[smhd]?$"
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+# Each text that matches is at most 99 days.
+PAUSE = r"^(?:[1-9][0-9]{0,5}s?|[1-9][0-9]{0,3}m|[1-9][0-9]{0,2}h|[1-9][0-9]?d)$"
 MAX_LINE_CHARACTERS = 500
 # No control character, no other line separator, nothing that reverses text on a terminal.
 UNPRINTABLE = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
@@ -65,6 +67,13 @@ def parse_seconds(text: object) -> float:
         raise ValueError("must be like 90, 15m, 12h or 7d")
     number = match[0].rstrip("smhd")
     return float(int(number) * UNIT_SECONDS[match[0][len(number) :]])
+
+
+def parse_pause(text: object) -> float:
+    """Parse how long a partner is paused: seconds, or a number followed by s, m, h or d. Raises ValueError."""
+    if not isinstance(text, str) or not re.fullmatch(PAUSE, text):
+        raise ValueError("must be like 90, 15m, 12h or 7d, and at most 999999, 9999m, 999h or 99d")
+    return parse_seconds(text)
 
 
 def parse_unfinished(text: str) -> Status:

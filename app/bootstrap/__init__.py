@@ -110,6 +110,7 @@ async def build(
         None if workers.gateway is None else workers.gateway.circuit_state,
         lambda: sum(pool.get_size() - pool.get_idle_size() for pool in pools.values()),
         lambda: streams.count,
+        None if workers.gateway is None else workers.gateway.pauses.is_paused,
     )
     is_leasing = bool(settings.roles & LEASING_ROLES)
     messaging = Messaging(broker, lease, workers.relay, workers.subscriptions)
@@ -141,6 +142,7 @@ async def build(
             pool=request_pool,
             pools=pools,
             dead_letters=dead_letters_by_queue(request_pool, broker, specs),
+            circuit_state=None if workers.gateway is None else workers.gateway.circuit_state,
             signals=signals,
             bodies=bodies,
         ),

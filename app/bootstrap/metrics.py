@@ -43,8 +43,10 @@ def install_gauges(
     circuit_state: Callable[[str], int] | None,
     connections_in_use: Callable[[], int],
     streams: Callable[[], int] = lambda: 0,
+    is_paused: Callable[[str], bool] | None = None,
 ) -> None:
     """Create the gauges that read the state of a component when they are shown."""
     saga_facts.watch_circuits(registry, circuit_state)
+    saga_facts.watch_pauses(registry, is_paused)
     Gauge("db_pool_in_use", "Connections lent out", registry=registry).set_function(connections_in_use)
     Gauge("event_streams_open", "Event streams of orders", registry=registry).set_function(streams)

@@ -14,10 +14,13 @@ from app.partners.ports import PartnerPorts
 from app.partners.shipping import HttpShipping
 from app.partners.stripe_payment import API_URL, StripePayment
 from app.saga.gateway import CircuitConfig, PartnerGateway
+from app.saga.pauses import PartnerPauses
 from app.settings import Partners, Settings
 
 
-async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, signals: Signals) -> PartnerGateway:
+async def open_gateway(
+    stack: contextlib.AsyncExitStack, settings: Settings, signals: Signals, pauses: PartnerPauses
+) -> PartnerGateway:
     """Return the gateway; its connections end with `stack`."""
     http = await stack.enter_async_context(HttpClient())
     client = partial(
@@ -33,7 +36,7 @@ async def open_gateway(stack: contextlib.AsyncExitStack, settings: Settings, sig
         HttpShipping(client(settings.shipping_url)),
     )
     config = CircuitConfig(settings.partner_circuit_failures, settings.partner_circuit_open_seconds)
-    return PartnerGateway(ports, config, signals)
+    return PartnerGateway(ports, config, signals, pauses=pauses)
 
 
 def make_payment(settings: Partners, client: Callable[..., PartnerClient]) -> HttpPayment | StripePayment:

@@ -36,9 +36,11 @@ from app.operations.verify.run import Verifier
 from app.orders.facts import CancelAccepted, OrderFinished, OrderPlaced
 from app.partners.circuit import CircuitState
 from app.partners.http import HttpClient
-from app.saga.facts import SagaDue
+from app.saga.facts import PartnerPauseChanged, SagaDue
 from app.saga.gateway import PartnerGateway
 from app.saga.orchestrator import Orchestrator
+from app.saga.pause_watch import PERIOD_SECONDS, PauseWatch
+from app.saga.pauses import PartnerPauses
 from app.saga.runner import SagaConfig
 from app.settings import Retention, Settings
 from app.values import immutable
@@ -96,7 +98,11 @@ async def build(
         renew = partial(lease.renew, relay_pool)
         workers.tasks.append(BackgroundTask.loop("transport", renew, RENEW_PERIOD_SECONDS, signals))
     if "consumer" in settings.roles:
-        workers.gateway = await open_gateway(stack, settings, signals)
+        pauses = PartnerPauses()
+        watch = make_loop("pauses", PauseWatch(relay_pool, pauses, signals).run_once, PERIOD_SECONDS, signals)
+        workers.tasks.append(BackgroundTask("pauses", watch.run, watch.stop))
+        signals.wake(watch.wake, PartnerPauseChanged)
+        workers.gateway = await open_gateway(stack, settings, signals, pauses)
         orchestrator = Orchestrator(work_pool, workers.gateway, _saga_config(settings), signals)
         workers.tasks.append(BackgroundTask("orchestrator", orchestrator.run, orchestrator.stop))
         signals.wake(orchestrator.wake, MessageHandled, CancelAccepted, SagaDue)

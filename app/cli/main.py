@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from app.cli import audit, demo, dlq, documents, load, migrate, outbox, sagas, serve, token, verify
+from app.cli import audit, demo, dlq, documents, load, migrate, outbox, partners, sagas, serve, token, verify
 from app.errors import ConfigurationError, RequestError, Unavailable
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(sagas.app, name="saga")
+app.add_typer(partners.app, name="partner")
 app.command()(audit.audit)
 app.command()(serve.serve)
 app.command()(migrate.migrate)

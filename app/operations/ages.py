@@ -10,6 +10,7 @@ from uuid import UUID
 from app import db
 from app.messaging.outbox import PENDING
 from app.operations.audit import UNFINISHED
+from app.saga.pauses import IN_FORCE, STEP_PARTNERS
 from app.values import immutable
 
 GAUGE = "age_limit_exceeded_rows"  # for states without a metric of their own
@@ -51,6 +52,10 @@ EVENT_TIME = """coalesce((
     SELECT coalesce(first_published_at, pending_since, occurred_at) FROM outbox WHERE outbox.id = orders.id
 ), placed_at)"""
 NO_SAGA = "(SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL"
+PAUSED = f"""EXISTS (
+    SELECT FROM partner_pauses JOIN {STEP_PARTNERS} USING (partner)
+    WHERE {IN_FORCE} AND step_partners.plan_version = sagas.plan_version AND step_partners.step = sagas.step
+)"""
 # A message id is that of an outbox row, and the subject of a row is the id of its order.
 SUBJECT = "(SELECT outbox.subject::uuid FROM outbox WHERE outbox.id = inbox.message_id::uuid)"
 
@@ -118,11 +123,12 @@ LIMITS: tuple[AgeLimit, ...] = (
         "sagas",
         "late",
         owner="consumer",
-        note="60 s past its deadline; it compensates, and a partner does not undo",
+        note="60 s past its deadline; it compensates, and a partner does not undo. While an operator pauses that"
+        " partner, [PartnerPaused](runbook.md#partnerpaused) fires instead",
         limit_seconds=60,
         metric=GAUGE,
         alert=ALERT,
-        overdue=f"sagas WHERE finished_at IS NULL AND {_older('deadline_at', 60)}",
+        overdue=f"sagas WHERE finished_at IS NULL AND {_older('deadline_at', 60)} AND NOT {PAUSED}",
         order_id="sagas.id",
     ),
     AgeLimit(
@@ -212,6 +218,7 @@ LIMITS: tuple[AgeLimit, ...] = (
         f" AND NOT {_older('at', REPORTED_SECONDS)}",
         order_id="operator_actions.order_id",
     ),
+    AgeLimit("partner_pauses", "any", owner="none", note="a pause ends by itself; its row is kept for good"),
     AgeLimit("operator_actions", "finished", owner="none", note="kept for good"),
 )
 

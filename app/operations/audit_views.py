@@ -9,20 +9,23 @@ from pydantic import BaseModel
 from app import db
 from app.operations import audit
 from app.operations.audit import ActionFilter, ActionRow
+from app.operations.partners import PartnerAction
 from app.orders.model import rfc3339
 
 MESSAGE_ACTIONS = ("dlq ", "outbox ")  # how the names of actions on messages begin
 
 
 class ActionTarget(BaseModel):
-    """What an action was about. `id`: of the order or the message; null: every message that was selected."""
+    """What an action was about. `id`: of the order or the message, the partner's name; null: every selected message."""
 
-    kind: Literal["order", "message", "messages"]
+    kind: Literal["order", "message", "messages", "partner"]
     id: str | None
 
     @classmethod
     def of(cls, row: ActionRow) -> Self:
         """Return the target of a recorded action."""
+        if row.action in set(PartnerAction):
+            return cls(kind="partner", id=(row.selection or {}).get("partner"))
         if not row.action.startswith(MESSAGE_ACTIONS):
             return cls(kind="order", id=None if row.order_id is None else str(row.order_id))
         message: str | None = (row.selection or {}).get("id")

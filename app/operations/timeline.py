@@ -50,7 +50,8 @@ def _first_id(seconds: int) -> str:
 # `name` is unique within an order, except in the log, where `number` identifies a row. Causes come before effects
 # of the same instant: `rank`. The log keeps its own order even if Postgres's clock was set back: otherwise a position
 # could skip a row. The last `do` is looked up in the whole table: the start of the compensation must not change when
-# that row has left the `log`. Parameters: the order, its tenant (NULL: any), the inbox name of the saga's consumer.
+# that row has left the `log`. `pauses` are those of partners that the order lived through. Parameters: the order, its
+# tenant (NULL: any), the inbox name of the saga's consumer.
 STORY = f"""
 WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant = $2)),
      events AS (
@@ -66,6 +67,16 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          WHERE this.status IN ({ENDED}) AND near.subject = this.id::text
      ),
      log AS (SELECT * FROM saga_steps WHERE saga_id = (SELECT id FROM this) ORDER BY id DESC LIMIT {MAX_STEPS}),
+     pauses AS (
+         SELECT pause.*, coalesce(pause.ended_at, pause.ends_at) AS over_at, this.placed_at,
+                CASE WHEN this.status IN ({ENDED}) THEN this.updated_at ELSE clock_timestamp() END AS order_until,
+                EXISTS (
+                    SELECT FROM partner_pauses AS next
+                    WHERE next.partner = pause.partner AND next.id > pause.id AND next.paused_at = pause.ended_at
+                ) AS is_replaced
+         FROM this JOIN partner_pauses AS pause
+             ON pause.ends_at > this.placed_at AND coalesce(pause.ended_at, pause.ends_at) > this.placed_at
+     ),
      story (rank, name, number, at, source, event, step, attempt, outcome, detail, started_at) AS (
          SELECT 0, 'placed', 0::bigint, placed_at, 'request', 'order-placed', NULL, NULL::int, NULL, NULL,
                 NULL::timestamptz FROM this
@@ -97,7 +108,16 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
                 concat_ws(': ', actor, nullif(reason, '')), NULL
          FROM operator_actions WHERE order_id = (SELECT id FROM this) AND outcome <> '{audit.UNFINISHED}'
          UNION ALL
-         SELECT 9, '{END}', 0, updated_at, 'order', 'order-' || status, NULL, NULL, status, status_reason, NULL
+         SELECT 9, 'pause-' || id, 0, greatest(paused_at, placed_at), 'operator', 'partner-paused', NULL, NULL, NULL,
+                concat(partner, ' until ', to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ': ',
+                       reason),
+                NULL
+         FROM pauses WHERE paused_at < order_until
+         UNION ALL
+         SELECT 10, 'resume-' || id, 0, over_at, 'operator', 'partner-resumed', NULL, NULL, NULL, partner, NULL
+         FROM pauses WHERE over_at <= order_until AND NOT is_replaced
+         UNION ALL
+         SELECT 11, '{END}', 0, updated_at, 'order', 'order-' || status, NULL, NULL, status, status_reason, NULL
          FROM this WHERE status IN ({ENDED})
      )
 SELECT story.*, split_part(coalesce(

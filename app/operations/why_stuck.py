@@ -14,6 +14,7 @@ from app import db
 from app.errors import OrderNotFound
 from app.messaging import local
 from app.orders.model import FINAL, rfc3339
+from app.saga.pauses import IN_FORCE, STEP_PARTNERS
 from app.saga.plan import SagaDirection
 from app.saga.steps import PLANS, Action
 from app.values import immutable
@@ -42,6 +43,7 @@ SELECT o.id AS order_id, o.status, o.placed_at, clock_timestamp() AS now,
        event.next_attempt_at AS event_due_at, coalesce(event.pending_since, event.occurred_at) AS event_since,
        placed.published_at, inbox.dead_at, inbox.purged_at, inbox.last_failure_at, inbox.processed_at,
        inbox.last_error AS inbox_error, inbox.attempts AS inbox_attempts,
+       pause.paused_at, pause.ends_at AS pause_ends_at, pause.reason AS pause_reason,
        (SELECT max(transport) FROM transport_leases WHERE expires_at > clock_timestamp()) AS transport
 FROM orders o
 LEFT JOIN sagas s ON s.id = o.id
@@ -51,6 +53,10 @@ LEFT JOIN LATERAL (
 ) AS event ON true
 LEFT JOIN outbox placed ON placed.id = o.id
 LEFT JOIN inbox ON inbox.message_id = o.id::text AND inbox.consumer = $2
+LEFT JOIN LATERAL (
+    SELECT paused_at, ends_at, reason FROM partner_pauses JOIN {STEP_PARTNERS} USING (partner)
+    WHERE {IN_FORCE} AND step_partners.plan_version = s.plan_version AND step_partners.step = s.step LIMIT 1
+) AS pause ON true
 WHERE o.id = $1
 """  # noqa: S608 - constants
 
@@ -73,6 +79,7 @@ class Situation:
 
     `last_at`, `last_outcome`: of the saga's log. `call_since`: when the current call was first attempted; `answer`: the
     last outcome of that call. `transport`: of the processes with the roles relay and consumer; None: none runs.
+    `paused_at`, `pause_ends_at`, `pause_reason`: of an operator's pause of the current step's partner.
     """
 
     order_id: UUID
@@ -109,6 +116,9 @@ class Situation:
     inbox_error: str | None = None
     inbox_attempts: int | None = None
     transport: str | None = None
+    paused_at: datetime | None = None
+    pause_ends_at: datetime | None = None
+    pause_reason: str | None = None
 
     def is_long_ago(self, instant: datetime | None) -> bool:
         """Return whether an instant is longer ago than anything normal takes."""
@@ -211,13 +221,15 @@ def _explain_saga(at: Situation) -> WhyStuck | None:
         newer = f"It follows plan {at.plan_version}, which this release does not know. Ask a process of the newer one."
         return _if_long_ago(at, newer, "operator", last_at)
     call = f"the undo of {at.step}" if at.direction == SagaDirection.BACKWARD else f"{at.step}"
+    if at.lease_owner is None and at.pause_ends_at is not None:
+        return _explain_pause(at, partner, call, at.pause_ends_at)
     if at.is_calling and at.attempts == 1:
         return _if_long_ago(at, f"{partner} has not answered {call} yet.", partner, last_at)
     if at.attempts:
         message, since = f"{_describe_failure(at, partner, call)}{_describe_retry(at)}", at.call_since or last_at
     elif at.lease_owner is None and at.due_at is not None and at.due_at > at.now:
         since = last_at
-        message = f"Calls to {partner} are paused, because they failed: its circuit is open. Next: {call}."
+        message = f"Calls to {partner} wait, because earlier ones failed: its circuit is open. Next: {call}."
     else:
         return _if_long_ago(at, "Its next attempt is not recorded yet.", "database", last_at)
     next_at = at.due_at if at.lease_owner is None else None
@@ -226,6 +238,16 @@ def _explain_saga(at: Situation) -> WhyStuck | None:
     late = at.direction == SagaDirection.FORWARD and at.deadline_at is not None and at.deadline_at <= at.now
     deadline = " Its deadline has passed; at the next attempt it starts to compensate." if late else ""
     return _stuck(f"{message}{deadline}", partner, since, next_at)
+
+
+def _explain_pause(at: Situation, partner: WaitsFor, call: str, ends_at: datetime) -> WhyStuck:
+    """Explain a saga that waits for the end of an operator's pause. Its deadline may come first."""
+    message = f"An operator paused calls to {partner} until {rfc3339(ends_at)}: {at.pause_reason}. Next: {call}."
+    since = max(at.last_at or at.placed_at, at.paused_at or at.placed_at)
+    if at.direction == SagaDirection.FORWARD and at.deadline_at is not None and at.deadline_at < ends_at:
+        message += f" Its deadline, {rfc3339(at.deadline_at)}, comes first: then it starts to compensate."
+        ends_at = at.deadline_at
+    return _stuck(message, partner, since, ends_at)
 
 
 def _explain_overdue(at: Situation) -> WhyStuck:

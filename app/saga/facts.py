@@ -54,7 +54,12 @@ class SagaWentWrong(Fact):
 
 @immutable
 class SagaDue(Fact):
-    """An operator made a saga due, or asked it to compensate."""
+    """Sagas may be due: an operator changed one, or the pause of a partner has ended."""
+
+
+@immutable
+class PartnerPauseChanged(Fact):
+    """An operator paused or resumed a partner."""
 
 
 @immutable
@@ -136,3 +141,14 @@ def watch_circuits(registry: CollectorRegistry, state: Callable[[str], int] | No
         series = gauge.labels(partner)
         if state is not None:
             series.set_function(partial(state, partner))
+
+
+def watch_pauses(registry: CollectorRegistry, is_paused: Callable[[str], bool] | None, plans: Plans = PLANS) -> None:
+    """Export whether each partner is paused. `is_paused` is None if this process calls no partner."""
+    gauge = Gauge(
+        "partner_paused", "Whether an operator has paused calls to a partner: 0 or 1", ["partner"], registry=registry
+    )
+    for partner in partners(plans):
+        series = gauge.labels(partner)
+        if is_paused is not None:
+            series.set_function(partial(is_paused, partner))

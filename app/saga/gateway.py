@@ -3,6 +3,8 @@
 A partner has separate circuits for dos and undos, and for first calls and retries. With a single circuit, a thousand
 failing refunds would block new charges until their orders are late, even if the partner accepts charges. The retries of
 a few orders that the partner always fails would do the same.
+
+An operator may pause a partner (see `saga.pauses`): then none of its calls is admitted, whatever its circuits say.
 """
 
 import time
@@ -20,6 +22,7 @@ from app.partners.circuit import Circuit, CircuitState, Permit, is_failure
 from app.partners.ports import Done, NotSent, Outcome, PartnerPorts, Refused, Unknown
 from app.saga import plan
 from app.saga.facts import HoldExpired, PartnerCalled
+from app.saga.pauses import PartnerPauses
 from app.saga.plan import Call, SagaState
 from app.saga.steps import PLANS, Action, Plans, StepRequest, StepSpec, partners
 from app.values import immutable
@@ -27,7 +30,9 @@ from app.values import immutable
 log = structlog.get_logger(__name__)
 
 FIRST, RETRY = False, True
-VISITS_PER_SECOND = 100.0  # the maximum, for sagas that wait for a circuit: each visit costs a claim and a transaction
+# The maximum, for sagas that wait for a circuit or for the end of a pause: each visit costs a claim and a transaction.
+VISITS_PER_SECOND = 100.0
+LOOK_AGAIN_SECONDS = 60.0  # after this time, a saga that waits for the end of a pause looks whether it is over
 
 
 @immutable
@@ -36,6 +41,14 @@ class CircuitConfig:
 
     failures: int
     open_seconds: float
+
+
+@immutable
+class Denial:
+    """The partner must not be called now: ask again after `seconds`. `paused`: because an operator paused it."""
+
+    seconds: float
+    paused: bool = False
 
 
 class PartnerGateway:
@@ -48,30 +61,42 @@ class PartnerGateway:
         signals: Signals,
         plans: Plans = PLANS,
         clock: Callable[[], float] = time.monotonic,
+        pauses: PartnerPauses | None = None,
     ) -> None:
         self._ports = ports
         self._signals = signals
         self._plans = plans
         self._open_seconds = config.open_seconds
         self._clock = clock
-        self._last_visit = clock()  # the latest visit that a waiting saga was given
+        self._last_visit = clock()  # the latest visit that a saga was given that waits for a circuit
+        self.pauses = pauses or PartnerPauses(known=True)
+        self._last_paused_visit = clock()  # the same, of those that wait for the end of a pause
         self._circuits = {
             key: Circuit(config.failures, config.open_seconds, clock)
             for key in product(partners(plans), Action, (FIRST, RETRY))
         }
 
-    def admit(self, state: SagaState) -> Permit | float:
-        """Return a permit for the current call of the saga, or the seconds until it should ask again.
+    def admit(self, state: SagaState) -> Permit | Denial:
+        """Return a permit for the current call of the saga, or when it should ask again.
 
         Waiting sagas are spread out so that they cannot overload Postgres, no matter how many there are.
         """
         spec, action = self._call_of(state)
+        if (paused_seconds := self.pauses.remaining_seconds(spec.partner)) is not None:
+            return self._deny_paused(paused_seconds)
         admitted = self._circuits[spec.partner, action, state.attempts > 0].admit()
         if isinstance(admitted, Permit):
             return admitted
         now = self._clock()
         self._last_visit = max(now + admitted, self._last_visit + 1 / VISITS_PER_SECOND)
-        return self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds)
+        return Denial(self._last_visit - now + full_jitter(1, self._open_seconds, self._open_seconds))
+
+    def _deny_paused(self, paused_seconds: float) -> Denial:
+        """Let the saga look again at the end of the pause, or before: an operator may end the pause early."""
+        now = self._clock()
+        wait = min(paused_seconds, LOOK_AGAIN_SECONDS)
+        self._last_paused_visit = max(now + wait, self._last_paused_visit + 1 / VISITS_PER_SECOND)
+        return Denial(min(paused_seconds, self._last_paused_visit - now), paused=True)
 
     async def call(self, state: SagaState, permit: Permit, request: StepRequest) -> Outcome:
         """Make the current call of the saga, whose attempt has been recorded, and release the permit."""

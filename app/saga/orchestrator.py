@@ -24,6 +24,7 @@ class Orchestrator:
         self, pool: db.Pool, partners: PartnerGateway, config: SagaConfig, signals: Signals, plans: Plans = PLANS
     ) -> None:
         self._pool = pool
+        self._partners = partners
         self._config = config
         self._plans = plans
         self._runner = Runner(pool, partners, config, signals, plans)
@@ -55,7 +56,12 @@ class Orchestrator:
         return len(claimed)
 
     async def _dispatch(self) -> int:
-        """Start what is due, up to `concurrency`. Return 0 if nothing more is due, or no slot is free."""
+        """Start what is due, up to `concurrency`. Return 0 if nothing more is due, or no slot is free.
+
+        Nothing starts before this process knows which partners are paused.
+        """
+        if not self._partners.pauses.known:
+            return 0
         free = self._config.concurrency - len(self._running)
         claimed = await self._claim(free, self._hint.since()) if free > 0 else []
         for saga, order in claimed:

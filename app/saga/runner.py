@@ -17,8 +17,8 @@ Where the process may die, and who recovers:
 An unclear answer is never guessed at. Forward, the call is retried until the deadline, then the saga compensates;
 backward, it is retried until it succeeds. A saga waits in `next_attempt_at`, never in a sleeping task. While a circuit
 (see `partners.circuit`) pauses a partner, its sagas wait in the same way, without recording an attempt; the deadline
-still applies. If an undo keeps failing, or retrying cannot fix the error, the saga is flagged for an operator. Retries
-continue.
+still applies. The same holds while an operator pauses a partner (see `saga.pauses`). If an undo keeps failing, or
+retrying cannot fix the error, the saga is flagged for an operator. Retries continue.
 
 A cancel (see `saga.cancel`) is stored in the order's row. Every write of a saga returns whether its order was
 cancelled, and from then on the runner only undoes. A write that would confirm the order, or leave the saga to wait,
@@ -61,10 +61,14 @@ log = structlog.get_logger(__name__)
 
 @immutable
 class Wait:
-    """The saga must wait before its current call. `alarming`: because of an answer that retrying cannot fix."""
+    """The saga must wait before its current call. `alarming`: because of an answer that retrying cannot fix.
+
+    `paused`: because an operator paused the partner.
+    """
 
     seconds: float
     alarming: bool = False
+    paused: bool = False
 
 
 @immutable
@@ -249,7 +253,7 @@ class Runner:
             if isinstance(admitted, Permit):
                 run.permit = admitted
             else:
-                pause = Wait(admitted)
+                pause = Wait(admitted.seconds, paused=admitted.paused)
         if pause is None or state.direction is SagaDirection.BACKWARD:
             return pause
         return replace(pause, seconds=min(pause.seconds, run.remaining_seconds))
@@ -269,13 +273,16 @@ class Runner:
         """Return the write of the state that ends the lease; any process may claim the saga when it is due.
 
         An undo needs an operator `needs_operator_seconds` after it first had to wait, or at once if retrying cannot
-        fix the error.
+        fix the error. The time of an operator's own pause does not count.
         """
         operator_in_seconds = None
-        if pause is not None and (pause.alarming or state.direction is SagaDirection.BACKWARD):
+        is_paused = pause is not None and pause.paused
+        if pause is not None and not is_paused and (pause.alarming or state.direction is SagaDirection.BACKWARD):
             operator_in_seconds = 0.0 if pause.alarming else self._config.needs_operator_seconds
         seconds = 0.0 if pause is None else pause.seconds
-        return SagaWrite(saga, state, entries, seconds, owner=None, operator_in_seconds=operator_in_seconds)
+        return SagaWrite(
+            saga, state, entries, seconds, owner=None, operator_in_seconds=operator_in_seconds, paused=is_paused
+        )
 
     def _versions(self, run: Run, order: Order, state: SagaState, entries: Sequence[StepLogEntry]) -> list[TracedOrder]:
         """Return the versions of the order that the new state brings: when it turns, and when it ends."""

@@ -5,7 +5,8 @@ a write of its runner when less than two thirds of the lease remain. `version` i
 every write increments it, and a write with an older version changes nothing.
 
 `needs_operator_at` is the time from which an operator must look at the saga: by then its current call has failed for
-too long, or it got an answer that retrying cannot fix. The next call clears it. It is only shown; no code acts on it.
+too long, or it got an answer that retrying cannot fix. The next call clears it. A wait for the end of an operator's
+pause clears it too, unless that time has come before. It is only shown; no code acts on it.
 
 `compensating_at` is the time from which the saga undoes. `traced_at` is the time at which its trace was written after
 the fact; NULL: it was not. In the log, `started_at` is the start of the call whose outcome the row records.
@@ -217,7 +218,7 @@ class SagaWrite:
     takes at most one third. So most writes between two calls change no indexed column: Postgres leaves the indexes
     alone, and claims have fewer dead entries to step over. Without an owner, the lease ends and the saga is due at that
     time. `operator_in_seconds`: the current call must wait, and needs an operator after this many seconds, unless an
-    earlier time is already recorded.
+    earlier time is already recorded. `paused`: the call waits for the end of an operator's pause.
     """
 
     saga: Saga
@@ -226,6 +227,7 @@ class SagaWrite:
     due_in_seconds: float
     owner: str | None
     operator_in_seconds: float | None = None
+    paused: bool = False
 
     @property
     def claim(self) -> Claim:
@@ -237,8 +239,8 @@ SAVE = """
     WITH given AS (
         SELECT given.*, now.at, now.at + make_interval(secs => given.due_seconds) AS due_at
         FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
-                    $8::float8[], $9::float8[])
-            AS given (id, version, direction, step, attempts, reason, owner, due_seconds, operator_seconds),
+                    $8::float8[], $9::float8[], $20::boolean[])
+            AS given (id, version, direction, step, attempts, reason, owner, due_seconds, operator_seconds, paused),
             (SELECT clock_timestamp() AS at) AS now,
             -- of this statement's own transaction, or of the caller's; it precedes the first lock, as the rows do
             (SELECT set_config('lock_timeout', coalesce($19, current_setting('lock_timeout')), true)) AS bound
@@ -252,7 +254,8 @@ SAVE = """
                 THEN next_attempt_at ELSE given.due_at END,
             updated_at = given.at, finished_at = CASE WHEN given.step IS NULL THEN given.at END,
             needs_operator_at = least(
-                CASE WHEN sagas.direction = given.direction AND sagas.step = given.step THEN needs_operator_at END,
+                CASE WHEN sagas.direction = given.direction AND sagas.step = given.step
+                    AND (needs_operator_at <= given.at OR NOT given.paused) THEN needs_operator_at END,
                 given.at + make_interval(secs => given.operator_seconds)),
             compensating_at = CASE
                 WHEN sagas.direction <> given.direction AND given.direction = 'backward' THEN given.at
@@ -311,6 +314,7 @@ async def save(
         [None if entry.started is None else time.monotonic() - entry.started for _, entry in logged],
         [write.saga.version for write, _ in logged],
         None if lock_seconds is None else f"{max(1, round(lock_seconds * 1000))}ms",
+        [write.paused for write in writes],
     )
     written = {(UUID(int=row["id"].int), row["version"] - 1): row for row in rows}
     return {write.claim: _written(write, written[write.claim]) for write in writes if write.claim in written}

@@ -60,12 +60,20 @@ SAGAS = Dashboard(
             alert="PaymentSuccessLow",
         ),
         Panel(
-            "Are calls to a partner paused?",
+            "Is the circuit of a partner open?",
             "0: closed, calls are made. 1: half-open, one call is tried. 2: open, sagas wait.",
             "short",
             [Query("max by (partner) (partner_circuit_state)", "{{partner}}")],
             limit=2,
             alert="PartnerCircuitOpen",
+        ),
+        Panel(
+            "Has an operator paused a partner?",
+            "1: no call is made, do or undo, until the pause ends. `orders partner list` says until when, and why.",
+            "short",
+            [Query("max by (partner) (partner_paused)", "{{partner}}")],
+            limit=1,
+            alert="PartnerPaused",
         ),
         Panel(
             "Does an undo fail?",

@@ -17,6 +17,7 @@ from tests.harness import planting
 from tests.harness.dashboards import Target, Watch, targets
 from tests.harness.dead_letters import send
 from tests.harness.messages import open_channel
+from tests.harness.operating import pause_partner
 from tests.harness.processes import Service
 from tests.harness.prometheus import Prometheus
 from tests.harness.queues import QUEUE, ROUTING_KEYS
@@ -127,6 +128,11 @@ class Failures:
         await self.shown("Does a saga need an operator?")
         await self.shown("Does an undo fail?")  # counted by the consumer, which is killed next
 
+    async def pause_shipping(self) -> None:
+        """Let an operator pause a partner."""
+        await pause_partner(self.pool, "shipping")
+        await self.shown("Has an operator paused a partner?")
+
     async def block_requests(self) -> None:
         """Let requests wait for Postgres for some seconds, and a transaction stay open meanwhile."""
         async with self.pool.acquire() as conn, conn.transaction(isolation="repeatable_read"):
@@ -181,6 +187,7 @@ async def test_panels_show_what_goes_wrong(failures: Failures) -> None:
     await failures.break_messages()
     await failures.block_requests()
     await failures.break_partners()
+    await failures.pause_shipping()
     await failures.end_processes()
 
     async def all_moved() -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from app.db import Pool
-from app.operations import sagas
+from app.operations import partners, sagas
 from app.operations.audit import AuditActor
 from app.operations.sagas import ActionOutcome
 
@@ -19,6 +19,16 @@ async def compensate(pool: Pool, order_id: UUID) -> ActionOutcome:
 async def retry(pool: Pool, order_id: UUID) -> ActionOutcome:
     """End a saga's pause."""
     return await sagas.retry(pool, order_id, OPERATOR)
+
+
+async def pause_partner(pool: Pool, partner: str, seconds: float = 3600) -> None:
+    """Pause calls to a partner."""
+    await partners.pause(pool, partner, seconds, OPERATOR)
+
+
+async def resume_partner(pool: Pool, partner: str) -> None:
+    """Resume calls to a partner."""
+    await partners.resume(pool, partner, OPERATOR)
 
 
 async def audit_rows(pool: Pool) -> list[tuple[Any, ...]]:

@@ -18,6 +18,7 @@ from app.orders.model import Order
 from app.partners.ports import ChargeRequest, Outcome, PartnerPorts, Payment
 from app.saga.gateway import CircuitConfig, PartnerGateway
 from app.saga.orchestrator import Orchestrator
+from app.saga.pauses import PartnerPauses
 from app.saga.runner import SagaConfig
 from app.saga.steps import PLANS, Plans
 from tests.harness import sandboxes
@@ -121,6 +122,7 @@ class Stage:
         clock: Callable[[], float] = time.monotonic,
         needs_operator_seconds: float = 300,
         plans: Plans = PLANS,
+        pauses: PartnerPauses | None = None,
         checkpoint: Callable[[str], None] = lambda _: None,
         on_finished: Callable[[UUID], None] | None = None,
     ) -> Orchestrator:
@@ -131,7 +133,7 @@ class Stage:
             self.signals.subscribe(OrderFinished, lambda fact: on_finished(fact.order_id))
         ports = PartnerPorts(asked.inventory, payment or asked.payment, asked.shipping)
         circuits = CircuitConfig(circuit_failures, circuit_open_seconds)
-        gateway = PartnerGateway(ports, circuits, self.signals, plans, clock)
+        gateway = PartnerGateway(ports, circuits, self.signals, plans, clock, pauses)
         self.gateway = gateway
         config = SagaConfig(
             owner=owner,

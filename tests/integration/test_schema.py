@@ -21,11 +21,11 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 from app.messaging import inbox, outbox, transport_lease
 from app.operations import audit
 from app.orders import tables
-from app.saga import store
+from app.saga import pauses, store
 from tests.harness.processes import REPOSITORY
 from tests.harness.wait import wait_until
 
-DESCRIBED_BY = (outbox, inbox, tables, store, audit, transport_lease)  # importing them fills db.metadata
+DESCRIBED_BY = (outbox, inbox, tables, store, pauses, audit, transport_lease)  # importing them fills db.metadata
 SCRIPTS = ScriptDirectory(REPOSITORY / "migrations")
 REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()]  # newest first
 

@@ -1,6 +1,6 @@
 """The dependencies of the operator routes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from app import db
@@ -8,6 +8,7 @@ from app.api.body import Bodies
 from app.errors import ValidationFailed
 from app.observability.signals import Signals
 from app.operations.dead_letters import DeadLetters
+from app.partners.circuit import CircuitState
 from app.values import immutable
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -16,11 +17,15 @@ NOT_OFFERED = {HTTPStatus.NOT_FOUND: ("not-found", "Not Found")}
 
 @immutable
 class OpsDeps:
-    """Dependencies of the operator routes. `pools`: those of this process, by name. `dead_letters`: by queue name."""
+    """Dependencies of the operator routes. `pools`: those of this process, by name. `dead_letters`: by queue name.
+
+    `circuit_state`: of a partner; None: this process calls none.
+    """
 
     pool: db.Pool
     pools: Mapping[str, db.Pool]
     dead_letters: Mapping[str, DeadLetters]
+    circuit_state: Callable[[str], CircuitState] | None
     signals: Signals
     bodies: Bodies
 

@@ -16,7 +16,7 @@ LOOP = "loop_last_success_timestamp_seconds"
 LOOPS = {
     "api": {"backlog", "waiters"},
     "relay": {"relay", "transport", "depths"},
-    "consumer": {"orchestrator", "consumer", "transport", "depths"},
+    "consumer": {"orchestrator", "pauses", "consumer", "transport", "depths"},
     "janitor": {"resender", "janitor", "lost-letters", "verify"},
 }
 

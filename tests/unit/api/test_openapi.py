@@ -19,6 +19,7 @@ from app.main import create_app
 from app.operations.audit_views import ActionsAnswer
 from app.operations.dead_letter_views import DeadLettersAnswer
 from app.operations.outbox import OutboxAnswer
+from app.operations.partner_views import PartnersAnswer
 from app.operations.saga_views import SagaAnswer, SagasAnswer
 from app.operations.stats import StatsAnswer
 from app.settings import Settings, load
@@ -47,6 +48,7 @@ ROUTES: dict[str, tuple[type, set[str], set[str]]] = {
         {"200", "401", "403", "404", "422", "429", "500", "503"},
         set(ListActions.model_fields),
     ),
+    "/ops/partners": (PartnersAnswer, {"200", "401", "403", "404", "422", "429", "500", "503"}, set()),
     "/ops/stats": (StatsAnswer, {"200", "401", "403", "404", "429", "500", "503"}, set()),
 }
 

@@ -27,6 +27,10 @@ UNDOING = dataclasses.replace(RUNNING, status="compensating", direction="backwar
 CALLING = dataclasses.replace(RUNNING, lease_owner="host:1", last_outcome="attempted", last_at=JUST_NOW)
 FIRST_CALL = dataclasses.replace(CALLING, attempts=1, answer_attempt=None, answer=None, answer_detail=None)
 WAITING = dataclasses.replace(RUNNING, attempts=0, last_outcome="done", call_since=None, answer=None)
+PAUSED = dataclasses.replace(
+    RUNNING, paused_at=JUST_NOW, pause_ends_at=NOW + timedelta(seconds=60), pause_reason="it charges twice",
+    deadline_at=NOW + timedelta(seconds=90),
+)  # fmt: skip
 LOCAL = dataclasses.replace(UNPUBLISHED, transport="in-process")
 
 
@@ -104,6 +108,18 @@ def test_a_hostile_position_is_refused_at_once() -> None:
         (WAITING, {"direction": "backward", "needs_operator_at": NOW}, "operator", "its circuit is open"),
         (WAITING, {"lease_owner": "host:1"}, "database", "Its next attempt is not recorded yet"),
         (
+            PAUSED,
+            {},
+            "payment",
+            "paused calls to payment until 2026-01-01T00:01:00.000000Z: it charges twice. Next: cha",
+        ),
+        (PAUSED, {"deadline_at": SOON}, "payment", "Its deadline, 2026-01-01T00:00:07.000000Z, comes first"),
+        (PAUSED, {"direction": "backward", "deadline_at": LONG_AGO}, "payment", "Next: the undo of charge_payment."),
+        (PAUSED, {"needs_operator_at": NOW}, "payment", "An operator paused calls to payment"),
+        (PAUSED, {"attempts": 0, "last_at": JUST_NOW}, "payment", "An operator paused calls to payment"),
+        (PAUSED, {"due_at": LONG_AGO}, "operator", "no process has taken it"),
+        (PAUSED, {"lease_owner": "host:1", "last_outcome": "attempted"}, "payment", "Attempt 2 is in progress"),
+        (
             CALLING,
             {"answer_attempt": 1},
             "payment",
@@ -154,6 +170,10 @@ def test_the_next_attempt_is_named() -> None:
     why = explain(RUNNING)
     assert why is not None
     assert (why.since, why.next_attempt_at) == ("2025-12-31T23:59:54.000000Z", "2026-01-01T00:00:07.000000Z")
+    for deadline, expected in ((90, "00:01:00"), (30, "00:00:30")):  # the end of a pause, or the deadline before it
+        why = explain(dataclasses.replace(PAUSED, deadline_at=NOW + timedelta(seconds=deadline)))
+        assert why is not None
+        assert (why.since, why.next_attempt_at) == ("2025-12-31T23:59:56.000000Z", f"2026-01-01T{expected}.000000Z")
     for situation in (
         dataclasses.replace(UNPUBLISHED, parked_at=NOW),
         dataclasses.replace(UNPUBLISHED, event_due_at=LONG_AGO),

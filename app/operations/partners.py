@@ -1,0 +1,66 @@
+"""What an operator may do to a partner: pause every call to it for a time, or resume the calls. Each is recorded.
+
+Orders are taken all the same. A saga that needs the partner waits, forward and backward, without an attempt; deadlines
+run on. Every process obeys within `pause_watch.PERIOD_SECONDS`; a call that has started is not interrupted.
+"""
+
+from enum import StrEnum
+
+from app import db
+from app.errors import PartnerNotFound
+from app.operations import audit
+from app.operations.audit import AuditActor
+from app.saga import pauses
+from app.saga.pauses import PartnerPause
+from app.saga.steps import partners
+
+
+class PartnerAction(StrEnum):
+    """What an operator asks for, as the audit log has it."""
+
+    PAUSE = "partner pause"
+    RESUME = "partner resume"
+
+
+class PauseOutcome(StrEnum):
+    """The result of an action."""
+
+    PAUSED = "paused"
+    REPLACED = "replaced"  # it was paused already; end and reason are new
+    RESUMED = "resumed"
+    NOT_PAUSED = "not-paused"  # nothing was changed
+
+
+def require(partner: str) -> str:
+    """Return the partner's name. Raises PartnerNotFound."""
+    if partner not in (names := partners()):
+        raise PartnerNotFound(f"there is no such partner: the partners are {', '.join(names)}")
+    return partner
+
+
+async def pause(
+    pool: db.Pool, partner: str, seconds: float, actor: AuditActor
+) -> tuple[PartnerPause, PauseOutcome, int]:
+    """Pause a partner from now on. A pause in force is replaced: its end and its reason are no longer valid.
+
+    Return the pause, the outcome, and how many unfinished orders reach their deadline before its end: they would be
+    rejected. Raises PartnerNotFound.
+    """
+    require(partner)
+    async with db.transaction(pool) as conn:
+        begun, replaces = await pauses.begin(conn, partner, seconds, actor.name, actor.reason)
+        outcome = PauseOutcome.REPLACED if replaces else PauseOutcome.PAUSED
+        await audit.record(
+            conn, actor, PartnerAction.PAUSE, None, outcome, {"partner": partner, "seconds": round(seconds)}
+        )
+        late = await pauses.count_late(conn, partner, begun.ends_at)
+    return begun, outcome, late
+
+
+async def resume(pool: db.Pool, partner: str, actor: AuditActor) -> PauseOutcome:
+    """End a partner's pause. The processes then make the sagas due that wait for it. Raises PartnerNotFound."""
+    require(partner)
+    async with db.transaction(pool) as conn:
+        outcome = PauseOutcome.RESUMED if await pauses.end(conn, partner) else PauseOutcome.NOT_PAUSED
+        await audit.record(conn, actor, PartnerAction.RESUME, None, outcome, {"partner": partner})
+    return outcome

@@ -1,0 +1,67 @@
+"""Keep what a process knows about the pauses of partners up to date, and release the sagas of an ended pause."""
+
+import structlog
+
+from app import db
+from app.observability.signals import Signals
+from app.saga import pauses
+from app.saga.facts import SagaDue
+from app.saga.pauses import PartnerPauses
+from app.saga.steps import PLANS, Plans
+
+log = structlog.get_logger(__name__)
+
+BATCH_ROWS = 500  # sagas that one statement releases
+PERIOD_SECONDS = 1.0  # one small statement; a process obeys a pause after this time at most
+
+
+class PauseWatch:
+    """Reads the pauses in force into `known`. `batch_rows`: how many sagas a statement releases."""
+
+    def __init__(
+        self,
+        pool: db.Pool,
+        known: PartnerPauses,
+        signals: Signals,
+        plans: Plans = PLANS,
+        batch_rows: int = BATCH_ROWS,
+    ) -> None:
+        self._pool = pool
+        self._known = known
+        self._signals = signals
+        self._plans = plans
+        self._batch_rows = batch_rows
+        self._ended: set[str] = set()  # partners whose sagas are to be released
+        self._ended_before: set[str] = set()  # the same, in the round before
+
+    async def run_once(self) -> int:
+        """Read the pauses, and make due the sagas that wait for a pause that has ended. Return 0.
+
+        They are released twice, in two rounds: a runner that decided to wait before the first one may have written its
+        saga since, and another process may have noticed the end later. A saga that escapes both looks again within
+        `gateway.LOOK_AGAIN_SECONDS`.
+        """
+        async with db.connection(self._pool) as conn:
+            remaining = await pauses.read_remaining(conn)
+        is_first = not self._known.known
+        for partner in remaining:
+            if not self._known.is_paused(partner):
+                log.warning("partner.paused", partner=partner, seconds=round(remaining[partner]))
+        ended = self._known.update(remaining)
+        for partner in ended:
+            log.warning("partner.resumed", partner=partner)
+        self._ended = (self._ended | ended) - remaining.keys()
+        released = await self._release((self._ended | self._ended_before) - remaining.keys())
+        self._ended, self._ended_before = set(), self._ended
+        if is_first or released:
+            self._signals.emit(SagaDue())
+        return 0
+
+    async def _release(self, partners: set[str]) -> int:
+        """Make every saga that waits for these partners due, in short transactions. Return how many."""
+        released, batch = 0, self._batch_rows if partners else 0
+        while batch == self._batch_rows:
+            async with db.connection(self._pool) as conn:
+                batch = await pauses.release(conn, partners, self._batch_rows, self._plans)
+            released += batch
+        return released
