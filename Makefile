@@ -49,7 +49,7 @@ bench: .venv/.dev .servers ## measure the service beside floors and peers, as ra
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: profile
-profile: .venv/.dev .servers ## draw where the processor time of an order goes, in bench-report (1 minute)
+profile: .venv/.dev .servers ## draw where the processor time of an order goes, in bench-report
 	@$(BIN)/python -m bench.profile $(ARGS)
 
 .PHONY: test
