@@ -64,7 +64,8 @@ async def _sample(service: Contender, load: Callable[[], Awaitable[object]], fou
     """Run py-spy beside the load, and count its samples by part."""
     python = Path(await peers.python("py_spy"))
     options = ("--pid", str(service.pid), "--format", "raw", "--output", str(found), "--rate", PER_SECOND)
-    spy = await asyncio.create_subprocess_exec(python.with_name("py-spy"), "record", *options, "--duration", "3600")
+    command = (str(python.with_name("py-spy")), "record", *options, "--duration", "3600")
+    spy = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     await load()
     spy.send_signal(signal.SIGINT)
     await spy.wait()
