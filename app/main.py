@@ -20,6 +20,8 @@ from app.api.server import http_protocol, listener
 from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
 from app.bootstrap.workers import LEASING_ROLES
+from app.console import home, login, overview
+from app.console.deps import ConsoleConfig
 from app.errors import DatabaseUnavailable
 from app.messaging import local
 from app.messaging.transport_lease import TransportLease
@@ -37,11 +39,17 @@ def create_app(
     signals: Signals | None = None,
     lease: TransportLease | None = None,
     tracing: Tracing | None = None,
+    console: ConsoleConfig | None = None,
 ) -> FastAPI:
     """Make the application for the roles in `settings`; its lifespan starts and stops them, and ends `tracing`.
 
-    If the caller passes a `lease`, it takes it first, and ends the process when the lease is refused.
+    If the caller passes a `lease`, it takes it first, and ends the process when the lease is refused. `console`: that
+    of the demo; None: the settings say whether there is one.
     """
+    if "api" not in settings.roles:
+        console = None
+    elif settings.console:
+        console = console or ConsoleConfig()
     seam = signals or Signals()
     if tracing is not None:
         seam.tracer = tracing.tracer
@@ -52,7 +60,7 @@ def create_app(
             if tracing is not None:
                 stack.push_async_callback(tracing.shutdown, settings.shutdown_timeout_seconds / 4)
             held = lease or bootstrap.transport_lease(settings)
-            yield await bootstrap.build(stack, settings, seam, held, tracing=tracing)
+            yield await bootstrap.build(stack, settings, seam, held, tracing=tracing, console=console)
 
     app = FastAPI(
         title="Orders",
@@ -73,6 +81,8 @@ def create_app(
     )
     problems.install(app)
     app.include_router(health.router)
+    if console is not None:  # before `docs`: the demo's console has a first page of its own
+        _include_console(app, console)
     app.include_router(docs.router)
     if "api" in settings.roles:
         for routes in (place, cancel, listing, timeline, read, outbox, stats, dlq, sagas, actions, partners):
@@ -82,12 +92,20 @@ def create_app(
     return app
 
 
+def _include_console(app: FastAPI, console: ConsoleConfig) -> None:
+    if console.open_key:
+        app.include_router(home.router)
+    for pages in (login, overview):
+        app.include_router(pages.router)
+
+
 def make_server(
     settings: Settings,
     socket_: socket.socket,
     signals: Signals | None = None,
     lease: TransportLease | None = None,
     tracing: Tracing | None = None,
+    console: ConsoleConfig | None = None,
 ) -> listener.Server:
     """Make the application and its server, with the server's connection limits."""
     seam = signals or Signals()
@@ -95,7 +113,7 @@ def make_server(
         settings.http_header_timeout_seconds, settings.http_answer_timeout_seconds, settings.http_max_connections
     )
     return listener.Server(
-        create_app(settings, seam, lease, tracing),
+        create_app(settings, seam, lease, tracing, console),
         socket_,
         settings.shutdown_timeout_seconds,
         http,
@@ -117,6 +135,7 @@ async def serve_on(
     started: Callable[[], None],
     signals: Signals | None = None,
     tracing: Tracing | None = None,
+    console: ConsoleConfig | None = None,
 ) -> None:
     """Check the database, take the transport lease, then serve until cancelled. Call `started` when it serves.
 
@@ -129,7 +148,7 @@ async def serve_on(
     except DatabaseUnavailable as error:
         # Start anyway: /readyz reports it, requests get 503, and work resumes when Postgres is back.
         log.warning("serve.without_database", error=str(error))
-    server = make_server(settings, socket_, signals, lease, tracing)
+    server = make_server(settings, socket_, signals, lease, tracing, console)
 
     def start() -> None:
         _calm_garbage_collector()

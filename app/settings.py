@@ -183,6 +183,9 @@ class Settings(Verification, Auth):
     admin_token: SecretStr = Field(
         default=SecretStr(""), description="operators' bearer token for `/ops`; empty: none is accepted"
     )
+    console: bool = Field(
+        default=False, description="serve the web console; needs an admin token, or tokens of an issuer, to log in with"
+    )
     port: int = Field(
         default=8000,
         ge=0,
@@ -330,6 +333,8 @@ class Settings(Verification, Auth):
             _refuse("INVENTORY_HOLD_SECONDS", "must be more than ORDERS_SAGA_DEADLINE_SECONDS")
         if not self.rabbitmq_url.get_secret_value() and len(self.roles & {"relay", "consumer"}) == 1:
             _refuse("RABBITMQ_URL", "is needed when ORDERS_ROLES has only one of relay and consumer")
+        if self.console and self.auth_mode == "none" and not self.admin_token.get_secret_value():
+            _refuse("CONSOLE", "needs ORDERS_ADMIN_TOKEN or ORDERS_AUTH_MODE=jwt, to log in with")
         if "consumer" in self.roles:
             stripe = self.payment_provider == "stripe"
             for name in ("inventory_url", "shipping_url", *(() if stripe else ("payment_url",))):

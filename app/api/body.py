@@ -26,6 +26,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 
+JSON = "application/json"
 MAX_BODY_BYTES = 64 * 1024
 MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 
@@ -38,13 +39,13 @@ class Bodies:
         self._max_per_source = max_per_source
         self._arriving: dict[str, dict[asyncio.Timeout, None]] = {}  # by source, oldest first
 
-    async def read(self, request: Request, source: str) -> bytes:
-        """Read the body. While the rest of it arrives, the request holds no slot.
+    async def read(self, request: Request, source: str, media_type: str = JSON) -> bytes:
+        """Read the body of this media type. While the rest of it arrives, the request holds no slot.
 
         Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout; Overloaded when another body of the source replaced
         this one, or when no slot is free.
         """
-        _check_format(request)
+        _check_format(request, media_type)
         if request.scope["state"].get(BODY_IS_HERE):  # there is nothing to wait for
             return await self._receive(request, contextlib.nullcontext())
         slot: ConcurrencySlot = request.state.slot
@@ -108,10 +109,10 @@ def has_body(request: Request) -> bool:
     return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
-def _check_format(request: Request) -> None:
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType("the body must be application/json")
+def _check_format(request: Request, media_type: str) -> None:
+    given = request.headers.get("content-type", media_type).partition(";")[0].strip().lower()
+    if given != media_type:
+        raise UnsupportedMediaType(f"the body must be {media_type}")
     codings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
     if any(coding.strip() not in {"", "identity"} for coding in codings):
         raise UnsupportedMediaType("the body must not have a Content-Encoding")

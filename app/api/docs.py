@@ -26,6 +26,7 @@ SWAGGER_UI = {
     "swagger-ui.css": "text/css",
     "favicon-32x32.png": "image/png",
 }
+CONSOLE = '<li><a href="/console">Console</a> <span>what waits, what is stuck, and why; for operators</span></li>\n'
 
 
 @functools.cache
@@ -39,7 +40,7 @@ async def landing(request: Request) -> Response:
     page = Template(_read_file("app.api", "page/landing.html").decode())
     address = html.escape(f"{request.url.scheme}://{request.url.netloc}")
     return Response(
-        page.substitute(address=address, version=VERSION),
+        page.substitute(address=address, version=VERSION, console=CONSOLE if request.state.console else ""),
         headers={"Content-Security-Policy": LANDING_POLICY},
         media_type="text/html",
     )

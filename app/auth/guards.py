@@ -17,6 +17,7 @@ from app.values import immutable
 Scope = Literal["orders:read", "orders:write", "orders:operate"]
 
 DEFAULT_TENANT = "default"
+ADMIN_SUBJECT = "admin-token"
 MAX_TENANT_CHARACTERS = 200
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
@@ -87,14 +88,35 @@ async def authenticate_operator(request: Request) -> CurrentOperator:
     if security.tokens is None and not security.admin_token:
         raise NotOffered("Not Found")
     token = _read_token(request)
-    if security.admin_token and _equal(token, security.admin_token):
-        return CurrentOperator("admin-token")
+    if is_admin_token(security, token):
+        return CurrentOperator(ADMIN_SUBJECT)
     if security.tokens is None:
         raise Unauthorized("the token is not the admin token", "invalid_token")
     claims = await security.tokens.verify(token)
     _require_scope(claims, "orders:operate")
+    return CurrentOperator(subject_of(claims))
+
+
+def is_admin_token(security: Security, token: str) -> bool:
+    """Return whether this is the admin token. An empty one is never accepted."""
+    return bool(security.admin_token) and _equal(token, security.admin_token)
+
+
+def subject_of(claims: Mapping[str, Any]) -> str:
+    """Return the name for the audit record."""
     subject = claims.get("sub")
-    return CurrentOperator(subject if isinstance(subject, str) and subject.isprintable() else "unnamed")
+    return subject if isinstance(subject, str) and subject.isprintable() else "unnamed"
+
+
+def tenant_or_all(claims: Mapping[str, Any], tenant_claim: str) -> str | None:
+    """Return the tenant whose orders the bearer of these claims may read; None for an operator, who may read all.
+
+    Raises InsufficientScope, Unauthorized.
+    """
+    if "orders:operate" in scopes(claims):
+        return None
+    _require_scope(claims, "orders:read")
+    return _read_tenant(claims, tenant_claim)
 
 
 def _read_token(request: Request) -> str:

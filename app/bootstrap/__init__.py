@@ -28,6 +28,8 @@ from app.bootstrap.tracing import late_traces_task
 from app.bootstrap.workers import LEASING_ROLES, BackgroundTask, make_pruner, process_name, start
 from app.bootstrap.workers import build as build_workers
 from app.cache import Cache
+from app.console.deps import ConsoleConfig, ConsoleDeps
+from app.console.sessions import Sessions
 from app.idempotency import Idempotency, IdempotencyConfig
 from app.idempotency.replay_memory import ReplayMemory
 from app.messaging import backpressure
@@ -39,6 +41,7 @@ from app.observability.tracing import Tracing
 from app.operations import stats
 from app.operations.maintenance import pruner
 from app.orders.facts import OrderFinished
+from app.pages.feed import Feed
 from app.settings import Retention, Settings
 
 log = structlog.get_logger(__name__)
@@ -49,12 +52,13 @@ PROBE_POOL_SIZE = 2  # for readiness and for the gauges, one query each
 
 
 class RequestState(TypedDict):
-    """What the routes find in `request.state`."""
+    """What the routes find in `request.state`. `console` None: it is not served."""
 
     orders: OrdersDeps
     ops: OpsDeps
     security: Security
     health: health.Health
+    console: ConsoleDeps | None
 
 
 def transport_lease(settings: Settings) -> TransportLease:
@@ -69,6 +73,7 @@ async def build(
     lease: TransportLease,
     consumers: Sequence[ConsumerRow] = CONSUMERS,
     tracing: Tracing | None = None,
+    console: ConsoleConfig | None = None,
 ) -> RequestState:
     """Build the process, start its background tasks, and leave their end on `stack`."""
     # Separate pools: requests must not wait for background work, nor background work for requests. The relay must not
@@ -148,7 +153,17 @@ async def build(
         ),
         "security": security,
         "health": probes,
+        "console": None if console is None else _open_console(stack, console, security, signals),
     }
+
+
+def _open_console(
+    stack: contextlib.AsyncExitStack, config: ConsoleConfig, security: Security, signals: Signals
+) -> ConsoleDeps:
+    feed = Feed()
+    stack.push_async_callback(feed.close)
+    signals.subscribe(ServerStopping, lambda _: feed.stop())
+    return ConsoleDeps(Sessions(security, config.open_key), feed, config.playground_url)
 
 
 async def prune(settings: Retention) -> tuple[dict[str, int], dict[str, Exception]]:

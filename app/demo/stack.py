@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -25,6 +26,7 @@ SERVICE_STOP_SECONDS = 10.0  # with those of PostgreSQL, which has no sessions t
 WAITS = {"saga_lease_seconds": 9, "partner_timeout_seconds": 3, "outbox_lease_seconds": 9}
 
 WELCOME = """
+  The console           {service}/console
   The orders service    {service}   (API: {service}/docs)
   The partner sandbox   {sandbox}   (its ledger: {sandbox}/ledger)
   PostgreSQL            {database}
@@ -60,6 +62,7 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
         service_url, sandbox_url = (
             "http://{}:{}".format(*listener.getsockname()) for listener in (service_socket, sandbox_socket)
         )
+        console_key = secrets.token_hex()  # sessions outlive a restart of the service
         typer.echo("Starting PostgreSQL …", err=True)
         postgres = EmbeddedPostgres(directory, find_binaries(pg_bin))
         partners = PythonProgram(
@@ -71,7 +74,10 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
         orders = PythonProgram(
             "app.demo.service_process",
             service_socket,
-            lambda: {**connections(postgres.url, sandbox_url), **_shorten_waits()},
+            lambda: {
+                "settings": {**connections(postgres.url, sandbox_url), **_shorten_waits()},
+                "console": {"open_key": console_key},
+            },
             SERVICE_STOP_SECONDS,
         )
         report = partial(typer.echo, err=True)

@@ -1,0 +1,195 @@
+"""The route class of the console: who may see a page, and errors as pages for people.
+
+A page takes `Page`, an operator's page `OperatorPage`. A route that changes something takes `Change`, which has checked
+the form and has its fields.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from http import HTTPStatus
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+import structlog
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.responses import RedirectResponse
+
+from app.api import problems
+from app.api.ops.deps import OpsDeps
+from app.auth import guards
+from app.console.deps import ConsoleDeps
+from app.console.links import templates
+from app.console.sessions import COOKIE, Viewer
+from app.errors import InsufficientScope, OrdersError, Unauthorized
+from app.operations.audit import AuditActor
+from app.pages import forms
+from app.pages.forms import Form
+from app.values import immutable
+
+log = structlog.get_logger(__name__)
+
+LOGIN = "/console/login"
+STREAM = "stream"  # the query parameter that asks for a page's stream
+ALL_TENANTS = "\n"  # no tenant has this name
+
+
+class ConsoleRoute(APIRoute):
+    """A route whose errors are pages. Without a session it leads to the login."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, with errors as pages."""
+        handle = super().get_route_handler()
+
+        async def handle_page(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Unauthorized as error:
+                return _answer_unauthorized(request, error)
+            except RequestValidationError as error:
+                mistakes = problems.mistakes(error.errors())
+                text = "; ".join(f"{mistake['pointer']}: {mistake['detail']}" for mistake in mistakes)
+                return show_error(request, HTTPStatus.UNPROCESSABLE_ENTITY, text)
+            except OrdersError as error:
+                answer = problems.answer_to(error)  # the same status, headers and log line as in the API
+                return show_error(request, HTTPStatus(answer.status_code), str(error), answer.headers)
+            except HTTPException as error:
+                return show_error(request, HTTPStatus(error.status_code), str(error.detail))
+
+        return handle_page
+
+
+def console_router() -> APIRouter:
+    """Return a router for pages of the console."""
+    return APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
+
+
+@immutable
+class PageRequest:
+    """A request for a page by somebody who may see it."""
+
+    request: Request
+    viewer: Viewer
+
+    @property
+    def ops(self) -> OpsDeps:
+        """What operations need."""
+        deps: OpsDeps = self.request.state.ops
+        return deps
+
+    @property
+    def console(self) -> ConsoleDeps:
+        """What the console needs besides."""
+        deps: ConsoleDeps = self.request.state.console
+        return deps
+
+    @property
+    def wants_stream(self) -> bool:
+        """Return whether this asks for the page's stream."""
+        return STREAM in self.request.query_params
+
+    async def show(self, name: str, read: Callable[[], Awaitable[Mapping[str, Any]]], **around: Any) -> Response:
+        """Answer with the page, or with its stream if that was asked for.
+
+        `read`: read what its fragments show; called again for as long as somebody watches. It must depend only on the
+        address of the page and on what the viewer may see. `around`: what else the page shows, outside its fragments.
+        """
+        if self.wants_stream:
+
+            async def render() -> Mapping[str, str]:
+                return templates.fragments(name, {**_everywhere(self.request, self.viewer), **await read()})
+
+            key = f"{self.request.url.path}?{self.request.url.query}\n{self.viewer.tenant or ALL_TENANTS}"
+            return self.console.feed.answer(self.request, key, render, self.viewer.seconds_left)
+        url = self.request.url
+        stream = url.include_query_params(**{STREAM: "1"})
+        context = {"stream": f"{stream.path}?{stream.query}", **around, **await read()}
+        return templates.page(name, _everywhere(self.request, self.viewer) | context)
+
+    def actor(self, reason: str) -> AuditActor:
+        """Return the viewer as the actor of an audit record."""
+        return AuditActor(self.viewer.subject, reason)
+
+
+@immutable
+class ChangeRequest(PageRequest):
+    """A checked form of an operator."""
+
+    form: Form
+
+    def field(self, name: str, default: str = "") -> str:
+        """Return the only value of a field. Raises MalformedRequest."""
+        return forms.one(self.form, name, default)
+
+
+async def _page(request: Request) -> PageRequest:
+    deps: ConsoleDeps = request.state.console
+    viewer = await deps.sessions.read(request.cookies.get(COOKIE, ""))
+    request.state.viewer = viewer
+    return PageRequest(request, viewer)
+
+
+async def _operator_page(request: Request) -> PageRequest:
+    page = await _page(request)
+    if not page.viewer.is_operator:
+        raise InsufficientScope("only operators may do this: it needs the scope orders:operate", "orders:operate")
+    return page
+
+
+async def _change(request: Request) -> ChangeRequest:
+    forms.require_own_origin(request)
+    page = await _operator_page(request)
+    source = guards.CurrentOperator(page.viewer.subject).source
+    content = await page.ops.bodies.read(request, source, forms.MEDIA_TYPE)
+    form = forms.parse(content)
+    forms.require_token(form, page.viewer.session)
+    return ChangeRequest(request, page.viewer, form)
+
+
+Page = Annotated[PageRequest, Depends(_page)]
+OperatorPage = Annotated[PageRequest, Depends(_operator_page)]
+Change = Annotated[ChangeRequest, Depends(_change)]
+
+
+def go_to(address: str) -> Response:
+    """Answer a form: the browser then loads this page (RFC 9110, section 15.4.4)."""
+    return RedirectResponse(address, HTTPStatus.SEE_OTHER)
+
+
+def show_error(request: Request, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with a page that says what went wrong."""
+    viewer: Viewer | None = getattr(request.state, "viewer", None)
+    context = _everywhere(request, viewer) | {"status": status, "detail": detail}
+    page = templates.page("error.html", context, status)
+    for name in ("retry-after", "connection"):
+        if headers is not None and name in headers:
+            page.headers[name] = headers[name]
+    return page
+
+
+def _answer_unauthorized(request: Request, error: Unauthorized) -> Response:
+    if request.method != "GET":
+        return show_error(request, HTTPStatus.UNAUTHORIZED, f"{error}: log in, then send the form again")
+    if STREAM in request.query_params:
+        return Response(status_code=HTTPStatus.NO_CONTENT)  # the browser does not open the stream again
+    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return go_to(f"{LOGIN}?next={quote(target, safe='')}")
+
+
+def _everywhere(request: Request, viewer: Viewer | None) -> dict[str, Any]:
+    """Return what every page shows."""
+    deps: ConsoleDeps = request.state.console
+    return {
+        "viewer": viewer,
+        "path": request.url.path,
+        "form_token": "" if viewer is None else forms.token_of(viewer.session),
+        "is_open": deps.sessions.is_open,
+        "playground_url": deps.playground_url,
+    }
+
+
+def local_target(address: str) -> str:
+    """Return the address of a page of the console, from a query that anybody may have written; else its first page."""
+    parts = urlsplit(address)
+    is_local = not parts.scheme and not parts.netloc and parts.path.startswith("/console")
+    return address if is_local and "\\" not in address and address.isprintable() else "/console"
