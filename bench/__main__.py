@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 import uvloop
 
+from bench import picture
 from bench.lab import Lab, directory_of_a_run
-from bench.picture import as_svg
 from bench.regression import regressions
 from bench.report import as_text
 from bench.rounds import Comparison, Plan
@@ -42,7 +42,7 @@ def main(
     (output / "bench.json").write_text(
         json.dumps({name: asdict(row) for name, row in results.items()}, indent=1) + "\n"
     )
-    (output / "bench.svg").write_text(as_svg(results))
+    (output / "bench.svg").write_text(picture.of_ratios(results))
     lost = list(regressions(json.loads(against.read_text()), results)) if against else []
     for line in lost:
         typer.echo(f"REGRESSION: {line}")

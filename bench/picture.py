@@ -1,39 +1,66 @@
-"""The ratios as a picture: how many times as fast as each floor and peer the service is, on a logarithmic scale."""
+"""The pictures: how many times as fast as each floor and peer the service is, and where its processor time goes."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from xml.sax.saxutils import escape
 
 from bench.rounds import Comparison, Ratio
 
 WIDTH, LINE, TOP = 760, 26, 54
-FIRST, LAST = 300, 680  # where the scale begins and ends
+FIRST, LAST = 300, 680  # where the scale of the ratios begins and ends
+SHARES, PERCENT = 240, 8.0  # where the bars of the shares begin, and the pixels of a percent
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 STYLE = """
     text { font: 13px system-ui, sans-serif; fill: #24292f }
     .title { font-weight: 600; font-size: 15px } .small { fill: #57606a; font-size: 11px }
-    .faster { fill: #2a7f62 } .slower { fill: #8a6d3b } .spread { stroke: #24292f; stroke-width: 1.5 }
+    .faster { fill: #2a7f62 } .slower { fill: #8a6d3b } .share { fill: #3b6ea8 }
+    .spread { stroke: #24292f; stroke-width: 1.5 }
     .tick { stroke: #d0d7de } .one { stroke: #57606a } .page { fill: #fff }
     @media (prefers-color-scheme: dark) {
         text { fill: #e6edf3 } .small { fill: #9198a1 } .faster { fill: #3fb68b } .slower { fill: #c69a4c }
-        .spread { stroke: #e6edf3 } .tick { stroke: #30363d } .one { stroke: #9198a1 } .page { fill: #0d1117 }
+        .share { fill: #6ca0dc } .spread { stroke: #e6edf3 } .tick { stroke: #30363d } .one { stroke: #9198a1 }
+        .page { fill: #0d1117 }
     }
 """
 
 
-def as_svg(results: Mapping[str, Comparison]) -> str:
-    """Return the picture of all ratios: a bar from 1 to the median, and a line from the lowest to the highest."""
+def of_ratios(results: Mapping[str, Comparison]) -> str:
+    """Return the picture of all ratios, on a logarithmic scale.
+
+    A bar goes from 1 to the median, and a line from the lowest to the highest.
+    """
     bars = [(f"{name} ÷ {other}", found) for name, row in results.items() for other, found in row.ratios.items()]
-    height = TOP + LINE * len(bars) + 34
+    height, ticks = TOP + LINE * len(bars) + 34, _ticks(bars)
+    lines = ['<text class="title" x="16" y="26">Rate of the service ÷ rate of …</text>', *_scale(height, ticks)]
+    for number, bar in enumerate(bars):
+        lines.extend(_bar(TOP + LINE * number, *bar, ticks))
+    return _page("How many times as fast as each floor and peer the service is", height, lines)
+
+
+def of_profile(rows: Mapping[str, Counter[str]]) -> str:
+    """Return the picture of a profile: for each row a bar for each part, in percent of the row's samples."""
+    lines, top = [], TOP
+    for row, parts in rows.items():
+        lines.append(f'<text class="title" x="16" y="{top - 10}">{escape(row)}: share of the processor time</text>')
+        for part, samples in parts.most_common():
+            share = 100 * samples / parts.total()
+            lines.append(f'<text x="16" y="{top + 17}">{escape(part)}</text>')
+            lines.append(f'<rect class="share" x="{SHARES}" y="{top + 5}" width="{share * PERCENT:.1f}" height="16"/>')
+            lines.append(f'<text x="{SHARES + share * PERCENT + 8:.1f}" y="{top + 17}">{share:.0f} %</text>')
+            top += LINE
+        top += TOP
+    return _page("Where the processor time of the service goes", top - TOP + 16, lines)
+
+
+def _page(title: str, height: int, lines: Iterable[str]) -> str:
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-            "<title>How many times as fast as each floor and peer the service is</title>",
+            f"<title>{title}</title>",
             f"<style>{STYLE}</style>",
             f'<rect class="page" width="{WIDTH}" height="{height}"/>',
-            '<text class="title" x="16" y="26">Rate of the service ÷ rate of …</text>',
-            *_scale(height, _ticks(bars)),
-            *(line for number, bar in enumerate(bars) for line in _bar(TOP + LINE * number, *bar, _ticks(bars))),
+            *lines,
             "</svg>\n",
         )
     )

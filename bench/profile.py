@@ -8,17 +8,16 @@ import asyncio
 import re
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
-from xml.sax.saxutils import escape
 
 import asyncpg
 import typer
 import uvloop
 
-from bench import peers
+from bench import peers, picture
 from bench.client import new_keys, orders, saturate
 from bench.lab import Contender, Lab, directory_of_a_run
 from bench.measure import WARM_UP_SECONDS
@@ -41,7 +40,6 @@ PARTS = {  # by the innermost frame that matches
     "event loop": r"uvloop/|asyncio/",
 }
 WAITS = re.compile(r"(_pause|wait) \((app/observability/logs|threading)\.py")  # of the thread that writes the log
-WIDTH, LINE, TOP, FIRST, SCALE = 760, 22, 60, 240, 8.0  # pixels; SCALE: for each percent
 
 
 async def profile(directory: Path, seconds: float) -> dict[str, Counter[str]]:
@@ -90,38 +88,6 @@ def _part(frames: list[str]) -> str:
     return "other"
 
 
-def as_svg(rows: Mapping[str, Counter[str]]) -> str:
-    """Return the picture: for each row a bar for each part, in percent of the row's samples."""
-    lines, top = [], TOP
-    for row, parts in rows.items():
-        lines.append(f'<text class="title" x="16" y="{top - 10}">{escape(row)}: share of the processor time</text>')
-        for part, samples in parts.most_common():
-            share = 100 * samples / parts.total()
-            lines.append(f'<text x="16" y="{top + 15}">{escape(part)}</text>')
-            lines.append(f'<rect x="{FIRST}" y="{top + 3}" width="{share * SCALE:.1f}" height="{LINE - 6}"/>')
-            lines.append(f'<text x="{FIRST + share * SCALE + 8:.1f}" y="{top + 15}">{share:.0f} %</text>')
-            top += LINE
-        top += TOP
-    height = top - TOP + 16
-    return "\n".join(
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-            "<title>Where the processor time of the service goes</title>",
-            f"<style>{STYLE}</style>",
-            f'<path class="page" d="M0 0H{WIDTH}V{height}H0z"/>',
-            *lines,
-            "</svg>\n",
-        )
-    )
-
-
-STYLE = """
-    text { font: 13px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600 }
-    rect { fill: #3b6ea8 } .page { fill: #fff }
-    @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } rect { fill: #6ca0dc } .page { fill: #0d1117 } }
-"""
-
-
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="How long each row is sampled.")] = 10.0,
     output: Annotated[Path, typer.Option(help="File for the picture.")] = Path("bench-report/profile.svg"),
@@ -134,7 +100,7 @@ def main(
         for part, samples in parts.most_common():
             typer.echo(f"  {100 * samples / parts.total():5.1f} %  {part}")
     output.parent.mkdir(exist_ok=True)
-    output.write_text(as_svg(rows))
+    output.write_text(picture.of_profile(rows))
 
 
 if __name__ == "__main__":

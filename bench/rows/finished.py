@@ -6,7 +6,7 @@ accepting more than it finishes. An order counts when its contender has committe
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -98,20 +98,28 @@ async def compare_finished(
 
 async def finish(lab: Lab, contender: Contender, books: Books, called: Partners, seconds: float) -> Sample:
     """Keep orders open for a window; return when the last one has ended."""
-    async with Client(contender.port, OPEN, orders(new_keys())) as client, replaced(client, called) as stop:
-        steady = await books.confirmed() + OPEN  # by then the first orders, which all began together, have ended
-        async with asyncio.timeout(QUIET_SECONDS):
-            while await books.confirmed() < steady:
-                await client.collect(WARM_UP_SECONDS)
+    async with kept_open([contender.port], books, called) as client:
         sample = await observe(Meter(lab, contender), partial(client.collect, seconds), books.confirmed)
-        stop.set()
-        await client.settle()
     await wait_until(books.is_quiet, QUIET_SECONDS, f"end of the orders of {contender.name}")
     return sample
 
 
 @contextlib.asynccontextmanager
-async def replaced(client: Client, called: Partners, count: int = OPEN) -> AsyncIterator[asyncio.Event]:
+async def kept_open(ports: Sequence[int], books: Books, called: Partners) -> AsyncIterator[Client]:
+    """Keep OPEN orders open for each process. Yield the client when the flow is steady; then only collect."""
+    count = OPEN * len(ports)
+    async with Client(ports, OPEN, orders(new_keys())) as client, _replaced(client, called, count) as stop:
+        steady = await books.confirmed() + count  # by then the first orders, which all began together, have ended
+        async with asyncio.timeout(QUIET_SECONDS):
+            while await books.confirmed() < steady:
+                await client.collect(WARM_UP_SECONDS)
+        yield client
+        stop.set()
+        await client.settle()
+
+
+@contextlib.asynccontextmanager
+async def _replaced(client: Client, called: Partners, count: int) -> AsyncIterator[asyncio.Event]:
     """Place `count` orders, and one more for each shipment until the event that this yields is set."""
     reader, writer = await asyncio.open_connection("127.0.0.1", called.finished_port)
     stop = asyncio.Event()

@@ -1,6 +1,5 @@
 """Shapes of load, which have no floor: even load, a flash sale, a backlog, more processes, traces, a long run."""
 
-import asyncio
 import contextlib
 import itertools
 import resource
@@ -14,11 +13,11 @@ from bench.client import Client, new_keys, orders, send_each
 from bench.lab import Contender, Lab
 from bench.measure import WARM_UP_SECONDS
 from bench.rounds import Comparison, Plan, Ratio, ratio
-from bench.rows.alone import CONFIRMED, PERCENTILES
-from bench.rows.finished import OPEN, ORDERS, Books, Partners, compare_finished, finish, partners, replaced
+from bench.rows.alone import all_confirmed, paced
+from bench.rows.finished import OPEN, ORDERS, Books, Partners, compare_finished, finish, kept_open, partners
 
 SHARES = (0.5, 0.9)  # of the rate at which the service finishes orders when it has all it can do
-STEADY_SECONDS, POLL_SECONDS, PATIENCE_SECONDS = 30.0, 0.5, 1800.0
+STEADY_SECONDS = 30.0
 MOST_CLIENTS = 256
 SALE, BACKLOGS, LONG = 10_000, (15_000, 100_000), 200_000
 SMOKE = 200
@@ -37,14 +36,8 @@ async def even_load(lab: Lab, plan: Plan) -> Comparison:
         capacity = (await finish(lab, service, Books(conn, ORDERS), called, plan.seconds)).rate
         figures["capacity, orders/s"] = ratio([capacity])
         for share in SHARES:
-            async with Client(service.port, MOST_CLIENTS, orders(new_keys())) as client:
-                await client.pace(WARM_UP_SECONDS, share * capacity)
-                traffic = await client.pace(seconds, share * capacity)
-            await _all_confirmed(conn)
-            confirmed = await conn.fetchval(PERCENTILES, int(seconds * share * capacity))
-            names = ("201 p50", "201 p99", "confirmed p50", "confirmed p99")
-            values = (traffic.percentile_ms(0.5), traffic.percentile_ms(0.99), *confirmed)
-            figures |= {f"{share:.0%}: {name}, ms": ratio([value]) for name, value in zip(names, values, strict=True)}
+            found = await paced(service, conn, MOST_CLIENTS, share * capacity, seconds)
+            figures |= {f"{share:.0%}: {name}, ms": ratio([value]) for name, value in found.items()}
     return Comparison("milliseconds", figures=figures)
 
 
@@ -68,7 +61,7 @@ async def flash_sale(lab: Lab, plan: Plan) -> Comparison:
                 f"{customers} sent, {accepted} accepted, {refused} refused, but {placed} in the database"
             )
         begin = await conn.fetchval("SELECT min(placed_at) FROM orders")
-        await _all_confirmed(conn)
+        await all_confirmed(conn)
         figures = {
             "accepted": accepted,
             "refused with 503": refused,
@@ -90,7 +83,7 @@ async def backlog(lab: Lab, plan: Plan) -> Comparison:
                 await send_each(intake.port, OPEN, list(itertools.islice(orders(new_keys()), count)))
             async with _connected(deployment.url) as conn, lab.process(deployment) as service:
                 begin = await conn.fetchval("SELECT clock_timestamp()")
-                await _all_confirmed(conn)
+                await all_confirmed(conn)
                 seconds = float(await conn.fetchval(DURATION, begin))
                 figures[f"{count}: orders/s"] = ratio([count / seconds])
                 figures[f"{count}: resident MiB"] = ratio([_resident_mib(service)])
@@ -122,10 +115,8 @@ async def tracing(lab: Lab, plan: Plan) -> Comparison:
             without = await stack.enter_async_context(lab.service(partners_url=called.url))
             traced = await stack.enter_async_context(lab.service(name=name, partners_url=called.url, **exporting))
             found = await compare_finished(lab, plan, [without, traced], called, stack)
-        merged.contenders |= {
-            f"{service}, beside {name}" if service == "service" else service: sample
-            for service, sample in found.contenders.items()
-        }
+        merged.contenders[f"service, beside {name}"] = found.contenders["service"]
+        merged.contenders[name] = found.contenders[name]
         merged.ratios |= found.ratios
         merged.cost_ratios |= found.cost_ratios
     return merged
@@ -137,14 +128,12 @@ async def long_run(lab: Lab, plan: Plan) -> Comparison:
     figures: dict[str, Ratio] = {}
     async with _running(lab) as (service, called, conn):
         books = Books(conn, ORDERS)
-        async with Client(service.port, OPEN, orders(new_keys())) as client, replaced(client, called) as stop:
+        async with kept_open([service.port], books, called) as client:
             for part in range(1, 11):
                 while await books.confirmed() < part * tenth:
                     await client.collect(WARM_UP_SECONDS)
                 figures[f"MiB after {part * tenth}"] = ratio([_resident_mib(service)])
-            stop.set()
-            await client.settle()
-        await _all_confirmed(conn)
+        await all_confirmed(conn)
     return Comparison("resident memory", figures=figures)
 
 
@@ -171,26 +160,13 @@ async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
 async def _rate(ports: Sequence[int], conn: asyncpg.Connection, called: Partners, plan: Plan) -> float:
     """Return how many orders are finished a second while OPEN are open for each process."""
     books = Books(conn, ORDERS)
-    count = OPEN * len(ports)
-    async with Client(ports, OPEN, orders(new_keys())) as client, replaced(client, called, count) as stop:
-        steady = await books.confirmed() + count
-        while await books.confirmed() < steady:
-            await client.collect(WARM_UP_SECONDS)
+    async with kept_open(ports, books, called) as client:
         before = await books.confirmed()
         begin = time.perf_counter()
         await client.collect(plan.seconds)
         rate = (await books.confirmed() - before) / (time.perf_counter() - begin)
-        stop.set()
-        await client.settle()
-    await _all_confirmed(conn)
+    await all_confirmed(conn)
     return rate
-
-
-async def _all_confirmed(conn: asyncpg.Connection) -> None:
-    """Return when all orders are confirmed. It asks seldom: the question reads the whole table."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await conn.fetchval(CONFIRMED):  # noqa: ASYNC110 - the condition is in the database
-            await asyncio.sleep(POLL_SECONDS)
 
 
 def _resident_mib(contender: Contender) -> float:

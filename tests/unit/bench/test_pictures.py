@@ -2,8 +2,7 @@
 
 import re
 
-from bench.picture import as_svg
-from bench.profile import as_svg as profile_svg
+from bench import picture
 from bench.profile import count
 from bench.regression import regressions
 from bench.rounds import Comparison, Ratio
@@ -27,13 +26,13 @@ def test_a_sample_belongs_to_the_innermost_part() -> None:
 
 def test_the_profile_shows_shares() -> None:
     """Each part has its share, the largest first."""
-    texts = re.findall(r"<text[^>]*>([^<]*)", profile_svg({"accept": count(SAMPLES)}))
+    texts = re.findall(r"<text[^>]*>([^<]*)", picture.of_profile({"accept": count(SAMPLES)}))
     assert texts[1:] == ["asyncpg", "50 %", "saga", "33 %", "event loop", "17 %"]
 
 
 def test_bars_begin_at_one() -> None:
     """A contender that is faster has its bar to the left, a slower one to the right; rows without ratios have none."""
-    bars = re.findall(r'<rect class="(\w+er)" x="([\d.]+)" y="\d+" width="([\d.]+)"', as_svg(ROWS))
+    bars = re.findall(r'<rect class="(\w+er)" x="([\d.]+)" y="\d+" width="([\d.]+)"', picture.of_ratios(ROWS))
     (slower, left, width), (faster, right, _) = bars
     assert (slower, faster) == ("slower", "faster")
     assert abs(float(left) + float(width) - float(right)) < 1
