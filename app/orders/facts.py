@@ -17,7 +17,7 @@ FINISHED = (
 
 @immutable
 class OrderPlaced(Fact):
-    """An order and its event are committed."""
+    """An order and its event are committed. `order_id`: as text, as in the order's address."""
 
     level = "info"
     event = "order.placed"

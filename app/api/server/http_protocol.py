@@ -13,11 +13,11 @@ import struct
 from functools import partial
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uuid_utils import uuid4
 
 from app.api import problems
 from app.api.middleware import REQUEST_ID, protect

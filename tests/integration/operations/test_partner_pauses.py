@@ -1,4 +1,4 @@
-"""Operators pause and resume partners, by route and by command. Each action is recorded, and orders tell of it."""
+"""Operators pause and resume partners, by route and by command. Each action is recorded, and shown in the timeline of orders."""
 
 import asyncio
 import os

@@ -158,7 +158,7 @@ async def test_a_release_skips_locked_sagas(stage: Stage) -> None:
 
 
 async def test_an_undo_waits_too_and_needs_no_operator(stage: Stage) -> None:
-    """However long the pause is. After it, the undo has the usual time."""
+    """A pause of any length changes nothing for it. After the pause, the undo has the usual time."""
     saga = await start_saga(stage.pool, **UNDELIVERABLE)
     await set_faults(stage.http, NO_REFUNDS)
     process = Process(stage, more={"needs_operator_seconds": 300.0})
