@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uuid_utils import uuid4
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api import problems
 from app.api.middleware import REQUEST_ID, protect

@@ -1,4 +1,4 @@
-"""Operators pause and resume partners, by route and by command. Each action is recorded, and shown in the timeline of orders."""
+"""Operators pause and resume partners, by route and by command. Each action is recorded, and timelines show it."""
 
 import asyncio
 import os
