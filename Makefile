@@ -118,11 +118,12 @@ requirements: .venv/.dev ## pin the newest versions that pyproject.toml allows
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-find-links --no-emit-index-url
 
-# Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer and
-# Prometheus always as processes; libfaketime and libfiu are loaded into some.
+# Tests start servers of their own: in containers where there is an engine for them, else as processes; PgBouncer,
+# Prometheus and the browser always as processes; libfaketime and libfiu are loaded into some.
 .PHONY: .servers
 .servers: .venv/.dev
-	@if $(BIN)/python -m tests.harness.containers --pull; then scripts/install-servers pgbouncer libfaketime fiu-utils prometheus; \
+	@if $(BIN)/python -m tests.harness.containers --pull; then \
+		scripts/install-servers pgbouncer libfaketime fiu-utils prometheus chromium-headless-shell; \
 		else scripts/install-servers; fi
 
 .venv/.dev: requirements/dev.txt pyproject.toml

@@ -15,6 +15,7 @@ import pytest
 from app.db import Pool
 from app.partners.http import HttpClient
 from tests.harness import brokers, caches, databases, ports, sandboxes
+from tests.harness.browser import Visitors, visiting
 from tests.harness.processes import Service, tail
 from tests.harness.run import OWN, ControllerRun, Run
 from tests.harness.sandboxes import Partners
@@ -102,6 +103,13 @@ async def start_service(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable
             return await services.enter_async_context(Service(env, args, log=log, module=module))
 
         yield start
+
+
+@pytest.fixture
+async def visitors() -> AsyncIterator[Visitors]:
+    """A browser. The test fails if it complains of anything, or asks another host for anything."""
+    async with visiting() as visitors:
+        yield visitors
 
 
 @pytest.fixture(scope="session")
