@@ -99,6 +99,7 @@ class PageRequest:
             async def render() -> Mapping[str, str]:
                 return templates.fragments(name, {**_everywhere(self.request, self.viewer), **await read()})
 
+            self.request.state.slot.release()  # a stream may last for hours, and costs next to nothing
             key = f"{self.request.url.path}?{self.request.url.query}\n{self.viewer.tenant or ALL_TENANTS}"
             return self.console.feed.answer(self.request, key, render, self.viewer.seconds_left)
         url = self.request.url
