@@ -17,11 +17,12 @@ from starlette.responses import RedirectResponse
 
 from app.api import problems
 from app.api.ops.deps import OpsDeps
+from app.api.params import parse_reason
 from app.auth import guards
 from app.console.deps import ConsoleDeps
 from app.console.links import templates
 from app.console.sessions import COOKIE, Viewer
-from app.errors import InsufficientScope, OrdersError, Unauthorized
+from app.errors import InsufficientScope, OrdersError, Unauthorized, ValidationFailed
 from app.operations.audit import AuditActor
 from app.pages import forms
 from app.pages.forms import Form
@@ -107,6 +108,10 @@ class PageRequest:
         context = {"stream": f"{stream.path}?{stream.query}", **around, **await read()}
         return templates.page(name, _everywhere(self.request, self.viewer) | context)
 
+    def answer(self, name: str, **shown: Any) -> Response:
+        """Answer with a page that is not live."""
+        return templates.page(name, _everywhere(self.request, self.viewer) | shown)
+
     def actor(self, reason: str) -> AuditActor:
         """Return the viewer as the actor of an audit record."""
         return AuditActor(self.viewer.subject, reason)
@@ -121,6 +126,13 @@ class ChangeRequest(PageRequest):
     def field(self, name: str, default: str = "") -> str:
         """Return the only value of a field. Raises MalformedRequest."""
         return forms.one(self.form, name, default)
+
+    def reason(self) -> str:
+        """Return the operator's reason, from the field of `ui.reason`. Raises ValidationFailed."""
+        try:
+            return parse_reason(self.field("reason"))
+        except ValueError as error:
+            raise ValidationFailed(f"the reason {error}") from error
 
 
 async def _page(request: Request) -> PageRequest:
