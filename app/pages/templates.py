@@ -19,7 +19,8 @@ POLICY = (
 )
 SHORT_SECONDS = 9.95  # below, a fraction of a second matters
 UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
-HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+# Under `no-referrer`, the policy of all other responses, browsers send forms with `Origin: null` (Fetch, section 3.2).
+HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store", "Referrer-Policy": "same-origin"}
 
 
 class Templates:
