@@ -154,6 +154,30 @@ async def prune(
 
 
 @immutable
+class DeadCount:
+    """How many messages are recorded as dead, and when the newest of them died; None: there is none."""
+
+    number: int
+    newest_at: datetime | None
+
+
+async def count_dead(conn: Connection, consumer: str, at_most: int) -> DeadCount:
+    """Count the messages that are recorded as dead, without purged ones, among the `at_most` that died last."""
+    row = await conn.fetchrow(
+        f"""
+        SELECT count(*) AS number, max(dead_at) AS newest_at FROM (
+            SELECT dead_at, purged_at FROM inbox
+            WHERE consumer = $1 AND dead_at IS NOT NULL AND processed_at IS NULL
+            ORDER BY dead_at DESC LIMIT {at_most:d}
+        ) AS dead WHERE purged_at IS NULL
+        """,  # noqa: S608 - a number
+        consumer,
+    )
+    assert row is not None  # noqa: S101 - bug: an aggregate always has its row
+    return DeadCount(**row)
+
+
+@immutable
 class InboxRecord:
     """What the inbox knows about a message that was delivered at least once."""
 

@@ -9,22 +9,38 @@ from app.messaging.outbox import PENDING
 from app.values import immutable
 
 
-async def stats(conn: Connection) -> tuple[int, float, int]:
-    """Return the number of pending rows, the age in seconds of the oldest, and the number of parked rows."""
+@immutable
+class UnpublishedCounts:
+    """How many rows are pending and parked, and since when the oldest pending one is; None: none is. `at`: now.
+
+    The times are those of Postgres's clock.
+    """
+
+    pending: int
+    oldest_pending_at: datetime | None
+    parked: int
+    at: datetime
+
+
+async def count_unpublished(conn: Connection) -> UnpublishedCounts:
+    """Count the unpublished rows."""
     row = await conn.fetchrow(
         f"""
         SELECT count(*) FILTER (WHERE {PENDING}) AS pending,
-               coalesce(
-                   extract(
-                       epoch FROM clock_timestamp() - min(coalesce(pending_since, occurred_at)) FILTER (WHERE {PENDING})
-                   ), 0
-               )::float8 AS age,
-               count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked
+               min(coalesce(pending_since, occurred_at)) FILTER (WHERE {PENDING}) AS oldest_pending_at,
+               count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked, clock_timestamp() AS at
         FROM outbox WHERE published_at IS NULL
         """  # noqa: S608 - a constant
     )
     assert row is not None  # noqa: S101 - bug: an aggregate always has its row
-    return row["pending"], max(0.0, row["age"]), row["parked"]
+    return UnpublishedCounts(**row)
+
+
+async def stats(conn: Connection) -> tuple[int, float, int]:
+    """Return the number of pending rows, the age in seconds of the oldest, and the number of parked rows."""
+    counts = await count_unpublished(conn)
+    oldest_at = counts.oldest_pending_at or counts.at
+    return counts.pending, max(0.0, (counts.at - oldest_at).total_seconds()), counts.parked
 
 
 async def depths(conn: Connection, types: Collection[str]) -> tuple[int, int]:
@@ -58,7 +74,7 @@ class UnpublishedRow:
     waits_for: int | None
 
 
-async def list_unpublished(conn: Connection, limit: int) -> list[UnpublishedRow]:
+async def list_unpublished(conn: Connection, limit: int, *, parked_only: bool = False) -> list[UnpublishedRow]:
     """Return up to `limit` unpublished rows: parked ones first, then pending ones, longest due first."""
     rows = await conn.fetch(
         f"""
@@ -72,11 +88,15 @@ async def list_unpublished(conn: Connection, limit: int) -> list[UnpublishedRow]
         FROM (
             (SELECT * FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL ORDER BY parked_at, id LIMIT $1)
             UNION ALL
-            (SELECT * FROM outbox WHERE {PENDING} ORDER BY next_attempt_at, id LIMIT $1)
+            (
+                SELECT * FROM outbox WHERE {PENDING}
+                ORDER BY next_attempt_at, id LIMIT CASE WHEN $2 THEN 0 ELSE $1 END
+            )
         ) AS first
         ORDER BY parked_at NULLS LAST, next_attempt_at, id LIMIT $1
         """,  # noqa: S608 - a constant
         limit,
+        parked_only,
     )
     return [UnpublishedRow(**row) for row in rows]
 
@@ -148,6 +168,18 @@ async def requeue(conn: Connection, ids: Collection[UUID]) -> list[str]:
         list(ids),
     )
     return [row["subject"] for row in rows]
+
+
+async def lock_parked(conn: Connection, limit: int) -> list[UUID]:
+    """Lock up to `limit` parked rows, longest parked first, and return their ids. Skip rows that others have locked."""
+    rows = await conn.fetch(
+        """
+        SELECT id FROM outbox WHERE published_at IS NULL AND parked_at IS NOT NULL
+        ORDER BY parked_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
+        """,
+        limit,
+    )
+    return [row["id"] for row in rows]
 
 
 async def exists(conn: Connection, row_id: UUID) -> bool:

@@ -6,8 +6,12 @@ from typing import Self
 
 from pydantic import BaseModel
 
+from app import db
+from app.messaging import inbox
 from app.operations.dead_letters import Finding, Summary
 from app.orders.model import rfc3339
+
+COUNTED = 10_000  # a count stops there: beyond it, the exact number tells an operator nothing more
 
 
 class DeadLetterView(BaseModel):
@@ -81,6 +85,24 @@ class TreatedAnswer(DeadLettersAnswer):
             done=summary.matched,
             from_outbox=summary.from_outbox,
         )
+
+
+class RecordedDead(BaseModel):
+    """What the inbox says of one consumer: how many messages are dead, at most `COUNTED`, and since when the newest is.
+
+    These are fewer than the dead letters if the broker itself or an unreadable message made some, and more if some were
+    lost. In contrast to a look at the dead letters, counting them disturbs nothing.
+    """
+
+    number: int
+    newest_at: str | None
+
+
+async def read_recorded(pool: db.Pool, consumer: str) -> RecordedDead:
+    """Count the messages that the inbox records as dead. Raises DatabaseUnavailable."""
+    async with db.connection(pool) as conn:
+        dead = await inbox.count_dead(conn, consumer, COUNTED)
+    return RecordedDead(number=dead.number, newest_at=_instant(dead.newest_at))
 
 
 def _instant(instant: datetime | None) -> str | None:

@@ -130,10 +130,10 @@ class DeadLetters:
             summary = Summary(scan.depth)
             while selection.limit is None or summary.matched < selection.limit:
                 left = BATCH if selection.limit is None else selection.limit - summary.matched
-                letters = await scan.take(min(BATCH, left))
+                letters = await scan.take(BATCH if selection.id is not None else min(BATCH, left))
                 if not letters:
                     break
-                findings = await self._findings(letters, selection)
+                findings = (await self._findings(letters, selection))[:left]
                 if findings and actor is not None:
                     await self._apply(scan, action, [finding.letter for finding in findings])
                 for finding in findings:

@@ -73,6 +73,18 @@ class OutboxAnswer(OutboxCounts):
     rows: list[OutboxRow]
 
 
+class OutboxNow(BaseModel):
+    """The outbox for a page that is read again and again: what has not changed reads the same.
+
+    `oldest_pending_at`: since when the oldest pending row waits; null: none is pending.
+    """
+
+    pending: int
+    oldest_pending_at: str | None
+    parked: int
+    rows: list[OutboxRow]
+
+
 async def count(conn: db.Connection) -> OutboxCounts:
     """Count the rows that are not published."""
     pending, age, parked = await outbox_admin.stats(conn)
@@ -93,10 +105,35 @@ async def read_rows(pool: db.Pool, limit: int) -> OutboxAnswer:
     return OutboxAnswer(**counts.model_dump(), rows=rows)
 
 
-async def requeue(pool: db.Pool, row_id: UUID, actor: AuditActor) -> None:
-    """Make a parked row pending again, with all its attempts. Raises ParkedRowNotFound."""
+async def read_now(pool: db.Pool, limit: int, *, parked_only: bool) -> OutboxNow:
+    """Return the counts and up to `limit` rows, all or only parked ones. Raises DatabaseUnavailable."""
+    async with db.connection(pool) as conn:
+        counts = await outbox_admin.count_unpublished(conn)
+        rows = await outbox_admin.list_unpublished(conn, limit, parked_only=parked_only)
+    return OutboxNow(
+        pending=counts.pending,
+        oldest_pending_at=rfc3339(counts.oldest_pending_at) if counts.oldest_pending_at else None,
+        parked=counts.parked,
+        rows=[OutboxRow.of(row) for row in rows],
+    )
+
+
+async def requeue(pool: db.Pool, row_id: UUID, actor: AuditActor) -> UUID | None:
+    """Make a parked row pending again, with all its attempts. Return its order; None: its subject is none.
+
+    Raises ParkedRowNotFound.
+    """
     async with db.transaction(pool) as conn:
         subjects = await outbox_admin.requeue(conn, [row_id])
         if not subjects:
             raise ParkedRowNotFound(f"no parked outbox row has the id {row_id}")
-        await audit.record(conn, actor, ACTION, as_uuid(subjects[0]), PENDING, {"id": str(row_id)})
+        order_id = as_uuid(subjects[0])
+        await audit.record(conn, actor, ACTION, order_id, PENDING, {"id": str(row_id)})
+    return order_id
+
+
+async def requeue_all(pool: db.Pool, limit: int, actor: AuditActor) -> int:
+    """Make up to `limit` parked rows pending again, with all their attempts, longest parked first. Return how many."""
+    async with audit.on_record(pool, actor, ACTION, None, {"limit": limit}) as counts, db.transaction(pool) as conn:
+        counts["requeued"] = len(await outbox_admin.requeue(conn, await outbox_admin.lock_parked(conn, limit)))
+    return counts["requeued"]

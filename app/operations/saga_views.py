@@ -188,6 +188,14 @@ async def read_unfinished(pool: db.Pool, consumer: str, limit: int, status: str 
     )
 
 
+async def read_purged(pool: db.Pool, consumer: str, limit: int) -> list[UnstartedOrder]:
+    """Return orders that cannot start because an operator purged their event, the longest dead first."""
+    async with db.connection(pool) as conn:
+        return [
+            UnstartedOrder.of(order) for order in await unstarted.list_blocked(conn, consumer, limit, purged_only=True)
+        ]
+
+
 async def read_one(pool: db.Pool, order_id: UUID, consumer: str) -> SagaAnswer:
     """Return an order with its saga, its log, what operators did, and its timeline. Raises OrderNotFound."""
     story = await timeline.read(pool, order_id, None, consumer)

@@ -34,17 +34,20 @@ class BlockedOrder:
     age_seconds: float
 
 
-async def list_blocked(conn: db.Connection, consumer: str, limit: int) -> list[BlockedOrder]:
+async def list_blocked(
+    conn: db.Connection, consumer: str, limit: int, *, purged_only: bool = False
+) -> list[BlockedOrder]:
     """Return up to `limit` blocked orders, the one whose message has been dead longest first."""
     rows = await conn.fetch(
         f"""
         SELECT orders.id AS order_id, orders.tenant, inbox.purged_at IS NOT NULL AS purged,
                coalesce(inbox.purged_at, inbox.dead_at) AS since, inbox.attempts, inbox.last_error,
                extract(epoch FROM clock_timestamp() - orders.placed_at)::float8 AS age_seconds
-        FROM {DEAD}
+        FROM {DEAD} AND (inbox.purged_at IS NOT NULL OR NOT $2)
         ORDER BY inbox.dead_at LIMIT {limit:d}
         """,  # noqa: S608 - constants and a number
         consumer,
+        purged_only,
     )
     return [BlockedOrder(**{**row, "order_id": UUID(int=row["order_id"].int)}) for row in rows]
 

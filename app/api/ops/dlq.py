@@ -4,7 +4,7 @@ The writes need no Idempotency-Key: each acts on the dead letters that exist, an
 An interrupted replay may leave a duplicate behind, and the inbox processes only one of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -120,7 +120,9 @@ WRITE_REFUSALS = REFUSALS | openapi.problems(*openapi.BODY_REFUSALS, examples=BU
 async def peek(deps: Deps, query: Annotated[PeekDeadLetters, Query()]) -> JSONResponse:
     """Show dead letters with their reasons and their state in the inbox. They stay in the queue, in order."""
     letters = deps.dead_letters_of(query.queue, "/query/queue")
-    summary, findings = await _scan(letters, DeadLetterAction.PEEK, query, query.limit)
+    findings: list[Finding] = []
+    selection = Selection(query.id, query.since, query.limit)
+    summary = await letters.scan(DeadLetterAction.PEEK, selection, findings.append)
     answer = DeadLettersAnswer.of(letters.queue.name, summary, findings)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
@@ -170,23 +172,28 @@ async def purge(deps: Deps, operator: Operator, body: ActionBody, _: NoQuery) ->
 async def _act(
     deps: OpsDeps, operator: guards.CurrentOperator, body: DeadLetterActionRequest, action: DeadLetterAction
 ) -> JSONResponse:
-    actor = None if body.dry_run else AuditActor(operator.subject, body.reason or "")
     letters = deps.dead_letters_of(body.queue, "/queue")
-    summary, findings = await _scan(letters, action, body, body.limit, actor)
+    selection = Selection(body.id, body.since, body.limit)
+    findings: list[Finding] = []
+    if body.dry_run:
+        summary = await letters.scan(action, selection, findings.append)
+    else:
+        actor = AuditActor(operator.subject, body.reason or "")
+        summary = await act(deps, letters, action, selection, actor, findings.append)
     answer = TreatedAnswer.of_scan(letters.queue.name, summary, findings, dry_run=body.dry_run)
-    if not body.dry_run:
-        deps.signals.emit(EventsPending())
-        log.info("dlq.gone_over", action=action, operator=operator.subject, done=answer.done)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
-async def _scan(
+async def act(
+    deps: OpsDeps,
     letters: DeadLetters,
     action: DeadLetterAction,
-    selection: DeadLetterSelection,
-    limit: int,
-    actor: AuditActor | None = None,
-) -> tuple[Summary, list[Finding]]:
-    findings: list[Finding] = []
-    summary = await letters.scan(action, Selection(selection.id, selection.since, limit), findings.append, actor=actor)
-    return summary, findings
+    selection: Selection,
+    actor: AuditActor,
+    found: Callable[[Finding], None],
+) -> Summary:
+    """Replay or purge the selected dead letters, and wake the relay. The same as `DeadLetters.scan` otherwise."""
+    summary = await letters.scan(action, selection, found, actor=actor)
+    deps.signals.emit(EventsPending())
+    log.info("dlq.gone_over", action=action, operator=actor.name, done=summary.matched)
+    return summary

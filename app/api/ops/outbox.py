@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api import openapi
-from app.api.ops.deps import NO_STORE, NOT_OFFERED
+from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
 from app.api.ops.route import Deps, Operator, operator_router
 from app.api.params import DEFAULT_LIMIT, Limit, ReasonText, StrictModel
 from app.messaging.facts import EventsPending
@@ -104,7 +104,21 @@ async def requeue(
     deps: Deps, operator: Operator, row_id: UUID, body: Annotated[RequeueRequest, Body(default_factory=RequeueRequest)]
 ) -> JSONResponse:
     """Requeue one row. Raises ParkedRowNotFound."""
-    await outbox.requeue(deps.pool, row_id, AuditActor(operator.subject, body.reason or ""))
-    deps.signals.emit(EventsPending())
-    log.info("outbox.requeued", event_id=str(row_id), operator=operator.subject)
+    await requeue_one(deps, row_id, AuditActor(operator.subject, body.reason or ""))
     return JSONResponse(Requeued(id=str(row_id)).model_dump())
+
+
+async def requeue_one(deps: OpsDeps, row_id: UUID, actor: AuditActor) -> UUID | None:
+    """Requeue one row, and wake the relay. Return the row's order. Raises ParkedRowNotFound."""
+    order_id = await outbox.requeue(deps.pool, row_id, actor)
+    deps.signals.emit(EventsPending())
+    log.info("outbox.requeued", event_id=str(row_id), operator=actor.name)
+    return order_id
+
+
+async def requeue_all(deps: OpsDeps, limit: int, actor: AuditActor) -> int:
+    """Requeue up to `limit` rows, longest parked first, and wake the relay. Return how many."""
+    requeued = await outbox.requeue_all(deps.pool, limit, actor)
+    deps.signals.emit(EventsPending())
+    log.info("outbox.requeued", rows=requeued, operator=actor.name)
+    return requeued
