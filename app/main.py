@@ -20,7 +20,7 @@ from app.api.server import http_protocol, listener
 from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
 from app.bootstrap.workers import LEASING_ROLES
-from app.console import dead_letter_actions, dead_letters, home, login, overview
+from app.console import dead_letter_actions, dead_letters, home, login, overview, route
 from app.console import outbox as console_outbox
 from app.console.deps import ConsoleConfig
 from app.errors import DatabaseUnavailable
@@ -98,6 +98,7 @@ def _include_console(app: FastAPI, console: ConsoleConfig) -> None:
         app.include_router(home.router)
     for pages in (login, overview, dead_letters, dead_letter_actions, console_outbox):
         app.include_router(pages.router)
+    route.install(app)
 
 
 def make_server(

@@ -67,15 +67,20 @@ async def authenticate_caller(request: Request, scope: Scope) -> Caller:
         claims = await security.tokens.verify(_read_token(request))
     tenant = DEFAULT_TENANT if claims is None else _read_tenant(claims, security.tenant_claim)
     log_fields.bind(tenant=tenant, **_order_in_path(request))
-    if security.rate_limit is not None:
-        # Count before checking the scope, so that requests without the scope count too.
-        state = await security.rate_limit.count(tenant)
-        request.state.answer_headers = state.headers()
-        state.check()
+    await count_request(request, tenant)  # before checking the scope, so that requests without the scope count too
     if claims is not None:
         _require_scope(claims, scope)
     peer = request.client.host if request.client else ""
     return Caller(tenant, f"peer\n{peer}" if claims is None else tenant)
+
+
+async def count_request(request: Request, tenant: str) -> None:
+    """Count a request against the tenant's rate limit, if there is one. Raises TooManyRequests."""
+    security: Security = request.state.security
+    if security.rate_limit is not None:
+        quota = await security.rate_limit.count(tenant)
+        request.state.answer_headers = quota.headers()
+        quota.check()
 
 
 async def authenticate_operator(request: Request) -> CurrentOperator:

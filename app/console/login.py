@@ -2,14 +2,13 @@
 
 from http import HTTPStatus
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 
 from app.api.ops.deps import OpsDeps
 from app.console.deps import ConsoleDeps
 from app.console.links import assets, templates
-from app.console.route import Page, console_router, go_to, local_target
+from app.console.route import HOME, Page, console_router, go_to, local_target
 from app.console.sessions import COOKIE, Viewer
 from app.errors import InsufficientScope, Unauthorized
 from app.pages import forms
@@ -18,6 +17,12 @@ router = console_router()
 router.include_router(assets.router)
 
 NEEDS_HTTPS = "the console needs HTTPS here: without it, browsers keep its session only on the machine itself"
+
+
+@router.get("/console/")
+async def lead_home() -> Response:
+    """Lead to the first page."""
+    return go_to(HOME)
 
 
 @router.get("/console/login")
@@ -47,7 +52,7 @@ async def log_in(request: Request) -> Response:
         viewer = await deps.sessions.log_in(forms.one(form, "token"))
     except (Unauthorized, InsufficientScope) as error:
         return _show_form(target, str(error), HTTPStatus.UNAUTHORIZED)
-    if not viewer.is_operator and target == "/console":
+    if not viewer.is_operator and target == HOME:
         target = "/console/orders"  # the overview is for operators
     return _enter(request, viewer, target)
 
@@ -83,8 +88,8 @@ def _enter(request: Request, viewer: Viewer, target: str) -> Response:
 
 def _needs_secure(request: Request) -> bool:
     """Return whether the cookie must be `Secure`: everywhere but on this machine over plain HTTP."""
-    origin = request.headers.get("origin", f"{request.url.scheme}://")
-    return not (_is_loopback(request.url.hostname) and urlsplit(origin).scheme == "http")
+    origin = request.headers.get("origin", f"{request.url.scheme}:")
+    return not (_is_loopback(request.url.hostname) and origin.startswith("http:"))
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -7,12 +7,14 @@ the form and has its fields.
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import structlog
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 
 from app.api import problems
@@ -22,17 +24,20 @@ from app.auth import guards
 from app.console.deps import ConsoleDeps
 from app.console.links import templates
 from app.console.sessions import COOKIE, Viewer
-from app.errors import InsufficientScope, OrdersError, Unauthorized, ValidationFailed
+from app.errors import InsufficientScope, OrdersError, Unauthorized, Unavailable, ValidationFailed
+from app.observability import log_fields
 from app.operations.audit import AuditActor
-from app.pages import forms
+from app.pages import feed, forms
 from app.pages.forms import Form
 from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
+HOME = "/console"
 LOGIN = "/console/login"
 STREAM = "stream"  # the query parameter that asks for a page's stream
-ALL_TENANTS = "\n"  # no tenant has this name
+UNAVAILABLE = "the service cannot do this right now: try again in a moment"
+KEPT_HEADERS = ("allow", "connection", "retry-after")  # of an error, on its page
 
 
 class ConsoleRoute(APIRoute):
@@ -45,19 +50,39 @@ class ConsoleRoute(APIRoute):
         async def handle_page(request: Request) -> Response:
             try:
                 return await handle(request)
-            except Unauthorized as error:
-                return _answer_unauthorized(request, error)
+            except (Unauthorized, InsufficientScope) as error:
+                return _refuse(request, error)
             except RequestValidationError as error:
                 mistakes = problems.mistakes(error.errors())
                 text = "; ".join(f"{mistake['pointer']}: {mistake['detail']}" for mistake in mistakes)
                 return show_error(request, HTTPStatus.UNPROCESSABLE_ENTITY, text)
             except OrdersError as error:
                 answer = problems.answer_to(error)  # the same status, headers and log line as in the API
-                return show_error(request, HTTPStatus(answer.status_code), str(error), answer.headers)
-            except HTTPException as error:
-                return show_error(request, HTTPStatus(error.status_code), str(error.detail))
+                # What is unavailable, and where, is for the log.
+                text = UNAVAILABLE if isinstance(error, Unavailable) else str(error)
+                return show_error(request, HTTPStatus(answer.status_code), text, answer.headers)
+            except (ClientDisconnect, HTTPException):  # of the middleware; of `install`
+                raise
+            except Exception:
+                log.exception("console.failed", route=request.scope["route"].path)
+                return show_error(request, HTTPStatus.INTERNAL_SERVER_ERROR, "something went wrong on our side")
 
         return handle_page
+
+
+def install(app: FastAPI) -> None:
+    """Make pages of the framework's own errors below /console: no such page, no such method."""
+    answer_elsewhere = app.exception_handlers[HTTPException]
+
+    async def answer(request: Request, error: Exception) -> Response:
+        found = answer_elsewhere(request, error)
+        response = await found if isinstance(found, Awaitable) else found
+        if not f"{request.scope['path']}/".startswith(f"{HOME}/"):
+            return response
+        detail = error.detail if isinstance(error, HTTPException) else ""
+        return show_error(request, HTTPStatus(response.status_code), detail, response.headers)
+
+    app.add_exception_handler(HTTPException, answer)
 
 
 def console_router() -> APIRouter:
@@ -98,11 +123,13 @@ class PageRequest:
         if self.wants_stream:
 
             async def render() -> Mapping[str, str]:
-                return templates.fragments(name, {**_everywhere(self.request, self.viewer), **await read()})
+                return templates.fragments(name, {**everywhere, **await read()})
 
-            self.request.state.slot.release()  # a stream may last for hours, and costs next to nothing
-            key = f"{self.request.url.path}?{self.request.url.query}\n{self.viewer.tenant or ALL_TENANTS}"
-            return self.console.feed.answer(self.request, key, render, self.viewer.seconds_left)
+            self.request.state.slot.release()  # a stream may last for minutes, and costs next to nothing
+            tenant = self.viewer.tenant
+            everywhere = _everywhere(self.request, self.viewer.without_session())  # the stream is for others, too
+            key = (self.request.scope["path"], self.request.scope["query_string"], tenant)
+            return self.console.feed.answer(self.request, key, render, self.viewer.seconds_left, tenant)
         url = self.request.url
         stream = url.include_query_params(**{STREAM: "1"})
         context = {"stream": f"{stream.path}?{stream.query}", **around, **await read()}
@@ -139,6 +166,9 @@ async def _page(request: Request) -> PageRequest:
     deps: ConsoleDeps = request.state.console
     viewer = await deps.sessions.read(request.cookies.get(COOKIE, ""))
     request.state.viewer = viewer
+    if viewer.tenant is not None:
+        log_fields.bind(tenant=viewer.tenant)
+        await guards.count_request(request, viewer.tenant)
     return PageRequest(request, viewer)
 
 
@@ -174,17 +204,20 @@ def show_error(request: Request, status: HTTPStatus, detail: str, headers: Mappi
     viewer: Viewer | None = getattr(request.state, "viewer", None)
     context = _everywhere(request, viewer) | {"status": status, "detail": detail}
     page = templates.page("error.html", context, status)
-    for name in ("retry-after", "connection"):
+    for name in KEPT_HEADERS:
         if headers is not None and name in headers:
             page.headers[name] = headers[name]
     return page
 
 
-def _answer_unauthorized(request: Request, error: Unauthorized) -> Response:
+def _refuse(request: Request, error: Unauthorized | InsufficientScope) -> Response:
+    """Lead somebody without a session to the login, and to this page after it."""
+    if STREAM in request.query_params:
+        return feed.expired()
+    if isinstance(error, InsufficientScope):
+        return show_error(request, HTTPStatus.FORBIDDEN, str(error))
     if request.method != "GET":
         return show_error(request, HTTPStatus.UNAUTHORIZED, f"{error}: log in, then send the form again")
-    if STREAM in request.query_params:
-        return Response(status_code=HTTPStatus.NO_CONTENT)  # the browser does not open the stream again
     target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return go_to(f"{LOGIN}?next={quote(target, safe='')}")
 
@@ -194,8 +227,8 @@ def _everywhere(request: Request, viewer: Viewer | None) -> dict[str, Any]:
     deps: ConsoleDeps = request.state.console
     return {
         "viewer": viewer,
-        "path": request.url.path,
-        "form_token": "" if viewer is None else forms.token_of(viewer.session),
+        "path": request.scope["path"],
+        "form_token": forms.token_of(viewer.session) if viewer is not None and viewer.session else "",
         "is_open": deps.sessions.is_open,
         "playground_url": deps.playground_url,
     }
@@ -203,6 +236,5 @@ def _everywhere(request: Request, viewer: Viewer | None) -> dict[str, Any]:
 
 def local_target(address: str) -> str:
     """Return the address of a page of the console, from a query that anybody may have written; else its first page."""
-    parts = urlsplit(address)
-    is_local = not parts.scheme and not parts.netloc and parts.path.startswith("/console")
-    return address if is_local and "\\" not in address and address.isprintable() else "/console"
+    is_ours = address == HOME or address.startswith((f"{HOME}/", f"{HOME}?"))
+    return address if is_ours and address.isprintable() else HOME

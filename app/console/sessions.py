@@ -34,6 +34,10 @@ class Viewer:
         """Return whether the viewer may see everything, and change it."""
         return self.tenant is None
 
+    def without_session(self) -> "Viewer":
+        """Return what all viewers with the same rights have in common."""
+        return Viewer("", self.tenant, "", self.expires_at)
+
     @property
     def seconds_left(self) -> float:
         """Return how long the session still lasts."""

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from http import HTTPStatus
 from importlib import resources
+from pathlib import PurePath
 
 from fastapi import APIRouter, HTTPException, Response
 
@@ -30,7 +31,8 @@ class Assets:
         return f"{self._prefix}/{self._versions[name]}/{name}"
 
     async def _serve(self, version: str, name: str) -> Response:
-        if self._versions.get(name) != version:
+        if name not in self._files:
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        media_type = MEDIA_TYPES[name[name.rindex(".") :]]
-        return Response(self._files[name], headers=KEPT, media_type=media_type)
+        # While releases change, another one's page may ask here. A file that nearly fits beats none, but for once only.
+        headers = KEPT if self._versions[name] == version else {}
+        return Response(self._files[name], headers=headers, media_type=MEDIA_TYPES[PurePath(name).suffix])

@@ -3,27 +3,39 @@
 While anybody watches, the task renders each watched page once in PERIOD_SECONDS, however many watch it, one after the
 other: pages use at most one connection at a time. It sends a fragment to a stream only when its HTML has changed. A new
 stream gets all fragments, so a browser that reconnects, also to another process, misses nothing.
+
+A stream ends after STREAM_SECONDS, and the browser opens another one: so whoever has logged out sees no more, and that
+without a memory of sessions.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Mapping
 
 import structlog
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
-from app.errors import OrdersError, Overloaded, Unavailable
+from app.errors import OrdersError, Overloaded, TooManyRequests, Unavailable
 
 log = structlog.get_logger(__name__)
 
 PERIOD_SECONDS = 1.0
+READING_SECONDS = 10.0  # the longest reading of a page: a slow one must not stop the others for long
 CAPACITY = 100  # streams of a process; without one a page shows the state of its loading
+TENANT_CAPACITY = 25  # so that one tenant leaves room for others
+STREAM_SECONDS = 300.0
+RETRY_AFTER_SECONDS = 5
 HEARTBEAT_SECONDS = 15.0  # proxies commonly close a connection that is silent for 60 s
 RETRY_MILLISECONDS = 1000
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx, for one, would hold events back
+MEDIA_TYPE = "text/event-stream"
+EXPIRED = format_sse_event(event="expired", data_str="")
+NOT_CURRENT = "the service cannot read this right now: what you see is not current"
 
 Fragments = Mapping[str, str]  # HTML by the id of its element
 Reader = Callable[[], Awaitable[Fragments]]
@@ -41,34 +53,68 @@ class _Watched:
         self.changed = asyncio.Event()  # a new one after each reading
 
 
+def expired() -> Response:
+    """Answer with a stream that says: the session is over. The page then loads itself again."""
+    return Response(EXPIRED, headers=HEADERS, media_type=MEDIA_TYPE)
+
+
 class Feed:
     """The streams of a process."""
 
-    def __init__(self, capacity: int = CAPACITY, period_seconds: float = PERIOD_SECONDS) -> None:
+    def __init__(
+        self,
+        capacity: int = CAPACITY,
+        period_seconds: float = PERIOD_SECONDS,
+        *,
+        tenant_capacity: int = TENANT_CAPACITY,
+        stream_seconds: float = STREAM_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self._capacity = capacity
         self._period_seconds = period_seconds
-        self._pages: dict[str, _Watched] = {}
+        self._tenant_capacity = tenant_capacity
+        self._stream_seconds = stream_seconds
+        self._heartbeat_seconds = heartbeat_seconds
+        self._pages: dict[Hashable, _Watched] = {}
+        self._by_tenant: Counter[str | None] = Counter()
         self._due = asyncio.Event()
+        self._due_at = 0.0
         self._reading: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
     def count(self) -> int:
         """Return how many streams are open."""
-        return sum(page.streams for page in self._pages.values())
+        return self._by_tenant.total()
 
-    def answer(self, request: Request, key: str, read: Reader, seconds: float | None = None) -> StreamingResponse:
-        """Answer with the stream of a page, for `seconds` at most. `key`: the same for all who see the same page.
+    def answer(
+        self,
+        request: Request,
+        key: Hashable,
+        read: Reader,
+        seconds: float | None = None,
+        tenant: str | None = None,
+    ) -> Response:
+        """Answer with the stream of a page. `seconds`: until the viewer's session is over; None: it never is.
 
-        Raises Overloaded when too many streams are open.
+        `key`: the same for all who see the same page. `tenant`: has its own limit; None: no tenant. Raises Overloaded
+        or TooManyRequests when too many streams are open.
         """
-        if self._stopping or self.count >= self._capacity:
+        if request.scope["state"].get("is_head"):
+            head = Response(headers=HEADERS, media_type=MEDIA_TYPE)
+            del head.headers["Content-Length"]  # a stream has none (RFC 9110, section 8.6)
+            return head
+        if not self._has_room():
             raise Overloaded("too many live pages are open")
+        if tenant is not None and self._by_tenant[tenant] >= self._tenant_capacity:
+            raise TooManyRequests("too many live pages are open", RETRY_AFTER_SECONDS)
         request.scope["state"]["is_stream"] = True
-        return StreamingResponse(self._follow(key, read, seconds), headers=HEADERS, media_type="text/event-stream")
+        events = self._follow(key, read, seconds, tenant)
+        return StreamingResponse(events, headers=HEADERS, media_type=MEDIA_TYPE)
 
     def wake(self) -> None:
         """Read the watched pages now: something has changed."""
+        self._due_at = 0.0
         self._due.set()
 
     def stop(self) -> None:
@@ -84,13 +130,22 @@ class Feed:
             self._reading.cancel()
             await asyncio.wait([self._reading])
 
-    async def _follow(self, key: str, read: Reader, seconds: float | None) -> AsyncGenerator[bytes, None]:
+    def _has_room(self) -> bool:
+        return not self._stopping and self.count < self._capacity
+
+    async def _follow(
+        self, key: Hashable, read: Reader, seconds: float | None, tenant: str | None
+    ) -> AsyncGenerator[bytes, None]:
+        if not self._has_room():  # others came first since `answer`
+            return
+        now = asyncio.get_running_loop().time
+        session_ends_at = math.inf if seconds is None else now() + seconds
+        ends_at = min(session_ends_at, now() + self._stream_seconds)
         sent: dict[str, str] = {}
         problem: str | None = None
-        ends_at = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        with self._watch(key, read) as page:
+        with self._watch(key, read, tenant) as page:
             yield format_sse_event(event="hello", data_str="", retry=RETRY_MILLISECONDS)
-            while not self._stopping:
+            while not self._stopping and now() < ends_at:
                 changed = page.changed
                 for name, text in page.fragments.items():
                     if sent.get(name) != text:
@@ -99,40 +154,49 @@ class Feed:
                 if page.has_been_read and page.problem != problem:
                     problem = page.problem
                     yield format_sse_event(event="problem", data_str=problem or "")
-                if ends_at is not None and asyncio.get_running_loop().time() >= ends_at:
-                    yield format_sse_event(event="expired", data_str="")
-                    return
-                if not await _within(HEARTBEAT_SECONDS, changed):
+                if not await _within(min(self._heartbeat_seconds, ends_at - now()), changed):
                     yield KEEPALIVE_COMMENT
+        if now() >= session_ends_at:
+            yield EXPIRED
 
     @contextlib.contextmanager
-    def _watch(self, key: str, read: Reader) -> Iterator[_Watched]:
+    def _watch(self, key: Hashable, read: Reader, tenant: str | None) -> Iterator[_Watched]:
         page = self._pages.setdefault(key, _Watched(read))
         page.streams += 1
-        self._due.set()
+        self._by_tenant[tenant] += 1
+        if not page.has_been_read:
+            self._due.set()
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_repeatedly())
         try:
             yield page
         finally:
+            self._by_tenant[tenant] -= 1
             page.streams -= 1
             if not page.streams:
                 del self._pages[key]
 
     async def _read_repeatedly(self) -> None:
+        """Read each page once in a period, and a new one at once."""
+        now = asyncio.get_running_loop().time
         while True:
-            await _within(self._period_seconds if self._pages else None, self._due)
+            await _within(max(0.0, self._due_at - now()) if self._pages else None, self._due)
             self._due.clear()
+            is_due = now() >= self._due_at
             for page in list(self._pages.values()):
-                await _read(page)
+                if page.streams and (is_due or not page.has_been_read):
+                    await _read(page)
+            if is_due:
+                self._due_at = now() + self._period_seconds
 
 
 async def _read(page: _Watched) -> None:
     try:
-        page.fragments, page.problem = await page.read(), None
-    except Unavailable as error:
+        async with asyncio.timeout(READING_SECONDS):
+            page.fragments, page.problem = await page.read(), None
+    except (Unavailable, TimeoutError) as error:
         log.info("pages.stale", error=str(error))
-        page.problem = "the service cannot read this right now: what you see is not current"
+        page.problem = NOT_CURRENT
     except OrdersError as error:
         page.problem = str(error)
     except Exception:

@@ -5,11 +5,14 @@
 // A form with data-quiet is sent in the background: the stream shows its effect.
 
 const waiting = new Map();
+const shown = new Map();
 const connection = document.getElementById("connection");
 let stream;
 let retry;
+let silence;
 
 function say(text) {
+  clearTimeout(silence);
   connection.textContent = text;
   connection.hidden = !text;
 }
@@ -21,6 +24,10 @@ function isEdited(field) {
 function put(id, html) {
   const element = document.getElementById(id);
   if (!element) return;
+  if (shown.get(id) === html) { // a new stream sends everything again
+    waiting.delete(id);
+    return;
+  }
   const active = document.activeElement;
   const holdsFocus = element.contains(active);
   if (holdsFocus && isEdited(active)) {
@@ -33,6 +40,7 @@ function put(id, html) {
   const scrolled = [...element.querySelectorAll("[id]")].filter((box) => box.scrollLeft || box.scrollTop)
     .map((box) => [box.id, box.scrollLeft, box.scrollTop]);
   element.innerHTML = html;
+  shown.set(id, html);
   for (const box of element.querySelectorAll("details[id]")) if (open.has(box.id)) box.open = true;
   for (const box of element.querySelectorAll("input[type=checkbox][id]")) if (checked.has(box.id)) box.checked = true;
   for (const [name, left, top] of scrolled) document.getElementById(name)?.scrollTo(left, top);
@@ -52,7 +60,8 @@ function follow() {
   stream.addEventListener("problem", (event) => say(event.data));
   stream.addEventListener("expired", () => location.reload());
   stream.addEventListener("error", () => {
-    say("Reconnecting …");
+    clearTimeout(silence);
+    silence = setTimeout(say, 2500, "Reconnecting …"); // a stream ends now and then, and is back within a second
     if (stream.readyState === EventSource.CLOSED) retry = setTimeout(follow, 5000); // the browser does not try again
   });
 }
@@ -91,7 +100,7 @@ document.addEventListener("visibilitychange", () => {
   if (!document.body.dataset.stream) return;
   if (document.hidden) {
     clearTimeout(retry);
-    stream.close(); // browsers allow six connections per host
+    stream?.close(); // browsers allow six connections per host
   } else follow();
 });
 if (document.body.dataset.stream && !document.hidden) follow();
