@@ -150,6 +150,8 @@ class RabbitMQ(Killable):
     `env` is added to its environment.
     """
 
+    start_seconds = RABBITMQ_START_SECONDS
+
     def __init__(
         self,
         directory: Path,
@@ -183,7 +185,7 @@ class RabbitMQ(Killable):
             *(start_process(c, self.home, self._environment() | self._env, self.log) for c in self._commands())
         )
         try:
-            await wait_until(self._accepts_connections, RABBITMQ_START_SECONDS, "connection to RabbitMQ")
+            await wait_until(self._accepts_connections, self.start_seconds, "connection to RabbitMQ")
         except BaseException as error:
             await self.kill()
             error.add_note(tail(self.log))
