@@ -9,6 +9,7 @@ from playwright.async_api import Page
 
 ADMIN_TOKEN = "the-admin-token-of-the-tests"
 SETTINGS: Mapping[str, str] = {"console": "true", "admin_token": ADMIN_TOKEN}
+ENVIRONMENT = {f"ORDERS_{name.upper()}": value for name, value in SETTINGS.items()}  # of a process
 FORM_TOKEN = re.compile(r'name="form_token" value="([^"]*)"')
 
 
