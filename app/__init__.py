@@ -13,7 +13,8 @@ The way of an order, in reading order:
     saga             start, plan, orchestrator, gateway: call partners until the order is confirmed or all is undone
     partners         inventory, payment (also Stripe), shipping: one attempt a call, one of four outcomes    (circuit)
 
-For operators: `operations` is what they see and do; `api.ops` and `cli` show it. `operations.maintenance` resends what
+For operators: `operations` is what they see and do; `api.ops`, `cli` and `console` show it. `pages` keeps the console's
+pages live and checks their forms. `operations.maintenance` resends what
 a broker lost and removes rows past their retention.
 
 Around it: `main` and `bootstrap` put the parts of a process together from `settings`; `demo` runs the whole system in
