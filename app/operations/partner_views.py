@@ -10,7 +10,7 @@ from app.operations.partners import PartnerAction, PauseOutcome
 from app.orders.model import rfc3339
 from app.partners.circuit import CircuitState
 from app.saga import pauses
-from app.saga.pauses import PartnerPause
+from app.saga.pauses import LateOrders, PartnerPause
 from app.saga.steps import partners
 
 CIRCUITS: dict[CircuitState, Literal["closed", "half-open", "open"]] = {
@@ -58,7 +58,7 @@ class PartnerChanged(BaseModel):
     """The result of an operator's action. `message`: the outcome as text. `pause`: null after a resume.
 
     `orders_too_late`: unfinished orders that reach their deadline before the end of the pause, so that they would be
-    rejected; then `warning` says so.
+    rejected. `warning`: says so, and whether new orders would be; null: neither.
     """
 
     partner: str
@@ -70,19 +70,18 @@ class PartnerChanged(BaseModel):
     warning: str | None
 
     @classmethod
-    def of_pause(cls, pause: PartnerPause, outcome: PauseOutcome, late: int) -> Self:
+    def of_pause(cls, pause: PartnerPause, outcome: PauseOutcome, late: LateOrders) -> Self:
         """Return the view of a pause that has just begun."""
         view = PauseView.of(pause)
         before = ", instead of the pause before" if outcome is PauseOutcome.REPLACED else ""
-        warning = f"{late} unfinished orders reach their deadline before then, and would be rejected" if late else None
         return cls(
             partner=pause.partner,
             action=PartnerAction.PAUSE,
             outcome=outcome,
             message=f"calls to {pause.partner} are paused until {view.ends_at}{before}",
             pause=view,
-            orders_too_late=late,
-            warning=warning,
+            orders_too_late=late.number,
+            warning=warn(late),
         )
 
     @classmethod
@@ -99,6 +98,16 @@ class PartnerChanged(BaseModel):
             orders_too_late=0,
             warning=None,
         )
+
+
+def warn(late: LateOrders) -> str | None:
+    """Return what a pause costs, as text; None: nothing."""
+    new = None if late.placed_before is None else f"orders placed before {rfc3339(late.placed_before)}"
+    if late.number:
+        reach = "order reaches its" if late.number == 1 else "orders reach their"
+        warning = f"{late.number} unfinished {reach} deadline before then, and would be rejected"
+        return warning + (f"; so would {new}" if new else "")
+    return f"{new} reach their deadline before then, and would be rejected" if new else None
 
 
 async def read_partners(pool: db.Pool, circuit_state: Callable[[str], CircuitState] | None = None) -> PartnersAnswer:

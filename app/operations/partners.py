@@ -4,6 +4,7 @@ Orders are taken all the same. A saga that needs the partner waits, forward and 
 run on. Every process obeys within `pause_watch.PERIOD_SECONDS`; a call that has started is not interrupted.
 """
 
+from datetime import timedelta
 from enum import StrEnum
 
 from app import db
@@ -11,7 +12,7 @@ from app.errors import PartnerNotFound
 from app.operations import audit
 from app.operations.audit import AuditActor
 from app.saga import pauses
-from app.saga.pauses import PartnerPause
+from app.saga.pauses import LateOrders, PartnerPause
 from app.saga.steps import partners
 
 
@@ -38,13 +39,21 @@ def require(partner: str) -> str:
     return partner
 
 
+async def preview_pause(pool: db.Pool, partner: str, seconds: float) -> LateOrders:
+    """Return which orders a pause from now on would reject, and change nothing. Raises PartnerNotFound."""
+    require(partner)
+    async with db.connection(pool) as conn:
+        ends_at = await db.now(conn) + timedelta(seconds=seconds)
+        return await pauses.find_late(conn, partner, ends_at)
+
+
 async def pause(
     pool: db.Pool, partner: str, seconds: float, actor: AuditActor
-) -> tuple[PartnerPause, PauseOutcome, int]:
+) -> tuple[PartnerPause, PauseOutcome, LateOrders]:
     """Pause a partner from now on. A pause in force is replaced: its end and its reason are no longer valid.
 
-    Return the pause, the outcome, and how many unfinished orders reach their deadline before its end: they would be
-    rejected. Raises PartnerNotFound.
+    Return the pause, the outcome, and which orders reach their deadline before its end: they would be rejected. Raises
+    PartnerNotFound.
     """
     require(partner)
     async with db.transaction(pool) as conn:
@@ -53,7 +62,7 @@ async def pause(
         await audit.record(
             conn, actor, PartnerAction.PAUSE, None, outcome, {"partner": partner, "seconds": round(seconds)}
         )
-        late = await pauses.count_late(conn, partner, begun.ends_at)
+        late = await pauses.find_late(conn, partner, begun.ends_at)
     return begun, outcome, late
 
 

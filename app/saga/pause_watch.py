@@ -38,12 +38,15 @@ class PauseWatch:
         """Read the pauses, and make due the sagas that wait for a pause that has ended. Return 0.
 
         They are released twice, in two rounds: a runner that decided to wait before the first one may have written its
-        saga since, and another process may have noticed the end later. A saga that escapes both looks again within
-        `gateway.LOOK_AGAIN_SECONDS`.
+        saga since, and another process may have noticed the end later. A saga that escapes both looks again at the
+        latest when the pause would have ended. The first round also releases those of pauses that an operator ended
+        while no process ran.
         """
+        is_first = not self._known.known
         async with db.connection(self._pool) as conn:
             remaining = await pauses.read_remaining(conn)
-        is_first = not self._known.known
+            if is_first:
+                self._ended = await pauses.read_resumed(conn)
         for partner in remaining:
             if not self._known.is_paused(partner):
                 log.warning("partner.paused", partner=partner, seconds=round(remaining[partner]))

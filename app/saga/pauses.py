@@ -52,6 +52,17 @@ class PartnerPause:
     reason: str
 
 
+@immutable
+class LateOrders:
+    """Orders that a pause would reject: `number` unfinished ones, and those that are placed before `placed_before`.
+
+    `placed_before` None: orders placed from now on reach their deadline after the pause, or no saga tells their time.
+    """
+
+    number: int
+    placed_before: datetime | None
+
+
 class PartnerPauses:
     """The pauses that this process knows of. `known`: they have been read. `clock` returns seconds.
 
@@ -90,6 +101,17 @@ async def read_remaining(conn: db.Connection) -> dict[str, float]:
         """  # noqa: S608 - a constant
     )
     return {row["partner"]: row["seconds"] for row in rows}
+
+
+async def read_resumed(conn: db.Connection) -> set[str]:
+    """Return the partners with a pause that an operator ended or replaced before its time, which has not come yet."""
+    rows = await conn.fetch(
+        """
+        SELECT DISTINCT partner FROM partner_pauses
+        WHERE ended_at IS NOT NULL AND ends_at > (SELECT clock_timestamp())
+        """
+    )
+    return {row["partner"] for row in rows}
 
 
 async def list_in_force(conn: db.Connection) -> list[PartnerPause]:
@@ -132,10 +154,11 @@ async def end(conn: db.Connection, partner: str) -> bool:
     return db.affected(status) > 0
 
 
-async def count_late(conn: db.Connection, partner: str, ends_at: datetime, plans: Plans = PLANS) -> int:
-    """Return how many unfinished orders still need the partner, and reach their deadline before `ends_at`.
+async def find_late(conn: db.Connection, partner: str, ends_at: datetime, plans: Plans = PLANS) -> LateOrders:
+    """Find out which orders a pause of the partner until `ends_at` would reject: they reach their deadline before.
 
-    They would be rejected. Orders that a customer or an operator cancelled are not among them.
+    An order whose saga has not started gets its deadline when it starts: at the earliest now, plus the time that the
+    newest saga was given. Orders that a customer or an operator cancelled are not counted.
     """
     places = [
         (version, spec.step)
@@ -143,17 +166,29 @@ async def count_late(conn: db.Connection, partner: str, ends_at: datetime, plans
         for number, spec in enumerate(steps)
         if any(later.partner == partner for later in steps[number:])
     ]
-    found: int = await conn.fetchval(
+    row: Any = await conn.fetchrow(
         """
-        SELECT count(*) FROM sagas JOIN orders USING (id)
-        WHERE finished_at IS NULL AND direction = $1 AND deadline_at <= $2 AND cancel_requested_at IS NULL
-          AND (plan_version, step) IN (SELECT * FROM unnest($3::smallint[], $4::text[]))
+        WITH late AS MATERIALIZED (
+            SELECT placed_before FROM (
+                SELECT $2::timestamptz - (deadline_at - started_at) AS placed_before FROM sagas ORDER BY id DESC LIMIT 1
+            ) AS newest
+            WHERE placed_before >= clock_timestamp()
+        )
+        SELECT (
+            SELECT count(*) FROM sagas JOIN orders USING (id)
+            WHERE finished_at IS NULL AND direction = $1 AND deadline_at <= $2 AND cancel_requested_at IS NULL
+              AND (plan_version, step) IN (SELECT * FROM unnest($3::smallint[], $4::text[]))
+        ) + (
+            SELECT count(*) FROM orders
+            WHERE status = 'pending' AND EXISTS (SELECT FROM late)
+              AND (SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL
+        ) AS number, (SELECT placed_before FROM late) AS placed_before
         """,
         SagaDirection.FORWARD,
         ends_at,
         *_columns(places),
     )
-    return found
+    return LateOrders(row["number"], row["placed_before"])
 
 
 async def count_sagas(conn: db.Connection) -> dict[str, int]:

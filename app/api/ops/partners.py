@@ -62,7 +62,8 @@ PAUSE_ANSWER: Mapping[str, Any] = {
     "message": "calls to payment are paused until 2026-11-21T04:32:11.000000Z",
     "pause": PAUSED,
     "orders_too_late": 12,
-    "warning": "12 unfinished orders reach their deadline before then, and would be rejected",
+    "warning": "12 unfinished orders reach their deadline before then, and would be rejected; so would orders placed"
+    " before 2026-11-21T04:17:11.000000Z",
 }
 RESUME_ANSWER: Mapping[str, Any] = {
     "partner": "payment",
@@ -122,9 +123,8 @@ async def pause(
     pause ends by itself, or when it is resumed. A pause that is in force is replaced. Every process obeys within about
     a second; a call that has started is not interrupted. No Idempotency-Key is needed: a repeat replaces the pause.
     """
-    actor = AuditActor(operator.subject, body.reason)
-    begun, outcome, late = await partners.pause(deps.pool, partner, body.seconds, actor)
-    return _answer(deps, actor, PartnerChanged.of_pause(begun, outcome, late))
+    changed = await apply_pause(deps, partner, body.seconds, AuditActor(operator.subject, body.reason))
+    return JSONResponse(changed.model_dump(), headers=NO_STORE)
 
 
 @router.post(
@@ -145,12 +145,24 @@ async def resume(
 
     No Idempotency-Key is needed: a second resume changes nothing.
     """
-    actor = AuditActor(operator.subject, body.reason)
-    outcome = await partners.resume(deps.pool, partner, actor)
-    return _answer(deps, actor, PartnerChanged.of_resume(partner, outcome))
+    changed = await apply_resume(deps, partner, AuditActor(operator.subject, body.reason))
+    return JSONResponse(changed.model_dump(), headers=NO_STORE)
 
 
-def _answer(deps: OpsDeps, actor: AuditActor, changed: PartnerChanged) -> JSONResponse:
+async def apply_pause(deps: OpsDeps, partner: str, seconds: float, actor: AuditActor) -> PartnerChanged:
+    """Pause a partner, and let this process obey at once. Raises PartnerNotFound."""
+    changed = PartnerChanged.of_pause(*await partners.pause(deps.pool, partner, seconds, actor))
+    _emit(deps, changed, actor)
+    return changed
+
+
+async def apply_resume(deps: OpsDeps, partner: str, actor: AuditActor) -> PartnerChanged:
+    """Resume a partner, and let this process continue at once. Raises PartnerNotFound."""
+    changed = PartnerChanged.of_resume(partner, await partners.resume(deps.pool, partner, actor))
+    _emit(deps, changed, actor)
+    return changed
+
+
+def _emit(deps: OpsDeps, changed: PartnerChanged, actor: AuditActor) -> None:
     deps.signals.emit(PartnerPauseChanged())
     log.info("partner.operated", action=changed.action, operator=actor.name, partner=changed.partner)
-    return JSONResponse(changed.model_dump(), headers=NO_STORE)

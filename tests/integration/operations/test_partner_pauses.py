@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pwd
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from app.operations.ages import LIMITS
 from app.operations.audit_views import ActionsAnswer, ActionTarget
 from app.operations.partner_views import PartnerChanged, PartnersAnswer
 from app.operations.timeline import TimelineAnswer
+from app.orders.model import rfc3339
 from app.saga.pause_watch import PauseWatch
 from app.saga.pauses import PartnerPauses
 from app.saga.steps import partners as names_of_partners
@@ -26,7 +28,7 @@ from tests.harness.cancelling import cancel
 from tests.harness.commands import orders
 from tests.harness.identity import bearer
 from tests.harness.operating import OPERATOR, audit_rows, pause_partner, recorded, resume_partner
-from tests.harness.orders import TENANT, start_saga
+from tests.harness.orders import DEADLINE_SECONDS, TENANT, placed, start_saga
 from tests.harness.queues import CONSUMER
 from tests.harness.sagas import Stage
 from tests.harness.wait import AMPLE_SECONDS, wait_until
@@ -174,11 +176,11 @@ async def test_the_longest_pauses_are_accepted(ops: httpx.AsyncClient, longest: 
 
 
 async def test_a_pause_warns_of_orders_that_would_be_rejected(ops: httpx.AsyncClient, pool: Pool) -> None:
-    """Those go forward, still need the partner, and reach their deadline before the end of the pause."""
+    """Those go forward, still need the partner, and reach their deadline before its end. New ones may be among them."""
     at_payment, after_payment, compensating, cancelled, in_time, before_payment = [
         await start_saga(pool) for _ in range(6)
     ]
-    await pool.execute("UPDATE sagas SET deadline_at = clock_timestamp() + interval '10 min'")
+    await pool.execute("UPDATE sagas SET deadline_at = started_at + interval '10 min'")
     for saga, change_of in (
         (at_payment, "step = 'charge_payment'"),
         (after_payment, "step = 'commit_inventory'"),
@@ -190,10 +192,31 @@ async def test_a_pause_warns_of_orders_that_would_be_rejected(ops: httpx.AsyncCl
     await cancel(pool, cancelled)
     changed = await change(ops, "payment/pause", **PAUSE)
     assert changed.orders_too_late == 2
-    assert changed.warning == "2 unfinished orders reach their deadline before then, and would be rejected"
+    assert changed.pause is not None
+    until = rfc3339(datetime.fromisoformat(changed.pause.ends_at) - timedelta(minutes=10))
+    assert changed.warning == (
+        "2 unfinished orders reach their deadline before then, and would be rejected"
+        f"; so would orders placed before {until}"
+    )
     short = await change(ops, "payment/pause", **{**PAUSE, "for": "5m"})
     assert (short.orders_too_late, short.warning) == (0, None)
     assert (await change(ops, "shipping/pause", **PAUSE)).orders_too_late == 3
+
+
+async def test_a_pause_warns_of_orders_without_a_saga(ops: httpx.AsyncClient, pool: Pool) -> None:
+    """Each gets as much time as the newest saga did, from its start on: too little for a long pause."""
+    await placed(pool)
+    long, short = "30m", "14m"
+    assert (await change(ops, "payment/pause", **{**PAUSE, "for": long})).warning is None  # no saga tells the time
+    await pool.execute("UPDATE sagas SET direction = 'backward' WHERE id = $1", await start_saga(pool))
+    warned = await change(ops, "payment/pause", **{**PAUSE, "for": long})
+    assert warned.orders_too_late == 1
+    assert (await change(ops, "payment/pause", **{**PAUSE, "for": short})).warning is None
+    await pool.execute("UPDATE orders SET status = 'cancelled'")
+    assert warned.pause is not None
+    alone = (await change(ops, "payment/pause", **{**PAUSE, "for": long})).warning
+    assert alone is not None
+    assert re.fullmatch("orders placed before .*Z reach their deadline before then, and would be rejected", alone)
 
 
 async def test_a_pause_ends_by_itself(ops: httpx.AsyncClient, pool: Pool) -> None:
@@ -293,7 +316,9 @@ async def test_the_commands_pause_and_resume(database_url: str, pool: Pool) -> N
     [(_, ends_at)] = await pool.fetch("SELECT paused_at, ends_at FROM partner_pauses")
     until = ends_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     assert (code, out) == (0, f"calls to payment are paused until {until}\n")
-    assert err == "warning: 1 unfinished orders reach their deadline before then, and would be rejected\n"
+    new = rfc3339(ends_at - timedelta(seconds=DEADLINE_SECONDS))
+    late = "1 unfinished order reaches its deadline before then, and would be rejected"
+    assert err == f"warning: {late}; so would orders placed before {new}\n"
     assert timedelta() < ends_at - datetime.now(UTC) <= timedelta(minutes=30)
     _, out, _ = await orders("partner", "list", **env)
     lines = out.splitlines()

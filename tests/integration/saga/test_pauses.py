@@ -126,6 +126,22 @@ async def test_a_runner_that_decided_before_the_resume_is_released(stage: Stage)
     assert await stage.outcome(saga) == "confirmed"
 
 
+async def test_a_process_releases_what_was_resumed_before_it_started(stage: Stage) -> None:
+    """No process ran when the operator resumed: without it, the sagas would wait for the end that was planned."""
+    await pause_partner(stage.pool, "payment")
+    await pause_partner(stage.pool, "shipping")
+    saga = await start_saga(stage.pool)
+    await Process(stage, "killed").run_once()
+    await resume_partner(stage.pool, "payment")
+    elsewhere = await start_saga(stage.pool)
+    await stage.pool.execute(
+        "UPDATE sagas SET step = 'create_shipment', next_attempt_at = clock_timestamp() + interval '1 h' WHERE id = $1",
+        elsewhere,
+    )
+    await Process(stage).watch.run_once()
+    assert (await is_due(stage, saga), await is_due(stage, elsewhere)) == (True, False)
+
+
 async def test_every_waiting_saga_is_released(stage: Stage) -> None:
     """Also if there are more than one statement takes. A running saga keeps its lease."""
     await pause_partner(stage.pool, "inventory")
@@ -256,7 +272,7 @@ async def test_visits_during_a_pause_are_limited(stage: Stage) -> None:
     process = Process(stage, more={"concurrency": 50})
     await process.run_once()
     waits = sorted([(await stage.saga(saga))["pause_seconds"] for saga in crowd])
-    assert waits[-1] - waits[0] >= (len(crowd) - 2) / VISITS_PER_SECOND
+    assert waits[-1] - waits[0] >= len(crowd) / 2 / VISITS_PER_SECOND  # each is counted from a later moment
     await pause_partner(stage.pool, "inventory", 30)
     await stage.let_time_pass()
     await process.run_once()
