@@ -10,6 +10,7 @@ import typer
 
 from app.cli.options import AsJson, DataDir, open_pool, parse_duration, servers
 from app.operations import audit_views
+from app.operations.audit import ActionFilter
 from app.operations.audit_views import ActionsAnswer, ActionView
 
 DEFAULT_ACTIONS = 20
@@ -24,8 +25,8 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Print what operators did by route or by command, and why: newest first."""
-    since_seconds = None if since is None else parse_duration(since, "--since")
-    answer = asyncio.run(_read(data_dir, limit, order, since_seconds))
+    wanted = ActionFilter(order, None if since is None else parse_duration(since, "--since"))
+    answer = asyncio.run(_read(data_dir, wanted, limit))
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
         return
@@ -35,10 +36,10 @@ def audit(
         typer.echo(_format_action(action))
 
 
-async def _read(data_dir: Path | None, limit: int, order: UUID | None, since_seconds: float | None) -> ActionsAnswer:
+async def _read(data_dir: Path | None, wanted: ActionFilter, limit: int) -> ActionsAnswer:
     url, _ = servers(data_dir)
     async with open_pool(url) as pool:
-        return await audit_views.read_actions(pool, limit, order_id=order, since_seconds=since_seconds)
+        return await audit_views.read_actions(pool, wanted, limit)
 
 
 def _format_action(action: ActionView) -> str:

@@ -62,11 +62,17 @@ class OperatorAction:
 
 @immutable
 class ActionFilter:
-    """Selects rows. `since_seconds`: before now, on Postgres's clock. `before`: the id of a newer row."""
+    """Selects rows. None: no condition.
+
+    `order_id`: the order that the action, or the message that it was about, belongs to. `since_seconds`: before now, on
+    Postgres's clock. `before`: the id of a newer row. `actor`, `action`: exactly these.
+    """
 
     order_id: UUID | None = None
     since_seconds: float | None = None
     before: int | None = None
+    actor: str | None = None
+    action: str | None = None
 
 
 @immutable
@@ -152,11 +158,15 @@ async def list_newest(conn: db.Connection, wanted: ActionFilter, limit: int) -> 
         WHERE ($1::uuid IS NULL OR order_id = $1)
           AND ($2::float8 IS NULL OR extract(epoch FROM (SELECT clock_timestamp()) - at) <= $2)
           AND ($3::bigint IS NULL OR id < $3)
-        ORDER BY id DESC LIMIT $4
+          AND ($4::text IS NULL OR actor = $4)
+          AND ($5::text IS NULL OR action = $5)
+        ORDER BY id DESC LIMIT $6
         """,
         wanted.order_id,
         wanted.since_seconds,
         wanted.before,
+        wanted.actor,
+        wanted.action,
         limit,
     )
     return [_parse_action(row) for row in rows]

@@ -2,17 +2,24 @@
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
-from uuid import UUID
 
 from pydantic import BaseModel
 
 from app import db
-from app.operations import audit
+from app.operations import audit, outbox
 from app.operations.audit import ActionFilter, ActionRow
+from app.operations.dead_letters import DeadLetterAction
 from app.operations.partners import PartnerAction
+from app.operations.sagas import SagaAction
 from app.orders.model import rfc3339
 
 MESSAGE_ACTIONS = ("dlq ", "outbox ")  # how the names of actions on messages begin
+ACTIONS = (
+    *SagaAction,
+    *(f"dlq {action}" for action in DeadLetterAction if action is not DeadLetterAction.PEEK),
+    outbox.ACTION,
+    *PartnerAction,
+)
 
 
 class ActionTarget(BaseModel):
@@ -74,20 +81,8 @@ class ActionsAnswer(BaseModel):
     next_cursor: str | None
 
 
-async def read_actions(
-    pool: db.Pool,
-    limit: int,
-    *,
-    order_id: UUID | None = None,
-    since_seconds: float | None = None,
-    before: int | None = None,
-) -> ActionsAnswer:
-    """Return up to `limit` actions, newest first. Raises DatabaseUnavailable.
-
-    `order_id`: only those on this order, or on a message of it. `since_seconds`: only those of so many seconds before
-    now. `before`: only those recorded before the one with this id.
-    """
-    wanted = ActionFilter(order_id, since_seconds, before)
+async def read_actions(pool: db.Pool, wanted: ActionFilter, limit: int) -> ActionsAnswer:
+    """Return up to `limit` actions, newest first. Raises DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         rows = await audit.list_newest(conn, wanted, limit + 1)
     shown = rows[:limit]

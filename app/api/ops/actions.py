@@ -15,6 +15,7 @@ from app.api.ops.deps import NO_STORE, NOT_OFFERED
 from app.api.ops.route import Deps, operator_router
 from app.api.params import DEFAULT_LIMIT, Limit, Since, StrictModel
 from app.operations import audit_views
+from app.operations.audit import ActionFilter
 from app.operations.audit_views import ActionsAnswer
 
 router = operator_router("/ops/actions")
@@ -88,7 +89,6 @@ async def list_actions(deps: Deps, query: Annotated[ListActions, Query()]) -> JS
 
     Every change that an operator made by route or by command is here, also one that was refused or changed nothing.
     """
-    answer = await audit_views.read_actions(
-        deps.pool, query.limit, order_id=query.order, since_seconds=query.since, before=query.cursor
-    )
+    wanted = ActionFilter(query.order, query.since, query.cursor)
+    answer = await audit_views.read_actions(deps.pool, wanted, query.limit)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
