@@ -8,6 +8,7 @@ from app.observability.exemplars import current_exemplar
 from app.observability.signals import Fact, Signals
 from app.values import immutable
 
+REQUEST_DURATION = "http_server_request_duration_seconds"
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -29,7 +30,7 @@ class ServerStopping(Fact):
 def install_metrics(signals: Signals, registry: CollectorRegistry) -> None:
     """Create the metrics and subscribe them."""
     duration = Histogram(
-        "http_server_request_duration_seconds",
+        REQUEST_DURATION,
         "Time from the request's head to the last byte of the response",
         ["method", "route", "status"],
         buckets=REQUEST_SECONDS,

@@ -40,8 +40,9 @@ from app.observability.signals import Signals
 from app.observability.tracing import Tracing
 from app.operations import stats
 from app.operations.maintenance import pruner
+from app.operations.overview import Overview
 from app.orders.facts import OrderFinished
-from app.pages.feed import Feed
+from app.pages.feed import PERIOD_SECONDS, Feed
 from app.settings import Retention, Settings
 
 log = structlog.get_logger(__name__)
@@ -110,9 +111,10 @@ async def build(
         signals.subscribe(OrderFinished, lambda fact: streams.wake(fact.order_id))
         signals.subscribe(ServerStopping, lambda _: streams.stop())
 
+    circuit_state = None if workers.gateway is None else workers.gateway.circuit_state
     metrics.install_gauges(
         registry,
-        None if workers.gateway is None else workers.gateway.circuit_state,
+        circuit_state,
         lambda: sum(pool.get_size() - pool.get_idle_size() for pool in pools.values()),
         lambda: streams.count,
         None if workers.gateway is None else workers.gateway.pauses.is_paused,
@@ -121,6 +123,14 @@ async def build(
     messaging = Messaging(broker, lease, workers.relay, workers.subscriptions)
     count = SharedCall(partial(stats.measure, probe_pool, signals), health.COUNTING_SHARE)
     outbox_age = OutboxAge(count, signals)
+    overview = Overview(
+        request_pool,
+        signals,
+        specs[0].consumer,
+        circuit_state,
+        partial(metrics.read_answers, registry),
+        has_broker=broker.is_shared,
+    )
     checks = readiness.checks(
         probe_pool, cache, messaging if is_leasing else None, outbox_age, takes_orders="api" in settings.roles
     )
@@ -147,23 +157,30 @@ async def build(
             pool=request_pool,
             pools=pools,
             dead_letters=dead_letters_by_queue(request_pool, broker, specs),
-            circuit_state=None if workers.gateway is None else workers.gateway.circuit_state,
+            circuit_state=circuit_state,
             signals=signals,
             bodies=bodies,
         ),
         "security": security,
         "health": probes,
-        "console": None if console is None else _open_console(stack, console, security, signals),
+        "console": None if console is None else _open_console(stack, console, security, signals, overview),
     }
 
 
 def _open_console(
-    stack: contextlib.AsyncExitStack, config: ConsoleConfig, security: Security, signals: Signals
+    stack: contextlib.AsyncExitStack,
+    config: ConsoleConfig,
+    security: Security,
+    signals: Signals,
+    overview: Overview,
 ) -> ConsoleDeps:
+    # A slow reading may take a part of the time, like the counts for gauges; a quick one is always as new as its page.
+    read_overview = SharedCall(overview.read, health.COUNTING_SHARE, fresh_seconds=PERIOD_SECONDS / 2)
+    stack.push_async_callback(read_overview.close)
     feed = Feed()
-    stack.push_async_callback(feed.close)
+    stack.push_async_callback(feed.close)  # first: it calls the overview
     signals.subscribe(ServerStopping, lambda _: feed.stop())
-    return ConsoleDeps(Sessions(security, config.open_key), feed, config.playground_url)
+    return ConsoleDeps(Sessions(security, config.open_key), feed, config.playground_url, read_overview)
 
 
 async def prune(settings: Retention) -> tuple[dict[str, int], dict[str, Exception]]:

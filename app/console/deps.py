@@ -1,6 +1,8 @@
 """The dependencies of the console's routes."""
 
+from app.api.health import SharedCall
 from app.console.sessions import Sessions
+from app.operations.overview import OverviewAnswer
 from app.pages.feed import Feed
 from app.values import immutable
 
@@ -18,8 +20,12 @@ class ConsoleConfig:
 
 @immutable
 class ConsoleDeps:
-    """What the console needs besides what operations need. `playground_url`: as in `ConsoleConfig`."""
+    """What the console needs besides what operations need. `playground_url`: as in `ConsoleConfig`.
+
+    `overview`: reads once for all who look on.
+    """
 
     sessions: Sessions
     feed: Feed
     playground_url: str
+    overview: SharedCall[OverviewAnswer]
