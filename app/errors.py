@@ -189,7 +189,7 @@ class TooManyRequests(RequestError):
 
 
 class Unavailable(OrdersError):
-    """A dependency is down, slow or full. `public`: what readiness may show; the text may name hosts and users."""
+    """A dependency is down, slow or full. `public`: what may be shown of it; the text may name hosts and users."""
 
     code = "unavailable"
 

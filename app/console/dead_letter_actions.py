@@ -110,8 +110,10 @@ async def _scan(
         raise DeadLettersBusy(f"{error}. Nothing was changed") from error
     except Unavailable as error:
         raise type(error)(
-            f"{error}. Before that, {len(findings)} of {limit} were surely {DONE[action]}; the others may be, or are "
-            f"dead letters as before. It is safe to repeat it: no message takes effect twice"
+            str(error),
+            public=f"the service cannot do this right now. Before that, {len(findings)} of at most {limit} were surely "
+            f"{DONE[action]}; the others may be, or are dead letters as before. It is safe to repeat it: no message "
+            "takes effect twice",
         ) from error
     return summary, findings
 

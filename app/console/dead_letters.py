@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+import structlog
 from fastapi import Response
 
 from app.api.ops.deps import OpsDeps
@@ -22,6 +23,7 @@ from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, 
 from app.orders.model import rfc3339
 from app.values import immutable
 
+log = structlog.get_logger(__name__)
 router = console_router()
 
 ADDRESS = "/console/dead-letters"
@@ -118,7 +120,10 @@ async def _look(wanted: LetterFilter) -> Letters:
     summary, problem = Summary(0), ""
     try:
         summary = await wanted.letters.scan(DeadLetterAction.REPLAY, wanted.select(SHOWN), findings.append)
-    except (BrokerUnavailable, DeadLettersBusy) as error:
+    except BrokerUnavailable as error:
+        log.info("console.dead_letters_unknown", error=str(error))
+        problem = "the broker cannot be reached"
+    except DeadLettersBusy as error:
         problem = str(error)
     views = [] if problem else [DeadLetterView.of(finding) for finding in findings]
     return Letters(rfc3339(datetime.now(UTC)), summary, views, problem)

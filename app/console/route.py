@@ -59,7 +59,7 @@ class ConsoleRoute(APIRoute):
             except OrdersError as error:
                 answer = problems.answer_to(error)  # the same status, headers and log line as in the API
                 # What is unavailable, and where, is for the log.
-                text = UNAVAILABLE if isinstance(error, Unavailable) else str(error)
+                text = (error.public or UNAVAILABLE) if isinstance(error, Unavailable) else str(error)
                 return show_error(request, HTTPStatus(answer.status_code), text, answer.headers)
             except (ClientDisconnect, HTTPException):  # of the middleware; of `install`
                 raise
