@@ -7,8 +7,10 @@ direct connection to the server: a transaction pooler would pass the connection,
 import asyncio
 from functools import partial
 
+import asyncpg
 from alembic import context
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -26,7 +28,7 @@ LOCK = 6_018_743  # arbitrary, but the same in every release: only one process m
 
 def migrate(connection: Connection) -> None:
     require_rights(connection)
-    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})  # until the connection closes
+    lock(connection)
     # While a migration waits for a table's lock, every request queues behind it. So stop waiting, and retry later.
     connection.execute(text("SET lock_timeout = '2s'"))
     connection.commit()
@@ -35,6 +37,25 @@ def migrate(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+
+
+def lock(connection: Connection) -> None:
+    """Wait until no other process migrates; the lock lasts until the connection closes.
+
+    A session that waits has a snapshot, and CREATE INDEX CONCURRENTLY of the other process would wait for its end: a
+    deadlock. So it waits in short tries.
+    """
+    connection.execute(text("SET lock_timeout = '200ms'"))
+    connection.commit()
+    while True:
+        try:
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
+        except DBAPIError as error:
+            connection.rollback()
+            if not isinstance(error.orig and error.orig.__cause__, asyncpg.LockNotAvailableError):
+                raise
+        else:
+            return
 
 
 def require_rights(connection: Connection) -> None:
