@@ -83,6 +83,8 @@ CREATE INDEX orders_tenant_customer_id_placed_at_id_idx ON orders (tenant, custo
 
 CREATE INDEX orders_tenant_placed_at_id_idx ON orders (tenant, placed_at, id);
 
+CREATE INDEX orders_tracking_id_idx ON orders USING hash (tracking_id) WHERE tracking_id IS NOT NULL;
+
 CREATE TABLE outbox (
     id UUID NOT NULL,
     type TEXT NOT NULL,
@@ -137,6 +139,8 @@ CREATE TABLE saga_steps (
     CONSTRAINT saga_steps_saga_id_fkey FOREIGN KEY(saga_id) REFERENCES sagas (id)
 );
 
+CREATE INDEX saga_steps_payment_id_idx ON saga_steps USING hash ((reply ->> 'payment_id')) WHERE (reply ->> 'payment_id') IS NOT NULL;
+
 CREATE INDEX saga_steps_saga_id_idx ON saga_steps (saga_id);
 
 CREATE TABLE sagas (
@@ -164,6 +168,8 @@ CREATE TABLE sagas (
 );
 
 CREATE INDEX sagas_next_attempt_at_idx ON sagas (next_attempt_at) WHERE finished_at IS NULL;
+
+CREATE INDEX sagas_trace_id_idx ON sagas USING hash (substr(traceparent, 4, 32)) WHERE traceparent IS NOT NULL;
 
 CREATE TABLE transport_leases (
     id UUID NOT NULL,

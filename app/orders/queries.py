@@ -121,6 +121,22 @@ def _order(row: Any) -> Order:
     )
 
 
+async def list_tenants(conn: db.Connection, limit: int) -> list[str]:
+    """Return up to `limit` tenants that have orders, by name. Each is one lookup in an index."""
+    rows = await conn.fetch(
+        f"""
+        WITH RECURSIVE found (tenant) AS (
+            (SELECT tenant FROM orders ORDER BY tenant LIMIT 1)
+            UNION ALL
+            SELECT (SELECT o.tenant FROM orders o WHERE o.tenant > found.tenant ORDER BY o.tenant LIMIT 1)
+            FROM found WHERE found.tenant IS NOT NULL
+        )
+        SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT {limit:d}
+        """  # noqa: S608 - a number
+    )
+    return [row["tenant"] for row in rows]
+
+
 async def ended(conn: db.Connection, ids: Sequence[UUID]) -> list[UUID]:
     """Return which of these orders have a final status."""
     rows = await conn.fetch("SELECT id FROM orders WHERE id = ANY($1) AND status = ANY($2)", ids, sorted(FINAL))

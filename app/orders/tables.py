@@ -57,6 +57,12 @@ orders = Table(
         "id",
         postgresql_where=text("status <> 'confirmed'"),
     ),
+    Index(
+        "orders_tracking_id_idx",
+        "tracking_id",
+        postgresql_using="hash",
+        postgresql_where=text("tracking_id IS NOT NULL"),
+    ),
 )
 
 order_lines = Table(

@@ -79,6 +79,12 @@ sagas = Table(
     Column("compensating_at", DateTime(timezone=True)),
     Column("traced_at", DateTime(timezone=True)),
     Index("sagas_next_attempt_at_idx", "next_attempt_at", postgresql_where=text("finished_at IS NULL")),
+    Index(
+        "sagas_trace_id_idx",
+        text("substr(traceparent, 4, 32)"),  # W3C Trace Context, section 3.2
+        postgresql_using="hash",
+        postgresql_where=text("traceparent IS NOT NULL"),
+    ),
 )
 
 saga_steps = Table(
@@ -95,6 +101,12 @@ saga_steps = Table(
     Column("reply", JSONB),
     Column("started_at", DateTime(timezone=True)),
     Index("saga_steps_saga_id_idx", "saga_id"),
+    Index(
+        "saga_steps_payment_id_idx",
+        text("(reply ->> 'payment_id')"),
+        postgresql_using="hash",
+        postgresql_where=text("(reply ->> 'payment_id') IS NOT NULL"),
+    ),
 )
 
 

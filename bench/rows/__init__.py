@@ -10,6 +10,7 @@ from bench.rows.finished import finished, finished_dbos
 from bench.rows.past import growth, snapshot
 from bench.rows.relay import relay
 from bench.rows.replay import replay_many, replay_one
+from bench.rows.search import search
 from bench.rows.shapes import backlog, even_load, flash_sale, long_run, processes, tracing
 
 Row = Callable[[Lab, Plan], Awaitable[Comparison]]
@@ -22,6 +23,7 @@ ROWS: dict[str, Row] = {
     "relay": relay,
     "growth": growth,
     "snapshot": snapshot,
+    "search": search,
     "latency": latency,
     "idle": idle,
 }
