@@ -20,7 +20,7 @@ from app.api.server import http_protocol, listener
 from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
 from app.bootstrap.workers import LEASING_ROLES
-from app.console import audit, dead_letter_actions, dead_letters, home, login, overview, route
+from app.console import audit, dead_letter_actions, dead_letters, home, login, orders, overview, route
 from app.console import outbox as console_outbox
 from app.console import partners as console_partners
 from app.console.deps import ConsoleConfig
@@ -97,7 +97,16 @@ def create_app(
 def _include_console(app: FastAPI, console: ConsoleConfig) -> None:
     if console.open_key:
         app.include_router(home.router)
-    for pages in (login, overview, dead_letters, dead_letter_actions, console_outbox, console_partners, audit):
+    for pages in (
+        login,
+        overview,
+        orders,
+        dead_letters,
+        dead_letter_actions,
+        console_outbox,
+        console_partners,
+        audit,
+    ):
         app.include_router(pages.router)
     route.install(app)
 

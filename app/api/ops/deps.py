@@ -29,6 +29,11 @@ class OpsDeps:
     signals: Signals
     bodies: Bodies
 
+    @property
+    def consumer(self) -> str:
+        """The inbox name of the saga's consumer."""
+        return next(iter(self.dead_letters.values())).queue.consumer
+
     def dead_letters_of(self, name: object, pointer: str) -> DeadLetters:
         """Return the dead letters of the queue with this name or dead-letter queue; None means the first queue.
 

@@ -31,11 +31,6 @@ log = structlog.get_logger(__name__)
 router = operator_router("/ops/sagas")
 
 
-def _consumer(deps: OpsDeps) -> str:
-    """Return the inbox name of the saga's consumer."""
-    return next(iter(deps.dead_letters.values())).queue.consumer
-
-
 def _parse_flag(text: object) -> bool:
     if text not in ("true", "false"):
         raise ValueError("must be true or false")
@@ -150,7 +145,7 @@ async def list_sagas(deps: Deps, query: Annotated[ListSagas, Query()]) -> JSONRe
 
     The answer also has the orders that cannot start, because their `order.placed` is a dead letter or was purged.
     """
-    answer = await saga_views.read_unfinished(deps.pool, _consumer(deps), query.limit, query.status, stuck=query.stuck)
+    answer = await saga_views.read_unfinished(deps.pool, deps.consumer, query.limit, query.status, stuck=query.stuck)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
@@ -168,7 +163,7 @@ async def list_sagas(deps: Deps, query: Annotated[ListSagas, Query()]) -> JSONRe
 )
 async def show(deps: Deps, order_id: UUID, _: NoQuery) -> JSONResponse:
     """Show an order's saga, every call to a partner with its outcome, and the actions of operators."""
-    answer = await saga_views.read_one(deps.pool, order_id, _consumer(deps))
+    answer = await saga_views.read_one(deps.pool, order_id, deps.consumer)
     return JSONResponse(answer.model_dump(), headers=NO_STORE)
 
 
