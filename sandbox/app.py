@@ -165,6 +165,17 @@ async def summary(
     return JSONResponse({"sagas": ledger.summary(saga_id or None, after, limit, details=details)})
 
 
+@simulator.get("/ledger/totals")
+async def totals(ledger: CurrentLedger, after: Annotated[int, Query(ge=0, le=MAX_SQLITE_INTEGER)] = 0) -> JSONResponse:
+    """Count the applied entries of each operation: `{"seq", "operations": {name: {moves, amount_minor}}}`.
+
+    Only entries with a `seq` greater than `after` count. `seq` is the last one that was counted, so with it as `after`
+    the next answer has what was added since.
+    """
+    seq, operations = ledger.totals(after)
+    return JSONResponse({"seq": seq, "operations": operations})
+
+
 @simulator.get("/ledger/stock")
 async def stock_summary(
     ledger: CurrentLedger, after: Annotated[str, Query(max_length=200)] = "", limit: Limit = None

@@ -70,6 +70,12 @@ FROM ledger WHERE {selected} GROUP BY saga_id ORDER BY saga_id LIMIT :limit
 """
 ONE_SAGA, LATER_SAGAS = "saga_id = :saga_id", "saga_id > :after"  # entries of `PUT /stock` have no saga: ''
 
+# A reader that keeps its sums asks for what came after the last `seq` that it has seen.
+TOTALS = """
+SELECT operation, count(*) AS moves, coalesce(sum(amount_minor), 0) AS amount_minor, max(seq) AS seq
+FROM ledger WHERE seq > ? AND applied GROUP BY operation
+"""
+
 # What the ledger says was ever put on the shelf of an item: its initial stock, and each change by `PUT /stock`.
 STOCK = """
 SELECT item_id, free, held, sold,
@@ -138,6 +144,12 @@ class Ledger:
             }
             for row in rows
         }
+
+    def totals(self, after: int) -> tuple[int, dict[str, dict[str, int]]]:
+        """Return the last `seq` that was counted (`after` if none), and the moves and the money of each operation."""
+        rows = self._db.execute(TOTALS, (after,)).fetchall()
+        operations = {row["operation"]: {"moves": row["moves"], "amount_minor": row["amount_minor"]} for row in rows}
+        return max((row["seq"] for row in rows), default=after), operations
 
     def stock(self, after: str, limit: int | None, initial_free: int, empty_item: str) -> dict[str, dict[str, int]]:
         """Return free, held, sold and supplied quantities of items that were ever moved or set, ordered by id."""

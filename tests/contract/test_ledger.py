@@ -249,6 +249,22 @@ async def test_summary_counts_moves_and_shows_items(
     assert released["items"] == {}
 
 
+async def test_totals_since(http: httpx.AsyncClient, partners: Partners, saga: UUID) -> None:
+    """`/ledger/totals` counts what was applied after a `seq`: refusals and replays move nothing."""
+    before = (await http.get("/ledger/totals")).json()["seq"]
+    await partners.payment.charge(charge_of(saga, 1050, "USD", "pm_card_visa"))
+    await partners.payment.charge(charge_of(saga, 1050, "USD", "pm_card_visa"))
+    await partners.payment.charge(charge_of(uuid4(), 70, "USD", "pm_card_declined"))
+    await partners.payment.refund(charge_of(saga))
+    new = (await http.get("/ledger/totals", params={"after": before})).json()
+    assert new["operations"] == {
+        "payment.charge": {"moves": 1, "amount_minor": 1050},
+        "payment.refund": {"moves": 1, "amount_minor": 1050},
+    }
+    later = (await http.get("/ledger/totals", params={"after": new["seq"]})).json()
+    assert later == {"seq": new["seq"], "operations": {}}
+
+
 async def test_set_stock_is_a_ledger_entry(http: httpx.AsyncClient, partners: Partners, item: PartnerItem) -> None:
     """`PUT /stock` is recorded without a saga, and explains the stock: free + held + sold equals what was supplied."""
     await partners.inventory.hold(uuid4(), [item], HOLD_SECONDS)
