@@ -139,11 +139,18 @@ class Child:
         self._started_at = 0.0
         self._failures = 0
         self._keeping: asyncio.Task[None] | None = None
+        self._thawing: asyncio.TimerHandle | None = None
+        self._recovering = asyncio.Event()  # ends the pause before a restart
 
     @property
     def pid(self) -> int | None:
         """Its process; None if there is none."""
         return self._program.pid
+
+    @property
+    def seconds_away(self) -> float:
+        """For how long a frozen or lost child will still be away; 0 if it is to be back at once, or there."""
+        return max(0.0, self.changes_at - time.monotonic())
 
     async def start(self) -> None:
         """Start it for the first time, return when it is ready, and keep it running from then on.
@@ -177,7 +184,15 @@ class Child:
         pid = self.pid
         if self.state is ChildState.RUNNING and self._send(signal.SIGSTOP):
             self.state, self.changes_at = ChildState.FROZEN, time.monotonic() + seconds
-            asyncio.get_running_loop().call_later(seconds, self._thaw, pid)
+            self._thawing = asyncio.get_running_loop().call_later(seconds, self._thaw, pid)
+
+    def recover(self) -> None:
+        """Continue it now if it is frozen, and start it now if it is down."""
+        self.changes_at = time.monotonic()
+        self._recovering.set()
+        if self._thawing is not None:
+            self._thawing.cancel()
+        self._thaw(self.pid)
 
     def _thaw(self, pid: int | None) -> None:
         if self.state is ChildState.FROZEN and self.pid == pid and self._send(signal.SIGCONT):
@@ -213,7 +228,10 @@ class Child:
     async def _restart(self) -> None:
         while True:
             self._failures += 1
-            await asyncio.sleep(max(RESTARTS.pause(self._failures), self.changes_at - time.monotonic()))
+            self._recovering.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(RESTARTS.pause(self._failures), self.seconds_away)):
+                    await self._recovering.wait()
             await self._program.stop()  # a Postgres that died has to let go of its directory
             try:
                 await self._start()
