@@ -11,7 +11,7 @@ help: ## list the targets; times are those of an idle machine with 2 cores, once
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: .venv/.demo ## run the whole system in one command (ARGS="--port 8001 --ephemeral" to change it)
+demo: .venv/.demo ## run the whole system in one command, with a page that breaks it (ARGS="--port 8002 --ephemeral" to change it)
 	@exec $(BIN)/orders demo $(ARGS)
 
 .PHONY: up

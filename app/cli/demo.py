@@ -17,17 +17,18 @@ from app.observability import logs
 def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the service.")] = 8000,
     sandbox_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the partner sandbox.")] = 9000,
+    playground_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the playground.")] = 8001,
     data_dir: Annotated[Path, typer.Option(help="Directory for the data, kept between runs.")] = Path(".demo"),
     *,
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Keep no data: use a temporary directory, and remove it at the end.")
     ] = False,
 ) -> None:
-    """Run the whole system in one command: PostgreSQL, the service with its own transport, and the partner sandbox."""
+    """Run the whole system in one command: PostgreSQL, service, partner sandbox, and a page that breaks them."""
+    logs.configure_logging("console", "WARNING", background=True)
     binaries = os.environ.get(settings.PREFIX + "PG_BIN")
-    uvloop.run(
-        server_listener.until_signalled(stack.run(port, sandbox_port, None if ephemeral else data_dir, binaries))
-    )
+    directory = None if ephemeral else data_dir
+    uvloop.run(server_listener.until_signalled(stack.run(port, sandbox_port, playground_port, directory, binaries)))
 
 
 def sandbox(

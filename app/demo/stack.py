@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,10 @@ from app.api.server import listener as server_listener
 from app.demo import sandbox_process
 from app.demo.children import Child, PythonProgram
 from app.demo.embedded_postgres import EmbeddedPostgres, find_binaries
+from app.demo.playground import app as playground
+from app.demo.playground.access import Access
+from app.demo.playground.app import Stage
+from app.demo.playground.events import Events
 from app.errors import ConfigurationError
 from app.loops import in_thread
 
@@ -26,6 +30,9 @@ SERVICE_STOP_SECONDS = 10.0  # with those of PostgreSQL, which has no sessions t
 WAITS = {"saga_lease_seconds": 9, "partner_timeout_seconds": 3, "outbox_lease_seconds": 9}
 
 WELCOME = """
+  The playground        {playground}
+                        Open it in a browser: its buttons break this system, and it shows how all recovers.
+
   The console           {service}/console
   The orders service    {service}   (API: {service}/docs)
   The partner sandbox   {sandbox}   (its ledger: {sandbox}/ledger)
@@ -48,21 +55,23 @@ Press Ctrl-C to stop.
 """
 
 
-async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
+async def run(port: int, sandbox_port: int, playground_port: int, data_dir: Path | None, pg_bin: str | None) -> None:
     """Run until a signal arrives. `data_dir` None: use a temporary directory.
 
     Raises ConfigurationError, also while it runs: if a child refuses to start again.
     """
     async with contextlib.AsyncExitStack() as stack:
         directory = stack.enter_context(_open_directory(data_dir))
-        service_socket, sandbox_socket = (
+        service_socket, sandbox_socket, playground_socket = (
             stack.enter_context(contextlib.closing(server_listener.listen(HOST, number)))
-            for number in (port, sandbox_port)
+            for number in (port, sandbox_port, playground_port)
         )
         service_url, sandbox_url = (
             "http://{}:{}".format(*listener.getsockname()) for listener in (service_socket, sandbox_socket)
         )
         console_key = secrets.token_hex()  # sessions outlive a restart of the service
+        access = Access(playground_socket.getsockname()[1])
+        events = Events()
         typer.echo("Starting PostgreSQL …", err=True)
         postgres = EmbeddedPostgres(directory, find_binaries(pg_bin))
         partners = PythonProgram(
@@ -76,11 +85,15 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
             service_socket,
             lambda: {
                 "settings": {**connections(postgres.url, sandbox_url), **_shorten_waits()},
-                "console": {"open_key": console_key},
+                "console": {"open_key": console_key, "playground_url": access.url},
             },
             SERVICE_STOP_SECONDS,
         )
-        report = partial(typer.echo, err=True)
+
+        def report(text: str) -> None:
+            typer.echo(text, err=True)
+            events.add(text)
+
         children = database, sandbox, service = (
             Child("PostgreSQL", postgres, report),
             Child("the sandbox", partners, report),
@@ -95,15 +108,26 @@ async def run(port: int, sandbox_port: int, data_dir: Path | None, pg_bin: str |
         (directory / SANDBOX_URL_FILE).write_text(sandbox_url)
         await sandbox.start()
         await service.start()
-        typer.echo(
-            WELCOME.format(
-                service=service_url,
-                sandbox=sandbox_url,
-                database=postgres.url,
-                data=data_dir or "in a temporary directory",
-            )
+        verification = settings.load(
+            settings.Verification, **{**connections(postgres.url, sandbox_url), **_shorten_waits()}
         )
-        await asyncio.gather(*(child.until_refused() for child in children))
+        stage = Stage(database, sandbox, service, service_url, sandbox_url, verification)
+        welcome = WELCOME.format(
+            playground=access.url,
+            service=service_url,
+            sandbox=sandbox_url,
+            database=postgres.url,
+            data=data_dir or "in a temporary directory",
+        )
+        await server_listener.run(
+            playground.make_server(playground_socket, stage, access, events),
+            started=partial(typer.echo, welcome),
+            unless=_until_refused(children),
+        )
+
+
+async def _until_refused(children: Iterable[Child]) -> None:
+    await asyncio.gather(*(child.until_refused() for child in children))
 
 
 def connections(database_url: str, sandbox_url: str) -> Mapping[str, str]:

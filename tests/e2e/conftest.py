@@ -6,6 +6,7 @@ import itertools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -15,10 +16,12 @@ import pytest
 from tests.harness.checker import FINAL, Answers, is_too_late, violations
 from tests.harness.events import PLACED
 from tests.harness.messages import everything_heard, start_hearing
+from tests.harness.ports import free_port
 from tests.harness.processes import Service
-from tests.harness.wait import wait_until
+from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 StartService = Callable[..., Awaitable[Service]]
+StartDemo = Callable[..., Awaitable[Service]]
 
 ENDED_SECONDS = 90.0
 # A dead process's work is taken over when its lease ends, and one call at a time finds out that a partner is back:
@@ -198,6 +201,19 @@ class System:
     async def parked(self) -> int:
         parked: int = await self.pool.fetchval("SELECT count(*) FROM outbox WHERE parked_at IS NOT NULL")
         return parked
+
+
+@pytest.fixture
+def start_demo(start_service: StartService, server_directory: Path) -> StartDemo:
+    """Start the demo with data of its own, on free ports. Its log says where everything is."""
+
+    async def start(**env: str) -> Service:
+        ports = ("--sandbox-port", str(free_port()), "--playground-port", str(free_port()))
+        demo = await start_service(env, ("demo", "--data-dir", str(server_directory / "demo"), *ports))
+        await wait_until(lambda: "Press Ctrl-C" in demo.log.read_text(), AMPLE_SECONDS, "the welcome")
+        return demo
+
+    return start
 
 
 @pytest.fixture

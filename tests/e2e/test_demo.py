@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -14,28 +13,15 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import StartService, client, order
+from tests.e2e.conftest import StartDemo, StartService, client, order
 from tests.harness.checker import FINAL, Answers, violations
 from tests.harness.commands import orders
-from tests.harness.ports import free_port as reserve_port
 from tests.harness.processes import REPOSITORY, Service, is_alive
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 CHILDREN = {"service": "app.demo.service_process", "sandbox": "app.demo.sandbox_process", "PostgreSQL": "postgres"}
+PORTS = ("--port", "--sandbox-port", "--playground-port")
 END_SECONDS = 20.0  # of the contract
-
-StartDemo = Callable[..., Awaitable[Service]]
-
-
-@pytest.fixture
-def start_demo(start_service: StartService, server_directory: Path) -> StartDemo:
-    """Start the demo with data of its own, on free ports; `sandbox_url` of the result is its sandbox."""
-
-    async def start(**env: str) -> Service:
-        arguments = ("demo", "--data-dir", str(server_directory / "demo"), "--sandbox-port", str(reserve_port()))
-        return await start_service(env, arguments)
-
-    return start
 
 
 def children(demo: Service) -> dict[str, psutil.Process]:
@@ -58,7 +44,8 @@ async def test_a_signal_while_the_demo_starts_is_an_orderly_end(
     number: signal.Signals, tmp_path: Path, free_port: int
 ) -> None:
     """Ctrl-C and SIGTERM end a starting demo with exit code 0, and no process is left."""
-    arguments = ("-m", "app", "demo", "--ephemeral", "--port", "0", "--sandbox-port", str(free_port))
+    ports = ("--port", "0", "--playground-port", "0", "--sandbox-port", str(free_port))
+    arguments = ("-m", "app", "demo", "--ephemeral", *ports)
     demo = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         cwd=REPOSITORY,
@@ -173,18 +160,20 @@ async def test_frozen_children_do_not_delay_the_end(start_demo: StartDemo) -> No
 )
 async def test_the_demo_refuses_a_bad_setting(settings: dict[str, str], expected: str) -> None:
     """A bad setting, also one that only the service reads, ends the demo with exit code 2 and one line."""
-    code, out, err = await orders("demo", "--ephemeral", "--port", "0", "--sandbox-port", "0", **settings)
+    code, out, err = await orders(
+        "demo", "--ephemeral", *(word for option in PORTS for word in (option, "0")), **settings
+    )
     assert (code, out) == (2, "")
     *before, last = err.splitlines()
     assert before == ["Starting PostgreSQL …"]
     assert last.startswith(f"orders: {expected}")
 
 
-@pytest.mark.parametrize("option", ["--port", "--sandbox-port"])
+@pytest.mark.parametrize("option", PORTS)
 async def test_the_demo_refuses_a_used_port(start_service: StartService, option: str) -> None:
     """A port in use is exit code 2 and one line, before anything starts."""
     taken = await start_service({}, ("sandbox",))
-    ports = {"--port": "0", "--sandbox-port": "0", option: str(taken.port)}
+    ports = {**dict.fromkeys(PORTS, "0"), option: str(taken.port)}
     code, _, err = await orders("demo", "--ephemeral", *(word for pair in ports.items() for word in pair))
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"orders: cannot listen on 127.0.0.1:{taken.port}: Address already in use")

@@ -22,6 +22,7 @@ from playwright.async_api import (
     Request,
     WebError,
     async_playwright,
+    expect,
 )
 
 from tests.harness.wait import AMPLE_SECONDS
@@ -109,10 +110,12 @@ class Visitors:
 @contextlib.asynccontextmanager
 async def visiting() -> AsyncIterator[Visitors]:
     """Start a browser; AssertionError at the end if it complained."""
+    expect.set_options(timeout=AMPLE_SECONDS * 1000)
     async with open_browser() as browser:
         visitors = Visitors(browser)
         yield visitors
-        assert visitors.complaints() == []
+        complaints = visitors.complaints()
+        assert complaints == [], complaints
 
 
 @contextlib.asynccontextmanager
