@@ -1,8 +1,9 @@
 """Keep pages live: one stream for each open page, and one task that reads for all of them.
 
 While anybody watches, the task renders each watched page once in PERIOD_SECONDS, however many watch it, one after the
-other: pages use at most one connection at a time. It sends a fragment to a stream only when its HTML has changed. A new
-stream gets all fragments, so a browser that reconnects, also to another process, misses nothing.
+other: pages use at most one connection at a time. If that takes long, as while a million events wait, it reads less
+often. It sends a fragment to a stream only when its HTML has changed. A new stream gets all fragments, so a browser
+that reconnects, also to another process, misses nothing.
 
 A stream ends after STREAM_SECONDS, and the browser opens another one: so whoever has logged out sees no more, and that
 without a memory of sessions.
@@ -25,6 +26,8 @@ from app.errors import OrdersError, Overloaded, TooManyRequests, Unavailable
 log = structlog.get_logger(__name__)
 
 PERIOD_SECONDS = 1.0
+SHARE = 0.2  # the share of time that reading may take
+PAUSE_SECONDS = 5.0  # no slow reading makes a page older than this and the reading itself
 READING_SECONDS = 10.0  # the longest reading of a page: a slow one must not stop the others for long
 CAPACITY = 100  # streams of a process; without one a page shows the state of its loading
 TENANT_CAPACITY = 25  # so that one tenant leaves room for others
@@ -182,12 +185,15 @@ class Feed:
         while True:
             await _within(max(0.0, self._due_at - now()) if self._pages else None, self._due)
             self._due.clear()
-            is_due = now() >= self._due_at
+            begun_at = now()
+            is_due = begun_at >= self._due_at
             for page in list(self._pages.values()):
                 if page.streams and (is_due or not page.has_been_read):
                     await _read(page)
             if is_due:
-                self._due_at = now() + self._period_seconds
+                ended_at = now()
+                pause = min((ended_at - begun_at) / SHARE, PAUSE_SECONDS)
+                self._due_at = ended_at + max(self._period_seconds, pause)
 
 
 async def _read(page: _Watched) -> None:

@@ -165,7 +165,7 @@ async def test_a_refused_form_changes_nothing(local_desk: Desk, path: str, field
     assert await local_desk.left() == [str(order.id)]
 
 
-@pytest.mark.parametrize("path", [PAGE, f"{PAGE}?stream=1", f"{PAGE}/replay"])
+@pytest.mark.parametrize("path", [PAGE, f"{PAGE}/replay"])
 async def test_only_operators_see_dead_letters(database_url: str, path: str) -> None:
     """A reader gets a page that says so."""
     async with serving(database_url, **SETTINGS, **ISSUED) as client:

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from app.api import problems
 from app.api.server import listener as server_listener
 from app.errors import DatabaseUnavailable, OrderNotFound
-from app.pages.feed import NOT_CURRENT, Feed
+from app.pages.feed import NOT_CURRENT, SHARE, Feed
 from tests.harness.sandboxes import plain_http
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
@@ -29,8 +29,13 @@ class Source:
         self.readings: dict[str, int] = {}
         self.shown: Mapping[str, str] = {"title": "constant"}
         self.error: Exception | None = None
+        self.seconds = 0.0  # of a reading
 
     async def read(self, name: str) -> Mapping[str, str]:
+        if self.seconds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.seconds):
+                    await asyncio.Event().wait()
         self.readings[name] = self.readings.get(name, 0) + 1
         if self.error is not None:
             raise self.error
@@ -117,6 +122,15 @@ async def test_all_viewers_of_a_page_share_its_readings(pages: Pages) -> None:
         await wait_until(lambda: pages.source.readings["a"] >= 10, AMPLE_SECONDS, "ten readings")
         periods = (time.monotonic() - begun) / PERIOD_SECONDS
     assert pages.source.readings["a"] <= periods + 1
+
+
+async def test_slow_pages_are_read_less_often(pages: Pages) -> None:
+    """Reading takes a fifth of the time at most."""
+    pages.source.seconds = 0.1
+    begun = time.monotonic()
+    async with pages.watch("a"):
+        await wait_until(lambda: pages.source.readings.get("a", 0) >= 3, AMPLE_SECONDS, "three readings")
+    assert time.monotonic() - begun >= 2 * pages.source.seconds / SHARE
 
 
 async def test_what_nobody_watches_is_not_read(pages: Pages) -> None:
