@@ -17,7 +17,7 @@ from app.orders.model import Status
 SLOT_SECONDS = 5
 SLOTS = 60
 SETTLED_SECONDS = 1.0  # an event is committed within this time after its id is made; a later one may be missing
-MAX_EVENTS = 50_000  # that one reading counts, about 15 ms; if there are more, the slots before them stay unknown
+MAX_EVENTS = 50_000  # about 15 ms
 MAX_SAGAS = 2000  # whose duration one reading looks up
 
 Buckets = Sequence[tuple[float, float]]  # of a histogram: upper bound in seconds, how many are not above it
@@ -38,10 +38,14 @@ class Slot:
 
 
 class RecentHistory:
-    """The last slots. `read_answers`: return the histogram of this process's 201 answers to orders, since its start."""
+    """The last slots. `read_answers`: return the histogram of this process's 201 answers to orders, since its start.
 
-    def __init__(self, read_answers: Callable[[], Buckets]) -> None:
+    `max_events`: that one reading counts; if there are more, the slots before them stay unknown.
+    """
+
+    def __init__(self, read_answers: Callable[[], Buckets], max_events: int = MAX_EVENTS) -> None:
         self._read_answers = read_answers
+        self._max_events = max_events
         self._answers: Buckets = ()
         self._over = 0  # slots before this number have been read
         self._slots: dict[int, Slot] = {}
@@ -56,7 +60,7 @@ class RecentHistory:
         if over <= self._over:
             return
         first = max(self._over, over - SLOTS)
-        read, is_whole = await _read_slots(conn, first, over)
+        read, is_whole = await _read_slots(conn, first, over, self._max_events)
         answers = self._read_answers()
         if first == over - 1 and over - 1 in read:
             read[over - 1].answers = _difference(answers, self._answers)
@@ -67,7 +71,7 @@ class RecentHistory:
         self._answers, self._over = answers, over
 
 
-async def _read_slots(conn: db.Connection, first: int, end: int) -> tuple[dict[int, Slot], bool]:
+async def _read_slots(conn: db.Connection, first: int, end: int, max_events: int) -> tuple[dict[int, Slot], bool]:
     """Return the slots from `first` up to `end`, and whether these are all; else the oldest are missing."""
     bounds = [db.first_id(datetime.fromtimestamp(number * SLOT_SECONDS, UTC)) for number in (first, end)]
     counts = await conn.fetch(
@@ -75,7 +79,7 @@ async def _read_slots(conn: db.Connection, first: int, end: int) -> tuple[dict[i
         SELECT floor(extract(epoch FROM occurred_at) / {SLOT_SECONDS:d})::bigint AS slot,
                count(*) FILTER (WHERE type = $3) AS placed, count(*) FILTER (WHERE type <> $3) AS finished
         FROM (
-            SELECT occurred_at, type FROM outbox WHERE id >= $1 AND id < $2 ORDER BY id DESC LIMIT {MAX_EVENTS:d}
+            SELECT occurred_at, type FROM outbox WHERE id >= $1 AND id < $2 ORDER BY id DESC LIMIT {max_events:d}
         ) AS happened
         GROUP BY 1
         """,  # noqa: S608 - numbers
@@ -96,7 +100,7 @@ async def _read_slots(conn: db.Connection, first: int, end: int) -> tuple[dict[i
         *bounds,
         [name for status, name in events.TYPES.items() if status is not Status.PENDING],
     )
-    is_whole = sum(row["placed"] + row["finished"] for row in counts) < MAX_EVENTS
+    is_whole = sum(row["placed"] + row["finished"] for row in counts) < max_events
     start = first if is_whole else min(row["slot"] for row in counts) + 1
     slots = {number: Slot() for number in range(start, end)}
     for row in counts:
