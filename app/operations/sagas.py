@@ -1,6 +1,6 @@
 """What an operator may do to a saga: end its pause, or make it compensate. Each action is recorded with its reason.
 
-Both lock the order's row first, as a customer's cancel does, and record the outcome in the same transaction. Neither
+All lock the order's row first, as a customer's cancel does, and record the outcome in the same transaction. None
 touches a lease: the process that runs the saga continues, and sees the change at its next record. Each may be
 interrupted at any point and repeated.
 """
@@ -18,7 +18,8 @@ from app.operations import audit
 from app.operations.audit import AuditActor
 from app.orders import store as order_store
 from app.orders.model import Order, Reason, Status
-from app.saga import cancel, queries, store
+from app.saga import cancel as cancellation
+from app.saga import queries, store
 
 
 class SagaAction(StrEnum):
@@ -26,6 +27,13 @@ class SagaAction(StrEnum):
 
     RETRY = "retry"
     COMPENSATE = "compensate"
+    CANCEL = "cancel"
+
+
+REASONS = {
+    SagaAction.COMPENSATE: Reason.COMPENSATED_BY_OPERATOR,
+    SagaAction.CANCEL: Reason.CANCELLED_BY_CUSTOMER,
+}
 
 
 class ActionOutcome(StrEnum):
@@ -71,19 +79,35 @@ async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: 
 
     The conditions are those of a customer's cancel. Raises OrderNotFound and OrderNotCancellable.
     """
+    return await _turn_back(pool, order_id, SagaAction.COMPENSATE, actor, headers)
+
+
+async def cancel(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: Mapping[str, str]) -> ActionOutcome:
+    """Cancel an order for its customer, who asked an operator to. Differs from `compensate` in how the order ends.
+
+    It ends as after the customer's own cancel. Raises OrderNotFound and OrderNotCancellable.
+    """
+    return await _turn_back(pool, order_id, SagaAction.CANCEL, actor, headers)
+
+
+async def _turn_back(
+    pool: db.Pool, order_id: UUID, action: SagaAction, actor: AuditActor, headers: Mapping[str, str]
+) -> ActionOutcome:
     async with db.transaction(pool) as conn:
         order = await _locked(conn, order_id)
         await _link_request(conn, order.id)
-        outcome = await _compensate(conn, order, headers)
-        await audit.record(conn, actor, SagaAction.COMPENSATE, order.id, outcome)
+        outcome = await _cancel_locked(conn, order, REASONS[action], headers)
+        await audit.record(conn, actor, action, order.id, outcome)
     if outcome is ActionOutcome.REFUSED:
         raise OrderNotCancellable(f"the order is {order.status}")
     return outcome
 
 
-async def _compensate(conn: db.Connection, order: Order, headers: Mapping[str, str]) -> ActionOutcome:
+async def _cancel_locked(
+    conn: db.Connection, order: Order, reason: Reason, headers: Mapping[str, str]
+) -> ActionOutcome:
     try:
-        cancelled = await cancel.cancel_locked(conn, order, Reason.COMPENSATED_BY_OPERATOR, headers)
+        cancelled = await cancellation.cancel_locked(conn, order, reason, headers)
     except OrderNotCancellable:
         return ActionOutcome.REFUSED
     has_ended = cancelled.order.status not in {Status.PENDING, Status.COMPENSATING}

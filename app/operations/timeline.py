@@ -213,14 +213,23 @@ def unseen(entries: Iterable[TimelineEntry], position: Position) -> list[Timelin
 async def read(pool: db.Pool, order_id: UUID, tenant: str | None, consumer: str) -> TimelineAnswer:
     """Return the timeline of an order. `consumer`: the inbox name of the saga's consumer. Raises OrderNotFound."""
     async with db.snapshot(pool) as conn:
-        entries = await _read_entries(conn, order_id, tenant, consumer)
-        situation = await why_stuck.read(conn, order_id, consumer)
-    return TimelineAnswer(
+        answer, _ = await read_situation(conn, order_id, tenant, consumer)
+    return answer
+
+
+async def read_situation(
+    conn: db.Connection, order_id: UUID, tenant: str | None, consumer: str
+) -> tuple[TimelineAnswer, Situation]:
+    """Return the timeline of an order, and the situation that it ends in, from the caller's snapshot."""
+    entries = await _read_entries(conn, order_id, tenant, consumer)
+    situation = await why_stuck.read(conn, order_id, consumer)
+    answer = TimelineAnswer(
         order_id=str(order_id),
         status=situation.status,
         entries=[*entries, *_planned(situation)],
         why_stuck=why_stuck.explain(situation),
     )
+    return answer, situation
 
 
 def _entry(row: Any) -> TimelineEntry:

@@ -123,6 +123,18 @@ async def read_log(conn: db.Connection, saga_id: UUID) -> list[StepLogRow]:
     return [StepLogRow(**line) for line in reversed(lines)]
 
 
+async def read_partner_ids(conn: db.Connection, saga_id: UUID) -> dict[str, str]:
+    """Return the ids that partners gave, by their names in the replies, such as `payment_id`."""
+    rows = await conn.fetch(
+        """
+        SELECT DISTINCT key, value FROM saga_steps CROSS JOIN LATERAL jsonb_each_text(reply)
+        WHERE saga_id = $1 AND action = 'do' AND outcome = 'done' AND key LIKE '%\\_id' ORDER BY key
+        """,
+        saga_id,
+    )
+    return {row["key"]: row["value"] for row in rows}
+
+
 def _parse_saga(row: Any) -> SagaRow:
     values = {field.name: row[field.name] for field in fields(SagaRow)}
     return SagaRow(**values | {"id": UUID(int=row["id"].int)})

@@ -24,7 +24,7 @@ from app.operations.audit import AuditActor
 from app.operations.saga_views import SagaAnswer, SagaChanged, SagasAnswer
 from app.operations.sagas import ActionOutcome, SagaAction
 from app.orders.facts import OrderFinished
-from app.orders.model import Reason, Status
+from app.orders.model import Status
 from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)
@@ -186,9 +186,8 @@ async def retry(deps: Deps, operator: Operator, order_id: UUID, body: ReasonBody
 
     No Idempotency-Key is needed: making a due saga due again changes nothing.
     """
-    actor = AuditActor(operator.subject, body.reason)
-    outcome = await sagas.retry(deps.pool, order_id, actor)
-    return _answer_changed(deps, actor, order_id, SagaAction.RETRY, outcome)
+    outcome = await change(deps, order_id, SagaAction.RETRY, AuditActor(operator.subject, body.reason))
+    return _answer_changed(order_id, SagaAction.RETRY, outcome)
 
 
 @router.post(
@@ -211,16 +210,28 @@ async def compensate(deps: Deps, operator: Operator, order_id: UUID, body: Reaso
     It ends `rejected` with the reason `compensated-by-operator`, or `cancelled` with it if its saga had not started.
     No Idempotency-Key is needed: a saga starts compensating once.
     """
-    actor = AuditActor(operator.subject, body.reason)
-    outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())
+    outcome = await change(deps, order_id, SagaAction.COMPENSATE, AuditActor(operator.subject, body.reason))
+    return _answer_changed(order_id, SagaAction.COMPENSATE, outcome)
+
+
+async def change(deps: OpsDeps, order_id: UUID, action: SagaAction, actor: AuditActor) -> ActionOutcome:
+    """Do what an operator asks for, wake the sagas of this process, and count an order that the action ended.
+
+    Raises OrderNotFound, SagaNotRetriable and OrderNotCancellable.
+    """
+    match action:
+        case SagaAction.RETRY:
+            outcome = await sagas.retry(deps.pool, order_id, actor)
+        case SagaAction.COMPENSATE:
+            outcome = await sagas.compensate(deps.pool, order_id, actor, trace_headers())
+        case SagaAction.CANCEL:
+            outcome = await sagas.cancel(deps.pool, order_id, actor, trace_headers())
     if outcome is ActionOutcome.CANCELLED:
-        deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, Reason.COMPENSATED_BY_OPERATOR))
-    return _answer_changed(deps, actor, order_id, SagaAction.COMPENSATE, outcome)
-
-
-def _answer_changed(
-    deps: OpsDeps, actor: AuditActor, order_id: UUID, action: SagaAction, outcome: ActionOutcome
-) -> JSONResponse:
+        deps.signals.emit(OrderFinished(order_id, Status.CANCELLED, sagas.REASONS[action]))
     deps.signals.emit(SagaDue())
     log.info("saga.operated", action=action, operator=actor.name, order_id=str(order_id), outcome=outcome)
+    return outcome
+
+
+def _answer_changed(order_id: UUID, action: SagaAction, outcome: ActionOutcome) -> JSONResponse:
     return JSONResponse(SagaChanged.of(order_id, action, outcome).model_dump(), headers=NO_STORE)
