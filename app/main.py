@@ -20,7 +20,7 @@ from app.api.server import http_protocol, listener
 from app.bootstrap import RequestState
 from app.bootstrap.consumers import queues
 from app.bootstrap.workers import LEASING_ROLES
-from app.console import audit, dead_letter_actions, dead_letters, home, login, orders, overview, route
+from app.console import audit, dead_letter_actions, dead_letters, home, login, order, orders, overview, route
 from app.console import outbox as console_outbox
 from app.console import partners as console_partners
 from app.console.deps import ConsoleConfig
@@ -101,6 +101,7 @@ def _include_console(app: FastAPI, console: ConsoleConfig) -> None:
         login,
         overview,
         orders,
+        order,
         dead_letters,
         dead_letter_actions,
         console_outbox,

@@ -202,7 +202,7 @@ def go_to(address: str) -> Response:
 def show_error(request: Request, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """Answer with a page that says what went wrong."""
     viewer: Viewer | None = getattr(request.state, "viewer", None)
-    context = _everywhere(request, viewer) | {"status": status, "detail": detail}
+    context = _everywhere(request, viewer) | {"status": status, "detail": detail, "back": _find_form(request)}
     page = templates.page("error.html", context, status)
     for name in KEPT_HEADERS:
         if headers is not None and name in headers:
@@ -220,6 +220,13 @@ def _refuse(request: Request, error: Unauthorized | InsufficientScope) -> Respon
         return show_error(request, HTTPStatus.UNAUTHORIZED, f"{error}: log in, then send the form again")
     target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return go_to(f"{LOGIN}?next={quote(target, safe='')}")
+
+
+def _find_form(request: Request) -> str:
+    """Return the address of the page that sent this form; empty: it is no form, or none of ours."""
+    origin, sender = request.headers.get("origin", ""), request.headers.get("referer", "")
+    is_form = request.method == "POST" and sender.startswith(f"{origin}/")
+    return local_target(sender.removeprefix(origin)) if is_form else ""
 
 
 def _everywhere(request: Request, viewer: Viewer | None) -> dict[str, Any]:
