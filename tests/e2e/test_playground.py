@@ -13,6 +13,7 @@ from tests.harness.processes import Service
 
 # A killed process's work is taken over sooner than in a demo that people watch.
 HASTE = {name: value for name, value in SETTINGS.items() if "LEASE" in name or "TIMEOUT" in name}
+BALANCED = "balanced What was charged"
 ALL_HOLD = [f"I{number}" for number in range(1, 10)]
 
 
@@ -29,7 +30,7 @@ async def test_orders_outlive_a_kill(start_demo: StartDemo) -> None:
         await playground.until_shown(
             "events", "killed by SIGKILL", "The service runs again", "50 orders have their 201s"
         )
-        await playground.until_shown("ledger", "balanced", "Orders confirmed 50", "Shipments 50", "Units held 0")
+        await playground.until_shown("ledger", BALANCED, "Orders confirmed 50", "Shipments 50", "Units held 0")
         assert "Service running" in await playground.fragment("system")
         verdicts = await playground.until_shown("invariants", "50 orders judged")
         assert re.findall(r"(I\d) [a-z0-9, ]+ holds", verdicts) == ALL_HOLD
@@ -46,7 +47,7 @@ async def test_frozen_and_lost_come_back(start_demo: StartDemo) -> None:
         await playground.until_shown("invariants", "I1 a 201 means a durable order and event not checked")
         await playground.until_shown("system", "PostgreSQL running", "Service running")
         await playground.until_shown("events", "PostgreSQL runs again", "The service continues")
-        await playground.until_shown("ledger", "balanced", "Orders confirmed 50")
+        await playground.until_shown("ledger", BALANCED, "Orders confirmed 50")
 
 
 async def test_repair_brings_back_at_once(start_demo: StartDemo) -> None:
@@ -70,8 +71,23 @@ async def test_faults_of_partners(start_demo: StartDemo) -> None:
         await playground.pressed("break:decline", "place:1")
         await playground.until_shown("orders", "rejected card-declined")
         await playground.pressed("break:lose-answer", "break:shipping-slow", "stop:shipping-slow", "place:1")
-        await playground.until_shown("ledger", "balanced", "Charged 3.20", "Refunded 0.00", "Orders confirmed 1")
+        await playground.until_shown("ledger", BALANCED, "Charged 3.20", "Refunded 0.00", "Orders confirmed 1")
         assert await playground.fragment("faults") == ""
+
+
+async def test_shows_a_wrong_ledger(start_demo: StartDemo) -> None:
+    """A charge that belongs to no order makes the ledger not balanced, and I5 violated."""
+    demo = await start_demo()
+    sandbox_url = re.findall(r"sandbox +(http://\S+)", demo.log.read_text())[0]
+    saga = "01900000-0000-7000-8000-000000000000"
+    body = {"saga_id": saga, "amount_minor": 999, "currency": "USD", "payment_method": None}
+    async with playing(demo) as playground, client(sandbox_url) as sandbox:
+        await playground.pressed("place:1")
+        await playground.until_shown("ledger", BALANCED)
+        key = {"Idempotency-Key": f"{saga}:charge_payment"}
+        (await sandbox.post("/v1/payments/charge", json=body, headers=key)).raise_for_status()
+        await playground.until_shown("ledger", "not balanced")
+        await playground.until_shown("invariants", "I5 charged is what the order costs, or nothing violated", saga)
 
 
 async def test_one_key_makes_one_order(start_demo: StartDemo) -> None:
@@ -82,7 +98,7 @@ async def test_one_key_makes_one_order(start_demo: StartDemo) -> None:
         events = await playground.until_shown("events", "and made one order")
         assert "got 20 answers, all the same, byte for byte" in events
         orders = (await http.get("/orders")).json()["orders"]
-        assert [order["id"] for order in orders] == re.findall(r"made one order: (\S+)", events)
+        assert [order["id"] for order in orders] == re.findall(r"made one order (\S+)", events)
 
 
 async def test_refuses_everybody_else(start_demo: StartDemo) -> None:

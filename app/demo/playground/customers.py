@@ -65,13 +65,13 @@ class Customers:
         await asyncio.wait([task], timeout=SHORT_SECONDS)
 
     async def _place(self, number: int) -> None:
-        self._events.add(f"you place {number} orders" if number > 1 else "you place 1 order")
+        self._events.add(f"you place {number:,} orders" if number > 1 else "you place 1 order")
         started_at = time.monotonic()
         keys = iter(range(number))
         run = secrets.token_hex(4)
         await asyncio.gather(*(self._be_client(run, keys) for _ in range(min(number, CLIENTS))))
-        orders = "1 order has its 201" if number == 1 else f"{number} orders have their 201s"
-        self._events.add(f"{orders}, after {time.monotonic() - started_at:.1f} s")
+        orders = "1 order has its 201" if number == 1 else f"{number:,} orders have their 201s"
+        self._events.add(f"{orders}, after {time.monotonic() - started_at:.1f}\u00a0s")
 
     async def _be_client(self, run: str, numbers: Iterator[int]) -> None:
         for number in numbers:
@@ -85,8 +85,10 @@ class Customers:
         ids = {reply.headers.get("location", "").rpartition("/")[2] for reply in replies}
         answers = {reply.body for reply in replies}
         same = "all the same, byte for byte" if len(answers) == 1 else f"{len(answers)} different ones"
-        made = f"one order: {ids.pop()}" if len(ids) == 1 else f"{len(ids)} orders, which must not happen"
-        self._events.add(f"one key, sent {times} times at once, got {len(replies)} answers, {same}, and made {made}")
+        made = "one order" if len(ids) == 1 else f"{len(ids)} orders, which must not happen"
+        self._events.add(
+            f"one key, sent {times} times at once, got {times} answers, {same}, and made {made}", ids.pop()
+        )
 
     async def _send(self, key: str, body: bytes) -> Reply:
         """Send one order until it is answered with 201. Other answers that no retry changes become events."""

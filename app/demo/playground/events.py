@@ -11,10 +11,11 @@ KEPT = 12
 
 @immutable
 class Event:
-    """Something that happened, in words."""
+    """Something that happened, in words. `order_id`: the order that it is about; empty: none."""
 
     at: datetime
     text: str
+    order_id: str
 
 
 class Events:
@@ -27,7 +28,7 @@ class Events:
     def __iter__(self) -> Iterator[Event]:
         return reversed(self._events)
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, order_id: str = "") -> None:
         """Record an event that happens now."""
-        self._events.append(Event(datetime.now(UTC), text[:1].upper() + text[1:]))
+        self._events.append(Event(datetime.now(UTC), text[:1].upper() + text[1:], order_id))
         self.changed()
