@@ -12,7 +12,7 @@ from app.main import create_app
 from app.settings import Settings, load
 from tests.e2e.conftest import System, client
 from tests.harness import console, story
-from tests.harness.browser import Visitors, check_axe, no_sideways_scroll
+from tests.harness.browser import DISCONNECTED, Visitors, check_axe, no_sideways_scroll
 from tests.harness.processes import Service
 from tests.harness.story import Story
 
@@ -71,3 +71,20 @@ async def test_every_screen_is_for_everybody(shop: Shop, visitors: Visitors) -> 
         await page.goto(address)
         await check_axe(page)
         await no_sideways_scroll(page)
+
+
+async def test_a_page_follows_a_restarted_service(shop: Shop, visitors: Visitors) -> None:
+    """It says that it is not connected; when the service is back, it shows what is new, without a reload."""
+    visitors.expect(DISCONNECTED)
+    page = await visitors.page(shop.service.url)
+    await console.log_in_by_form(page)
+    await page.goto("/console/orders")
+    await page.evaluate("window.isSamePage = true")
+    await shop.service.kill()
+    await page.get_by_text("Reconnecting").wait_for()
+    await shop.service.start()
+    async with client(shop.service.url) as http:
+        order_id = await story.place(http, "cus_new", "WIDGET", 1, "9.99")
+    await page.get_by_role("link", name=order_id).wait_for()
+    await page.get_by_text("Reconnecting").wait_for(state="hidden")
+    assert await page.evaluate("window.isSamePage")

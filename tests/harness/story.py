@@ -49,9 +49,12 @@ async def tell(service: httpx.AsyncClient, sandbox: httpx.AsyncClient, pool: Poo
         await _wait_for(pool, "SELECT status IN ('confirmed', 'rejected') FROM orders WHERE id = $1", order_id)
     dead = await _lose_event(service, pool)
     await partners.pause(pool, "shipping", 1800, AuditActor(ADA, "the carrier is changing its labels"))
+    await wait_until(lambda: _is_paused(service, "shipping"), AMPLE_SECONDS, "pause of shipping")
     waiting = [await place(service, *bought, key=f"waiting-{bought[0]}") for bought in BOUGHT[:2]]
     for order_id in waiting:
-        await _wait_for(pool, "SELECT step = 'create_shipment' FROM sagas WHERE id = $1", order_id)
+        await _wait_for(
+            pool, "SELECT step = 'create_shipment' AND finished_at IS NULL FROM sagas WHERE id = $1", order_id
+        )
     stuck = await _break_refund(service, sandbox, pool)
     return Story(confirmed, rejected, dead, waiting, stuck)
 
@@ -65,6 +68,11 @@ async def place(
     headers = {"Idempotency-Key": key or f"{customer}-{sku}"}
     answer = (await service.post("/orders", json=body, headers=headers)).raise_for_status()
     return str(answer.json()["id"])
+
+
+async def _is_paused(service: httpx.AsyncClient, partner: str) -> bool:
+    """Return whether the process knows of the pause."""
+    return f'partner_paused{{partner="{partner}"}} 1.0' in (await service.get("/metrics")).text
 
 
 async def _lose_event(service: httpx.AsyncClient, pool: Pool) -> str:

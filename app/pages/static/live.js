@@ -13,6 +13,7 @@ let silence;
 
 function say(text) {
   clearTimeout(silence);
+  silence = undefined;
   connection.textContent = text;
   connection.hidden = !text;
 }
@@ -60,8 +61,7 @@ function follow() {
   stream.addEventListener("problem", (event) => say(event.data));
   stream.addEventListener("expired", () => location.reload());
   stream.addEventListener("error", () => {
-    clearTimeout(silence);
-    silence = setTimeout(say, 2500, "Reconnecting …"); // a stream ends now and then, and is back within a second
+    silence ??= setTimeout(say, 2500, "Reconnecting …"); // a stream ends now and then, and is back within a second
     if (stream.readyState === EventSource.CLOSED) retry = setTimeout(follow, 5000); // the browser does not try again
   });
 }
