@@ -108,6 +108,11 @@ fmt: .venv/.dev ## format the code, and fix what ruff can fix (1 s)
 generate: .venv/.dev ## update the generated files (5 s)
 	@$(BIN)/python -m scripts.generate_docs
 
+.PHONY: screenshots
+screenshots: .venv/.dev ## make the pictures of the console and the playground in docs/images (1 minute)
+	@scripts/install-servers chromium-headless-shell
+	@$(BIN)/python -m scripts.screenshots
+
 .PHONY: requirements
 requirements: .venv/.dev ## pin the newest versions that pyproject.toml allows
 	@$(COMPILE) --upgrade --extra demo --group dev --output-file requirements/dev.txt
