@@ -174,8 +174,7 @@ def _open_console(
     signals: Signals,
     overview: Overview,
 ) -> ConsoleDeps:
-    # A slow reading may take a part of the time, like the counts for gauges; a quick one is always as new as its page.
-    read_overview = SharedCall(overview.read, health.COUNTING_SHARE, fresh_seconds=PERIOD_SECONDS / 2)
+    read_overview = SharedCall(overview.read, fresh_seconds=PERIOD_SECONDS / 2)
     stack.push_async_callback(read_overview.close)
     feed = Feed()
     stack.push_async_callback(feed.close)  # first: it calls the overview

@@ -20,6 +20,7 @@ from app.operations import ages
 from app.operations.ages import LIMITS
 from app.operations.maintenance.facts import InvariantExamined, UnstartedMeasured
 from app.operations.partner_views import PartnerView
+from app.operations.verify.findings import Invariant
 from app.orders.model import FINAL, Status, rfc3339
 from app.saga.queries import STUCK
 from app.saga.unstarted import DEAD
@@ -159,16 +160,17 @@ def find(situation: Situation, known: Known, partners: Collection[PartnerView], 
 
 
 def _find_violations(known: Known) -> Iterator[Concern]:
+    """I6 is about what waits too long. Other concerns report that sooner, and say where it is."""
     for invariant, violations in known.violations.items():
         if violations:
+            is_repeated = invariant == Invariant.I6
             yield Concern(
-                kind=ConcernKind.VIOLATED,
-                level="bad",
+                kind=ConcernKind.OVERDUE if is_repeated else ConcernKind.VIOLATED,
+                level="warn" if is_repeated else "bad",
                 count=violations,
                 message=f"invariant {invariant} is violated in {_number(violations, 'case', 'cases')}",
-                detail="as verified among recent orders; the command orders verify names them",
+                detail="among recent orders, as last verified; the command orders verify names them",
                 subject=invariant,
-                since=_instant(known.verified_at),
             )
 
 

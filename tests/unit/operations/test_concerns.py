@@ -45,6 +45,12 @@ def test_a_violation_comes_first() -> None:
     assert find(known) == []
 
 
+def test_what_waits_too_long_is_not_the_first_concern() -> None:
+    """I6 repeats, later, what other concerns say."""
+    known = Known(violations={"I6": 4})
+    assert [concern.kind for concern in find(known, stuck=4)] == [ConcernKind.STUCK, ConcernKind.OVERDUE]
+
+
 def test_a_measured_queue_tells_its_dead_letters() -> None:
     """It also has those of which Postgres does not know, and no longer those that were replayed."""
     signals, known = Signals(), Known()
