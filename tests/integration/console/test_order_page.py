@@ -108,12 +108,15 @@ async def test_a_retry_is_recorded_and_followed_to_its_end(operator: httpx.Async
     await make_wait(stage, saga)
     assert_done(await ask(operator, "retry", saga), saga)
     await stage.orchestrator().run_once()
-    text = words(await shown(operator, saga))
+    page = await shown(operator, saga)
+    text = words(page)
     assert "Confirmed in" in text
     line = text[text.index("retry asked") : text.index("Actions")]
     steps = r"charge_payment done [\d:]+ commit_inventory done [\d:]+ create_shipment done [\d:]+ confirmed [\d:]+"
     assert re.fullmatch(rf"retry asked [\d:]+ by admin-token: {re.escape(WHY)} {steps}", line.strip())
     assert await audit_rows(stage.pool) == [("admin-token", "retry", saga, WHY, "due")]
+    [audit] = re.findall(r'href="(/console/audit[^"]*)"', page.partition("<main")[2])
+    assert WHY in words((await operator.get(audit)).raise_for_status().text)
 
 
 async def test_a_compensated_order_ends_rejected(operator: httpx.AsyncClient, stage: Stage) -> None:
