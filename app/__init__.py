@@ -14,11 +14,12 @@ The way of an order, in reading order:
     partners         inventory, payment (also Stripe), shipping: one attempt a call, one of four outcomes    (circuit)
 
 For operators: `operations` is what they see and do; `api.ops`, `cli` and `console` show it. `pages` keeps the console's
-pages live and checks their forms. `operations.maintenance` resends what
-a broker lost and removes rows past their retention.
+pages live and checks their forms. `operations.maintenance` resends what a broker lost and removes rows past their
+retention.
 
 Around it: `main` and `bootstrap` put the parts of a process together from `settings`; `demo` runs the whole system in
-one command; `db`, `cache`, `loops`, `observability` and `errors` serve all rooms. An upper room may import a lower one,
-never the other way round: `pyproject.toml` holds the contracts. Outside this package are `sandbox`, the simulator of
-the partners, and `load`, which loads and judges a running service. They stand alone; only `cli` and `demo` start them.
+one command, with a page that breaks it (`demo.playground`); `db`, `cache`, `loops`, `observability` and `errors` serve
+all rooms. An upper room may import a lower one, never the other way round: `pyproject.toml` holds the contracts.
+Outside this package are `sandbox`, the simulator of the partners, and `load`, which loads and judges a running service.
+They stand alone; only `cli` and `demo` start them.
 """

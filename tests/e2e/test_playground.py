@@ -120,8 +120,8 @@ async def test_refuses_everybody_else(start_demo: StartDemo) -> None:
             {"Origin": wrong, "Host": "attacker.example"},  # a name of its own that leads here
         ):
             assert (await playground.press("break:kill", **headers)).status_code == httpx.codes.FORBIDDEN
-        for wish in ("", "place:0", "place:1001", "place:x", "break:all", "stop:", "sing"):
-            assert (await playground.press(wish)).status_code == httpx.codes.BAD_REQUEST
+        for button in ("", "place:0", "place:1001", "place:x", "break:all", "stop:", "sing"):
+            assert (await playground.press(button)).status_code == httpx.codes.BAD_REQUEST
         own_name = {"Host": "attacker.example"}
         for address in ("/", find_address(demo)):
             assert (await playground.http.get(address, headers=own_name)).status_code == httpx.codes.FORBIDDEN

@@ -36,15 +36,15 @@ class Playground:
         self.origin = origin
         self.form_token = form_token
 
-    async def press(self, wish: str, **headers: str) -> httpx.Response:
+    async def press(self, button: str, **headers: str) -> httpx.Response:
         """Send the form of a button."""
-        form = {"form_token": self.form_token, "do": wish}
+        form = {"form_token": self.form_token, "do": button}
         return await self.http.post("/", data=form, headers={"Origin": self.origin, **headers})
 
-    async def pressed(self, *wishes: str) -> None:
+    async def pressed(self, *buttons: str) -> None:
         """Press these buttons, one after the other; AssertionError if one is refused."""
-        for wish in wishes:
-            response = await self.press(wish)
+        for button in buttons:
+            response = await self.press(button)
             assert response.status_code == HTTPStatus.SEE_OTHER, response.text
 
     async def fragment(self, name: str) -> str:

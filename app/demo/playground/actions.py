@@ -1,4 +1,4 @@
-"""What the buttons do. Each says what it does and what one should see, and leaves an event."""
+"""What the buttons do. Each says what it does and what to expect, and records an event."""
 
 import signal
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ REPEATS = 20
 
 @immutable
 class Breakage:
-    """Something to break. `does`, `expect`: what happens, and what one should see. `rules`: of a partner's fault."""
+    """Something to break. `does`: what happens then; `expect`: what to see. `rules`: those of a partner's fault."""
 
     name: str
     label: str
@@ -65,7 +65,7 @@ PARTNER_FAULTS = (
         "payment-down",
         "Payment partner down",
         "It answers 503 to every call, until you bring it back.",
-        "Orders are still taken, and wait as pending. When it is back, all continue.",
+        "Orders are still taken, and wait as pending. When it is back, all go on within half a minute.",
         [{"target": target, "kind": "unavailable"} for target in ("payment.charge", "payment.refund")],
     ),
     Breakage(
@@ -90,12 +90,12 @@ class Actions:
         self._customers = customers
         self._events = events
 
-    async def run(self, wish: str) -> None:
+    async def run(self, button: str) -> None:
         """Do what a button says: `place:10`, `one-key`, `break:kill`, `stop:payment-down`, `repair`.
 
         Raises MalformedRequest, TooManyWaiting, PartnerUnavailable.
         """
-        verb, _, subject = wish.partition(":")
+        verb, _, subject = button.partition(":")
         match verb:
             case "place":
                 await self._customers.place(_parse_number(subject))
@@ -116,7 +116,7 @@ class Actions:
         if breakage.rules:
             await self._partners.add_faults(breakage.rules)
         elif not self._break_process(breakage):
-            self._events.add(f"“{breakage.label}”: it does not run, so there is nothing to break")
+            self._events.add(f"“{breakage.label}” did nothing: it is not running")
             return
         self._events.add(f"you chose “{breakage.label}”")
 
