@@ -62,6 +62,7 @@ async def pause(
         await audit.record(
             conn, actor, PartnerAction.PAUSE, None, outcome, {"partner": partner, "seconds": round(seconds)}
         )
+    async with db.connection(pool) as conn:  # after the commit: however many orders there are, the pause has begun
         late = await pauses.find_late(conn, partner, begun.ends_at)
     return begun, outcome, late
 

@@ -35,6 +35,8 @@ partner_pauses = Table(
 # The condition for a pause that is in force. `clock_timestamp()` is volatile; in a subselect it is evaluated once.
 IN_FORCE = "partner_pauses.ended_at IS NULL AND partner_pauses.ends_at > (SELECT clock_timestamp())"
 
+COUNTED_ORDERS = 100_000  # beyond it, the exact number tells an operator nothing more
+
 # The partner of each step, to join with `plan_version` and `step` of a saga.
 STEP_PARTNERS = "(VALUES {}) AS step_partners (partner, plan_version, step)".format(
     ", ".join(f"('{spec.partner}', {version:d}, '{spec.step}')" for version in sorted(PLANS) for spec in PLANS[version])
@@ -56,7 +58,8 @@ class PartnerPause:
 class LateOrders:
     """Orders that a pause would reject: `number` unfinished ones, and those that are placed before `placed_before`.
 
-    `placed_before` None: orders placed from now on reach their deadline after the pause, or no saga tells their time.
+    `number`: up to COUNTED_ORDERS. `placed_before` None: orders placed from now on reach their deadline after the pause,
+    or no saga tells how much time they get.
     """
 
     number: int
@@ -174,19 +177,25 @@ async def find_late(conn: db.Connection, partner: str, ends_at: datetime, plans:
             ) AS newest
             WHERE placed_before >= clock_timestamp()
         )
-        SELECT (
-            SELECT count(*) FROM sagas JOIN orders USING (id)
-            WHERE finished_at IS NULL AND direction = $1 AND deadline_at <= $2 AND cancel_requested_at IS NULL
-              AND (plan_version, step) IN (SELECT * FROM unnest($3::smallint[], $4::text[]))
-        ) + (
-            SELECT count(*) FROM orders
-            WHERE status = 'pending' AND EXISTS (SELECT FROM late)
-              AND (SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL
-        ) AS number, (SELECT placed_before FROM late) AS placed_before
+        SELECT (SELECT count(*) FROM (
+            (
+                SELECT FROM sagas JOIN orders USING (id)
+                WHERE finished_at IS NULL AND direction = $1 AND deadline_at <= $2 AND cancel_requested_at IS NULL
+                  AND (plan_version, step) IN (SELECT * FROM unnest($3::smallint[], $4::text[]))
+                LIMIT $5
+            ) UNION ALL (
+                SELECT FROM orders
+                WHERE status = 'pending' AND EXISTS (SELECT FROM late)
+                  AND (SELECT sagas.id FROM sagas WHERE sagas.id = orders.id) IS NULL
+                LIMIT $5
+            )
+            LIMIT $5
+        ) AS orders) AS number, (SELECT placed_before FROM late) AS placed_before
         """,
         SagaDirection.FORWARD,
         ends_at,
         *_columns(places),
+        COUNTED_ORDERS,
     )
     return LateOrders(row["number"], row["placed_before"])
 
