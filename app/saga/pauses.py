@@ -58,8 +58,8 @@ class PartnerPause:
 class LateOrders:
     """Orders that a pause would reject: `number` unfinished ones, and those that are placed before `placed_before`.
 
-    `number`: up to COUNTED_ORDERS. `placed_before` None: orders placed from now on reach their deadline after the pause,
-    or no saga tells how much time they get.
+    `number`: up to COUNTED_ORDERS. `placed_before` None: new orders reach their deadline after the pause, or no saga
+    tells how much time they get.
     """
 
     number: int
