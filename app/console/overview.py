@@ -21,12 +21,12 @@ PLACES: Mapping[ConcernKind, str] = {
     ConcernKind.STUCK: "/console/orders?stuck=1",
     ConcernKind.CANNOT_START: "/console/orders?stuck=1",
     ConcernKind.NO_SAGA: "/console/orders?status=pending",
-    ConcernKind.OLD_SAGA: "/console/orders?status=pending",
+    ConcernKind.OLD_SAGA: "/console/orders/{subject}",
     ConcernKind.DEAD_LETTERS: "/console/dead-letters",
     ConcernKind.PARKED: "/console/outbox?parked=1",
     ConcernKind.OLD_EVENT: "/console/outbox",
-    ConcernKind.CIRCUIT_OPEN: "/console/partners",
-    ConcernKind.PAUSED: "/console/partners",
+    ConcernKind.CIRCUIT_OPEN: "/console/partners#{subject}",
+    ConcernKind.PAUSED: "/console/partners#{subject}",
 }
 AUDITED = "operator_actions"  # the table that the audit page shows
 
@@ -58,4 +58,5 @@ async def _read_overview(page: PageRequest) -> OverviewAnswer | None:
 def _place_of(concern: Concern) -> str | None:
     if concern.subject == AUDITED:
         return "/console/audit"
-    return PLACES.get(concern.kind)
+    place = PLACES.get(concern.kind)
+    return None if place is None else place.format(subject=concern.subject)

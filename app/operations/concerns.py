@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -34,7 +35,7 @@ COUNTED_LIMITS = tuple(limit for limit in ages.gauged() if limit.table != "sagas
 
 # What is unfinished, in one pass over each table. Parameter: the inbox name of the saga's consumer.
 SITUATION = f"""
-SELECT clock_timestamp() AS now, saga.*, event.*, (
+SELECT clock_timestamp() AS now, saga.*, event.*, oldest.*, (
     SELECT count(*) FROM orders WHERE status IN ({", ".join(f"'{status}'" for status in sorted(set(Status) - FINAL))})
 ) AS unfinished, (
     SELECT count(*) FROM (SELECT FROM {DEAD} LIMIT {ages.COUNTED_ROWS:d}) AS blocked
@@ -46,14 +47,17 @@ SELECT clock_timestamp() AS now, saga.*, event.*, (
 ) AS dead_letters
 FROM (
     SELECT count(*) FILTER (WHERE {STUCK}) AS stuck,
-           count(*) FILTER (WHERE s.needs_operator_at <= clock_timestamp()) AS needs_operator,
-           min(s.started_at) AS oldest_saga_at
+           count(*) FILTER (WHERE s.needs_operator_at <= clock_timestamp()) AS needs_operator
     FROM sagas s WHERE s.finished_at IS NULL
 ) AS saga, (
     SELECT count(*) FILTER (WHERE {PENDING}) AS pending, count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,
            min(coalesce(pending_since, occurred_at)) FILTER (WHERE {PENDING}) AS oldest_event_at
     FROM outbox WHERE published_at IS NULL
 ) AS event
+LEFT JOIN (
+    SELECT id AS oldest_saga_id, started_at AS oldest_saga_at FROM sagas WHERE finished_at IS NULL
+    ORDER BY started_at LIMIT 1
+) AS oldest ON true
 """  # noqa: S608 - constants
 
 
@@ -75,7 +79,7 @@ class ConcernKind(StrEnum):
 
 
 class Concern(BaseModel):
-    """Something that is wrong. `subject`: the partner, invariant or table that it is about; null: none.
+    """Something that is wrong. `subject`: the partner, invariant, table or order that it is about; null: no single one.
 
     `count`: of orders, events, dead letters or rows. `message`: what is wrong; `detail`: what it means, or what to do.
     `since`: null: unknown.
@@ -94,12 +98,13 @@ class Concern(BaseModel):
 class Situation:
     """What Postgres knows at `now`. `blocked`: orders whose event is a dead letter or purged.
 
-    `unfinished`: orders; `pending`, `parked`: events. `oldest_saga_at`, `oldest_event_at`: of unfinished ones.
+    `unfinished`: orders; `pending`, `parked`: events. `oldest_saga_id`, `oldest_saga_at`: of unfinished sagas.
     """
 
     now: datetime
     stuck: int
     needs_operator: int
+    oldest_saga_id: UUID | None
     oldest_saga_at: datetime | None
     pending: int
     parked: int
@@ -213,7 +218,8 @@ def _find_orders(situation: Situation, known: Known) -> Iterator[Concern]:
             level="warn",
             count=1,
             message="the oldest unfinished saga is more than 5 minutes old",
-            detail="its order's page says what it waits for",
+            detail="the page of its order says what it waits for",
+            subject=str(situation.oldest_saga_id),
             since=_instant(situation.oldest_saga_at),
         )
 

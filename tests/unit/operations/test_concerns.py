@@ -20,7 +20,8 @@ def situation(**changes: Any) -> Situation:
     calm: dict[str, Any] = dict.fromkeys(
         ("stuck", "needs_operator", "pending", "parked", "unfinished", "blocked", "dead_letters"), 0
     )
-    return Situation(**{"now": NOW, "oldest_saga_at": None, "oldest_event_at": None, "overdue": {}, **calm, **changes})
+    unknown = dict.fromkeys(("oldest_saga_id", "oldest_saga_at", "oldest_event_at"))
+    return Situation(**{"now": NOW, **unknown, "overdue": {}, **calm, **changes})
 
 
 def find(known: Known, *partners: PartnerView, has_broker: bool = True, **changes: Any) -> list[Concern]:
