@@ -97,19 +97,20 @@ async def record(
     order_id: UUID | None,
     outcome: str,
     selection: Mapping[str, Any] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> int:
     """Add a row in the caller's transaction. Leaves its order empty if no order has this id. Returns the row's id."""
     row_id: int = await conn.fetchval(
         """
-        INSERT INTO operator_actions (actor, action, order_id, reason, outcome, selection)
-        VALUES ($1, $2, (SELECT id FROM orders WHERE id = $3), $4, $5, $6) RETURNING id
+        INSERT INTO operator_actions (actor, action, order_id, reason, outcome, selection, counts)
+        VALUES ($1, $2, (SELECT id FROM orders WHERE id = $3), $4, $5, $6, $7) RETURNING id
         """,
         actor.name,
         action,
         order_id,
         actor.reason,
         outcome,
-        None if selection is None else json.dumps(selection),
+        *(None if found is None else json.dumps(found) for found in (selection, counts)),
     )
     return row_id
 

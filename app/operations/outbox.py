@@ -134,6 +134,7 @@ async def requeue(pool: db.Pool, row_id: UUID, actor: AuditActor) -> UUID | None
 
 async def requeue_all(pool: db.Pool, limit: int, actor: AuditActor) -> int:
     """Make up to `limit` parked rows pending again, with all their attempts, longest parked first. Return how many."""
-    async with audit.on_record(pool, actor, ACTION, None, {"limit": limit}) as counts, db.transaction(pool) as conn:
-        counts["requeued"] = len(await outbox_admin.requeue(conn, await outbox_admin.lock_parked(conn, limit)))
-    return counts["requeued"]
+    async with db.transaction(pool) as conn:
+        requeued = len(await outbox_admin.requeue(conn, await outbox_admin.lock_parked(conn, limit)))
+        await audit.record(conn, actor, ACTION, None, PENDING, {"limit": limit}, {"requeued": requeued})
+    return requeued

@@ -74,7 +74,7 @@ async def test_all_parked_events_are_requeued(desk: Desk) -> None:
     assert "3 events are pending again" in page
     assert "No event is parked." in page
     assert '<div class="figure">4</div>events wait' in page
-    assert await audit_rows(desk.pool) == [("admin-token", "outbox requeue", None, ASKED["reason"], "done")]
+    assert await audit_rows(desk.pool) == [("admin-token", "outbox requeue", None, ASKED["reason"], "pending")]
     assert await desk.pool.fetchval("SELECT counts FROM operator_actions") == '{"requeued": 3}'
 
 
