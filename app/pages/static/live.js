@@ -22,6 +22,14 @@ function isEdited(field) {
   return field.matches("textarea, select, input:not([type=checkbox], [type=radio], [type=hidden], [type=submit])");
 }
 
+// How to find an element again after its fragment was replaced: by its id, else by what it does.
+function findAgain(element) {
+  if (element.id) return `#${CSS.escape(element.id)}`;
+  if (element.localName === "summary") return `#${CSS.escape(element.parentElement.id)} > summary`;
+  const name = ["href", "value"].find((each) => element.hasAttribute(each));
+  return name ? `${element.localName}[${name}="${CSS.escape(element.getAttribute(name))}"]` : ":not(*)";
+}
+
 function put(id, html) {
   const element = document.getElementById(id);
   if (!element) return;
@@ -36,6 +44,7 @@ function put(id, html) {
     return;
   }
   waiting.delete(id);
+  const again = holdsFocus && findAgain(active);
   const open = new Set([...element.querySelectorAll("details[open][id]")].map((box) => box.id));
   const checked = new Set([...element.querySelectorAll("input[id]:checked")].map((box) => box.id));
   const scrolled = [...element.querySelectorAll("[id]")].filter((box) => box.scrollLeft || box.scrollTop)
@@ -45,7 +54,7 @@ function put(id, html) {
   for (const box of element.querySelectorAll("details[id]")) if (open.has(box.id)) box.open = true;
   for (const box of element.querySelectorAll("input[type=checkbox][id]")) if (checked.has(box.id)) box.checked = true;
   for (const [name, left, top] of scrolled) document.getElementById(name)?.scrollTo(left, top);
-  if (holdsFocus && active.id) document.getElementById(active.id)?.focus({ preventScroll: true });
+  if (again) element.querySelector(again)?.focus({ preventScroll: true });
   tellAges(element);
 }
 
