@@ -39,7 +39,12 @@ async def demo() -> AsyncIterator[Mapping[str, str]]:
     """Run the demo; lend its addresses."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app", *DEMO, env=env | story.SETTINGS, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "app",
+        *DEMO,
+        env={**env, **{f"ORDERS_{name.upper()}": value for name, value in story.SETTINGS.items()}},
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         printed, found = b"", dict[str, re.Match[bytes] | None]()
@@ -81,6 +86,10 @@ async def take(browser: Browser, name: str, address: str) -> None:
     answer = await page.goto(address)
     if answer is None or not answer.ok:
         raise RuntimeError(f"{address} answers {answer and answer.status}")
+    if name == "playground":
+        for button in ("10 orders", "Kill the service"):
+            await page.get_by_role("button", name=button, exact=True).click()
+        await page.get_by_text("restarted once").or_(page.get_by_text("is back")).first.wait_for()
     await page.wait_for_timeout(SETTLED_MILLISECONDS)
     height = min(await page.evaluate("document.body.scrollHeight"), MAX_HEIGHT)
     content = b""
