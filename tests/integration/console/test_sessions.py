@@ -19,6 +19,7 @@ from tests.harness.wait import AMPLE_SECONDS, wait_until
 JWT = {"auth_mode": "jwt", "auth_jwt_secret": SECRET}
 OPEN = {"/console/", "/console/login", "/console/files/{version}/{name}"}  # to everybody
 FOR_READERS = {"/console/orders", "/console/orders/{order_id}", "/console/orders/{order_id}/raw", "/console/logout"}
+SECRET_SKU, SECRET_CUSTOMER = "SECRET-SKU", "cus_secret"
 SOME_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
@@ -193,3 +194,38 @@ async def test_head_opens_no_stream(console: httpx.AsyncClient) -> None:
     await log_in(console)
     answer = await console.head("/console?stream=1")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_no_page_shows_another_tenants_order(database_url: str, routes: list[APIRoute]) -> None:
+    """Neither the page nor its stream, for any address with the order's id. Its own tenant sees it."""
+    async with serving(database_url, **JWT, **SETTINGS) as console:
+        order = {"items": [{"sku": SECRET_SKU, "quantity": 1, "unit_price": "9.99"}], "customer_id": SECRET_CUSTOMER}
+        scopes = {"Authorization": f"Bearer {token(tenant='acme')}"}
+        placed = (await console.post("/orders", json=order, headers=scopes)).raise_for_status().json()
+        paths = [address.replace(SOME_ID, placed["id"]) for address in addresses(routes, "GET")]
+        paths += [
+            f"/console/orders?q={placed['id']}",
+            "/console/orders?customer_id=other",
+            "/console/orders?tenant=acme",
+        ]
+        shown: dict[str, str] = {}
+        for tenant in ("globex", "acme"):
+            await log_in(console, token(tenant=tenant, scope="orders:read"))
+            texts = [(await console.get(path, follow_redirects=True)).text for path in paths]
+            streams = [await first_events(console, f"{path}{'&' if '?' in path else '?'}stream=1") for path in paths]
+            shown[tenant] = "".join([*texts, *streams])
+    assert SECRET_SKU in shown["acme"]
+    assert shown["acme"].count(SECRET_CUSTOMER) > 2
+    assert SECRET_SKU not in shown["globex"]
+    assert SECRET_CUSTOMER not in shown["globex"]
+
+
+async def first_events(console: httpx.AsyncClient, path: str) -> str:
+    """Return what a stream sends until it has shown something; the whole answer if it is no live stream."""
+    text = ""
+    async with console.stream("GET", path) as response:
+        async for line in response.aiter_lines():
+            text += line
+            if line.startswith(("event: problem", "event: expired", "data: {")):
+                break
+    return text
