@@ -67,7 +67,8 @@ async def _list(data_dir: Path | None) -> PartnersAnswer:
 async def _pause(data_dir: Path | None, partner: str, seconds: float, audit_actor: AuditActor) -> PartnerChanged:
     url, _ = servers(data_dir)
     async with open_pool(url) as pool:
-        return PartnerChanged.of_pause(*await partners.pause(pool, partner, seconds, audit_actor))
+        begun, outcome = await partners.pause(pool, partner, seconds, audit_actor)
+        return PartnerChanged.of_pause(begun, outcome, await partners.find_late(pool, partner, begun.ends_at))
 
 
 async def _resume(data_dir: Path | None, partner: str, audit_actor: AuditActor) -> PartnerChanged:

@@ -31,7 +31,7 @@ async def show(page: OperatorPage) -> Response:
 
 @router.post(f"{PAGE}/pause")
 async def pause(change: Change) -> Response:
-    """Pause a partner. If that would reject orders, ask first whether it is meant."""
+    """Pause a partner. If that would reject orders, or they cannot be counted, ask first whether it is meant."""
     partner, period, reason = partners.require(change.field("partner")), change.field("for"), change.reason()
     try:
         seconds = parse_pause(period)
@@ -39,7 +39,7 @@ async def pause(change: Change) -> Response:
         raise ValidationFailed(f"the time of the pause {error}") from error
     if not change.field("confirmed"):
         late = await partners.preview_pause(change.ops.pool, partner, seconds)
-        if late.number or late.placed_before is not None:
+        if late is None or late.number or late.placed_before is not None:
             return change.answer(
                 "partner_pause.html", partner=partner, period=period, seconds=seconds, reason=reason, late=late
             )

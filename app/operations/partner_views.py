@@ -58,7 +58,8 @@ class PartnerChanged(BaseModel):
     """The result of an operator's action. `message`: the outcome as text. `pause`: null after a resume.
 
     `orders_too_late`: unfinished orders that reach their deadline before the end of the pause, so that they would be
-    rejected. `warning`: says so, and whether new orders would be; null: neither.
+    rejected; they are counted up to 10000; null: they could not be counted in time. `warning`: says so, and whether
+    new orders would be; null: neither.
     """
 
     partner: str
@@ -66,12 +67,12 @@ class PartnerChanged(BaseModel):
     outcome: str
     message: str
     pause: PauseView | None
-    orders_too_late: int
+    orders_too_late: int | None
     warning: str | None
 
     @classmethod
-    def of_pause(cls, pause: PartnerPause, outcome: PauseOutcome, late: LateOrders) -> Self:
-        """Return the view of a pause that has just begun."""
+    def of_pause(cls, pause: PartnerPause, outcome: PauseOutcome, late: LateOrders | None) -> Self:
+        """Return the view of a pause that has just begun. `late` None: the orders could not be counted."""
         view = PauseView.of(pause)
         before = ", instead of the pause before" if outcome is PauseOutcome.REPLACED else ""
         return cls(
@@ -80,7 +81,7 @@ class PartnerChanged(BaseModel):
             outcome=outcome,
             message=f"calls to {pause.partner} are paused until {view.ends_at}{before}",
             pause=view,
-            orders_too_late=late.number,
+            orders_too_late=None if late is None else late.number,
             warning=warn(late),
         )
 
@@ -100,12 +101,15 @@ class PartnerChanged(BaseModel):
         )
 
 
-def warn(late: LateOrders) -> str | None:
-    """Return what a pause costs, as text; None: nothing."""
+def warn(late: LateOrders | None) -> str | None:
+    """Return what a pause costs, as text; None: nothing. `late` None: the orders could not be counted."""
+    if late is None:
+        return "the orders that reach their deadline before then, and would be rejected, could not be counted"
     new = None if late.placed_before is None else f"orders placed before {rfc3339(late.placed_before)}"
     if late.number:
         reach = "order reaches its" if late.number == 1 else "orders reach their"
-        warning = f"{late.number} unfinished {reach} deadline before then, and would be rejected"
+        number = f"more than {late.number:,}" if late.has_more else f"{late.number}"
+        warning = f"{number} unfinished {reach} deadline before then, and would be rejected"
         return warning + (f"; so would {new}" if new else "")
     return f"{new} reach their deadline before then, and would be rejected" if new else None
 

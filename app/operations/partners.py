@@ -4,11 +4,11 @@ Orders are taken all the same. A saga that needs the partner waits, forward and 
 run on. Every process obeys within `pause_watch.PERIOD_SECONDS`; a call that has started is not interrupted.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app import db
-from app.errors import PartnerNotFound
+from app.errors import DatabaseUnavailable, PartnerNotFound
 from app.operations import audit
 from app.operations.audit import AuditActor
 from app.saga import pauses
@@ -39,21 +39,33 @@ def require(partner: str) -> str:
     return partner
 
 
-async def preview_pause(pool: db.Pool, partner: str, seconds: float) -> LateOrders:
-    """Return which orders a pause from now on would reject, and change nothing. Raises PartnerNotFound."""
+async def preview_pause(pool: db.Pool, partner: str, seconds: float) -> LateOrders | None:
+    """Return which orders a pause from now on would reject, and change nothing. Raises PartnerNotFound.
+
+    None: they could not be counted in time.
+    """
     require(partner)
     async with db.connection(pool) as conn:
         ends_at = await db.now(conn) + timedelta(seconds=seconds)
-        return await pauses.find_late(conn, partner, ends_at)
+    return await find_late(pool, partner, ends_at)
 
 
-async def pause(
-    pool: db.Pool, partner: str, seconds: float, actor: AuditActor
-) -> tuple[PartnerPause, PauseOutcome, LateOrders]:
+async def find_late(pool: db.Pool, partner: str, ends_at: datetime) -> LateOrders | None:
+    """Return which orders a pause until `ends_at` rejects. None: they could not be counted in time.
+
+    With a large backlog the count may take longer than a statement may. It is no part of a pause: that must succeed.
+    """
+    try:
+        async with db.connection(pool) as conn:
+            return await pauses.find_late(conn, partner, ends_at)
+    except DatabaseUnavailable:
+        return None
+
+
+async def pause(pool: db.Pool, partner: str, seconds: float, actor: AuditActor) -> tuple[PartnerPause, PauseOutcome]:
     """Pause a partner from now on. A pause in force is replaced: its end and its reason are no longer valid.
 
-    Return the pause, the outcome, and which orders reach their deadline before its end: they would be rejected. Raises
-    PartnerNotFound.
+    Raises PartnerNotFound.
     """
     require(partner)
     async with db.transaction(pool) as conn:
@@ -62,9 +74,7 @@ async def pause(
         await audit.record(
             conn, actor, PartnerAction.PAUSE, None, outcome, {"partner": partner, "seconds": round(seconds)}
         )
-    async with db.connection(pool) as conn:  # after the commit: however many orders there are, the pause has begun
-        late = await pauses.find_late(conn, partner, begun.ends_at)
-    return begun, outcome, late
+    return begun, outcome
 
 
 async def resume(pool: db.Pool, partner: str, actor: AuditActor) -> PauseOutcome:

@@ -35,7 +35,7 @@ partner_pauses = Table(
 # The condition for a pause that is in force. `clock_timestamp()` is volatile; in a subselect it is evaluated once.
 IN_FORCE = "partner_pauses.ended_at IS NULL AND partner_pauses.ends_at > (SELECT clock_timestamp())"
 
-COUNTED_ORDERS = 100_000  # beyond it, the exact number tells an operator nothing more
+COUNTED_ORDERS = 10_000  # beyond it, the exact number tells an operator nothing more
 
 # The partner of each step, to join with `plan_version` and `step` of a saga.
 STEP_PARTNERS = "(VALUES {}) AS step_partners (partner, plan_version, step)".format(
@@ -58,12 +58,13 @@ class PartnerPause:
 class LateOrders:
     """Orders that a pause would reject: `number` unfinished ones, and those that are placed before `placed_before`.
 
-    `number`: up to COUNTED_ORDERS. `placed_before` None: new orders reach their deadline after the pause, or no saga
-    tells how much time they get.
+    `has_more`: there are more than `number`. `placed_before` None: new orders reach their deadline after the pause, or
+    no saga tells how much time they get.
     """
 
     number: int
     placed_before: datetime | None
+    has_more: bool = False
 
 
 class PartnerPauses:
@@ -157,11 +158,14 @@ async def end(conn: db.Connection, partner: str) -> bool:
     return db.affected(status) > 0
 
 
-async def find_late(conn: db.Connection, partner: str, ends_at: datetime, plans: Plans = PLANS) -> LateOrders:
+async def find_late(
+    conn: db.Connection, partner: str, ends_at: datetime, plans: Plans = PLANS, limit: int = COUNTED_ORDERS
+) -> LateOrders:
     """Find out which orders a pause of the partner until `ends_at` would reject: they reach their deadline before.
 
     An order whose saga has not started gets its deadline when it starts: at the earliest now, plus the time that the
     newest saga was given. Orders that a customer or an operator cancelled are not counted.
+    The count stops at `limit`.
     """
     places = [
         (version, spec.step)
@@ -195,9 +199,9 @@ async def find_late(conn: db.Connection, partner: str, ends_at: datetime, plans:
         SagaDirection.FORWARD,
         ends_at,
         *_columns(places),
-        COUNTED_ORDERS,
+        limit + 1,
     )
-    return LateOrders(row["number"], row["placed_before"])
+    return LateOrders(min(row["number"], limit), row["placed_before"], has_more=row["number"] > limit)
 
 
 async def count_sagas(conn: db.Connection) -> dict[str, int]:

@@ -19,6 +19,7 @@ from app.api.params import PAUSE, ReasonText, StrictModel, parse_pause
 from app.operations import partner_views, partners
 from app.operations.audit import AuditActor
 from app.operations.partner_views import PartnerChanged, PartnersAnswer
+from app.operations.partners import PartnerAction
 from app.saga.facts import PartnerPauseChanged
 
 log = structlog.get_logger(__name__)
@@ -151,18 +152,18 @@ async def resume(
 
 async def apply_pause(deps: OpsDeps, partner: str, seconds: float, actor: AuditActor) -> PartnerChanged:
     """Pause a partner, and let this process obey at once. Raises PartnerNotFound."""
-    changed = PartnerChanged.of_pause(*await partners.pause(deps.pool, partner, seconds, actor))
-    _emit(deps, changed, actor)
-    return changed
+    begun, outcome = await partners.pause(deps.pool, partner, seconds, actor)
+    _emit(deps, PartnerAction.PAUSE, partner, actor)
+    return PartnerChanged.of_pause(begun, outcome, await partners.find_late(deps.pool, partner, begun.ends_at))
 
 
 async def apply_resume(deps: OpsDeps, partner: str, actor: AuditActor) -> PartnerChanged:
     """Resume a partner, and let this process continue at once. Raises PartnerNotFound."""
-    changed = PartnerChanged.of_resume(partner, await partners.resume(deps.pool, partner, actor))
-    _emit(deps, changed, actor)
-    return changed
+    outcome = await partners.resume(deps.pool, partner, actor)
+    _emit(deps, PartnerAction.RESUME, partner, actor)
+    return PartnerChanged.of_resume(partner, outcome)
 
 
-def _emit(deps: OpsDeps, changed: PartnerChanged, actor: AuditActor) -> None:
+def _emit(deps: OpsDeps, action: PartnerAction, partner: str, actor: AuditActor) -> None:
     deps.signals.emit(PartnerPauseChanged())
-    log.info("partner.operated", action=changed.action, operator=actor.name, partner=changed.partner)
+    log.info("partner.operated", action=action, operator=actor.name, partner=partner)

@@ -76,6 +76,22 @@ async def test_a_pause_that_rejects_orders_is_confirmed_first(console: httpx.Asy
     assert [row[3:] for row in await audit_rows(pool)] == [(WHY, "paused")]
 
 
+async def test_a_pause_that_cannot_be_previewed_is_confirmed_first(database_url: str, pool: Pool) -> None:
+    """How many orders it rejects is not known in time. Confirmed, it begins all the same."""
+    async with serving(database_url, **SETTINGS, database_statement_seconds=1) as console:
+        await log_in(console)
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute("LOCK TABLE sagas")
+            asked = await change(console, f"{PAGE}/pause", PAUSE, "/console/audit")
+            assert asked.status_code == httpx.codes.OK
+            assert "could not be counted" in asked.text
+            assert await audit_rows(pool) == []
+            form = {name: html.unescape(value) for name, value in HIDDEN.findall(asked.text)}
+            answer = await send(console, f"{PAGE}/pause", form)
+        assert answer.status_code == httpx.codes.SEE_OTHER
+        assert [row[3:] for row in await audit_rows(pool)] == [(WHY, "paused")]
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "status", "words"),
     [

@@ -12,6 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from app import db
 from app.db import Pool
 from app.errors import PartnerNotFound
 from app.operations import ages, partner_views, partners, timeline
@@ -20,8 +21,9 @@ from app.operations.audit_views import ActionsAnswer, ActionTarget
 from app.operations.partner_views import PartnerChanged, PartnersAnswer
 from app.operations.timeline import TimelineAnswer
 from app.orders.model import rfc3339
+from app.saga import pauses
 from app.saga.pause_watch import PauseWatch
-from app.saga.pauses import PartnerPauses
+from app.saga.pauses import COUNTED_ORDERS, LateOrders, PartnerPauses
 from app.saga.steps import partners as names_of_partners
 from tests.harness.api import assert_problem, serving
 from tests.harness.cancelling import cancel
@@ -217,6 +219,35 @@ async def test_a_pause_warns_of_orders_without_a_saga(ops: httpx.AsyncClient, po
     alone = (await change(ops, "payment/pause", **{**PAUSE, "for": long})).warning
     assert alone is not None
     assert re.fullmatch("orders placed before .*Z reach their deadline before then, and would be rejected", alone)
+
+
+async def test_a_pause_begins_although_its_cost_cannot_be_counted(database_url: str, pool: Pool) -> None:
+    """The count is slower than a statement may be, as with a large backlog."""
+    async with serving(database_url, admin_token=TOKEN, database_statement_seconds=1) as ops:
+        ops.headers["Authorization"] = f"Bearer {TOKEN}"
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute("LOCK TABLE sagas")
+            changed = await change(ops, "payment/pause", **PAUSE)
+            await pause_partner(pool, "payment")  # the count of the first pause keeps no lock
+    assert (changed.outcome, changed.orders_too_late) == ("paused", None)
+    assert changed.warning is not None
+    assert changed.warning.endswith("could not be counted")
+    assert await recorded(pool) == ["partner pause paused", "partner pause replaced"]
+
+
+async def test_late_orders_are_counted_up_to_a_limit(pool: Pool) -> None:
+    """Those with and those without a saga. The warning says that there are more."""
+    await start_saga(pool)
+    await placed(pool)
+    found = []
+    async with pool.acquire() as conn:
+        ends_at = await db.now(conn) + timedelta(hours=1)
+        for limit in (1, 2):
+            late = await pauses.find_late(conn, "payment", ends_at, limit=limit)
+            found.append((late.number, late.has_more))
+    assert found == [(1, True), (2, False)]
+    warning = partner_views.warn(LateOrders(COUNTED_ORDERS, None, has_more=True))
+    assert warning == "more than 10,000 unfinished orders reach their deadline before then, and would be rejected"
 
 
 async def test_a_pause_ends_by_itself(ops: httpx.AsyncClient, pool: Pool) -> None:
