@@ -35,7 +35,10 @@ class PauseWatch:
         self._ended_before: set[str] = set()  # the same, in the round before
 
     async def run_once(self) -> int:
-        """Read the pauses, and make due the sagas that wait for a pause that has ended. Return 0.
+        """Read the pauses, and make one batch of the sagas that wait for a pause that has ended due.
+
+        Return how many, if there may be more; else 0. Before each batch the pauses are read anew, so a pause that
+        begins during a long release is obeyed, also one of the same partner.
 
         They are released twice, in two rounds: a runner that decided to wait before the first one may have written its
         saga since, and another process may have noticed the end later. A saga that escapes both looks again at the
@@ -54,17 +57,17 @@ class PauseWatch:
         for partner in ended:
             log.warning("partner.resumed", partner=partner)
         self._ended = (self._ended | ended) - remaining.keys()
-        released = await self._release((self._ended | self._ended_before) - remaining.keys())
-        self._ended, self._ended_before = set(), self._ended
+        self._ended_before -= remaining.keys()
+        released = await self._release_batch(self._ended | self._ended_before)
         if is_first or released:
             self._signals.emit(SagaDue())
+        if released == self._batch_rows:
+            return released
+        self._ended, self._ended_before = set(), self._ended
         return 0
 
-    async def _release(self, partners: set[str]) -> int:
-        """Make every saga that waits for these partners due, in short transactions. Return how many."""
-        released, batch = 0, self._batch_rows if partners else 0
-        while batch == self._batch_rows:
-            async with db.connection(self._pool) as conn:
-                batch = await pauses.release(conn, partners, self._batch_rows, self._plans)
-            released += batch
-        return released
+    async def _release_batch(self, partners: set[str]) -> int:
+        if not partners:
+            return 0
+        async with db.connection(self._pool) as conn:
+            return await pauses.release(conn, partners, self._batch_rows, self._plans)

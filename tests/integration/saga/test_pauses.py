@@ -152,9 +152,25 @@ async def test_every_waiting_saga_is_released(stage: Stage) -> None:
     await stage.pool.execute("UPDATE sagas SET lease_owner = 'another' WHERE id = $1", sagas[0])
     before = await stage.saga(sagas[0])
     await resume_partner(stage.pool, "inventory")
-    await process.watch.run_once()
+    assert [await process.watch.run_once() for _ in range(3)] == [2, 2, 0]
     assert [await is_due(stage, saga) for saga in sagas] == [False, True, True, True, True]
     assert (await stage.saga(sagas[0]))["next_attempt_at"] == before["next_attempt_at"]
+
+
+async def test_a_pause_during_a_release_is_obeyed(stage: Stage) -> None:
+    """Also one of the partner whose sagas are being released: those that still wait go on waiting."""
+    await pause_partner(stage.pool, "inventory")
+    sagas = [await start_saga(stage.pool) for _ in range(5)]
+    process = Process(stage)
+    process.watch = PauseWatch(stage.pool, process.known, stage.signals, batch_rows=2)
+    await process.run_once()
+    await resume_partner(stage.pool, "inventory")
+    assert await process.watch.run_once() == 2
+    await pause_partner(stage.pool, "inventory")
+    await pause_partner(stage.pool, "shipping")
+    assert await process.watch.run_once() == 0
+    assert (process.known.is_paused("inventory"), process.known.is_paused("shipping")) == (True, True)
+    assert [await is_due(stage, saga) for saga in sagas].count(True) == 2
 
 
 async def test_a_release_skips_locked_sagas(stage: Stage) -> None:
