@@ -6,12 +6,15 @@ from app import db
 from app.observability.signals import Signals
 from app.saga import pauses
 from app.saga.facts import SagaDue
+from app.saga.gateway import LOOK_AGAIN_SECONDS, VISITS_PER_SECOND
 from app.saga.pauses import PartnerPauses
 from app.saga.steps import PLANS, Plans
 
 log = structlog.get_logger(__name__)
 
 BATCH_ROWS = 500  # sagas that one statement releases
+# After this time, each saga that waited for a pause has looked again: also the last of 60,000 of one process.
+RESUMED_SECONDS = LOOK_AGAIN_SECONDS + 60_000 / VISITS_PER_SECOND
 PERIOD_SECONDS = 1.0  # one small statement; a process obeys a pause after this time at most
 
 
@@ -43,13 +46,13 @@ class PauseWatch:
         They are released twice, in two rounds: a runner that decided to wait before the first one may have written its
         saga since, and another process may have noticed the end later. A saga that escapes both looks again at the
         latest when the pause would have ended. The first round also releases those of pauses that an operator ended
-        while no process ran.
+        in the last RESUMED_SECONDS: perhaps no process ran.
         """
         is_first = not self._known.known
         async with db.connection(self._pool) as conn:
             remaining = await pauses.read_remaining(conn)
             if is_first:
-                self._ended = await pauses.read_resumed(conn)
+                self._ended = await pauses.read_resumed(conn, RESUMED_SECONDS)
         for partner in remaining:
             if not self._known.is_paused(partner):
                 log.warning("partner.paused", partner=partner, seconds=round(remaining[partner]))

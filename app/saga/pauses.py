@@ -107,13 +107,18 @@ async def read_remaining(conn: db.Connection) -> dict[str, float]:
     return {row["partner"]: row["seconds"] for row in rows}
 
 
-async def read_resumed(conn: db.Connection) -> set[str]:
-    """Return the partners with a pause that an operator ended or replaced before its time, which has not come yet."""
+async def read_resumed(conn: db.Connection, within_seconds: float) -> set[str]:
+    """Return the partners with a pause that an operator ended or replaced before its time, which has not come yet.
+
+    `within_seconds`: not longer ago than that.
+    """
     rows = await conn.fetch(
         """
         SELECT DISTINCT partner FROM partner_pauses
-        WHERE ended_at IS NOT NULL AND ends_at > (SELECT clock_timestamp())
-        """
+        WHERE ended_at > (SELECT clock_timestamp()) - make_interval(secs => $1)
+          AND ends_at > (SELECT clock_timestamp())
+        """,
+        within_seconds,
     )
     return {row["partner"] for row in rows}
 

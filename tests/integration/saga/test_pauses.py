@@ -15,7 +15,7 @@ from app.saga import queries
 from app.saga.facts import SagaDue
 from app.saga.gateway import LOOK_AGAIN_SECONDS, VISITS_PER_SECOND
 from app.saga.orchestrator import Orchestrator
-from app.saga.pause_watch import PauseWatch
+from app.saga.pause_watch import RESUMED_SECONDS, PauseWatch
 from app.saga.pauses import PartnerPauses
 from app.saga.steps import partners
 from tests.harness.api import serving
@@ -140,6 +140,19 @@ async def test_a_process_releases_what_was_resumed_before_it_started(stage: Stag
     )
     await Process(stage).watch.run_once()
     assert (await is_due(stage, saga), await is_due(stage, elsewhere)) == (True, False)
+
+
+async def test_a_process_that_starts_long_after_a_resume_releases_nothing(stage: Stage) -> None:
+    """Each saga that waited for the pause has looked again by then; what waits now waits for a retry."""
+    await pause_partner(stage.pool, "payment", 86_400)
+    saga = await start_saga(stage.pool)
+    await Process(stage).run_once()
+    await resume_partner(stage.pool, "payment")
+    await stage.pool.execute(
+        "UPDATE partner_pauses SET ended_at = ended_at - make_interval(secs => $1)", RESUMED_SECONDS
+    )
+    await Process(stage).watch.run_once()
+    assert not await is_due(stage, saga)
 
 
 async def test_every_waiting_saga_is_released(stage: Stage) -> None:
