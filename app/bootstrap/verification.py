@@ -35,16 +35,16 @@ class PartnerAccess:
 async def find_books(
     http: HttpClient,
     settings: Verification,
-    is_paused: Callable[[str], bool] = lambda _: False,
+    is_circuit_open: Callable[[str], bool] = lambda _: False,
     page_size: int = LEDGER_PAGE,
 ) -> PartnerAccess:
-    """Find out which partners have ledgers. `is_paused`: whether the circuit of a partner is open."""
+    """Find out which partners have ledgers. One whose circuit is open is not asked."""
     access = PartnerAccess([], {})
     ledgers: dict[str, set[str]] = {}
     for partner, url in _urls(settings).items():
         if not url:
             access.missing[partner] = NOT_SET.format(f"ORDERS_{partner.upper()}_URL")
-        elif is_paused(partner):
+        elif is_circuit_open(partner):
             access.missing[partner] = f"the circuit of {partner} is open"
         else:
             ledgers.setdefault(url.rstrip("/"), set()).add(partner)

@@ -170,11 +170,11 @@ async def _verification(
     """Return the task that verifies recent orders. Without the URL of a partner, it leaves out what needs it."""
     http = await stack.enter_async_context(HttpClient())
 
-    def is_paused(partner: str) -> bool:
+    def is_circuit_open(partner: str) -> bool:
         return gateway is not None and gateway.circuit_state(partner) is CircuitState.OPEN
 
     async def make() -> Verifier:
-        access = await find_books(http, settings, is_paused)
+        access = await find_books(http, settings, is_circuit_open)
         return make_verifier(pool, broker, queues(), access, make_config(settings))
 
     recent = RecentVerifier(make, signals)
