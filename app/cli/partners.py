@@ -91,7 +91,7 @@ def _report(changed: PartnerChanged, *, as_json: bool) -> None:
 
 
 def _format_partner(view: PartnerView) -> str:
-    at_it = f"{view.sagas} unfinished sagas at its steps"
+    at_it = f"{view.sagas} unfinished {'saga' if view.sagas == 1 else 'sagas'} at its steps"
     if view.pause is None:
         return f"{view.partner:<10} not paused; {at_it}"
     by = f"by {view.pause.actor} since {view.pause.paused_at}: {view.pause.reason}"

@@ -354,7 +354,7 @@ async def test_the_commands_pause_and_resume(database_url: str, pool: Pool) -> N
     _, out, _ = await orders("partner", "list", **env)
     lines = out.splitlines()
     assert lines[0] == "inventory  not paused; 0 unfinished sagas at its steps"
-    assert lines[1] == f"payment    paused until {until}; 1 unfinished sagas at its steps"
+    assert lines[1] == f"payment    paused until {until}; 1 unfinished saga at its steps"
     assert lines[2].startswith(f"           by {ACTOR} since 20")
     assert lines[2].endswith(f"Z: {WHY}")
     _, out, _ = await orders("partner", "list", "--json", **env)
