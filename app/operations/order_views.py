@@ -58,11 +58,10 @@ async def read(pool: db.Pool, order_id: UUID, tenant: str | None, consumer: str)
 
 def find_actions(order: Order, at: Situation) -> Iterator[OrderAction]:
     """Yield what would change something. By the time an operator asks for it, it may not any more."""
-    is_dead = at.dead_at is not None and at.processed_at is None
-    if at.parked_at is not None:  # without a broker, it is a dead letter too
-        yield OrderAction.REQUEUE
-    elif is_dead and (at.purged_at is None or order.status is Status.PENDING):  # a purged one is sent from the outbox
+    if at.is_dead and (at.purged_at is None or order.status is Status.PENDING):  # a purged one is sent from the outbox
         yield OrderAction.REPLAY
+    if at.parked_at is not None and not at.is_parked_dead_letter:
+        yield OrderAction.REQUEUE
     is_waiting = at.finished_at is None and at.lease_owner is None and at.due_at is not None and at.due_at > at.now
     if is_waiting:
         yield OrderAction.RETRY

@@ -129,6 +129,19 @@ class Situation:
         """Return whether a process has recorded an attempt and waits for the partner's answer."""
         return self.lease_owner is not None and self.last_outcome == "attempted"
 
+    @property
+    def is_dead(self) -> bool:
+        """Return whether `order.placed` is a dead letter, or was purged as one."""
+        return self.dead_at is not None and self.processed_at is None
+
+    @property
+    def is_parked_dead_letter(self) -> bool:
+        """Return whether the parked event is a dead letter too, as without a broker.
+
+        A requeue would not reset its attempts in the inbox: the next failure would park it again. A replay does.
+        """
+        return self.parked_at is not None and self.is_dead and self.event_id == self.order_id
+
 
 async def read(conn: db.Connection, order_id: UUID, consumer: str) -> Situation:
     """Read the situation of an order. Raises OrderNotFound."""
@@ -151,7 +164,8 @@ def _explain_event(at: Situation) -> WhyStuck | None:
     """Explain an event that is not published: that of a new order, or that of its end."""
     what = f"Its event {_short(at.event_type)}"
     if at.parked_at is not None:
-        fix = f"An operator must fix the cause, then run: orders outbox requeue {at.event_id}"
+        command = "dlq replay --id" if at.is_parked_dead_letter else "outbox requeue"
+        fix = f"An operator must fix the cause, then run: orders {command} {at.event_id}"
         return _stuck(f"{what} is parked: it was refused too often ({at.event_error}). {fix}", "operator", at.parked_at)
     since = at.event_since or at.placed_at
     next_at = at.event_due_at if at.event_due_at is not None and at.event_due_at > at.now else None

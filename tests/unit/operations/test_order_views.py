@@ -13,6 +13,7 @@ from app.orders.model import Line, Order, Reason, Status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+OTHER_ID = UUID("01890a5d-ac96-774b-bcce-b302099a8058")
 LATER = NOW + timedelta(seconds=1)
 RETRY, COMPENSATE, CANCEL, REQUEUE, REPLAY = OrderAction
 ORDER = Order(
@@ -41,7 +42,8 @@ REQUESTED = {"cancel_requested_at": NOW, "cancel_reason": Reason.COMPENSATED_BY_
         (WAITING, {"finished_at": NOW}, REJECTED, []),
         (PENDING, {"parked_at": NOW, "event_id": ID}, {}, [REQUEUE, COMPENSATE, CANCEL]),
         (WAITING, {"finished_at": NOW, "parked_at": NOW, "event_id": ID}, REJECTED, [REQUEUE]),
-        (DEAD, {"parked_at": NOW, "event_id": ID}, {}, [REQUEUE, COMPENSATE, CANCEL]),
+        (DEAD, {"parked_at": NOW, "event_id": ID}, {}, [REPLAY, COMPENSATE, CANCEL]),
+        (DEAD, {"parked_at": NOW, "event_id": OTHER_ID}, {"status": Status.CANCELLED}, [REPLAY, REQUEUE]),
         (DEAD, {}, {}, [REPLAY, COMPENSATE, CANCEL]),
         (DEAD, {}, {"status": Status.CANCELLED}, [REPLAY]),
         (DEAD, {"purged_at": NOW}, {}, [REPLAY, COMPENSATE, CANCEL]),
@@ -52,6 +54,9 @@ REQUESTED = {"cancel_requested_at": NOW, "cancel_reason": Reason.COMPENSATED_BY_
 def test_only_what_changes_something_is_offered(
     situation: Situation, seen: dict[str, Any], order: dict[str, Any], expected: list[OrderAction]
 ) -> None:
-    """An attempt under way is not retried, an order that ends is not ended, and a handled event is not replayed."""
+    """An attempt under way is not retried, an order that ends is not ended, and a handled event is not replayed.
+
+    A dead letter that is parked too, as without a broker, is replayed: a requeue does not reset its attempts.
+    """
     found = find_actions(dataclasses.replace(ORDER, **order), dataclasses.replace(situation, **seen))
     assert list(found) == expected

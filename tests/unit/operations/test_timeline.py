@@ -73,6 +73,7 @@ def test_a_hostile_position_is_refused_at_once() -> None:
         (LOCAL, {}, "database", "order.placed waits to be handled"),
         (LOCAL, {"event_error": "KeyError"}, "database", "Handling its event order.placed failed (KeyError)"),
         (LOCAL, {"parked_at": NOW, "event_error": "KeyError"}, "operator", f"orders outbox requeue {ID}"),
+        (LOCAL, {"parked_at": NOW, "dead_at": NOW, "event_id": ID}, "operator", f"orders dlq replay --id {ID}"),
         (PENDING, {}, "operator", "Its event is missing"),
         (
             PENDING,
