@@ -3,6 +3,7 @@
 from itertools import groupby
 
 from app.console.story import ATTEMPTED, DONE, name_call, name_event, name_waited_for
+from app.operations.audit import FAILED, NOTHING_MATCHED
 from app.operations.sagas import ActionOutcome
 from app.operations.timeline import TimelineAnswer, TimelineEntry
 from app.orders.model import FINAL
@@ -16,12 +17,13 @@ STEPS = {
     "saga-started": "saga started",
     "compensation-started": "starts to undo",
 }
-UNCHANGED = {
+UNCHANGED = {  # by the outcome of an action that changed nothing
     ActionOutcome.DUE_ALREADY: "it was due already",
     ActionOutcome.UNDER_WAY: "an attempt was under way",
     ActionOutcome.TURNED_BEFORE: "it was being undone already",
     ActionOutcome.ENDED_BEFORE: "it had ended already",
-    ActionOutcome.REFUSED: "it was too late",
+    ActionOutcome.REFUSED: "it had ended, or not started",
+    NOTHING_MATCHED: "no message matched",
 }
 
 
@@ -43,7 +45,9 @@ def follow(story: TimelineAnswer) -> list[Link]:
     act, later = happened[acts[-1]], happened[acts[-1] + 1 :]
     chain = [Link(f"{act.event} asked", act.at, act.detail)]
     if act.outcome in UNCHANGED:
-        return [*chain, Link(f"nothing was changed: {UNCHANGED[ActionOutcome(act.outcome)]}")]
+        return [*chain, Link(f"nothing was changed: {UNCHANGED[act.outcome]}")]
+    if act.outcome is not None and act.outcome.startswith(FAILED):
+        return [*chain, Link(f"{act.outcome}, nothing is known to have changed")]
     end = next((place for place, entry in enumerate(later, 1) if entry.source == "order"), None)
     named = [(text, entry) for entry in later[:end] if (text := _name(entry))]
     for text, group in groupby(named, lambda pair: pair[0]):

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -36,6 +37,8 @@ operator_actions = Table(
 
 UNFINISHED = "unfinished"
 DONE = "done"
+NOTHING_MATCHED = "nothing-matched"
+FAILED = "failed: "  # how the outcome of a command that failed begins
 
 
 @immutable
@@ -47,6 +50,14 @@ class AuditActor:
 
     name: str
     reason: str = ""
+
+
+@dataclass
+class CommandRecord:
+    """What the row of a command with many steps gets at its end. `counts`: what the command counted, by name."""
+
+    outcome: str = DONE
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @immutable
@@ -118,22 +129,22 @@ async def record(
 @contextlib.asynccontextmanager
 async def on_record(
     pool: db.Pool, actor: AuditActor, action: str, order_id: UUID | None, selection: Mapping[str, Any]
-) -> AsyncIterator[dict[str, int]]:
-    """Commit a row before the block runs, and complete it afterwards with the counts that the block filled in.
+) -> AsyncIterator[CommandRecord]:
+    """Commit a row before the block runs, and complete it afterwards with the outcome and the counts of the block.
 
     If the block raises or is cancelled, the outcome is `failed` with the counts so far. Raises DatabaseUnavailable.
     """
-    counts: dict[str, int] = {}
+    command = CommandRecord()
     async with db.connection(pool) as conn:
         row_id = await record(conn, actor, action, order_id, UNFINISHED, selection)
     try:
-        yield counts
+        yield command
     except BaseException as error:
         reason = error.code if isinstance(error, OrdersError) else type(error).__name__
         with contextlib.suppress(DatabaseUnavailable):  # the caller needs the error of the block, not this one
-            await asyncio.shield(_complete(pool, row_id, f"failed: {reason}", counts))
+            await asyncio.shield(_complete(pool, row_id, f"{FAILED}{reason}", command.counts))
         raise
-    await _complete(pool, row_id, DONE, counts)
+    await _complete(pool, row_id, command.outcome, command.counts)
 
 
 async def _complete(pool: db.Pool, row_id: int, outcome: str, counts: Mapping[str, int]) -> None:

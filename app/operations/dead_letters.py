@@ -126,7 +126,7 @@ class DeadLetters:
         `progress` gets how many were scanned, and the depth. Raises BrokerUnavailable, DatabaseUnavailable and
         DeadLettersBusy; letters that were already passed to `found` are done.
         """
-        async with self._recorded(action, selection, actor) as counts, self.source.scan() as scan:
+        async with self._recorded(action, selection, actor) as command, self.source.scan() as scan:
             summary = Summary(scan.depth)
             while selection.limit is None or summary.matched < selection.limit:
                 left = BATCH if selection.limit is None else selection.limit - summary.matched
@@ -143,19 +143,21 @@ class DeadLetters:
                     looked_at=summary.looked_at + len(letters),
                     matched=summary.matched + len(findings),
                 )
-                counts.update(asdict(summary))
+                command.counts.update(asdict(summary))
                 progress(summary.looked_at, summary.depth)
             if action is DeadLetterAction.REPLAY and not summary.matched:
                 from_outbox = await self._replay_from_outbox(selection, dry_run=actor is None)
                 summary = replace(summary, from_outbox=from_outbox)
-            counts.update(asdict(summary))
+            command.counts.update(asdict(summary))
+            if not summary.matched and not summary.from_outbox:
+                command.outcome = audit.NOTHING_MATCHED
         return summary
 
     def _recorded(
         self, action: DeadLetterAction, selection: Selection, actor: AuditActor | None
-    ) -> contextlib.AbstractAsyncContextManager[dict[str, int]]:
+    ) -> contextlib.AbstractAsyncContextManager[audit.CommandRecord]:
         if actor is None:
-            return contextlib.nullcontext({})
+            return contextlib.nullcontext(audit.CommandRecord())
         selected = {name: value for name, value in asdict(selection).items() if value is not None}
         return audit.on_record(self.pool, actor, f"dlq {action}", selection.order_id, selected)
 

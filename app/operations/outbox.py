@@ -136,5 +136,6 @@ async def requeue_all(pool: db.Pool, limit: int, actor: AuditActor) -> int:
     """Make up to `limit` parked rows pending again, with all their attempts, longest parked first. Return how many."""
     async with db.transaction(pool) as conn:
         requeued = len(await outbox_admin.requeue(conn, await outbox_admin.lock_parked(conn, limit)))
-        await audit.record(conn, actor, ACTION, None, PENDING, {"limit": limit}, {"requeued": requeued})
+        outcome = PENDING if requeued else audit.NOTHING_MATCHED
+        await audit.record(conn, actor, ACTION, None, outcome, {"limit": limit}, {"requeued": requeued})
     return requeued

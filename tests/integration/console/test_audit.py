@@ -51,8 +51,8 @@ async def test_actions_are_shown_newest_first(console: httpx.AsyncClient, pool: 
     order_id = await start_saga(pool)
     await retry(pool, order_id)
     await pause_partner(pool, "payment", 1800)
-    async with audit.on_record(pool, AuditActor("grace"), "dlq replay", None, {"limit": 100}) as counts:
-        counts |= {"looked_at": 3, "matched": 2}
+    async with audit.on_record(pool, AuditActor("grace"), "dlq replay", None, {"limit": 100}) as command:
+        command.counts |= {"looked_at": 3, "matched": 2}
     why = OPERATOR.reason
     assert await read(console) == [
         ["grace", "dlq replay", "messages", "none given", "done matched 2 · looked at 3"],

@@ -180,8 +180,28 @@ async def test_a_purged_event_is_replayed(operator: httpx.AsyncClient, stage: St
     assert_done(await ask(operator, "replay", order_id), order_id)
     assert await stage.pool.fetchval("SELECT published_at IS NULL FROM outbox")
     assert "dlq replay asked" in await shown(operator, order_id)
-    refused = await ask(operator, "replay", await start_saga(stage.pool))
+    saga = await start_saga(stage.pool)
+    refused = await ask(operator, "replay", saga)
     assert (refused.status_code, "has no dead letter" in refused.text) == (409, True)
+    assert "nothing was changed: no message matched" in await shown(operator, saga)
+    assert [row[4] for row in await audit_rows(stage.pool)] == ["done", "nothing-matched"]
+
+
+async def test_a_parked_dead_letter_is_replayed(operator: httpx.AsyncClient, stage: Stage) -> None:
+    """Without a broker, an event that failed too often is parked. A replay resets its attempts; a requeue would not."""
+    order_id = (await placed(stage.pool)).id
+    await park(stage.pool, order_id)
+    await stage.pool.execute(
+        "INSERT INTO inbox (consumer, message_id, attempts, dead_at) VALUES ($1, $2, 7, clock_timestamp())",
+        CONSUMER,
+        str(order_id),
+    )
+    page = await shown(operator, order_id)
+    assert BUTTON.findall(page) == ["replay", "compensate", "cancel"]
+    assert f"orders dlq replay --id {order_id}" in page
+    assert_done(await ask(operator, "replay", order_id), order_id)
+    assert await stage.pool.fetchval("SELECT parked_at IS NULL AND attempts = 0 FROM outbox")
+    assert await stage.pool.fetchval("SELECT attempts = 0 AND dead_at IS NULL FROM inbox")
 
 
 async def test_a_refused_action_says_why_and_leads_back(operator: httpx.AsyncClient, stage: Stage) -> None:
@@ -194,7 +214,7 @@ async def test_a_refused_action_says_why_and_leads_back(operator: httpx.AsyncCli
         assert (refused.status_code, "The order is confirmed." in refused.text) == (409, True)
         assert f'<a href="{page_of(saga)}">Back to the page</a>' in refused.text
     assert [row[4] for row in await audit_rows(stage.pool)] == ["refused"] * 3
-    assert "nothing was changed: it was too late" in await shown(operator, saga)
+    assert "nothing was changed: it had ended, or not started" in await shown(operator, saga)
 
 
 @pytest.mark.parametrize(

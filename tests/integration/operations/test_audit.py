@@ -47,8 +47,8 @@ async def requeued(pool: Pool) -> tuple[UUID, UUID]:
 
 async def replayed(pool: Pool, matched: int) -> None:
     """Record a replay of many messages."""
-    async with audit.on_record(pool, OPERATOR, "dlq replay", None, {"since_seconds": 900}) as counts:
-        counts["matched"] = matched
+    async with audit.on_record(pool, OPERATOR, "dlq replay", None, {"since_seconds": 900}) as command:
+        command.counts["matched"] = matched
 
 
 async def test_only_an_operator_reads_the_log(api: httpx.AsyncClient, ops: httpx.AsyncClient) -> None:

@@ -13,13 +13,14 @@ from aio_pika.abc import AbstractChannel
 from app.db import Pool
 from app.errors import BrokerUnavailable
 from app.observability.signals import Signals
+from app.operations import outbox
 from app.operations.dead_letters import DeadLetterAction
 from app.operations.saga_views import SagaAnswer
 from tests.harness.api import assert_problem, serving
 from tests.harness.commands import orders
 from tests.harness.dead_letters import go_over, holds, in_queue, put_many
 from tests.harness.lost_letters import dead_lettered
-from tests.harness.operating import recorded
+from tests.harness.operating import OPERATOR, recorded
 from tests.harness.orders import placed
 
 TOKEN = "a-token-of-the-operators"
@@ -105,6 +106,16 @@ async def test_routes_record_each_action(env: dict[str, str], pool: Pool, channe
         ("admin-token", "outbox requeue", order_id, WHY, "pending", {"id": str(row_id)}, None),
         ("admin-token", "outbox requeue", its_order, "", "pending", {"id": str(other)}, None),
     ]
+
+
+async def test_an_action_that_matched_nothing_is_not_done(
+    pool: Pool, rabbitmq_url: str, channel: AbstractChannel
+) -> None:
+    """Its row says that it changed nothing."""
+    await holds(channel, 0)
+    await go_over(in_queue(pool, rabbitmq_url), DeadLetterAction.PURGE)
+    assert await outbox.requeue_all(pool, 10, OPERATOR) == 0
+    assert await recorded(pool) == ["dlq purge nothing-matched", "outbox requeue nothing-matched"]
 
 
 async def test_a_failed_action_is_recorded_as_failed(pool: Pool, rabbitmq_url: str, channel: AbstractChannel) -> None:

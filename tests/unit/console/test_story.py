@@ -132,13 +132,19 @@ def test_a_reason_of_a_newer_release_is_shown_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "said"),
-    [("due-already", "it was due already"), ("refused", "it was too late"), ("ended-before", "it had ended already")],
+    [
+        ("due-already", "nothing was changed: it was due already"),
+        ("refused", "nothing was changed: it had ended, or not started"),
+        ("ended-before", "nothing was changed: it had ended already"),
+        ("nothing-matched", "nothing was changed: no message matched"),
+        ("failed: broker-unavailable", "failed: broker-unavailable, nothing is known to have changed"),
+    ],
 )
 def test_an_action_without_effect_says_so(outcome: str, said: str) -> None:
-    """Nothing that follows is taken for its effect."""
+    """Nothing that follows is taken for its effect. An action that failed is not shown as under way."""
     act = entry("act-1", 1, "operator", "retry", outcome=outcome, detail="ada: why")
     chain = follow(story(act, *attempt(1, 2, "done")))
-    assert [link.text for link in chain] == ["retry asked", f"nothing was changed: {said}"]
+    assert [link.text for link in chain] == ["retry asked", said]
 
 
 def test_the_last_action_is_followed_to_the_end() -> None:
