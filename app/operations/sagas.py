@@ -85,7 +85,8 @@ async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: 
 async def cancel(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: Mapping[str, str]) -> ActionOutcome:
     """Cancel an order for its customer, who asked an operator to. Differs from `compensate` in how the order ends.
 
-    It ends as after the customer's own cancel. Raises OrderNotFound and OrderNotCancellable.
+    It ends as after the customer's own cancel. Only the console offers it, for a customer who calls an operator: over
+    HTTP, customers have their own route, `POST /orders/{id}/cancel`. Raises OrderNotFound and OrderNotCancellable.
     """
     return await _turn_back(pool, order_id, SagaAction.CANCEL, actor, headers)
 
