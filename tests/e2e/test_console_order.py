@@ -1,4 +1,4 @@
-"""Two operators and one stuck order, in browsers: one compensates it, the other is too late."""
+"""A stuck order in browsers: what an operator types and does is kept, followed to its end, or refused with a reason."""
 
 import re
 
@@ -63,6 +63,30 @@ async def test_a_stuck_order_is_compensated_and_followed_to_its_end(system: Syst
     await late.get_by_role("button", name="Retry now").click()
     await expect(late.get_by_text("The order is rejected.")).to_be_visible()
     await late.get_by_role("link", name="Back to the page").click()
-    await expect(late.locator("#followed")).to_have_text(re.compile("nothing was changed: it was too late"))
+    await expect(late.locator("#followed")).to_have_text(
+        re.compile("nothing was changed: it had ended, or not started")
+    )
     await system.all_ended()
+    assert await system.violations() == []
+
+
+async def test_a_reason_is_kept_while_attempts_come_and_go(system: System, visitors: Visitors) -> None:
+    """A compensating order offers a retry between two attempts only; the field stays, with its text and the focus."""
+    await system.faults({"target": "payment.refund", "kind": "timeout_before"})
+    slow = {"partner_timeout_seconds": "2", "partner_retry_base_seconds": "4", "partner_retry_cap_seconds": "4"}
+    service = await system.start(**SETTINGS, **slow)
+    placed = await system.place([service], "undeliverable", order("UNDELIVERABLE"))
+    page = await visitors.page(service.url)
+    await log_in_by_form(page)
+    await page.goto(f"/console/orders/{placed.json()['id']}")
+    nothing, reason = page.get_by_text("Nothing just now: it is under way."), page.get_by_label("Reason")
+    await expect(nothing).to_be_visible()
+    await reason.fill(WHY)
+    await expect(page.get_by_role("button", name="Retry now")).to_be_visible()
+    await expect(nothing).to_be_visible()
+    await expect(reason).to_be_focused()
+    await expect(reason).to_have_value(WHY)
+    await system.faults()
+    await system.all_ended()
+    await expect(page.get_by_role("heading", name="Actions")).to_be_hidden()
     assert await system.violations() == []
