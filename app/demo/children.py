@@ -31,6 +31,7 @@ READY = "ready"
 REFUSED, UNAVAILABLE = 2, 3  # the exit codes of a child that says why
 RESTARTS = Backoff(base_seconds=0.5, cap_seconds=5)  # a child that cannot start must not keep the machine busy
 STABLE_SECONDS = 10.0  # a child that has run for so long is restarted as if it had never died
+START_SECONDS = 60.0  # a child that is not ready by then is ended
 KILL_SECONDS = 2.0
 
 Values = Mapping[str, Any]
@@ -56,14 +57,23 @@ class Program(Protocol):
 class PythonProgram:
     """`python -m module`, which serves on `listener`.
 
-    `values`: make its settings, when everything that it needs is ready. It has `stop_seconds` from SIGTERM to its end.
+    `values`: make its settings, when everything that it needs is ready. It has `stop_seconds` from SIGTERM to its end,
+    and `start_seconds` until it is ready.
     """
 
-    def __init__(self, module: str, listener: socket.socket, values: Callable[[], Values], stop_seconds: float) -> None:
+    def __init__(
+        self,
+        module: str,
+        listener: socket.socket,
+        values: Callable[[], Values],
+        stop_seconds: float,
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         self._module = module
         self._listener = listener
         self._values = values
         self._stop_seconds = stop_seconds
+        self._start_seconds = start_seconds
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -88,10 +98,15 @@ class PythonProgram:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise RuntimeError("bug: there is no process, or it has no pipes")
-        with contextlib.suppress(ConnectionError):  # it has died; its exit code follows
-            process.stdin.write(json.dumps(self._values()).encode() + b"\n")
-            await process.stdin.drain()
-        line = (await process.stdout.readline()).decode().strip()
+        try:
+            async with asyncio.timeout(self._start_seconds):
+                with contextlib.suppress(ConnectionError):  # it has died; its exit code follows
+                    process.stdin.write(json.dumps(self._values()).encode() + b"\n")
+                    await process.stdin.drain()
+                line = (await process.stdout.readline()).decode().strip()
+        except TimeoutError as error:
+            await self.stop()
+            raise Unavailable(f"{self._module} was not ready within {self._start_seconds:g} s") from error
         if line == READY:
             return
         code = await process.wait()
@@ -219,7 +234,6 @@ class Child:
         while True:
             code = await self._program.wait()
             self.state = ChildState.DOWN
-            self.restarts += 1
             if time.monotonic() - self._started_at > STABLE_SECONDS:
                 self._failures = 0
             self._report(f"{self.name} ended ({describe_end(code)}); it will be started again")
@@ -229,15 +243,18 @@ class Child:
         while True:
             self._failures += 1
             self._recovering.clear()
+            pause_seconds = max(RESTARTS.pause(self._failures), self.seconds_away)
+            self.changes_at = time.monotonic() + pause_seconds
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(RESTARTS.pause(self._failures), self.seconds_away)):
+                async with asyncio.timeout(pause_seconds):
                     await self._recovering.wait()
             await self._program.stop()  # a Postgres that died has to let go of its directory
             try:
                 await self._start()
-            except Unavailable as error:
+            except (Unavailable, OSError) as error:  # OSError: no process could be made
                 self._report(f"{self.name} did not start: {error}")
             else:
+                self.restarts += 1
                 self._report(f"{self.name} runs again (process {self.pid})")
                 return
 

@@ -175,6 +175,7 @@ class EmbeddedPostgres:
         self.port = port or free_port()
         self._settings = dict(settings or {})
         self._env = dict(env or {})
+        self._account: _Account | None = None  # the one that worked first
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
 
@@ -213,7 +214,7 @@ class EmbeddedPostgres:
             pid, _ = _find_running(self.home)
             if pid:  # left by a killed run: we hold the lock, so no other run is alive
                 await _end(pid, lambda: _find_running(self.home)[0] == pid)
-            account = self._choose_account()
+            account = self._account = self._account or self._choose_account()
             if not (self.home / "data").exists():
                 await in_thread(self._initialise, account)
             self._launch(account)

@@ -92,7 +92,7 @@ async def run(port: int, sandbox_port: int, playground_port: int, data_dir: Path
 
         def report(text: str) -> None:
             typer.echo(text, err=True)
-            events.add(text)
+            events.add(text.splitlines()[0])  # more lines are the end of a log
 
         children = database, sandbox, service = (
             Child("PostgreSQL", postgres, report),
