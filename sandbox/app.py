@@ -167,13 +167,15 @@ async def summary(
 
 @simulator.get("/ledger/totals")
 async def totals(ledger: CurrentLedger, after: Annotated[int, Query(ge=0, le=MAX_SQLITE_INTEGER)] = 0) -> JSONResponse:
-    """Count the applied entries of each operation: `{"seq", "operations": {name: {moves, amount_minor}}}`.
+    """Count the applied entries of each operation: `{"seq", "operations": {name: {moves, amount_minor}}, …}`.
 
     Only entries with a `seq` greater than `after` count. `seq` is the last one that was counted, so with it as `after`
-    the next answer has what was added since.
+    the next answer has what was added since. `items` and `stock` do not depend on `after`: how many items were ever
+    moved or set, and the sums `{free, held, sold, supplied}` of their stock.
     """
     seq, operations = ledger.totals(after)
-    return JSONResponse({"seq": seq, "operations": operations})
+    stock = ledger.whole_stock(inventory.INITIAL_FREE, inventory.INITIALLY_EMPTY_ITEM)
+    return JSONResponse({"seq": seq, "operations": operations, "items": stock.pop("items"), "stock": stock})
 
 
 @simulator.get("/ledger/stock")

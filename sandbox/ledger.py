@@ -77,6 +77,15 @@ FROM ledger WHERE seq > ? AND applied GROUP BY operation
 """
 
 # What the ledger says was ever put on the shelf of an item: its initial stock, and each change by `PUT /stock`.
+WHOLE_STOCK = """
+SELECT count(*) AS items,
+       coalesce(sum(free), 0) AS free, coalesce(sum(held), 0) AS held, coalesce(sum(sold), 0) AS sold,
+       count(*) FILTER (WHERE item_id <> :empty_item) * :initial_free + coalesce((
+           SELECT sum(detail ->> '$.free' - detail ->> '$.free_before') FROM ledger
+           WHERE saga_id = '' AND operation = 'stock.set'
+       ), 0) AS supplied
+FROM stock
+"""
 STOCK = """
 SELECT item_id, free, held, sold,
        (CASE item_id WHEN :empty_item THEN 0 ELSE :initial_free END) + coalesce((
@@ -150,6 +159,10 @@ class Ledger:
         rows = self._db.execute(TOTALS, (after,)).fetchall()
         operations = {row["operation"]: {"moves": row["moves"], "amount_minor": row["amount_minor"]} for row in rows}
         return max((row["seq"] for row in rows), default=after), operations
+
+    def whole_stock(self, initial_free: int, empty_item: str) -> dict[str, int]:
+        """Return how many `items` were ever moved or set, and the sums of what `stock` returns of each."""
+        return dict(self._db.execute(WHOLE_STOCK, {"initial_free": initial_free, "empty_item": empty_item}).fetchone())
 
     def stock(self, after: str, limit: int | None, initial_free: int, empty_item: str) -> dict[str, dict[str, int]]:
         """Return free, held, sold and supplied quantities of items that were ever moved or set, ordered by id."""

@@ -262,7 +262,19 @@ async def test_totals_since(http: httpx.AsyncClient, partners: Partners, saga: U
         "payment.refund": {"moves": 1, "amount_minor": 1050},
     }
     later = (await http.get("/ledger/totals", params={"after": new["seq"]})).json()
-    assert later == {"seq": new["seq"], "operations": {}}
+    assert (later["seq"], later["operations"]) == (new["seq"], {})
+
+
+async def test_totals_of_the_stock(http: httpx.AsyncClient, partners: Partners, item: PartnerItem) -> None:
+    """`/ledger/totals` sums up the stock of all items: free + held + sold equals what was supplied."""
+    await partners.inventory.hold(uuid4(), [item], HOLD_SECONDS)
+    for name in (item.sku, "OUT-OF-STOCK"):
+        (await http.put(f"/stock/{name}", json={"quantity": 5})).raise_for_status()
+    totals = (await http.get("/ledger/totals")).json()
+    stock = (await http.get("/ledger/stock")).json()["items"].values()
+    assert totals["items"] == len(stock)
+    assert totals["stock"] == {part: sum(one[part] for one in stock) for part in ("free", "held", "sold", "supplied")}
+    assert totals["stock"]["free"] + totals["stock"]["held"] + totals["stock"]["sold"] == totals["stock"]["supplied"]
 
 
 async def test_set_stock_is_a_ledger_entry(http: httpx.AsyncClient, partners: Partners, item: PartnerItem) -> None:
