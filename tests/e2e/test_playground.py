@@ -5,6 +5,7 @@ import re
 
 import httpx
 from playwright.async_api import Page, expect
+from uuid_utils.compat import uuid7
 
 from tests.e2e.conftest import SETTINGS, StartDemo, client
 from tests.harness.browser import Visitors, check_axe, no_sideways_scroll
@@ -22,6 +23,11 @@ def service_url(demo: Service) -> str:
     return found
 
 
+def sandbox_url(demo: Service) -> str:
+    found: str = re.findall(r"sandbox +(http://\S+)", demo.log.read_text())[0]
+    return found
+
+
 async def test_orders_outlive_a_kill(start_demo: StartDemo) -> None:
     """After kill -9 during 50 orders, all end, the ledger balances on screen, and every invariant holds."""
     demo = await start_demo(**HASTE)
@@ -32,7 +38,7 @@ async def test_orders_outlive_a_kill(start_demo: StartDemo) -> None:
         )
         await playground.until_shown("ledger", BALANCED, "Orders confirmed 50", "Shipments 50", "Units held 0")
         assert "Service running" in await playground.fragment("system")
-        verdicts = await playground.until_shown("invariants", "50 orders judged")
+        verdicts = await playground.until_shown("invariants", "50 orders of the last hour judged")
         assert re.findall(r"(I\d) [a-z0-9, ]+ holds", verdicts) == ALL_HOLD
 
 
@@ -42,10 +48,12 @@ async def test_frozen_and_lost_come_back(start_demo: StartDemo) -> None:
     async with playing(demo) as playground:
         await asyncio.gather(playground.pressed("place:50"), playground.pressed("break:lose-postgres"))
         await playground.pressed("break:freeze")
-        await playground.until_shown("system", "PostgreSQL down", "back in", "Service frozen", "continues in")
+        shown = await playground.until_shown("system", "PostgreSQL down", "back in", "Service frozen", "continues in")
+        assert "restarted" not in shown
         await playground.until_shown("ledger", "not checked PostgreSQL does not answer")
         await playground.until_shown("invariants", "I1 a 201 means a durable order and event not checked")
-        await playground.until_shown("system", "PostgreSQL running", "Service running")
+        await playground.until_shown("stock", "Not current: PostgreSQL does not answer")
+        await playground.until_shown("system", "PostgreSQL running", "restarted once", "Service running")
         await playground.until_shown("events", "PostgreSQL runs again", "The service continues")
         await playground.until_shown("ledger", BALANCED, "Orders confirmed 50")
 
@@ -54,6 +62,7 @@ async def test_repair_brings_back_at_once(start_demo: StartDemo) -> None:
     """“Repair everything” does not wait for the end of a freeze, and ends the faults of the partners."""
     demo = await start_demo(**HASTE)
     async with playing(demo) as playground:
+        assert "After 1.5 s the leases" in (await playground.http.get("/")).text
         await playground.pressed("break:payment-down", "place:1", "break:freeze")
         assert "Payment partner down" in await playground.fragment("faults")
         assert "pending" in await playground.fragment("orders")
@@ -65,12 +74,16 @@ async def test_repair_brings_back_at_once(start_demo: StartDemo) -> None:
 
 
 async def test_faults_of_partners(start_demo: StartDemo) -> None:
-    """A declined card rejects one order, and an answer that is lost charges no card twice."""
+    """A declined card rejects one order, a lost answer charges no card twice, and no fault is set twice."""
     demo = await start_demo(**HASTE)
-    async with playing(demo) as playground:
+    async with playing(demo) as playground, client(sandbox_url(demo)) as sandbox:
         await playground.pressed("break:decline", "place:1")
         await playground.until_shown("orders", "rejected card-declined")
-        await playground.pressed("break:lose-answer", "break:shipping-slow", "stop:shipping-slow", "place:1")
+        await playground.pressed("break:shipping-slow", "break:shipping-slow")
+        assert [rule["target"] for rule in (await sandbox.get("/faults")).json() if rule["times"] != 0] == [
+            "shipping.create"
+        ]
+        await playground.pressed("break:lose-answer", "stop:shipping-slow", "place:1")
         await playground.until_shown("ledger", BALANCED, "Charged 3.20", "Refunded 0.00", "Orders confirmed 1")
         assert await playground.fragment("faults") == ""
 
@@ -78,10 +91,9 @@ async def test_faults_of_partners(start_demo: StartDemo) -> None:
 async def test_shows_a_wrong_ledger(start_demo: StartDemo) -> None:
     """A charge that belongs to no order makes the ledger not balanced, and I5 violated."""
     demo = await start_demo()
-    sandbox_url = re.findall(r"sandbox +(http://\S+)", demo.log.read_text())[0]
-    saga = "01900000-0000-7000-8000-000000000000"
+    saga = str(uuid7())
     body = {"saga_id": saga, "amount_minor": 999, "currency": "USD", "payment_method": None}
-    async with playing(demo) as playground, client(sandbox_url) as sandbox:
+    async with playing(demo) as playground, client(sandbox_url(demo)) as sandbox:
         await playground.pressed("place:1")
         await playground.until_shown("ledger", BALANCED)
         key = {"Idempotency-Key": f"{saga}:charge_payment"}
@@ -101,6 +113,30 @@ async def test_one_key_makes_one_order(start_demo: StartDemo) -> None:
         assert [order["id"] for order in orders] == re.findall(r"made one order (\S+)", events)
 
 
+async def test_an_undo_that_keeps_failing(start_demo: StartDemo) -> None:
+    """A saga that needs an operator, and goes on needing one, violates I6."""
+    demo = await start_demo(**HASTE, ORDERS_SAGA_NEEDS_OPERATOR_SECONDS="1")
+    rules = [
+        {"target": "shipping.create", "kind": "refuse"},
+        {"target": "payment.refund", "kind": "error"},
+    ]
+    async with playing(demo) as playground, client(sandbox_url(demo)) as sandbox:
+        (await sandbox.put("/faults", json=rules)).raise_for_status()
+        await playground.pressed("place:1")
+        await playground.until_shown("invariants", "I6 nothing is past its age limit violated", "undo fails")
+
+
+async def test_counts_refused_orders(start_demo: StartDemo) -> None:
+    """Orders that the service refuses are not counted as placed, and one event has all of them."""
+    demo = await start_demo(ORDERS_AUTH_MODE="jwt", ORDERS_AUTH_JWT_SECRET="x" * 32)
+    async with playing(demo) as playground:
+        await playground.pressed("place:3", "one-key")
+        events = await playground.until_shown("events", "One key")
+        assert "0 orders have their 201s" in events
+        assert "; 3 got 401" in events
+        assert "at once, made no order; 20 got 401" in events
+
+
 async def test_refuses_everybody_else(start_demo: StartDemo) -> None:
     """Only a browser with the session, on the supervisor's own address and from its own page, breaks anything."""
     demo = await start_demo()
@@ -111,6 +147,7 @@ async def test_refuses_everybody_else(start_demo: StartDemo) -> None:
             assert page.status_code == httpx.codes.UNAUTHORIZED
             assert "Open the address that the demo printed" in page.text
         assert (await stranger.get("/?stream=1")).text == "event: expired\ndata: \n\n"
+        assert list(playground.http.cookies) == [f"orders_playground_{httpx.URL(playground.origin).port}"]
         form = {"form_token": playground.form_token, "do": "break:kill"}
         without_cookie = await stranger.post("/", data=form, headers={"Origin": playground.origin})
         assert without_cookie.status_code == httpx.codes.UNAUTHORIZED

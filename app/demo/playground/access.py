@@ -1,8 +1,11 @@
 """Who may use the playground: a browser that opened its address with the token, on the address of the supervisor.
 
-The token proves that one can read the terminal, or the console of the demo. A page of another site knows neither it nor
-the cookie, and cannot make a browser send a form of ours (`app.pages.forms`). A name of its own that leads to this
-machine ("DNS rebinding") does not help it either: requests with another `Host` are refused.
+The token proves that one can read the terminal, or the console of the demo. A page of another site does not know it,
+and cannot make a browser send a form of ours (`app.pages.forms`). A name of its own that leads to this machine ("DNS
+rebinding") does not help it either: requests with another `Host` are refused.
+
+Browsers send cookies to all ports of a host. So the cookie's name has the port, and two demos do not log each other
+out; but any server on this machine that the browser visits receives the cookie, and is trusted.
 """
 
 import hmac
@@ -14,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from app.errors import InsufficientScope, Unauthorized
 from app.pages import forms
 
-COOKIE = "orders_playground"
+COOKIE = "orders_playground_{port}"
 TOKEN = "token"  # noqa: S105 - the name of a query parameter
 SCOPE = "orders:operate"
 HTTP_PORT = 80
@@ -25,6 +28,7 @@ class Access:
 
     def __init__(self, port: int) -> None:
         suffix = "" if port == HTTP_PORT else f":{port}"
+        self._cookie = COOKIE.format(port=port)
         self._hosts = {f"{name}{suffix}" for name in ("127.0.0.1", "localhost")}
         self._token = secrets.token_urlsafe(16)
         self._session = secrets.token_urlsafe(32)
@@ -40,13 +44,13 @@ class Access:
         if not hmac.compare_digest(given.encode(), self._token.encode()):
             raise Unauthorized("this is not the token of this run")
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, self._session, httponly=True, samesite="lax")
+        answer.set_cookie(self._cookie, self._session, httponly=True, samesite="lax")
         return answer
 
     def require_session(self, request: Request) -> None:
         """Check that the browser has the session. Raises InsufficientScope, Unauthorized."""
         self._require_own_host(request)
-        given = request.cookies.get(COOKIE, "")
+        given = request.cookies.get(self._cookie, "")
         if not hmac.compare_digest(given.encode(), self._session.encode()):
             raise Unauthorized("this browser has not opened the address of this run")
 

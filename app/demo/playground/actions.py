@@ -18,7 +18,10 @@ REPEATS = 20
 
 @immutable
 class Breakage:
-    """Something to break. `does`: what happens then; `expect`: what to see. `rules`: those of a partner's fault."""
+    """Something to break. `does`: what happens then; `expect`: what to see. `rules`: those of a partner's fault.
+
+    `expect` is a format of the demo's `settings`.
+    """
 
     name: str
     label: str
@@ -31,7 +34,8 @@ KILL = Breakage(
     "kill",
     "Kill the service",
     "kill -9, in the middle of whatever it does. It starts again by itself.",
-    "When it is back, orders are taken again. After 9 s the leases of the dead process end, and its orders go on.",
+    "When it is back, orders are taken again. After {settings.saga_lease_seconds:g} s the leases of the dead "
+    "process end, and its orders go on.",
 )
 FREEZE = Breakage(
     "freeze",
@@ -58,7 +62,8 @@ PARTNER_FAULTS = (
         "lose-answer",
         "Time out after charging",
         "The next card is charged, but the answer never arrives.",
-        "The order waits for 3 s, asks again with the same key, and the card is charged once.",
+        "The order waits for {settings.partner_timeout_seconds:g} s, asks again with the same key, and the card is "
+        "charged once.",
         [{"target": "payment.charge", "kind": "timeout_after", "times": 1}],
     ),
     Breakage(

@@ -23,7 +23,7 @@ from app.demo.playground.customers import Customers
 from app.demo.playground.events import Events
 from app.demo.playground.invariants import Invariants
 from app.demo.playground.partners import Partners
-from app.demo.playground.state import SHOWN_ITEMS, State, format_money
+from app.demo.playground.state import State, format_money
 from app.errors import OrdersError, Unauthorized
 from app.observability.signals import Signals
 from app.pages import forms
@@ -47,7 +47,6 @@ templates = Templates(
     assets,
     process_faults=PROCESS_FAULTS,
     partner_faults=PARTNER_FAULTS,
-    shown_items=SHOWN_ITEMS,
     money=format_money,
 )
 router = APIRouter(include_in_schema=False, default_response_class=Response)
@@ -89,7 +88,7 @@ async def show(request: Request) -> Response:
     if STREAM in request.query_params:
         return _stream(request, access, state, links)
     access.require_session(request)
-    around = {"stream": f"/?{STREAM}=1", "form_token": access.form_token}
+    around = {"stream": f"/?{STREAM}=1", "form_token": access.form_token, "settings": stage.settings}
     return templates.page(PAGE, {**links, **around, **await state.read()})
 
 

@@ -1,8 +1,13 @@
-"""The invariants I1 to I9, proven again and again while somebody watches, as `orders verify` proves them."""
+"""The invariants I1 to I9, proven again and again while somebody watches, as `orders verify` proves them.
+
+A pass waits for nothing. It judges again what was unfinished or wrong in earlier passes, as those of the janitor do
+(`operations.maintenance.verifying`): an order that has been so for as long as `orders verify` waits.
+"""
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import structlog
 
@@ -12,15 +17,16 @@ from app.bootstrap.consumers import queues
 from app.bootstrap.verification import find_books, make_config, make_verifier
 from app.errors import Unavailable
 from app.observability.signals import Signals
-from app.operations.verify.findings import Invariant
+from app.operations.verify.findings import MAX_SUSPECTS, Invariant
 from app.operations.verify.report import TITLES, InvariantVerdict, VerdictStatus, VerifyReport
-from app.operations.verify.run import Scope
+from app.operations.verify.run import Pass, Scope, violating_orders
 from app.partners.http import HttpClient
 from app.settings import Verification
 from app.values import immutable
 
 log = structlog.get_logger(__name__)
 
+RECENT_SECONDS = 3600.0  # a kept data directory may have any number of older orders
 PAUSE_SECONDS = 1.0
 PAUSE_PER_SECOND = 9.0  # of a pass, so that passes take a tenth of the time
 
@@ -48,10 +54,12 @@ class Invariants:
         self._pool = pool
         self._http = http
         self._settings = settings
+        self._config = make_config(settings)
         self._changed = changed
         self._broker = make_broker("", pool, Signals())
         self._pass: asyncio.Task[None] | None = None
         self._due_at = 0.0
+        self._open_since: dict[UUID, float] = {}  # unfinished or wrong orders, and when a pass first found them so
 
     def keep_fresh(self) -> None:
         """Start a pass if the last one is old enough. Call it again and again while somebody watches."""
@@ -69,8 +77,12 @@ class Invariants:
         started_at = time.monotonic()
         try:
             access = await find_books(self._http, self._settings)
-            verifier = make_verifier(self._pool, self._broker, queues(), access, make_config(self._settings))
-            self.report = (await verifier.run(Scope(is_patient=False))).report()
+            verifier = make_verifier(self._pool, self._broker, queues(), access, self._config)
+            settled_at = started_at - self._config.grace_seconds
+            again = {order_id for order_id, since in self._open_since.items() if since <= settled_at}
+            done = await verifier.run(Scope(since_seconds=RECENT_SECONDS, again=again, is_patient=False))
+            self._remember_open(done, started_at)
+            self.report = done.report()
             self.problem, self.verdicts = "", [_shorten(verdict) for verdict in self.report.invariants]
         except Unavailable as error:
             self._fail("PostgreSQL does not answer")
@@ -81,6 +93,12 @@ class Invariants:
         took_seconds = time.monotonic() - started_at
         self._due_at = time.monotonic() + max(PAUSE_SECONDS, took_seconds * PAUSE_PER_SECOND)
         self._changed()
+
+    def _remember_open(self, done: Pass, now: float) -> None:
+        violating = violating_orders([*done.found.suspects.values(), *done.first.suspects.values()])
+        # Violations come first, as in the janitor's passes.
+        still = [*sorted(violating), *sorted(done.unfinished - violating)][:MAX_SUSPECTS]
+        self._open_since = {order_id: self._open_since.get(order_id, now) for order_id in still}
 
     def _fail(self, problem: str) -> None:
         self.problem, self.verdicts, self.report = problem, NOT_CHECKED, None

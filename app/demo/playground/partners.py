@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlencode
 
 from app.errors import PartnerUnavailable
 from app.partners.http import HttpClient, Interrupted, NotConnected, Target
@@ -13,16 +12,15 @@ from app.values import immutable
 
 CALL_SECONDS = 1.0
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
-PAGE_ITEMS = 500
+SHOWN_ITEMS = 6
 
 Rule = Mapping[str, Any]
 
 
 @immutable
 class Stock:
-    """The stock of one item. `supplied`: all that was ever put on the shelf."""
+    """The stock of one item, or of all. `supplied`: all that was ever put on the shelf."""
 
-    item: str
     free: int
     held: int
     sold: int
@@ -36,11 +34,16 @@ class Stock:
 
 @immutable
 class Ledger:
-    """The sums of the ledger. `moves`, `amounts_minor`: of each operation, since the ledger exists."""
+    """The sums of the ledger. `moves`, `amounts_minor`: of each operation, since the ledger exists.
+
+    `stock`: of all items. `shelves`: the stock of the first SHOWN_ITEMS of `items` items, by their ids.
+    """
 
     moves: Mapping[str, int]
     amounts_minor: Mapping[str, int]
-    stock: Sequence[Stock]
+    stock: Stock
+    items: int
+    shelves: Mapping[str, Stock]
 
     @property
     def charged_minor(self) -> int:
@@ -56,21 +59,6 @@ class Ledger:
     def shipped(self) -> int:
         """Return how many shipments exist."""
         return self.moves.get("shipping.create", 0) - self.moves.get("shipping.cancel", 0)
-
-    @property
-    def held(self) -> int:
-        """Return how many units are held for orders that have not ended."""
-        return sum(stock.held for stock in self.stock)
-
-    @property
-    def sold(self) -> int:
-        """Return how many units are sold."""
-        return sum(stock.sold for stock in self.stock)
-
-    @property
-    def is_conserved(self) -> bool:
-        """Return whether every unit of every item is accounted for."""
-        return all(stock.is_conserved for stock in self.stock)
 
 
 class Partners:
@@ -89,9 +77,11 @@ class Partners:
         return [rule for rule in await self._call("GET", "/faults") if rule["times"] != 0]
 
     async def add_faults(self, rules: Sequence[Rule]) -> None:
-        """Add rules to those that still have an effect."""
+        """Add rules to those that still have an effect, but none that applies without limit already."""
         async with self._changing:
-            await self._call("PUT", "/faults", [*await self.read_faults(), *rules])
+            active = await self.read_faults()
+            new = [rule for rule in rules if not any(_is_unlimited(rule, known) for known in active)]
+            await self._call("PUT", "/faults", [*active, *new])
 
     async def remove_faults(self, rules: Sequence[Rule]) -> None:
         """Remove the rules that have a target and a kind of one of these."""
@@ -112,18 +102,9 @@ class Partners:
         for name, total in new["operations"].items():
             self._moves[name] = self._moves.get(name, 0) + total["moves"]
             self._amounts_minor[name] = self._amounts_minor.get(name, 0) + total["amount_minor"]
-        return Ledger(dict(self._moves), dict(self._amounts_minor), await self._read_stock())
-
-    async def _read_stock(self) -> list[Stock]:
-        stock: list[Stock] = []
-        after = ""
-        while True:
-            query = urlencode({"after": after, "limit": PAGE_ITEMS})
-            items = (await self._call("GET", f"/ledger/stock?{query}"))["items"]
-            stock += [Stock(item, **counts) for item, counts in items.items()]
-            if len(items) < PAGE_ITEMS:
-                return stock
-            after = stock[-1].item
+        first = (await self._call("GET", f"/ledger/stock?limit={SHOWN_ITEMS}"))["items"]
+        shelves = {item: Stock(**counts) for item, counts in first.items()}
+        return Ledger(dict(self._moves), dict(self._amounts_minor), Stock(**new["stock"]), new["items"], shelves)
 
     async def _call(self, method: str, path: str, value: Any = None) -> Any:
         body = None if value is None else json.dumps(value).encode()
@@ -140,3 +121,8 @@ class Partners:
         if reply.status != HTTPStatus.OK:
             raise PartnerUnavailable(f"the partner sandbox answered {reply.status}")
         return json.loads(reply.body)
+
+
+def _is_unlimited(rule: Rule, active: Rule) -> bool:
+    """Return whether the active rule is this one, and never ends by itself."""
+    return active["times"] is None and {**active, **rule} == active

@@ -6,6 +6,8 @@ from enum import StrEnum
 from math import ceil
 from typing import Any, Generic, TypeVar
 
+import structlog
+
 from app import db
 from app.auth.guards import DEFAULT_TENANT
 from app.demo.children import Child, ChildState
@@ -21,9 +23,10 @@ from app.orders.model import Status
 from app.orders.queries import Listing
 from app.values import immutable
 
+log = structlog.get_logger(__name__)
+
 READ_SECONDS = 1.5
 SHOWN_ORDERS = 10
-SHOWN_ITEMS = 6
 
 T = TypeVar("T")
 
@@ -48,6 +51,9 @@ class Source(Generic[T]):
             self.problem = str(error)
         except TimeoutError:
             self.problem = f"no answer within {READ_SECONDS:g} s"
+        except Exception:
+            self.problem = "it could not be read; the terminal shows the error"
+            log.exception("playground.reading_failed")
 
 
 @immutable
@@ -155,8 +161,8 @@ def _judge(before: Tally, ledger: Ledger, after: Tally) -> Balance:
     fits = (
         ledger.charged_minor - ledger.refunded_minor == after.confirmed_minor
         and ledger.shipped == after.count(Status.CONFIRMED)
-        and not ledger.held
-        and ledger.is_conserved
+        and not ledger.stock.held
+        and ledger.stock.is_conserved
     )
     return Balance.BALANCED if fits else Balance.NOT_BALANCED
 
@@ -170,7 +176,7 @@ def name_faults(rules: Sequence[Rule]) -> list[ActiveFault]:
         name, label = (fault.name, fault.label) if fault else ("", f"{rule['target']}: {rule['kind']}")
         before = active.get(label)
         remaining = rule["times"]
-        if before is not None and before.remaining is not None and remaining is not None:
-            remaining += before.remaining
+        if before is not None and remaining is not None:
+            remaining = None if before.remaining is None else remaining + before.remaining
         active[label] = ActiveFault(name, label, remaining)
     return list(active.values())
