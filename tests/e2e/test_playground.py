@@ -175,7 +175,9 @@ async def test_journey(start_demo: StartDemo, visitors: Visitors) -> None:
     """From the first page of the demo: break it during orders, watch it recover, and place one without scripts."""
     demo = await start_demo(**HASTE)
     page = await visitors.page(service_url(demo))
-    await page.goto("/")  # leads to the playground
+    await page.goto("/")
+    await expect(page).to_have_url(f"{service_url(demo)}/console")
+    await page.get_by_role("link", name="Playground").click()
     ledger, system, events = (page.locator(f"#{name}") for name in ("ledger", "system", "events"))
     await expect(page.get_by_text("Start here")).to_be_visible()
     await press(page, "10 orders")
@@ -194,5 +196,6 @@ async def test_journey(start_demo: StartDemo, visitors: Visitors) -> None:
 
     plain = await visitors.page(service_url(demo), scripts=False)
     await plain.goto("/")
+    await plain.get_by_role("link", name="Playground").click()
     await press(plain, "1 order")
     await expect(plain.locator("#events")).to_contain_text("1 order has its 201")
