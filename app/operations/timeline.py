@@ -50,8 +50,8 @@ def _first_id(seconds: int) -> str:
 # `name` is unique within an order, except in the log, where `number` identifies a row. Causes come before effects
 # of the same instant: `rank`. The log keeps its own order even if Postgres's clock was set back: otherwise a position
 # could skip a row. The last `do` is looked up in the whole table: the start of the compensation must not change when
-# that row has left the `log`. `pauses` are those of partners that the order lived through. Parameters: the order, its
-# tenant (NULL: any), the inbox name of the saga's consumer.
+# that row has left the `log`. `pauses` are those of partners that the order lived through; only operators read their
+# reasons. Parameters: the order, its tenant (NULL: any, for an operator), the inbox name of the saga's consumer.
 STORY = f"""
 WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant = $2)),
      events AS (
@@ -109,8 +109,8 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
          FROM operator_actions WHERE order_id = (SELECT id FROM this) AND outcome <> '{audit.UNFINISHED}'
          UNION ALL
          SELECT 9, 'pause-' || id, 0, greatest(paused_at, placed_at), 'operator', 'partner-paused', NULL, NULL, NULL,
-                concat(partner, ' until ', to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ': ',
-                       reason),
+                concat(partner, ' until ', to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                       CASE WHEN $2::text IS NULL THEN ': ' || reason END),
                 NULL
          FROM pauses WHERE paused_at < order_until
          UNION ALL
@@ -192,7 +192,7 @@ class Position:
 
 
 async def read_entries(pool: db.Pool, order_id: UUID, tenant: str | None, consumer: str) -> list[TimelineEntry]:
-    """Return what happened, in order. `tenant` None: any. Raises OrderNotFound, DatabaseUnavailable."""
+    """Return what happened, in order. `tenant` as in `read`. Raises OrderNotFound, DatabaseUnavailable."""
     async with db.connection(pool) as conn:
         return await _read_entries(conn, order_id, tenant, consumer)
 
@@ -211,7 +211,10 @@ def unseen(entries: Iterable[TimelineEntry], position: Position) -> list[Timelin
 
 
 async def read(pool: db.Pool, order_id: UUID, tenant: str | None, consumer: str) -> TimelineAnswer:
-    """Return the timeline of an order. `consumer`: the inbox name of the saga's consumer. Raises OrderNotFound."""
+    """Return the timeline of an order. `tenant` None: any, for an operator, who reads why a partner is paused, too.
+
+    `consumer`: the inbox name of the saga's consumer. Raises OrderNotFound.
+    """
     async with db.snapshot(pool) as conn:
         answer, _ = await read_situation(conn, order_id, tenant, consumer)
     return answer
@@ -222,7 +225,7 @@ async def read_situation(
 ) -> tuple[TimelineAnswer, Situation]:
     """Return the timeline of an order, and the situation that it ends in, from the caller's snapshot."""
     entries = await _read_entries(conn, order_id, tenant, consumer)
-    situation = await why_stuck.read(conn, order_id, consumer)
+    situation = await why_stuck.read(conn, order_id, tenant, consumer)
     answer = TimelineAnswer(
         order_id=str(order_id),
         status=situation.status,

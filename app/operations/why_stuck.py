@@ -24,7 +24,8 @@ GRACE_SECONDS = 5.0
 WaitsFor = Literal["inventory", "payment", "shipping", "broker", "database", "operator"]
 
 # `call`: the saga's log of its current call. MATERIALIZED: with ORDER BY id LIMIT 1 alone, the planner may walk the log
-# of all sagas backward. Parameters: the order, the inbox name of the saga's consumer.
+# of all sagas backward. Parameters: the order, its tenant (NULL: any, for an operator, who reads why a partner is
+# paused), the inbox name of the saga's consumer.
 SITUATION = f"""
 WITH log AS MATERIALIZED (
          SELECT id, at, step, action, attempt, outcome, detail FROM saga_steps WHERE saga_id = $1
@@ -43,7 +44,8 @@ SELECT o.id AS order_id, o.status, o.placed_at, clock_timestamp() AS now,
        event.next_attempt_at AS event_due_at, coalesce(event.pending_since, event.occurred_at) AS event_since,
        placed.published_at, inbox.dead_at, inbox.purged_at, inbox.last_failure_at, inbox.processed_at,
        inbox.last_error AS inbox_error, inbox.attempts AS inbox_attempts,
-       pause.paused_at, pause.ends_at AS pause_ends_at, pause.reason AS pause_reason,
+       pause.paused_at, pause.ends_at AS pause_ends_at,
+       CASE WHEN $2::text IS NULL THEN pause.reason END AS pause_reason,
        (SELECT max(transport) FROM transport_leases WHERE expires_at > clock_timestamp()) AS transport
 FROM orders o
 LEFT JOIN sagas s ON s.id = o.id
@@ -52,12 +54,12 @@ LEFT JOIN LATERAL (
     SELECT * FROM outbox WHERE subject = o.id::text AND published_at IS NULL ORDER BY sequence LIMIT 1
 ) AS event ON true
 LEFT JOIN outbox placed ON placed.id = o.id
-LEFT JOIN inbox ON inbox.message_id = o.id::text AND inbox.consumer = $2
+LEFT JOIN inbox ON inbox.message_id = o.id::text AND inbox.consumer = $3
 LEFT JOIN LATERAL (
     SELECT paused_at, ends_at, reason FROM partner_pauses JOIN {STEP_PARTNERS} USING (partner)
     WHERE {IN_FORCE} AND step_partners.plan_version = s.plan_version AND step_partners.step = s.step LIMIT 1
 ) AS pause ON true
-WHERE o.id = $1
+WHERE o.id = $1 AND ($2::text IS NULL OR o.tenant = $2)
 """  # noqa: S608 - constants
 
 
@@ -79,7 +81,8 @@ class Situation:
 
     `last_at`, `last_outcome`: of the saga's log. `call_since`: when the current call was first attempted; `answer`: the
     last outcome of that call. `transport`: of the processes with the roles relay and consumer; None: none runs.
-    `paused_at`, `pause_ends_at`, `pause_reason`: of an operator's pause of the current step's partner.
+    `paused_at`, `pause_ends_at`, `pause_reason`: of an operator's pause of the current step's partner; the reason is
+    None for a tenant.
     """
 
     order_id: UUID
@@ -143,9 +146,9 @@ class Situation:
         return self.parked_at is not None and self.is_dead and self.event_id == self.order_id
 
 
-async def read(conn: db.Connection, order_id: UUID, consumer: str) -> Situation:
-    """Read the situation of an order. Raises OrderNotFound."""
-    row: Any = await conn.fetchrow(SITUATION, order_id, consumer)
+async def read(conn: db.Connection, order_id: UUID, tenant: str | None, consumer: str) -> Situation:
+    """Read the situation of an order. `tenant` None: any, for an operator. Raises OrderNotFound."""
+    row: Any = await conn.fetchrow(SITUATION, order_id, tenant, consumer)
     if row is None:
         raise OrderNotFound(f"there is no order {order_id}")
     return Situation(**row)
@@ -256,7 +259,8 @@ def _explain_saga(at: Situation) -> WhyStuck | None:
 
 def _explain_pause(at: Situation, partner: WaitsFor, call: str, ends_at: datetime) -> WhyStuck:
     """Explain a saga that waits for the end of an operator's pause. Its deadline may come first."""
-    message = f"An operator paused calls to {partner} until {rfc3339(ends_at)}: {at.pause_reason}. Next: {call}."
+    reason = f": {at.pause_reason}" if at.pause_reason else ""
+    message = f"An operator paused calls to {partner} until {rfc3339(ends_at)}{reason}. Next: {call}."
     since = max(at.last_at or at.placed_at, at.paused_at or at.placed_at)
     if at.direction == SagaDirection.FORWARD and at.deadline_at is not None and at.deadline_at < ends_at:
         message += f" Its deadline, {rfc3339(at.deadline_at)}, comes first: then it starts to compensate."

@@ -72,8 +72,9 @@ def seconds_from_now(instant: str) -> float:
     return (datetime.fromisoformat(instant) - datetime.now(UTC)).total_seconds()
 
 
-async def story(stage: Stage, order_id: UUID) -> TimelineAnswer:
-    return await timeline.read(stage.pool, order_id, TENANT, CONSUMER)
+async def story(stage: Stage, order_id: UUID, tenant: str | None = None) -> TimelineAnswer:
+    """Return an order's timeline, as an operator reads it, or its tenant."""
+    return await timeline.read(stage.pool, order_id, tenant, CONSUMER)
 
 
 def told(answer: TimelineAnswer) -> list[tuple[str, str | None]]:
@@ -274,7 +275,7 @@ async def test_the_circuit_of_the_process_is_shown(database_url: str, sandbox_ur
 
 
 async def test_the_timeline_tells_of_a_pause(stage: Stage) -> None:
-    """Until when and why, also of a pause that began before the order; its end is an entry of its own."""
+    """Until when, also of a pause that began before the order; its end is an entry of its own. Operators read why."""
     known = PartnerPauses()
     watch = PauseWatch(stage.pool, known, stage.signals)
     before = await start_saga(stage.pool)
@@ -293,6 +294,11 @@ async def test_the_timeline_tells_of_a_pause(stage: Stage) -> None:
     assert detail is not None
     assert detail.startswith("payment until 20")
     assert detail.endswith(f"Z: {OPERATOR.reason}")
+    of_tenant = await story(stage, saga, TENANT)
+    assert of_tenant.why_stuck is not None
+    assert "An operator paused calls to payment until " in of_tenant.why_stuck.message
+    assert told(of_tenant) == [(event, detail.removesuffix(f": {OPERATOR.reason}"))]
+    assert OPERATOR.reason not in of_tenant.model_dump_json()
     await pause_partner(stage.pool, "payment", 60)
     await resume_partner(stage.pool, "payment")
     later = await story(stage, saga)
