@@ -30,6 +30,8 @@ STEP_SECONDS = (
     *(hours * 3600.0 for hours in (2, 4, 6, 12, 24, 48, 168, 720)),
 )
 
+PAUSE_ENDS = frozenset({"partner-resumed", "partner-pause-replaced"})
+
 TITLES = {
     "order-placed": "Order placed",
     "cancel-requested": "Cancel requested",
@@ -199,7 +201,7 @@ def _pair(entries: Sequence[TimelineEntry]) -> list[_Span]:
         key = _key(entry)
         if (begun := spans.get(key)) is not None:
             start = begun.start if entry.seconds is None else at - timedelta(seconds=entry.seconds)
-            shown = begun.entry if entry.event == "partner-resumed" else entry
+            shown = begun.entry if entry.event in PAUSE_ENDS else entry
             spans[key] = replace(begun, entry=shown, start=start, end=at)
         elif entry.outcome == ATTEMPTED or entry.event in {"event-written", "partner-paused"}:
             spans[key] = _Span(key, entry, at, None)

@@ -108,14 +108,16 @@ WITH this AS (SELECT * FROM orders WHERE id = $1 AND ($2::text IS NULL OR tenant
                 concat_ws(': ', actor, nullif(reason, '')), NULL
          FROM operator_actions WHERE order_id = (SELECT id FROM this) AND outcome <> '{audit.UNFINISHED}'
          UNION ALL
-         SELECT 9, 'pause-' || id, 0, greatest(paused_at, placed_at), 'operator', 'partner-paused', NULL, NULL, NULL,
+         SELECT 10, 'pause-' || id, 0, greatest(paused_at, placed_at), 'operator', 'partner-paused', NULL, NULL, NULL,
                 concat(partner, ' until ', to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                        CASE WHEN $2::text IS NULL THEN ': ' || reason END),
                 NULL
          FROM pauses WHERE paused_at < order_until
          UNION ALL
-         SELECT 10, 'resume-' || id, 0, over_at, 'operator', 'partner-resumed', NULL, NULL, NULL, partner, NULL
-         FROM pauses WHERE over_at <= order_until AND NOT is_replaced
+         SELECT 9, 'resume-' || id, 0, over_at, 'operator',
+                CASE WHEN is_replaced THEN 'partner-pause-replaced' ELSE 'partner-resumed' END, NULL, NULL, NULL,
+                partner, NULL
+         FROM pauses WHERE over_at <= order_until
          UNION ALL
          SELECT 11, '{END}', 0, updated_at, 'order', 'order-' || status, NULL, NULL, status, status_reason, NULL
          FROM this WHERE status IN ({ENDED})

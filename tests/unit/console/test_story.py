@@ -116,6 +116,20 @@ def test_events_and_pauses_are_one_row_each() -> None:
     assert [row.bars[0].left + row.bars[0].width for row in picture.rows[1:]] == pytest.approx([20, 60, 100])
 
 
+def test_a_replaced_pause_ends_where_the_next_begins() -> None:
+    """Each is a row of its own; only the last one reaches to the end of the axis."""
+    entries = [
+        entry("pause-3", 1, "operator", "partner-paused", detail="payment until later: why"),
+        entry("resume-3", 5, "operator", "partner-pause-replaced", detail="payment"),
+        entry("pause-4", 5, "operator", "partner-paused", detail="payment until soon: why"),
+        entry("undo", 9, "saga", "compensation-started"),
+    ]
+    _, first, second, _ = draw(story(*entries)).rows
+    assert (first.detail, first.seconds) == ("payment until later: why", 4)
+    assert (second.detail, second.seconds) == ("payment until soon: why", None)
+    assert [row.bars[0].left + row.bars[0].width for row in (first, second)] == pytest.approx([50, 100])
+
+
 def test_every_bar_can_be_seen_and_is_inside() -> None:
     """What takes no time, also at the end of the axis, has a bar."""
     entries = [entry("saga", 3600, "saga", "saga-started"), *attempt(1, 0, "done", 0)]
