@@ -138,6 +138,7 @@ async def _show_found(page: PageRequest, query: OrdersQuery, tenant: str | None)
             "older": None,
             "newer": None,
             "is_complete": found.is_complete,
+            "is_cut": found.is_cut or len(found.orders) > len(order_ids),
             "empty": "Nothing found in the orders of " + ("all tenants" if tenant is None else f"the tenant {tenant}"),
             "looked_for": found.looked_for,
             "of_customer": _address({} if query.tenant is None else {"tenant": query.tenant}, customer_id=query.q)
@@ -155,6 +156,7 @@ def _rows(orders: Sequence[OrderSummary], tenant: str | None) -> dict[str, Any]:
         "orders": orders,
         "shows_tenant": shows_tenant,
         "most_tenants": order_list.MAX_TENANTS,
+        "is_cut": False,
         "found_as": {},
         "looked_for": (),
         "of_customer": None,

@@ -8,6 +8,7 @@ tenants, up to `MAX_TENANTS` of them.
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from app import db
@@ -49,14 +50,18 @@ class Lookup:
 
     @property
     def statement(self) -> str:
-        """Return the statement. `$2`: the tenants whose orders may be found; NULL: all.
+        """Return the statement: one row with `ids`, newest first and one more than `MAX_HITS`, and `is_cut`.
 
-        A subselect, because the planner might walk all orders to merge them with those that were found.
+        `is_cut`: `MAX_ROWS` rows were read, and there may be more. `$2`: the tenants whose orders may be found; NULL:
+        all. MATERIALIZED, because the planner might walk all orders to merge them with those that were found.
         """
         return f"""
-            SELECT found.id FROM ({self.source} LIMIT {MAX_ROWS}) AS found
-            WHERE $2::text[] IS NULL OR (SELECT tenant FROM orders WHERE orders.id = found.id) = ANY ($2)
-            ORDER BY found.id DESC LIMIT {MAX_HITS}
+            WITH found AS MATERIALIZED ({self.source} LIMIT {MAX_ROWS})
+            SELECT (SELECT count(*) FROM found) = {MAX_ROWS} AS is_cut, ARRAY (
+                SELECT found.id FROM found
+                WHERE $2::text[] IS NULL OR (SELECT tenant FROM orders WHERE orders.id = found.id) = ANY ($2)
+                ORDER BY found.id DESC LIMIT {MAX_HITS + 1}
+            ) AS ids
         """  # noqa: S608 - constants
 
 
@@ -87,7 +92,7 @@ LOOKUPS = (
         f"""
         SELECT newest.id FROM unnest($2::text[]) AS listed (tenant) CROSS JOIN LATERAL (
             SELECT id FROM orders WHERE tenant = listed.tenant AND customer_id = $1
-            ORDER BY placed_at DESC, id DESC LIMIT {MAX_HITS}
+            ORDER BY placed_at DESC, id DESC LIMIT {MAX_HITS + 1}
         ) AS newest
         """,  # noqa: S608 - a number
         by_tenant=True,
@@ -123,26 +128,31 @@ LOOKUPS = (
 class Found:
     """The orders that were found, newest first, each with what the text is for it.
 
-    `looked_for`: what the text could be. `is_complete`: as for `OrderPage`.
+    `looked_for`: what the text could be. `is_complete`: as for `OrderPage`. `is_cut`: there may be more orders.
     """
 
     orders: dict[UUID, Sequence[Kind]]
     looked_for: Sequence[Lookup]
     is_complete: bool
+    is_cut: bool
 
 
 async def search(pool: db.Pool, text: str, tenant: str | None) -> Found:
     """Find orders of the tenant by any id; `tenant` None: of all tenants. Raises DatabaseUnavailable."""
     lookups = [(lookup, value) for lookup in LOOKUPS if (value := lookup.parse(text)) is not None]
     found: dict[UUID, list[Kind]] = {}
+    is_cut = False
     async with db.connection(pool) as conn:
         tenants = await tenants_of(conn, tenant)
         for lookup, value in lookups:
             allowed = tenants[:MAX_TENANTS] if lookup.by_tenant or tenant is not None else None
-            for row in await conn.fetch(lookup.statement, value, allowed):
-                found.setdefault(UUID(int=row["id"].int), []).append(lookup.kind)
+            row: Any = await conn.fetchrow(lookup.statement, value, allowed)
+            is_cut = is_cut or row["is_cut"] or len(row["ids"]) > MAX_HITS
+            for order_id in row["ids"][:MAX_HITS]:
+                found.setdefault(UUID(int=order_id.int), []).append(lookup.kind)
     return Found(
         orders={order_id: found[order_id] for order_id in sorted(found, reverse=True)},
         looked_for=[lookup for lookup, _ in lookups],
         is_complete=len(tenants) <= MAX_TENANTS,
+        is_cut=is_cut,
     )

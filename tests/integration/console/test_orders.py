@@ -14,6 +14,7 @@ from markupsafe import escape
 from app import db
 from app.idempotency.key import bind
 from app.operations.order_list import MAX_TENANTS
+from app.operations.order_search import MAX_HITS
 from app.orders import store
 from app.orders.model import Order
 from app.saga import start
@@ -332,6 +333,15 @@ async def test_any_text_may_be_searched_for(operator: httpx.AsyncClient, text: s
     page = await found(operator, text)
     assert "Nothing found" in page
     assert escape(text) in page
+
+
+async def test_a_search_says_that_it_is_cut(operator: httpx.AsyncClient, pool: db.Pool) -> None:
+    """It shows as many orders as it may, the newest, and says when there are more."""
+    for number in range(MAX_HITS + 1):
+        await placed(pool, customer_id="cus_many")
+        if number == MAX_HITS - 1:
+            assert "these are not all" not in await found(operator, "cus_many")
+    assert "these are not all" in await found(operator, "cus_many")
 
 
 async def test_a_stream_shows_a_search_again(operator: httpx.AsyncClient, pool: db.Pool) -> None:
