@@ -73,8 +73,9 @@ async def test_a_stuck_order_is_compensated_and_followed_to_its_end(system: Syst
 async def test_a_reason_is_kept_while_attempts_come_and_go(system: System, visitors: Visitors) -> None:
     """A compensating order offers a retry between two attempts only; the field stays, with its text and the focus."""
     await system.faults({"target": "payment.refund", "kind": "timeout_before"})
-    slow = {"partner_timeout_seconds": "2", "partner_retry_base_seconds": "4", "partner_retry_cap_seconds": "4"}
-    service = await system.start(**SETTINGS, **slow)
+    slow = {"saga_lease_seconds": "30", "partner_timeout_seconds": "2"}
+    seldom = {"partner_retry_base_seconds": "4", "partner_retry_cap_seconds": "4"}
+    service = await system.start(**SETTINGS, **slow, **seldom)
     placed = await system.place([service], "undeliverable", order("UNDELIVERABLE"))
     page = await visitors.page(service.url)
     await log_in_by_form(page)
