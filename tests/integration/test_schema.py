@@ -98,7 +98,7 @@ async def test_migrating_a_current_schema_changes_nothing(database_url: str) -> 
 
 
 async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
-    """Several processes may migrate one database at once."""
+    """Several processes may migrate one database at once, and none waits for a snapshot of another that waits."""
 
     async def all_wait() -> bool:
         query = (
@@ -114,8 +114,10 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
         processes = [await asyncio.create_subprocess_exec(*arguments, cwd=REPOSITORY, env=env) for _ in range(3)]
         await wait_until(all_wait, 60, "three processes that wait")
         await holder.execute("DROP TABLE alembic_version")
-    await asyncio.gather(witness.close(), holder.close())
     assert [await process.wait() for process in processes] == [0, 0, 0]
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    assert await witness.fetchval(deadlocks) == 0
+    await asyncio.gather(witness.close(), holder.close())
     assert await revision(empty_url) == REVISIONS[0]
     assert await differences(empty_url) == []
 
