@@ -9,7 +9,7 @@ from fastapi import Query, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from app.api.ops.actions import Cursor
-from app.api.params import parse_seconds
+from app.api.params import parse_seconds, storable_text
 from app.console.route import OperatorPage, console_router
 from app.operations import audit_views
 from app.operations.audit import ActionFilter
@@ -32,7 +32,7 @@ def _check_period(text: str) -> str:
 
 
 Blank = BeforeValidator(_drop_blank)
-Text = Annotated[str | None, Blank]
+Text = Annotated[Annotated[str, AfterValidator(storable_text)] | None, Blank]
 
 
 class AuditQuery(BaseModel):

@@ -30,8 +30,8 @@ class Progress:
     left: int
 
     def after(self, summary: Summary, limit: int) -> "Progress":
-        """Return the progress after a scan for `limit` letters. If it saw all and fewer matched, it was the last."""
-        is_last = summary.matched < limit and summary.looked_at >= summary.depth
+        """Return the progress after a scan for `limit` letters. It was the last if none matched, or it saw all."""
+        is_last = not summary.matched or (summary.matched < limit and summary.looked_at >= summary.depth)
         return Progress(self.done + summary.matched, 0 if is_last else max(0, self.left - summary.matched))
 
 
@@ -125,7 +125,7 @@ def _after_one(action: DeadLetterAction, wanted: LetterFilter, summary: Summary,
         order_id = as_uuid(findings[0].letter.subject)
     elif not summary.from_outbox:
         raise HTTPException(
-            HTTPStatus.NOT_FOUND, f"no dead letter has the id {wanted.id}: perhaps somebody has replayed or purged it"
+            HTTPStatus.NOT_FOUND, f"no dead letter has the id {wanted.id}: it may have been replayed or purged"
         )
     if action is DeadLetterAction.REPLAY and order_id is not None:
         return f"/console/orders/{order_id}"

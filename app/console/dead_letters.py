@@ -20,6 +20,7 @@ from app.errors import BrokerUnavailable, DeadLettersBusy, ValidationFailed
 from app.operations import dead_letter_views, saga_views
 from app.operations.dead_letter_views import DeadLetterView
 from app.operations.dead_letters import DeadLetterAction, DeadLetters, Finding, Selection, Summary, as_uuid
+from app.operations.maintenance.lost_letters import ADVICE
 from app.orders.model import rfc3339
 from app.values import immutable
 
@@ -106,7 +107,7 @@ async def show(page: OperatorPage) -> Response:
         "dead_letters.html",
         read,
         wanted=wanted,
-        found=await _look(wanted),
+        found=await _look(wanted, is_asked="look" in query),
         purged=await saga_views.read_purged(page.ops.pool, consumer, PURGED_SHOWN),
         queues=list(page.ops.dead_letters),
         ages=AGES if wanted.since in {"", *AGES} else (*AGES, wanted.since),
@@ -114,11 +115,14 @@ async def show(page: OperatorPage) -> Response:
     )
 
 
-async def _look(wanted: LetterFilter) -> Letters:
-    """Do what a replay would do, without doing it."""
+async def _look(wanted: LetterFilter, *, is_asked: bool) -> Letters:
+    """Do what a replay would do, without doing it. `is_asked`: also if looking often loses letters."""
     findings: list[Finding] = []
     summary, problem = Summary(0), ""
     try:
+        if not is_asked and not await wanted.letters.source.may_be_scanned_often():
+            problem = f"RabbitMQ drops a letter that was looked at too often: {ADVICE}"
+            return Letters(rfc3339(datetime.now(UTC)), summary, [], problem)
         summary = await wanted.letters.scan(DeadLetterAction.REPLAY, wanted.select(SHOWN), findings.append)
     except BrokerUnavailable as error:
         log.info("console.dead_letters_unknown", error=str(error))

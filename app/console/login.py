@@ -61,7 +61,7 @@ async def log_in(request: Request) -> Response:
 async def log_out(request: Request, page: Page) -> Response:
     """Take the session from the browser."""
     forms.require_own_origin(request)
-    content = await page.ops.bodies.read(request, page.viewer.subject, forms.MEDIA_TYPE)
+    content = await page.ops.bodies.read(request, page.viewer.source, forms.MEDIA_TYPE)
     forms.require_token(forms.parse(content), page.viewer.session)
     answer = go_to("/console/login")
     answer.delete_cookie(COOKIE, path="/console")

@@ -182,8 +182,7 @@ async def _operator_page(request: Request) -> PageRequest:
 async def _change(request: Request) -> ChangeRequest:
     forms.require_own_origin(request)
     page = await _operator_page(request)
-    source = guards.CurrentOperator(page.viewer.subject).source
-    content = await page.ops.bodies.read(request, source, forms.MEDIA_TYPE)
+    content = await page.ops.bodies.read(request, page.viewer.source, forms.MEDIA_TYPE)
     form = forms.parse(content)
     forms.require_token(form, page.viewer.session)
     return ChangeRequest(request, page.viewer, form)

@@ -39,6 +39,11 @@ class Viewer:
         return Viewer("", self.tenant, "", self.expires_at)
 
     @property
+    def source(self) -> str:
+        """The key of the viewer's limits: as in the API."""
+        return self.tenant or guards.CurrentOperator(self.subject).source
+
+    @property
     def seconds_left(self) -> float:
         """Return how long the session still lasts."""
         return self.expires_at - time.time()

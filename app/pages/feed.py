@@ -31,6 +31,7 @@ PAUSE_SECONDS = 5.0  # no slow reading makes a page older than this and the read
 READING_SECONDS = 10.0  # the longest reading of a page: a slow one must not stop the others for long
 CAPACITY = 100  # streams of a process; without one a page shows the state of its loading
 TENANT_CAPACITY = 25  # so that one tenant leaves room for others
+TENANTS_SHARE = 0.75  # of the streams, so that all tenants leave room for operators
 STREAM_SECONDS = 300.0
 RETRY_AFTER_SECONDS = 5
 HEARTBEAT_SECONDS = 15.0  # proxies commonly close a connection that is silent for 60 s
@@ -107,9 +108,9 @@ class Feed:
             head = Response(headers=HEADERS, media_type=MEDIA_TYPE)
             del head.headers["Content-Length"]  # a stream has none (RFC 9110, section 8.6)
             return head
-        if not self._has_room():
+        if self._stopping or self.count >= self._capacity:
             raise Overloaded("too many live pages are open")
-        if tenant is not None and self._by_tenant[tenant] >= self._tenant_capacity:
+        if not self._has_room(tenant):
             raise TooManyRequests("too many live pages are open", RETRY_AFTER_SECONDS)
         request.scope["state"]["is_stream"] = True
         events = self._follow(key, read, seconds, tenant)
@@ -133,13 +134,18 @@ class Feed:
             self._reading.cancel()
             await asyncio.wait([self._reading])
 
-    def _has_room(self) -> bool:
-        return not self._stopping and self.count < self._capacity
+    def _has_room(self, tenant: str | None) -> bool:
+        if self._stopping or self.count >= self._capacity:
+            return False
+        of_tenants = self.count - self._by_tenant[None]
+        return tenant is None or (
+            self._by_tenant[tenant] < self._tenant_capacity and of_tenants < self._capacity * TENANTS_SHARE
+        )
 
     async def _follow(
         self, key: Hashable, read: Reader, seconds: float | None, tenant: str | None
     ) -> AsyncGenerator[bytes, None]:
-        if not self._has_room():  # others came first since `answer`
+        if not self._has_room(tenant):  # others came first since `answer`
             return
         now = asyncio.get_running_loop().time
         session_ends_at = math.inf if seconds is None else now() + seconds
@@ -187,10 +193,12 @@ class Feed:
             self._due.clear()
             begun_at = now()
             is_due = begun_at >= self._due_at
+            if is_due:
+                self._due_at = math.inf  # unless somebody wakes it while it reads
             for page in list(self._pages.values()):
                 if page.streams and (is_due or not page.has_been_read):
                     await _read(page)
-            if is_due:
+            if self._due_at == math.inf:
                 ended_at = now()
                 pause = min((ended_at - begun_at) / SHARE, PAUSE_SECONDS)
                 self._due_at = ended_at + max(self._period_seconds, pause)

@@ -106,7 +106,18 @@ async def test_pages_have_neither_gaps_nor_repeats(console: httpx.AsyncClient, p
 
 
 @pytest.mark.parametrize(
-    "query", ["order=x", "order=1' OR 1=1", "since=soon", "since=-1h", "cursor=x", "cursor=-1", "cursor=" + "9" * 30]
+    "query",
+    [
+        "order=x",
+        "actor=%00",
+        "action=%00",
+        "order=1' OR 1=1",
+        "since=soon",
+        "since=-1h",
+        "cursor=x",
+        "cursor=-1",
+        "cursor=" + "9" * 30,
+    ],
 )
 async def test_a_malformed_filter_is_refused(console: httpx.AsyncClient, query: str) -> None:
     """With a page that says which one."""
