@@ -40,9 +40,9 @@ async def test_a_partner_is_paused_and_resumed(console: httpx.AsyncClient, pool:
     await pool.execute("UPDATE sagas SET step = 'charge_payment' WHERE id = $1", await start_saga(pool))
     unknown = "not known: this process calls no partner"
     assert await panels(console) == [
-        f"Inventory ok Sagas here 0 Circuit {unknown}",
-        f"Payment ok Sagas here 1 Circuit {unknown}",
-        f"Shipping ok Sagas here 0 Circuit {unknown}",
+        f"Inventory Sagas here 0 Circuit {unknown}",
+        f"Payment Sagas here 1 Circuit {unknown}",
+        f"Shipping Sagas here 0 Circuit {unknown}",
     ]
     answer = await change(console, f"{PAGE}/pause", PAUSE, PAGE)
     assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}#payment")
@@ -51,7 +51,7 @@ async def test_a_partner_is_paused_and_resumed(console: httpx.AsyncClient, pool:
     assert "<b>" not in (await console.get(PAGE)).text
     answer = await change(console, f"{PAGE}/resume", {"partner": "payment", "reason": "it is back"}, PAGE)
     assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}#payment")
-    assert (await panels(console))[1].startswith("Payment ok")
+    assert (await panels(console))[1].startswith("Payment Sagas")
     assert await audit_rows(pool) == [
         ("admin-token", "partner pause", None, WHY, "paused"),
         ("admin-token", "partner resume", None, "it is back", "resumed"),
