@@ -1,8 +1,8 @@
 """Dead letters: why each is one, its state in the inbox, and what a replay would do.
 
-For a look at its dead letters, RabbitMQ delivers all of them and takes them back, and meanwhile nobody else can look.
-So the page has those of its loading, says when that was, and links to itself. Live is what Postgres knows: how many
-messages the inbox records as dead.
+For a look at its dead letters, RabbitMQ delivers all of them and takes them back, and meanwhile no other look can
+begin. So the page has those of its loading, says when that was, and links to itself. Live is what Postgres knows: how
+many messages the inbox records as dead.
 """
 
 from collections.abc import Callable, Mapping

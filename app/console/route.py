@@ -92,7 +92,7 @@ def console_router() -> APIRouter:
 
 @immutable
 class PageRequest:
-    """A request for a page by somebody who may see it."""
+    """A request for a page by a viewer who may see it."""
 
     request: Request
     viewer: Viewer
@@ -117,8 +117,9 @@ class PageRequest:
     async def show(self, name: str, read: Callable[[], Awaitable[Mapping[str, Any]]], **around: Any) -> Response:
         """Answer with the page, or with its stream if that was asked for.
 
-        `read`: read what its fragments show; called again for as long as somebody watches. It must depend only on the
-        address of the page and on what the viewer may see. `around`: what else the page shows, outside its fragments.
+        `read`: read what its fragments show; called again for as long as a browser shows the page. It must depend only
+        on the address of the page and on what the viewer may see. `around`: what else the page shows, outside its
+        fragments.
         """
         if self.wants_stream:
 
@@ -210,7 +211,7 @@ def show_error(request: Request, status: HTTPStatus, detail: str, headers: Mappi
 
 
 def _refuse(request: Request, error: Unauthorized | InsufficientScope) -> Response:
-    """Lead somebody without a session to the login, and to this page after it."""
+    """Lead a visitor without a session to the login, and to this page after it."""
     if STREAM in request.query_params:
         return feed.expired()
     if isinstance(error, InsufficientScope):
@@ -241,6 +242,6 @@ def _everywhere(request: Request, viewer: Viewer | None) -> dict[str, Any]:
 
 
 def local_target(address: str) -> str:
-    """Return the address of a page of the console, from a query that anybody may have written; else its first page."""
+    """Return the address of a page of the console, from a query that any site may have written; else its first page."""
     is_ours = address == HOME or address.startswith((f"{HOME}/", f"{HOME}?"))
     return address if is_ours and address.isprintable() else HOME

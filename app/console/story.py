@@ -19,7 +19,7 @@ from app.values import immutable
 
 ATTEMPTED, DONE = "attempted", "done"  # outcomes of a call
 FIRST, LAST = 1, 2  # of many failed attempts, these keep rows of their own
-BARS_PERCENT = 0.5  # bars of one row that are closer cannot be told apart
+BARS_PERCENT = 0.5  # bars of one row that are closer look like one
 NARROWEST_PERCENT = 0.6  # a bar that one can see
 OPEN_PART = 0.1  # of the axis: what has not ended, after the last instant known
 TICKS = 4

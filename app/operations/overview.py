@@ -46,7 +46,7 @@ class Latency(BaseModel):
 class Backlog(BaseModel):
     """What is unfinished now, and since when the oldest waits; null: nothing waits.
 
-    `by_slot`: unfinished orders; null: nobody looked on.
+    `by_slot`: unfinished orders; null: not measured.
     """
 
     unfinished_orders: int

@@ -2,8 +2,8 @@
 
 Orders come from the outbox, whatever process placed and finished them: its ids are ordered by time, so one slot is a
 range of the primary key. Each slot is read when it is over, and again with the next one, for what was committed late,
-however many look on. The latency of the 201 is that of this process, and the backlog is kept only while somebody looks
-on: Postgres has no history of these.
+for any number of viewers. The latency of the 201 is that of this process, and the backlog is measured only while a page
+shows it: Postgres has no history of these.
 """
 
 import math
@@ -28,7 +28,7 @@ Buckets = Sequence[tuple[float, float]]  # of a histogram: upper bound in second
 class Slot:
     """A few seconds. `saga_seconds`: how long sagas took that finished here. `answers`: to orders, by this process.
 
-    `backlog`: unfinished orders at its end. None: nobody looked on.
+    `backlog`: unfinished orders at its end. None: not measured.
     """
 
     placed: int = 0

@@ -1,12 +1,12 @@
 """Keep pages live: one stream for each open page, and one task that reads for all of them.
 
-While anybody watches, the task renders each watched page once in PERIOD_SECONDS, however many watch it, one after the
+While browsers show pages, the task renders each page once in PERIOD_SECONDS for all its viewers, one page after the
 other: pages use at most one connection at a time. If that takes long, as while a million events wait, it reads less
 often. It sends a fragment to a stream only when its HTML has changed. A new stream gets all fragments, so a browser
 that reconnects, also to another process, misses nothing.
 
-A stream ends after STREAM_SECONDS, and the browser opens another one: so whoever has logged out sees no more, and that
-without a memory of sessions.
+A stream ends after STREAM_SECONDS, and the browser opens another one: so a viewer who has logged out sees no more, and
+that without a memory of sessions.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ Reader = Callable[[], Awaitable[Fragments]]
 
 
 class _Watched:
-    """A page that somebody watches. `problem`: why it could not be read just now."""
+    """A page that browsers show. `problem`: why it could not be read just now."""
 
     def __init__(self, read: Reader) -> None:
         self.read = read
@@ -194,7 +194,7 @@ class Feed:
             begun_at = now()
             is_due = begun_at >= self._due_at
             if is_due:
-                self._due_at = math.inf  # unless somebody wakes it while it reads
+                self._due_at = math.inf  # unless `wake` is called while it reads
             for page in list(self._pages.values()):
                 if page.streams and (is_due or not page.has_been_read):
                     await _read(page)

@@ -1,4 +1,4 @@
-"""The invariants I1 to I9, proven again and again while somebody watches, as `orders verify` proves them.
+"""The invariants I1 to I9, proven again and again while a browser shows them, as `orders verify` proves them.
 
 A pass waits for nothing. It judges again what was unfinished or wrong in earlier passes, as those of the janitor do
 (`operations.maintenance.verifying`): an order that has been so for as long as `orders verify` waits.
@@ -62,7 +62,7 @@ class Invariants:
         self._open_since: dict[UUID, float] = {}  # unfinished or wrong orders, and when a pass first found them so
 
     def keep_fresh(self) -> None:
-        """Start a pass if the last one is old enough. Call it again and again while somebody watches."""
+        """Start a pass if the last one is old enough. Call it again and again while a browser shows them."""
         if (self._pass is None or self._pass.done()) and time.monotonic() >= self._due_at:
             self._pass = asyncio.create_task(self._run())
 
