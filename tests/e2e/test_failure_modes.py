@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.messaging.topology import EXCHANGE
 from chaos.proxy import postgres
 from chaos.proxy.faults import Blackhole
 from chaos.proxy.proxy import Proxy
@@ -19,7 +20,7 @@ from tests.harness import servers
 from tests.harness.failure_modes import MODES, FailureMode
 from tests.harness.messages import open_channel
 from tests.harness.processes import REPOSITORY, Service
-from tests.harness.queues import DEAD_LETTER_QUEUE
+from tests.harness.queues import DEAD_LETTER_QUEUE, QUEUE, ROUTING_KEYS
 from tests.harness.wait import AMPLE_SECONDS, wait_until
 
 RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yml"
@@ -65,8 +66,14 @@ async def broker_down(system: System, directory: Path) -> AsyncIterator[Failed]:
 
 @contextlib.asynccontextmanager
 async def parked_row(system: System, _: Path) -> AsyncIterator[Failed]:
-    await system.pool.execute(REFUSED_BY_THE_DATABASE)
-    yield await start_and_place(system, rabbitmq_url="", inbox_max_attempts="1")
+    service = await system.start(outbox_max_attempts="1")
+    await place(service)
+    await system.all_ended()  # so the queue is bound, and will not be bound again
+    async with open_channel(system.env["ORDERS_RABBITMQ_URL"]) as channel:
+        queue = await channel.get_queue(QUEUE)
+        for key in ROUTING_KEYS:
+            await queue.unbind(EXCHANGE, key)
+    yield service, await place(service)
 
 
 @contextlib.asynccontextmanager
