@@ -28,39 +28,39 @@ UNCHANGED = {  # by the outcome of an action that changed nothing
 
 
 @immutable
-class Link:
-    """A link of the chain, with its time. `by`: who asked for it, and why."""
+class Event:
+    """What happened, with its time. `by`: who asked for it, and why."""
 
     text: str
     at: str | None = None
     by: str | None = None
 
 
-def follow(story: TimelineAnswer) -> list[Link]:
+def follow(story: TimelineAnswer) -> list[Event]:
     """Return the last action of an operator on this order, and what followed it. Empty: there was none."""
     happened = [entry for entry in story.entries if entry.at is not None]
     acts = [place for place, entry in enumerate(happened) if entry.id.startswith(ACTION)]
     if not acts:
         return []
     act, later = happened[acts[-1]], happened[acts[-1] + 1 :]
-    chain = [Link(f"{act.event} asked", act.at, act.detail)]
+    chain = [Event(f"{act.event} asked", act.at, act.detail)]
     if act.outcome in UNCHANGED:
-        return [*chain, Link(f"nothing was changed: {UNCHANGED[act.outcome]}")]
+        return [*chain, Event(f"nothing was changed: {UNCHANGED[act.outcome]}")]
     if act.outcome is not None and act.outcome.startswith(FAILED):
-        return [*chain, Link(f"{act.outcome}, nothing is known to have changed")]
+        return [*chain, Event(f"{act.outcome}, nothing is known to have changed")]
     end = next((place for place, entry in enumerate(later, 1) if entry.source == "order"), None)
     named = [(text, entry) for entry in later[:end] if (text := _name(entry))]
     for text, group in groupby(named, lambda pair: pair[0]):
         entries = [entry for _, entry in group]
-        chain.append(Link(text if len(entries) == 1 else f"{text} × {len(entries)}", entries[-1].at))
+        chain.append(Event(text if len(entries) == 1 else f"{text} × {len(entries)}", entries[-1].at))
     if story.status not in FINAL:
         stuck = story.why_stuck
-        chain.append(Link("under way" if stuck is None else f"waits for {name_waited_for(stuck.waiting_for)}"))
-    return chain if len(chain) <= HEAD + TAIL + 1 else [*chain[:HEAD], Link("…"), *chain[-TAIL:]]
+        chain.append(Event("under way" if stuck is None else f"waits for {name_waited_for(stuck.waiting_for)}"))
+    return chain if len(chain) <= HEAD + TAIL + 1 else [*chain[:HEAD], Event("…"), *chain[-TAIL:]]
 
 
 def _name(entry: TimelineEntry) -> str | None:
-    """Return the text of a link; None: the entry is left out."""
+    """Return the text of an entry; None: the entry is left out."""
     if entry.step:
         return None if entry.outcome == ATTEMPTED else _name_answer(entry)
     if entry.source == "order":

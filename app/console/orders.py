@@ -24,7 +24,7 @@ from app.values import immutable
 
 router = console_router()
 
-PATH = "/console/orders"
+ADDRESS = "/console/orders"
 ORDERS_PER_PAGE = 50
 MAX_SEARCH_CHARACTERS = 255  # an idempotency key has no more
 LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?")  # of an <input type="datetime-local">
@@ -93,7 +93,7 @@ class Tab:
     is_current: bool
 
 
-@router.get(PATH)
+@router.get(ADDRESS)
 async def show(page: Page, query: Annotated[OrdersQuery, Query()]) -> Response:
     """Show a page of orders, or those that a search found. A search that finds one order leads to it."""
     await refuse_repeated_names(page.request)
@@ -127,7 +127,7 @@ async def _show_found(page: PageRequest, query: OrdersQuery, tenant: str | None)
     found = await order_search.search(page.ops.pool, query.q, tenant)
     order_ids = list(found.orders)[:ORDERS_PER_PAGE]
     if len(found.orders) == 1 and not page.wants_stream:
-        return go_to(f"{PATH}/{order_ids[0]}")
+        return go_to(f"{ADDRESS}/{order_ids[0]}")
     kinds = {str(order_id): ", ".join(kinds) for order_id, kinds in found.orders.items()}
 
     async def read() -> Mapping[str, Any]:
@@ -207,7 +207,7 @@ def _as_local_time(instant: datetime | None) -> str:
 
 def _address(given: Mapping[str, str], **more: str) -> str:
     query = urlencode({**given, **more})
-    return f"{PATH}?{query}" if query else PATH
+    return f"{ADDRESS}?{query}" if query else ADDRESS
 
 
 def _cursor(position: Position) -> str:

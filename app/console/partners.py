@@ -14,11 +14,11 @@ from app.saga import steps
 
 router = console_router()
 
-PAGE = "/console/partners"
+ADDRESS = "/console/partners"
 PERIODS = ("5m", "30m", "2h")  # offered; the field takes any other
 
 
-@router.get(PAGE)
+@router.get(ADDRESS)
 async def show(page: OperatorPage) -> Response:
     """Show each partner, and the form."""
 
@@ -29,7 +29,7 @@ async def show(page: OperatorPage) -> Response:
     return await page.show("partners.html", read, names=steps.partners(), periods=PERIODS)
 
 
-@router.post(f"{PAGE}/pause")
+@router.post(f"{ADDRESS}/pause")
 async def pause(change: Change) -> Response:
     """Pause a partner. If that would reject orders, or they cannot be counted, ask first whether it is meant."""
     partner, period, reason = partners.require(change.field("partner")), change.field("for"), change.reason()
@@ -44,12 +44,12 @@ async def pause(change: Change) -> Response:
                 "partner_pause.html", partner=partner, period=period, seconds=seconds, reason=reason, late=late
             )
     await apply_pause(change.ops, partner, seconds, change.actor(reason))
-    return go_to(f"{PAGE}#{partner}")
+    return go_to(f"{ADDRESS}#{partner}")
 
 
-@router.post(f"{PAGE}/resume")
+@router.post(f"{ADDRESS}/resume")
 async def resume(change: Change) -> Response:
     """End the pause of a partner."""
     partner = partners.require(change.field("partner"))
     await apply_resume(change.ops, partner, change.actor(change.reason()))
-    return go_to(f"{PAGE}#{partner}")
+    return go_to(f"{ADDRESS}#{partner}")

@@ -79,7 +79,7 @@ async def compensate(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: 
 
     The conditions are those of a customer's cancel. Raises OrderNotFound and OrderNotCancellable.
     """
-    return await _turn_back(pool, order_id, SagaAction.COMPENSATE, actor, headers)
+    return await _start_compensating(pool, order_id, SagaAction.COMPENSATE, actor, headers)
 
 
 async def cancel(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: Mapping[str, str]) -> ActionOutcome:
@@ -88,10 +88,10 @@ async def cancel(pool: db.Pool, order_id: UUID, actor: AuditActor, headers: Mapp
     It ends as after the customer's own cancel. Only the console offers it, for a customer who calls an operator: over
     HTTP, customers have their own route, `POST /orders/{id}/cancel`. Raises OrderNotFound and OrderNotCancellable.
     """
-    return await _turn_back(pool, order_id, SagaAction.CANCEL, actor, headers)
+    return await _start_compensating(pool, order_id, SagaAction.CANCEL, actor, headers)
 
 
-async def _turn_back(
+async def _start_compensating(
     pool: db.Pool, order_id: UUID, action: SagaAction, actor: AuditActor, headers: Mapping[str, str]
 ) -> ActionOutcome:
     async with db.transaction(pool) as conn:
