@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from app.api.orders import card_numbers
 from app.errors import ValidationFailed
-from app.orders.model import FINAL, Status
+from app.orders.model import UNFINISHED, Status
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 20
@@ -32,7 +32,6 @@ UNPRINTABLE = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 SURROGATE = r"[\ud800-\udfff]"  # what Python makes of command-line bytes that are not UTF-8; UTF-8 cannot encode it
 LETTER_ID = f"^[^{UNPRINTABLE}]+$"
 REASON = f"^ *[^ {UNPRINTABLE}][^{UNPRINTABLE}]*$"  # not only spaces
-UNFINISHED = tuple(sorted(set(Status) - FINAL))
 
 
 class StrictModel(BaseModel):

@@ -123,14 +123,6 @@ async def build(
     messaging = Messaging(broker, lease, workers.relay, workers.subscriptions)
     count = SharedCall(partial(stats.measure, probe_pool, signals), health.COUNTING_SHARE)
     outbox_age = OutboxAge(count, signals)
-    overview = Overview(
-        request_pool,
-        signals,
-        specs[0].consumer,
-        circuit_state,
-        partial(metrics.read_answers, registry),
-        has_broker=broker.is_shared,
-    )
     checks = readiness.checks(
         probe_pool, cache, messaging if is_leasing else None, outbox_age, takes_orders="api" in settings.roles
     )
@@ -141,6 +133,13 @@ async def build(
     signals.emit(LoopsStarting(tuple(task.name for task in workers.tasks)))
     start(stack, workers.tasks, settings.shutdown_timeout_seconds / 2)
     stack.push_async_callback(probes.close)
+    console_deps = None
+    if console is not None:
+        answers = partial(metrics.read_answers, registry)
+        overview = Overview(
+            request_pool, signals, specs[0].consumer, circuit_state, answers, has_broker=broker.is_shared
+        )
+        console_deps = _open_console(stack, console, security, signals, overview)
     return {
         "orders": OrdersDeps(
             pool=request_pool,
@@ -163,7 +162,7 @@ async def build(
         ),
         "security": security,
         "health": probes,
-        "console": None if console is None else _open_console(stack, console, security, signals, overview),
+        "console": console_deps,
     }
 
 

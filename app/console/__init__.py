@@ -5,5 +5,6 @@ page is a module with its routes, and a template; `pages` says how pages stay li
 
     login       a token → a session cookie          (sessions)
     route       who may see a page; errors as pages
-    links       the pages in the navigation
+    links       the pages in the navigation, in its order
+    order       the page of one order: its story as a picture, and what followed an operator's action (story, follow_up)
 """

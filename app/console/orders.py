@@ -13,13 +13,14 @@ from app.api.orders.cursors import write_cursor
 from app.api.orders.listing import Cursor
 from app.api.params import Instant, Name, StrictModel, refuse_repeated_names
 from app.auth.guards import DEFAULT_TENANT
-from app.console.route import STREAM, Page, PageRequest, console_router, go_to
+from app.console.route import Page, PageRequest, console_router, go_to
 from app.errors import InsufficientScope
 from app.operations import order_list, order_search
 from app.operations.order_list import Attention, OrderFilter, OrderSummary, PageQuery
 from app.operations.order_search import Kind
 from app.orders.model import Status
 from app.orders.queries import Position
+from app.pages.feed import STREAM
 from app.values import immutable
 
 router = console_router()

@@ -28,6 +28,7 @@ from app.errors import InsufficientScope, OrdersError, Unauthorized, Unavailable
 from app.observability import log_fields
 from app.operations.audit import AuditActor
 from app.pages import feed, forms
+from app.pages.feed import STREAM
 from app.pages.forms import Form
 from app.values import immutable
 
@@ -35,7 +36,6 @@ log = structlog.get_logger(__name__)
 
 HOME = "/console"
 LOGIN = "/console/login"
-STREAM = "stream"  # the query parameter that asks for a page's stream
 UNAVAILABLE = "the service cannot do this right now: try again in a moment"
 KEPT_HEADERS = ("allow", "connection", "retry-after")  # of an error, on its page
 

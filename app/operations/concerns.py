@@ -22,7 +22,8 @@ from app.operations.ages import LIMITS
 from app.operations.maintenance.facts import InvariantExamined, UnstartedMeasured
 from app.operations.partner_views import PartnerView
 from app.operations.verify.findings import Invariant
-from app.orders.model import FINAL, Status, rfc3339
+from app.orders.model import rfc3339
+from app.orders.queries import IS_UNFINISHED
 from app.saga.queries import STUCK
 from app.saga.unstarted import DEAD
 from app.values import immutable
@@ -36,7 +37,7 @@ COUNTED_LIMITS = tuple(limit for limit in ages.gauged() if limit.table != "sagas
 # What is unfinished, in one pass over each table. Parameter: the inbox name of the saga's consumer.
 SITUATION = f"""
 SELECT clock_timestamp() AS now, saga.*, event.*, oldest.*, (
-    SELECT count(*) FROM orders WHERE status IN ({", ".join(f"'{status}'" for status in sorted(set(Status) - FINAL))})
+    SELECT count(*) FROM orders WHERE {IS_UNFINISHED}
 ) AS unfinished, (
     SELECT count(*) FROM (SELECT FROM {DEAD} LIMIT {ages.COUNTED_ROWS:d}) AS blocked
 ) AS blocked, (

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from app import db
 from app.orders.model import FINAL, Status
+from app.orders.queries import IS_UNFINISHED
 from app.values import immutable
 
 # An order gets its id, and with it its time, before it commits. After so long it has committed, or never will.
@@ -16,7 +17,7 @@ FIRST = UUID(int=0)
 
 OPEN = f"""
 WITH unfinished AS MATERIALIZED (
-    SELECT id FROM orders WHERE status IN ({", ".join(f"'{status}'" for status in sorted(set(Status) - FINAL))})
+    SELECT id FROM orders WHERE {IS_UNFINISHED}
 )
 SELECT id FROM unfinished ORDER BY id LIMIT 1
 """  # noqa: S608 - names of statuses

@@ -59,6 +59,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 FINAL = frozenset(status for status, following in TRANSITIONS.items() if not following)
+UNFINISHED = tuple(sorted(set(Status) - FINAL))
 
 
 def may_become(present: Status, following: Status) -> bool:

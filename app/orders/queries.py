@@ -12,8 +12,10 @@ from typing import Any
 from uuid import UUID
 
 from app import db
-from app.orders.model import FINAL, Line, Order, Reason, Status
+from app.orders.model import FINAL, UNFINISHED, Line, Order, Reason, Status
 from app.values import immutable
+
+IS_UNFINISHED = f"status IN ({', '.join(repr(str(status)) for status in UNFINISHED)})"
 
 
 @immutable
@@ -145,12 +147,11 @@ async def ended(conn: db.Connection, ids: Sequence[UUID]) -> list[UUID]:
 
 async def unfinished(conn: db.Connection) -> dict[Status, int]:
     """Return how many orders of all tenants there are in each status that is not final."""
-    statuses = sorted(set(Status) - FINAL)
     rows = await conn.fetch(
         f"""
         SELECT status, count(*) AS orders FROM orders
-        WHERE status IN ({", ".join(f"'{status.value}'" for status in statuses)}) GROUP BY status
+        WHERE {IS_UNFINISHED} GROUP BY status
         """  # noqa: S608 - names of statuses
     )
     counted = {row["status"]: row["orders"] for row in rows}
-    return {status: counted.get(status, 0) for status in statuses}
+    return {status: counted.get(status, 0) for status in UNFINISHED}

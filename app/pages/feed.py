@@ -25,6 +25,7 @@ from app.errors import OrdersError, Overloaded, TooManyRequests, Unavailable
 
 log = structlog.get_logger(__name__)
 
+STREAM = "stream"  # the query parameter that asks for the stream of a page
 PERIOD_SECONDS = 1.0
 SHARE = 0.2  # the share of time that reading may take
 PAUSE_SECONDS = 5.0  # no slow reading makes a page older than this and the reading itself

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.observability.exemplars import current_exemplar
 from app.observability.signals import Fact, Signals
-from app.orders.model import FINAL, Status
+from app.orders.model import UNFINISHED, Status
 from app.partners.ports import OUTCOMES
 from app.saga.steps import PLANS, Action, Plans, partners, specs
 from app.values import immutable
@@ -74,8 +74,7 @@ class SagasMeasured(Fact):
 def install_metrics(signals: Signals, registry: CollectorRegistry, plans: Plans = PLANS) -> None:
     """Create the metrics, with every series of these plans at zero, and subscribe them to the facts."""
     in_flight = Gauge("saga_in_flight", "Unfinished sagas, by their order's status", ["status"], registry=registry)
-    unfinished = sorted(set(Status) - FINAL)
-    for status in unfinished:
+    for status in UNFINISHED:
         in_flight.labels(status)
     oldest_age = Gauge("saga_oldest_unfinished_age_seconds", "Age of the oldest unfinished saga", registry=registry)
     needs_operator = Gauge(
@@ -86,7 +85,7 @@ def install_metrics(signals: Signals, registry: CollectorRegistry, plans: Plans 
     duration = Histogram("saga_duration_seconds", "Start of a saga to its end", buckets=SAGA_SECONDS, registry=registry)
 
     def set_gauges(fact: SagasMeasured) -> None:
-        for status in unfinished:
+        for status in UNFINISHED:
             in_flight.labels(status).set(fact.in_flight.get(status, 0))
         oldest_age.set(fact.oldest_age_seconds)
         needs_operator.set(fact.needs_operator)

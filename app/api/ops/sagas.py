@@ -17,14 +17,14 @@ from app.api import openapi
 from app.api.ops.deps import NO_STORE, NOT_OFFERED, OpsDeps
 from app.api.ops.route import Deps, NoQuery, Operator, operator_router
 from app.api.orders.timeline import EXAMPLE as TIMELINE
-from app.api.params import DEFAULT_LIMIT, UNFINISHED, Limit, ReasonText, StrictModel, parse_unfinished
+from app.api.params import DEFAULT_LIMIT, Limit, ReasonText, StrictModel, parse_unfinished
 from app.observability.traces import trace_headers
 from app.operations import saga_views, sagas
 from app.operations.audit import AuditActor
 from app.operations.saga_views import SagaAnswer, SagaChanged, SagasAnswer
 from app.operations.sagas import ActionOutcome, SagaAction
 from app.orders.facts import OrderFinished
-from app.orders.model import Status
+from app.orders.model import UNFINISHED, Status
 from app.saga.facts import SagaDue
 
 log = structlog.get_logger(__name__)

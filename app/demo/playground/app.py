@@ -28,14 +28,13 @@ from app.errors import OrdersError, Unauthorized
 from app.observability.signals import Signals
 from app.pages import forms
 from app.pages.assets import Assets
-from app.pages.feed import Feed, expired
+from app.pages.feed import STREAM, Feed, expired
 from app.pages.templates import Templates
 from app.partners.http import HttpClient
 from app.settings import Verification
 from app.values import immutable
 
 PAGE = "playground.html"
-STREAM = "stream"  # the query parameter that asks for the page's stream
 MAX_IN_FLIGHT = 200  # more than streams
 POOL_SIZE, POOL_WAIT_SECONDS, STATEMENT_SECONDS = 3, 0.5, 10.0
 BODY_SECONDS, BODIES = 5.0, 10
