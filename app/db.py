@@ -61,8 +61,6 @@ class Pool(asyncpg.Pool):
         command_seconds: float,
         wait_seconds: float,
         connection_class: type[asyncpg.Connection],
-        *,
-        by_index: bool,
     ) -> None:
         super().__init__(
             url,
@@ -78,7 +76,6 @@ class Pool(asyncpg.Pool):
             reset=_check_no_transaction,
         )
         self.wait_seconds = wait_seconds
-        self._by_index = by_index
         self.siblings: tuple[Pool, ...] = (self,)  # the pools of this process on the same server
         self._openings: set[Opening] = set()  # connections that the pool does not have yet
         self._abandoned: list[Opening] = []  # openings without a waiter, oldest first
@@ -99,7 +96,7 @@ class Pool(asyncpg.Pool):
 
     async def _open(self, url: str, **options: Any) -> asyncpg.Connection:
         try:
-            return await connect(url, max(self.wait_seconds, open_seconds(url)), by_index=self._by_index, **options)
+            return await connect(url, max(self.wait_seconds, open_seconds(url)), **options)
         except ConfigurationError as error:  # a running process continues once the operator has fixed it
             raise DatabaseUnavailable(str(error)) from error
 
@@ -156,14 +153,9 @@ async def open_pool(
     command_seconds: float = COMMAND_TIMEOUT_SECONDS,
     wait_seconds: float = POOL_WAIT_SECONDS,
     connection_class: type[asyncpg.Connection] = asyncpg.Connection,
-    *,
-    by_index: bool = False,
 ) -> AsyncIterator[Pool]:
-    """Open a pool of up to `size` connections. It connects at its first use, so Postgres may still be starting.
-
-    `by_index`: for many short statements; see `db_session.connect`.
-    """
-    pool = Pool(url, size, command_seconds, wait_seconds, connection_class, by_index=by_index)
+    """Open a pool of up to `size` connections. It connects at its first use, so Postgres may still be starting."""
+    pool = Pool(url, size, command_seconds, wait_seconds, connection_class)
     await pool
     try:
         yield pool

@@ -13,6 +13,10 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 
 CONNECT_SECONDS = 5.0  # for each of several hosts: a silent one must not use up all the time
 ONLY_HOST_SECONDS = 15.0  # enough for TLS over a link with 1 s round trip
+# Postgres keeps the plan of a prepared statement. If the table was nearly empty then, the plan reads the whole table,
+# and goes on to do so while the table grows, until autovacuum analyzes it. So each statement is prepared anew this
+# often. asyncpg's default is 300 s, in which a flash sale can add 100,000 orders.
+STATEMENT_SECONDS = 10
 
 UNAVAILABLE = (
     OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
@@ -40,28 +44,22 @@ SELECT current_setting('transaction_read_only') = 'on' AS read_only,  -- on a st
        set_config('default_transaction_isolation', 'read committed', false),
        -- Compiling a statement takes longer than any of ours runs, whatever the planner estimates.
        set_config('jit', 'off', false),
-       -- A prepared statement keeps its plan. One that was made while the table was nearly empty would read the whole
-       -- table, until Postgres has analyzed it: a minute in which a flash sale can add 100,000 rows.
-       set_config('enable_seqscan', $1, false),
        -- A process that froze inside a transaction must not hold its locks for long: sagas have leases of 30 s.
        set_config('idle_in_transaction_session_timeout', '10s', false)
 """
 
 
-async def connect(
-    url: str, open_seconds: float = CONNECT_SECONDS, *, by_index: bool = False, **options: Any
-) -> asyncpg.Connection:
+async def connect(url: str, open_seconds: float = CONNECT_SECONDS, **options: Any) -> asyncpg.Connection:
     """Open a session that the service can rely on, at the first host of `url` that offers one.
 
-    Each host has `open_seconds`; `options` are asyncpg's. `by_index`: its statements never read a whole table if an
-    index leads to the rows. Raises ConfigurationError if an operator must change
+    Each host has `open_seconds`; `options` are asyncpg's. Raises ConfigurationError if an operator must change
     something; DatabaseUnavailable while no host can be reached, or all that can are read-only or in recovery.
     """
     *others, last = _urls_by_host(plain_url(url))
     for host_url in others:
         with contextlib.suppress(DatabaseUnavailable):
-            return await _connect_to(host_url, open_seconds, by_index, options)
-    return await _connect_to(last, open_seconds, by_index, options)
+            return await _connect_to(host_url, open_seconds, options)
+    return await _connect_to(last, open_seconds, options)
 
 
 def open_seconds(url: str) -> float:
@@ -78,22 +76,24 @@ def _urls_by_host(url: str) -> list[str]:
     return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
 
 
-async def _connect_to(url: str, open_seconds: float, by_index: bool, options: dict[str, Any]) -> asyncpg.Connection:
+async def _connect_to(url: str, open_seconds: float, options: dict[str, Any]) -> asyncpg.Connection:
     with errors_of_opening():
         async with asyncio.timeout(open_seconds):
             settings = {"application_name": "orders"}  # the only one that every pooler accepts
-            conn: asyncpg.Connection = await asyncpg.connect(url, server_settings=settings, **options)
+            conn: asyncpg.Connection = await asyncpg.connect(
+                url, server_settings=settings, max_cached_statement_lifetime=STATEMENT_SECONDS, **options
+            )
             try:
-                await _open_session(conn, by_index)
+                await _open_session(conn)
             except BaseException:
                 conn.terminate()
                 raise
             return conn
 
 
-async def _open_session(conn: asyncpg.Connection, by_index: bool) -> None:
+async def _open_session(conn: asyncpg.Connection) -> None:
     """Set what our statements rely on, and refuse a session that could lose an order after its 201."""
-    [found] = await conn.fetch(OPEN_SESSION, "off" if by_index else "on")
+    [found] = await conn.fetch(OPEN_SESSION)
     if found["read_only"]:
         raise DatabaseUnavailable("postgres: the server is read-only or in recovery")
     ignores_standby = found["synchronous_commit"] == "local" and found["has_synchronous_standby"]

@@ -82,8 +82,8 @@ async def build(
     url, specs = settings.database_url.get_secret_value(), queues(consumers)
     limits = settings.database_statement_seconds, settings.database_pool_wait_seconds
     request_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size, *limits))
-    work_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size, by_index=True))
-    relay_pool = await stack.enter_async_context(db.open_pool(url, RELAY_POOL_SIZE, by_index=True))
+    work_pool = await stack.enter_async_context(db.open_pool(url, settings.database_pool_size))
+    relay_pool = await stack.enter_async_context(db.open_pool(url, RELAY_POOL_SIZE))
     probe_pool = await stack.enter_async_context(
         db.open_pool(url, PROBE_POOL_SIZE, health.COUNTING_SECONDS, health.CHECK_SECONDS)
     )
