@@ -16,7 +16,8 @@ from tests.harness.ports import free_port
 from tests.harness.processes import ProcessTree, start_process, tail
 from tests.harness.wait import wait_until
 
-# The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is.
+# The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is. So does
+# full_page_writes, because a kill may leave half of a page: one run read a row's end from the middle of a text.
 # WAL is small, because it may be in memory. Statistics and dead rows change when a test says so, not when the
 # autovacuum comes by: it would change plans, and its own snapshot keeps dead rows from a VACUUM. Shared memory is in
 # files of the data directory, which goes with the run: a server that is killed leaves other kinds behind.
@@ -24,7 +25,6 @@ POSTGRES_SETTINGS = {
     "autovacuum": "off",
     "dynamic_shared_memory_type": "mmap",
     "fsync": "off",
-    "full_page_writes": "off",
     "max_connections": "300",
     "max_wal_size": "256MB",
 }
