@@ -17,7 +17,7 @@ from tests.harness.processes import ProcessTree, start_process, tail
 from tests.harness.wait import wait_until
 
 # The page cache outlives a killed process: nothing is lost without fsync. synchronous_commit stays as it is. So does
-# full_page_writes, because a kill may leave half of a page: one run read a row's end from the middle of a text.
+# full_page_writes: a kill may leave a page half written, and only the WAL's copy of the page repairs that.
 # WAL is small, because it may be in memory. Statistics and dead rows change when a test says so, not when the
 # autovacuum comes by: it would change plans, and its own snapshot keeps dead rows from a VACUUM. Shared memory is in
 # files of the data directory, which goes with the run: a server that is killed leaves other kinds behind.
