@@ -16,7 +16,7 @@ ONLY_HOST_SECONDS = 15.0  # enough for TLS over a link with 1 s round trip
 # Postgres keeps the plan of a prepared statement. If the table was nearly empty then, the plan reads the whole table,
 # and goes on to do so while the table grows, until autovacuum analyzes it. So each statement is prepared anew this
 # often. asyncpg's default is 300 s, in which a flash sale can add 100,000 orders.
-STATEMENT_SECONDS = 10
+PLAN_SECONDS = 10
 
 UNAVAILABLE = (
     OSError,  # no connection; includes TimeoutError: no free connection, or no answer in time
@@ -81,7 +81,7 @@ async def _connect_to(url: str, open_seconds: float, options: dict[str, Any]) ->
         async with asyncio.timeout(open_seconds):
             settings = {"application_name": "orders"}  # the only one that every pooler accepts
             conn: asyncpg.Connection = await asyncpg.connect(
-                url, server_settings=settings, max_cached_statement_lifetime=STATEMENT_SECONDS, **options
+                url, server_settings=settings, max_cached_statement_lifetime=PLAN_SECONDS, **options
             )
             try:
                 await _open_session(conn)
